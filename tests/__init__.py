@@ -1,0 +1,5 @@
+"""Shapes and types in signatures are checked while tests run; an int will do where a float is asked for."""
+
+from beartype import BeartypeConf, beartype
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))

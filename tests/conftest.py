@@ -1,0 +1,22 @@
+"""Settings and small pictures that all tests share; nothing here touches a network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import cv2
+import pytest
+import torch
+
+from fg_ssl_zoo.data.drawn import DrawnBirds
+
+torch.set_num_threads(1)
+cv2.setNumThreads(0)
+
+
+@pytest.fixture(scope="session")
+def birds() -> DrawnBirds:
+    """Sixteen drawn birds of four species, 64 px."""
+    return DrawnBirds(16, num_classes=4, image_size=64, seed=0)
