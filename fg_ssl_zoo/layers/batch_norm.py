@@ -1,0 +1,72 @@
+"""BatchNorm whose statistics are those of all processes, so that two processes compute what one would."""
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+
+from fg_ssl_zoo.ops.distributed import sum_over_processes, world_size
+
+
+class AnyDeviceSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """As `torch.nn.SyncBatchNorm`, which runs on GPUs only, for the processes of a CPU run.
+
+    Every process must bring the same number of rows.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (b, c, ...) over all axes but c and over all processes."""
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        axes = [0, *range(2, input.ndim)]
+        x = input if input.dtype == torch.float64 else input.float()
+        sums = sum_over_processes(torch.cat([x.sum(axes), x.square().sum(axes)]))
+        count = input.numel() // input.shape[1] * world_size()
+        mean, square = (sums / count).chunk(2)
+        variance = square - mean.square()
+        self._remember(mean.detach(), variance.detach() * count / (count - 1))
+        scale = (variance + self.eps).rsqrt() * (1.0 if self.weight is None else self.weight)
+        shift = (0.0 if self.bias is None else self.bias) - mean * scale
+        shape = (1, -1, *[1] * (input.ndim - 2))
+        return (x * scale.view(shape) + shift.view(shape)).to(input.dtype)
+
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = self.momentum or 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of axes."""
+
+
+def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
+    """BatchNorm layers become synchronised ones; keys of the state dict stay.
+
+    On a CPU this covers torch's own layers; timm's fused norm-and-activation layers stay local there.
+    """
+    if device.type == "cuda":
+        return convert_sync_batchnorm(module)
+    for parent in list(module.modules()):
+        for name, layer in parent.named_children():
+            if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d):
+                setattr(parent, name, _converted(layer))
+    return module
+
+
+def _converted(layer: nn.modules.batchnorm._BatchNorm) -> AnyDeviceSyncBatchNorm:
+    twin = AnyDeviceSyncBatchNorm(
+        layer.num_features,
+        eps=layer.eps,
+        momentum=layer.momentum,
+        affine=layer.affine,
+        track_running_stats=layer.track_running_stats,
+    )
+    twin.train(layer.training)
+    if layer.affine:
+        twin.weight, twin.bias = layer.weight, layer.bias
+    for name, buffer in layer.named_buffers():
+        setattr(twin, name, buffer)
+    return twin

@@ -1,0 +1,21 @@
+"""Projection heads."""
+
+from torch import nn
+
+
+def mlp(widths: list[int], *, last_norm: bool = False, bias: bool = False) -> nn.Sequential:
+    """Linear layers with BatchNorm and ReLU between them.
+
+    Args:
+        widths: Input, hidden and output sizes.
+        last_norm: BatchNorm on the output, without scale and shift.
+        bias: Of the last layer when no norm follows it.
+    """
+    layers: list[nn.Module] = []
+    for width_in, width_out in zip(widths[:-2], widths[1:-1], strict=True):
+        layers += [nn.Linear(width_in, width_out, bias=False), nn.BatchNorm1d(width_out)]
+        layers += [nn.ReLU(inplace=True)]
+    layers += [nn.Linear(widths[-2], widths[-1], bias=bias and not last_norm)]
+    if last_norm:
+        layers += [nn.BatchNorm1d(widths[-1], affine=False)]
+    return nn.Sequential(*layers)

@@ -1,0 +1,31 @@
+"""Contrastive losses as functions of tensors."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fg_ssl_zoo.ops.distributed import gather, rank
+
+
+def nt_xent(
+    z0: Float[Tensor, "n d"], z1: Float[Tensor, "n d"], temperature: float
+) -> Float[Tensor, ""]:
+    """Normalised temperature-scaled cross entropy over all processes (SimCLR, eq. 1).
+
+    ln(2n - 1) for equal projections, whatever the temperature. Computed in float32 or better.
+
+    Args:
+        z0: Projections of the first views of this process's images.
+        z1: Projections of the second views, in the same order.
+        temperature: Divides the cosine similarities.
+    """
+    local = torch.cat([z0, z1])
+    local = F.normalize(local.float() if local.dtype in _HALF else local, dim=-1)
+    logits = local @ gather(local).T / temperature  # (2n, 2n * world)
+    own = torch.arange(len(local), device=local.device) + rank() * len(local)
+    logits = logits.scatter(1, own[:, None], float("-inf"))  # no image is its own negative
+    return F.cross_entropy(logits, own.roll(len(z0)))
+
+
+_HALF = (torch.bfloat16, torch.float16)

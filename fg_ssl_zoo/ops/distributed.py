@@ -1,0 +1,62 @@
+"""What a loss needs from other processes, with the gradient; plain identities in a single process."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of training processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        start = rank() * ctx.rows
+        return gradient[start : start + ctx.rows]
+
+
+def gather(x: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
+    """Rows of all processes in rank order, (n, d) -> (n * world, d), through which gradients flow.
+
+    Every process must bring the same number of rows. With a loss that is the mean over a process's *own*
+    anchors, the average that data parallelism takes over processes equals the gradient on the whole batch.
+    """
+    return _AllGather.apply(x) if world_size() > 1 else x
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_processes(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Sum of a tensor over all processes, through which gradients flow."""
+    return _Sum.apply(x) if world_size() > 1 else x

@@ -1,0 +1,21 @@
+"""Schedules as pure functions of progress in 0..1: nothing to checkpoint, one line to plot."""
+
+import math
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """Half a cosine from `start` at 0 to `end` at 1."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def warmup_cosine(progress: float, warmup: float, end: float = 0.0) -> float:
+    """Factor on a learning rate: a straight line from 0 to 1 over `warmup`, then a cosine to `end`.
+
+    Args:
+        progress: Share of the steps that is done.
+        warmup: Share of the steps that the rise takes.
+        end: Value at progress 1.
+    """
+    if progress < warmup:
+        return progress / warmup
+    return cosine(1.0, end, (progress - warmup) / (1 - warmup)) if warmup < 1 else 1.0
