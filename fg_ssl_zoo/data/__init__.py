@@ -1,0 +1,1 @@
+"""Pictures: sources, views, and the loader that ships them."""

@@ -1,0 +1,219 @@
+"""The loader: which picture is read at which step, by whom, and how it reaches the device.
+
+    Order        a pure function step -> indices, equal for any number of processes and workers
+    ViewDataset  (epoch, index) -> views, with a generator seeded by (seed, epoch, index)
+    step_loader  the batches of steps [first, last) of this process
+
+Resuming at step k is asking for steps from k on: there is nothing to skip and no state to save. One loader
+serves all epochs, so no worker is ever restarted.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fg_ssl_zoo.data.sample import CorruptImage, Images, Views
+
+
+class TooManyCorruptImages(ValueError):
+    """More than one picture in a hundred cannot be decoded."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which images a step sees.
+
+    Attributes:
+        num_images: Of the data set.
+        batch_size: Of all processes together; the rest of an epoch is dropped.
+        seed: Of the permutations.
+    """
+
+    num_images: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size > self.num_images:
+            raise ValueError(
+                f"train.batch_size: {self.batch_size} is more than the {self.num_images} training images; "
+                f"{self.num_images} or less would do"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches of one pass."""
+        return self.num_images // self.batch_size
+
+    def __call__(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, index) of every image of a step."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        start = within * self.batch_size
+        order = self._permutation(epoch)[start : start + self.batch_size]
+        return [(epoch, int(index)) for index in order]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_epoch", None) != epoch:
+            permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
+            object.__setattr__(self, "_epoch", epoch)
+            object.__setattr__(self, "_order", permutation)
+        return self._order  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Share(Sampler[list[tuple[int, int]]]):
+    """This process's rows of every step in [first, last), in `parts` batches a step."""
+
+    def __init__(self, order: Order, steps: range, rank: int, world: int, parts: int) -> None:
+        if order.batch_size % (world * parts):
+            raise ValueError(
+                f"train.batch_size: {order.batch_size} is not divisible by {world} processes "
+                f"x {parts} accumulated parts"
+            )
+        self.order, self.steps, self.parts = order, steps, parts
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.parts
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rows = self.order.batch_size // (self.world * self.parts)
+        for step in self.steps:
+            drawn = self.order(step)
+            for part in range(self.parts):
+                start = (part * self.world + self.rank) * rows
+                yield drawn[start : start + rows]
+
+
+class ViewDataset(Dataset[dict[str, Any]]):
+    """Pictures seen through views; the key is (epoch, index).
+
+    A picture that cannot be decoded is replaced by the next one that can, and named under `corrupt`.
+    """
+
+    def __init__(
+        self, images: Images, views: Views, seed: int, notes: dict[str, Tensor] | None = None
+    ) -> None:
+        self.images, self.views, self.seed, self.notes = images, views, seed, notes or {}
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        corrupt: list[str] = []
+        for offset in range(len(self.images)):
+            used = (index + offset) % len(self.images)
+            try:
+                sample = self.images[used]
+            except CorruptImage as error:
+                corrupt.append(str(error))
+                continue
+            generator = np.random.default_rng([self.seed, epoch, index])
+            noted = {name: rows[used] for name, rows in self.notes.items()}
+            seen = self.views({**sample, **noted}, generator)  # pyright: ignore[reportArgumentType]
+            return {**seen, "index": used, "corrupt": corrupt}
+        raise TooManyCorruptImages(
+            f"none of the {len(self.images)} images can be decoded; {corrupt[0]}"
+        )
+
+
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stack arrays, tensors and numbers; `corrupt` stays one flat list of messages."""
+    batch: dict[str, Any] = {"corrupt": [message for row in rows for message in row["corrupt"]]}
+    for key in rows[0].keys() - {"corrupt"}:
+        first = rows[0][key]
+        if isinstance(first, Tensor):
+            batch[key] = torch.stack([row[key] for row in rows])
+        elif isinstance(first, np.ndarray):
+            batch[key] = torch.from_numpy(np.stack([row[key] for row in rows]))
+        else:
+            batch[key] = torch.tensor([row[key] for row in rows])
+    return batch
+
+
+def step_loader(
+    dataset: ViewDataset,
+    order: Order,
+    steps: range,
+    *,
+    num_workers: int,
+    rank: int = 0,
+    world: int = 1,
+    parts: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader[dict[str, Any]]:
+    """Batches of this process for the steps of a range, `parts` batches a step."""
+    return DataLoader(
+        dataset,
+        batch_sampler=_Share(order, steps, rank, world, parts),
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_quiet_worker,
+        prefetch_factor=4 if num_workers else None,
+    )
+
+
+class _EveryImage(Dataset[dict[str, Any]]):
+    """Each picture once, for evaluation; one that cannot be decoded comes as `image` None."""
+
+    def __init__(self, images: Images, views: Views) -> None:
+        self.images, self.views = images, views
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            sample = self.images[index]
+        except CorruptImage:
+            return {}
+        seen = self.views(sample, np.random.default_rng([0, 0, index]))
+        return {**seen, "index": index, "corrupt": []}
+
+
+def image_loader(
+    images: Images, views: Views, indices: Sequence[int], *, batch_size: int, num_workers: int
+) -> DataLoader[dict[str, Any]]:
+    """Every image of `indices` once and in order; what cannot be decoded is left out."""
+    return DataLoader(
+        _EveryImage(images, views),
+        batch_size=batch_size,
+        sampler=list(indices),
+        num_workers=num_workers,
+        collate_fn=_collate_readable,
+        worker_init_fn=_quiet_worker,
+    )
+
+
+def _collate_readable(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    readable = [row for row in rows if row]
+    return collate(readable) if readable else {}
+
+
+def resolve_num_workers(num_workers: int | str, world: int = 1, cores: int | None = None) -> int:
+    """Loader processes of one training process.
+
+    `auto` leaves the loading to the training process itself on up to two cores a process, where the step
+    is the bottleneck and a worker would only take its core; else it takes up to eight.
+    """
+    if num_workers != "auto":
+        return int(num_workers)
+    mine = (cores or usable_cores()) // world
+    return 0 if mine <= 2 else min(8, mine - 1)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _quiet_worker(worker: int) -> None:
+    """One thread a worker: the processes are the parallelism."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

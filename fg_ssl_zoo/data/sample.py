@@ -1,0 +1,61 @@
+"""The words of the data path: a sample, what turns it into views, and a source of samples."""
+
+from collections.abc import Callable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+
+
+class Sample(TypedDict):
+    """One picture with all that is known about it.
+
+    Keys:
+        image: (h, w, 3) uint8, RGB.
+        index: Its number in the source.
+        label: Class number.
+        part_mask: (h, w) uint8 part of every pixel; 0 is background.
+        keypoints: (k, 3) float32; x, y in 0..1 of the picture, and visible 0/1.
+    """
+
+    image: np.ndarray
+    index: int
+    label: NotRequired[int]
+    part_mask: NotRequired[np.ndarray]
+    keypoints: NotRequired[np.ndarray]
+
+
+Views = Callable[[Sample, np.random.Generator], dict[str, Any]]
+"""One picture becomes what a method reads; the keys are the batch keys, arrays are stacked.
+
+All randomness comes from the generator, which is seeded by (seed, epoch, index): what is drawn depends
+neither on workers nor on processes nor on resuming.
+"""
+
+
+@runtime_checkable
+class Images(Protocol):
+    """A source of pictures, map-style and picklable.
+
+    Attributes:
+        name: Of the data set.
+        classes: Class names in the order of the labels; empty when nothing is labelled.
+        labels: (n,) int64 class numbers; `None` when nothing is labelled.
+    """
+
+    name: str
+    classes: list[str]
+    labels: np.ndarray | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """The decoded picture.
+
+        Raises:
+            CorruptImage: The file cannot be decoded; the message names it.
+        """
+        ...
+
+
+class CorruptImage(ValueError):
+    """A picture that cannot be decoded: empty, truncated, or no picture at all."""

@@ -1,0 +1,257 @@
+"""Views: from one decoded picture to the uint8 crops a method reads.
+
+    draw_view      all random choices of one view, from a seeded generator
+    render         picture -> (s, s, 3) uint8 with those choices
+    render_mask    part mask -> (s, s), the same geometry
+    render_points  keypoints -> the same geometry
+
+Everything photometric that is linear (brightness, contrast, saturation, hue, grayscale) is folded into one
+3x4 matrix and applied once: hue turns the YIQ plane (as NVIDIA DALI does) instead of the HSV cone, and
+values are clamped once instead of after each step. Measured against torchvision on PIL pictures this is
+four to twelve times as fast with the same kNN accuracy.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
+
+import cv2
+import numpy as np
+from annotated_types import Ge, Le
+
+from fg_ssl_zoo.config import STRICT, nearest, parse
+from fg_ssl_zoo.data.augment import Edit
+from fg_ssl_zoo.data.sample import Sample
+
+Share = Annotated[float, Ge(0), Le(1)]
+
+YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+RGB = np.linalg.inv(YIQ)
+LUMA = YIQ[0]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How one view is drawn; strengths are the half-widths of torchvision's ColorJitter.
+
+    Attributes:
+        crop_scale: Area of the crop as a share of the picture, drawn uniformly.
+        crop_ratio: Width to height of the crop, drawn uniformly in the logarithm.
+        flip: Probability of a mirror image.
+        jitter: Probability that brightness, contrast, saturation and hue are changed.
+        brightness, contrast, saturation: Factors are drawn from 1 +- this.
+        hue: Turn of the colour circle in -+ this, 0.5 being half of it.
+        grayscale: Probability.
+        blur: Probability.
+        blur_sigma: Of the Gaussian, in pixels at 224; scaled with the size of the view.
+        solarize: Probability; values of 128 and above are inverted.
+    """
+
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: Share = 0.5
+    jitter: Share = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: Annotated[float, Ge(0), Le(0.5)] = 0.1
+    grayscale: Share = 0.2
+    blur: Share = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: Share = 0.0
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+
+_MOCO_V2 = Augmentation()
+_BYOL = replace(_MOCO_V2, crop_scale=(0.08, 1.0), saturation=0.2)
+
+PRESETS: dict[str, tuple[Augmentation, Augmentation]] = {
+    # Strengths of the official repositories; the two entries are the first and the second view.
+    "simclr": (replace(_MOCO_V2, crop_scale=(0.08, 1.0), brightness=0.8, contrast=0.8,
+                       saturation=0.8, hue=0.2),) * 2,  # google-research/simclr
+    "moco_v2": (_MOCO_V2,) * 2,  # facebookresearch/moco
+    "byol": (replace(_BYOL, blur=1.0), replace(_BYOL, blur=0.1, solarize=0.2)),  # deepmind, byol
+    # Colour tells species apart: no grayscale, hardly any hue (our choice, see docs/simclr.md).
+    "fine_grained": (replace(_MOCO_V2, hue=0.02, grayscale=0.0),) * 2,
+}  # fmt: skip
+
+
+def augmentations_of(
+    preset: str, changes: Mapping[str, Any] | None = None
+) -> tuple[Augmentation, Augmentation]:
+    """The two views of a preset with some strengths replaced.
+
+    Raises:
+        ValueError: Unknown preset or strength, or a value out of range.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"augmentation: unknown preset '{preset}'{nearest(preset, PRESETS)}")
+    first, second = PRESETS[preset]
+    return _changed(first, changes), _changed(second, changes)
+
+
+def _changed(view: Augmentation, changes: Mapping[str, Any] | None) -> Augmentation:
+    return parse(Augmentation, {**vars(view), **(changes or {})}, where="augmentation")
+
+
+@dataclass(frozen=True)
+class View:
+    """The random choices of one view.
+
+    Attributes:
+        box: x, y, width, height of the crop in pixels of the picture.
+        flip: Mirror the crop.
+        matrix: (3, 3) on RGB in 0..255.
+        offset: Times the mean luma of the crop, added to every channel.
+        sigma: Of the blur in pixels of the view; 0 for none.
+        solarize: Invert values of 128 and above.
+    """
+
+    box: tuple[int, int, int, int]
+    flip: bool
+    matrix: np.ndarray
+    offset: float
+    sigma: float
+    solarize: bool
+
+
+def draw_view(
+    generator: np.random.Generator, height: int, width: int, size: int, how: Augmentation
+) -> View:
+    """Draw one view of a (height, width) picture; the number of draws never depends on their values."""
+    u = generator.random(16).tolist()
+    area = _between(u[0], how.crop_scale) * height * width
+    low, high = how.crop_ratio
+    ratio = math.exp(_between(u[1], (math.log(low), math.log(high))))
+    w = max(1, min(width, round(math.sqrt(area * ratio))))
+    h = max(1, min(height, round(math.sqrt(area / ratio))))
+    box = (int(u[2] * (width - w + 1)), int(u[3] * (height - h + 1)), w, h)
+    jitters = u[4] < how.jitter
+    brightness, contrast, saturation, turn = (
+        jitters * strength * (2 * x - 1)
+        for strength, x in zip(
+            (how.brightness, how.contrast, how.saturation, how.hue), u[5:9], strict=True
+        )
+    )
+    brightness, contrast = max(1 + brightness, 0.0), max(1 + contrast, 0.0)
+    saturation = 0.0 if u[9] < how.grayscale else max(1 + saturation, 0.0)
+    sigma = _between(u[11], how.blur_sigma) * size / 224 if u[10] < how.blur else 0.0
+    return View(
+        box=box,
+        flip=u[12] < how.flip,
+        matrix=_colour_matrix(saturation, turn * 2 * math.pi) * (brightness * contrast),
+        offset=brightness * (1 - contrast),
+        sigma=sigma,
+        solarize=u[13] < how.solarize,
+    )
+
+
+def crop_resize(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
+    """The box (x, y, width, height) as (size, size, 3), bilinear after a whole-number reduction.
+
+    Bilinear reads every pixel up to a reduction by two; above, means of k x k pixels come first, which
+    OpenCV computes fast for whole k. Area means in one step look alike and take four times as long.
+    """
+    x, y, w, h = box
+    k = min(w, h) // size
+    if k >= 2:
+        w, h = w // k, h // k
+        image = cv2.resize(
+            image[y : y + h * k, x : x + w * k], (w, h), interpolation=cv2.INTER_AREA
+        )
+        x = y = 0
+    return cv2.resize(image[y : y + h, x : x + w], (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def render(image: np.ndarray, view: View, size: int) -> np.ndarray:
+    """The view as (size, size, 3) uint8."""
+    crop = crop_resize(image, view.box, size)
+    if view.flip:
+        crop = cv2.flip(crop, 1)
+    affine = np.empty((3, 4))
+    affine[:, :3] = view.matrix
+    affine[:, 3] = view.offset * float(LUMA @ cv2.mean(crop)[:3]) if view.offset else 0.0
+    crop = cv2.transform(crop, affine)
+    if view.sigma > 0:
+        side = 2 * max(1, math.ceil(2.5 * view.sigma)) + 1
+        crop = cv2.GaussianBlur(crop, (side, side), view.sigma)
+    return np.where(crop >= 128, 255 - crop, crop) if view.solarize else crop
+
+
+def render_mask(mask: np.ndarray, view: View, size: int) -> np.ndarray:
+    """A part mask under the same crop and flip, nearest neighbour: (size, size) uint8."""
+    x, y, w, h = view.box
+    crop = cv2.resize(mask[y : y + h, x : x + w], (size, size), interpolation=cv2.INTER_NEAREST)
+    return cv2.flip(crop, 1) if view.flip else crop
+
+
+def render_points(points: np.ndarray, view: View, height: int, width: int) -> np.ndarray:
+    """Keypoints (k, 3) in 0..1 of the picture become 0..1 of the view; what leaves it turns invisible."""
+    x, y, w, h = view.box
+    moved = points.astype(np.float32, copy=True)
+    moved[:, 0] = (points[:, 0] * width - x) / w
+    moved[:, 1] = (points[:, 1] * height - y) / h
+    if view.flip:
+        moved[:, 0] = 1 - moved[:, 0]
+    inside = ((moved[:, :2] >= 0) & (moved[:, :2] <= 1)).all(axis=1)
+    moved[:, 2] *= inside
+    return moved
+
+
+@dataclass(frozen=True)
+class RandomViews:
+    """Independent views of one picture: `images` (v, s, s, 3) uint8.
+
+    Attributes:
+        size: Side in pixels.
+        augmentations: One for each view.
+        edits: Made on the picture before its view; `None` leaves it as it is.
+    """
+
+    size: int
+    augmentations: Sequence[Augmentation]
+    edits: Sequence[Edit | None]
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
+        """The views of one sample."""
+        views = []
+        for how, edit in zip(self.augmentations, self.edits, strict=True):
+            image = edit(sample["image"], generator) if edit else sample["image"]
+            view = draw_view(generator, *image.shape[:2], self.size, how)
+            views.append(render(image, view, self.size))
+        return {"images": np.stack(views)}
+
+
+@dataclass(frozen=True)
+class CentreView:
+    """What evaluation sees: the shorter side scaled to size / crop_pct, then the centre: `image`.
+
+    Attributes:
+        size: Side in pixels.
+        crop_pct: Share of the shorter side that the crop keeps; 1 on pictures that are crops already.
+    """
+
+    size: int
+    crop_pct: float = 0.875
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
+        """The view of one sample; nothing is drawn."""
+        image = sample["image"]
+        height, width = image.shape[:2]
+        side = min(height, width) * self.crop_pct
+        x, y = round((width - side) / 2), round((height - side) / 2)
+        crop = image[y : y + round(side), x : x + round(side)]
+        how = cv2.INTER_AREA if side >= self.size else cv2.INTER_CUBIC
+        return {"image": cv2.resize(crop, (self.size, self.size), interpolation=how)}
+
+
+def _between(uniform: float, bounds: tuple[float, float]) -> float:
+    return bounds[0] + uniform * (bounds[1] - bounds[0])
+
+
+def _colour_matrix(saturation: float, turn: float) -> np.ndarray:
+    """(3, 3) that scales the chroma of RGB and turns it in the YIQ plane; grey values stay."""
+    c, s = math.cos(turn) * saturation, math.sin(turn) * saturation
+    return RGB @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ YIQ

@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+import torch
+
+from fg_ssl_zoo.data.loader import (
+    Order,
+    TooManyCorruptImages,
+    ViewDataset,
+    image_loader,
+    resolve_num_workers,
+    step_loader,
+)
+from fg_ssl_zoo.data.sample import CorruptImage
+from fg_ssl_zoo.data.views import CentreView, RandomViews, augmentations_of
+
+
+class SomeCorrupt:
+    """Drawn birds of which some cannot be read."""
+
+    def __init__(self, birds, corrupt):
+        self.birds, self.corrupt = birds, set(corrupt)
+        self.name, self.classes, self.labels = birds.name, birds.classes, birds.labels
+
+    def __len__(self):
+        return len(self.birds)
+
+    def __getitem__(self, index):
+        if index in self.corrupt:
+            raise CorruptImage(f"{index}.jpg is truncated")
+        return self.birds[index]
+
+
+def views(size=32):
+    return RandomViews(size, augmentations_of("fine_grained"), (None, None))
+
+
+def batches(dataset, order, steps, **options):
+    options = {"num_workers": 0, **options}
+    return list(step_loader(dataset, order, steps, **options))
+
+
+def test_an_epoch_holds_every_image_once_and_drops_the_rest():
+    order = Order(num_images=11, batch_size=3, seed=0)
+    drawn = [key for step in range(order.steps_per_epoch) for key in order(step)]
+    assert len(drawn) == len(set(drawn)) == 9
+    assert {epoch for epoch, _ in drawn} == {0}
+
+
+def test_epochs_and_seeds_have_different_orders():
+    order = Order(num_images=30, batch_size=30, seed=0)
+    first, second = ([i for _, i in order(step)] for step in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(30))
+    assert first != second
+    assert first != [i for _, i in Order(30, 30, seed=1)(0)]
+
+
+def test_a_batch_larger_than_the_data_is_refused_with_both_numbers():
+    with pytest.raises(ValueError, match=r"batch_size: 64 is more than the 16 training images"):
+        Order(num_images=16, batch_size=64, seed=0)
+
+
+def test_views_depend_neither_on_workers_nor_on_where_one_starts(birds):
+    dataset, order = ViewDataset(birds, views(), seed=3), Order(len(birds), 4, 3)
+    whole = batches(dataset, order, range(6))
+    from_the_middle = batches(dataset, order, range(4, 6))
+    with_workers = batches(dataset, order, range(6), num_workers=2)
+    for a, b in [
+        *zip(whole[4:], from_the_middle, strict=True),
+        *zip(whole, with_workers, strict=True),
+    ]:
+        assert torch.equal(a["images"], b["images"])
+        assert torch.equal(a["index"], b["index"])
+
+
+@pytest.mark.parametrize(("world", "parts"), [(2, 1), (1, 2), (2, 2), (4, 1)])
+def test_the_shares_of_all_processes_and_parts_are_the_whole_batch(birds, world, parts):
+    dataset, order = ViewDataset(birds, views(), seed=0), Order(len(birds), 8, 0)
+    whole = batches(dataset, order, range(2))
+    shares = [
+        batches(dataset, order, range(2), rank=rank, world=world, parts=parts)
+        for rank in range(world)
+    ]
+    for step, batch in enumerate(whole):
+        pieces = [shares[r][step * parts + p]["index"] for p in range(parts) for r in range(world)]
+        assert torch.equal(torch.cat(pieces), batch["index"])
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(birds):
+    dataset, order = ViewDataset(birds, views(), seed=0), Order(len(birds), 8, 0)
+    with pytest.raises(ValueError, match="8 is not divisible by 3 processes x 1 accumulated"):
+        step_loader(dataset, order, range(1), num_workers=0, world=3)
+
+
+def test_a_corrupt_picture_is_replaced_by_the_next_and_named(birds):
+    order = Order(len(birds), len(birds), 0)
+    (batch,) = batches(ViewDataset(SomeCorrupt(birds, [4, 5]), views(), seed=0), order, range(1))
+    seen = sorted(batch["index"].tolist())
+    assert seen == sorted([*(set(range(16)) - {4, 5}), 6, 6])
+    assert set(batch["corrupt"]) == {"4.jpg is truncated", "5.jpg is truncated"}
+
+
+def test_a_set_without_a_readable_picture_is_an_error(birds):
+    dataset = ViewDataset(SomeCorrupt(birds, range(16)), views(), seed=0)
+    with pytest.raises(TooManyCorruptImages, match="none of the 16 images can be decoded"):
+        dataset[0, 0]
+
+
+def test_evaluation_reads_every_readable_picture_once_and_in_order(birds):
+    loader = image_loader(
+        SomeCorrupt(birds, [0, 9]), CentreView(32), range(16), batch_size=5, num_workers=0
+    )
+    seen = torch.cat([batch["index"] for batch in loader])
+    assert seen.tolist() == [i for i in range(16) if i not in (0, 9)]
+
+
+def test_notes_reach_the_views(birds):
+    notes = {"parts": torch.arange(16) * 10}
+    dataset = ViewDataset(birds, lambda sample, generator: {"parts": sample["parts"]}, 0, notes)
+    assert [int(dataset[0, i]["parts"]) for i in (0, 7)] == [0, 70]
+
+
+def test_the_generator_is_seeded_by_seed_epoch_and_index(birds):
+    def drawn(seed, key):
+        dataset = ViewDataset(birds, lambda _, generator: {"x": generator.random()}, seed)
+        return dataset[key]["x"]
+
+    values = [drawn(0, (0, 0)), drawn(1, (0, 0)), drawn(0, (1, 0)), drawn(0, (0, 1))]
+    assert len(set(values)) == 4
+    assert values[2] == np.random.default_rng([0, 1, 0]).random()
+
+
+def test_auto_workers_leave_small_machines_alone():
+    assert [resolve_num_workers("auto", 1, cores) for cores in (1, 2, 4, 64)] == [0, 0, 3, 8]
+    assert resolve_num_workers("auto", world=4, cores=16) == 3
+    assert resolve_num_workers(5) == 5

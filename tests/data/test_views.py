@@ -1,0 +1,186 @@
+import colorsys
+
+import cv2
+import numpy as np
+import pytest
+
+from fg_ssl_zoo.config import RecipeError
+from fg_ssl_zoo.data.augment import gamma, power_law
+from fg_ssl_zoo.data.views import (
+    LUMA,
+    PRESETS,
+    Augmentation,
+    CentreView,
+    RandomViews,
+    View,
+    augmentations_of,
+    crop_resize,
+    draw_view,
+    render,
+    render_mask,
+    render_points,
+)
+
+PLAIN = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, jitter=0, grayscale=0, blur=0)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def draw(how: Augmentation, seed: int = 0, height: int = 64, width: int = 64) -> View:
+    return draw_view(np.random.default_rng(seed), height, width, 64, how)
+
+
+def with_only(**changes: float) -> Augmentation:
+    return Augmentation(**{**vars(PLAIN), **changes})
+
+
+def test_a_view_without_changes_is_the_picture():
+    image = noise(64, 64)
+    np.testing.assert_array_equal(render(image, draw(PLAIN), 64), image)
+
+
+def test_the_matrix_equals_one_step_after_another():
+    how = with_only(jitter=1, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    image = np.full((64, 64, 3), (120, 100, 90), np.uint8) + noise(64, 64) // 16
+    view = draw(how, seed=3)
+    # The same draws, applied as brightness, contrast to the mean grey, saturation and hue in YIQ.
+    u = np.random.default_rng(3).random(16)
+    brightness, contrast, saturation = 1 + 0.4 * (2 * u[5:8] - 1)
+    turn = 0.1 * (2 * u[8] - 1) * 2 * np.pi
+    pixels = image.astype(float) * brightness
+    grey = (pixels @ LUMA).mean()
+    pixels = grey + (pixels - grey) * contrast
+    to_yiq = np.array(
+        [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
+    )
+    yiq = pixels @ to_yiq.T
+    chroma = (yiq[..., 1] + 1j * yiq[..., 2]) * saturation * np.exp(1j * turn)
+    yiq[..., 1], yiq[..., 2] = chroma.real, chroma.imag
+    expected = (yiq @ np.linalg.inv(to_yiq).T).clip(0, 255)
+    assert np.abs(render(image, view, 64) - expected).max() <= 1.0
+
+
+def test_grayscale_leaves_no_colour_and_keeps_the_luma():
+    image = noise(64, 64)
+    seen = render(image, draw(with_only(grayscale=1)), 64)
+    assert (seen.max(axis=2) - seen.min(axis=2)).max() <= 1
+    assert np.abs(seen[..., 0] - image @ LUMA).max() <= 1
+
+
+def test_a_small_hue_turn_moves_hue_and_keeps_grey():
+    how = with_only(jitter=1, brightness=0, contrast=0, saturation=0, hue=0.1)
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    assert np.abs(render(grey, draw(how), 64).astype(int) - 128).max() <= 1
+    red = np.full((64, 64, 3), (200, 60, 60), np.uint8)
+    turned = render(red, draw(how, seed=5), 64)[0, 0] / 255
+    hue = colorsys.rgb_to_hsv(*turned)[0]
+    assert 0.001 < min(hue, 1 - hue) < 0.15
+
+
+def test_solarize_inverts_the_bright_half_only():
+    image = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], 64, axis=0).repeat(3, 2)
+    seen = render(image, draw(with_only(solarize=1)), 64)
+    np.testing.assert_array_equal(seen[image < 128], image[image < 128])
+    np.testing.assert_array_equal(seen[image >= 128], 255 - image[image >= 128])
+
+
+def test_crops_stay_inside_and_keep_area_and_ratio():
+    how = with_only(crop_scale=(0.2, 1), crop_ratio=(3 / 4, 4 / 3))
+    for seed in range(300):
+        x, y, w, h = draw(how, seed, height=120, width=200).box
+        assert 0 <= x <= x + w <= 200
+        assert 0 <= y <= y + h <= 120
+        assert w * h >= 0.15 * 120 * 200
+
+
+def test_crops_reach_every_corner():
+    boxes = [draw(with_only(crop_scale=(0.2, 0.3)), seed, 64, 64).box for seed in range(500)]
+    assert min(x for x, *_ in boxes) == 0
+    assert max(x + w for x, _, w, _ in boxes) == 64
+
+
+@pytest.mark.parametrize("size", [16, 24, 40])
+def test_a_reduced_crop_is_close_to_its_area_mean(size):
+    smooth = cv2.GaussianBlur(noise(160, 160), (0, 0), 6)
+    expected = cv2.resize(smooth[10:150, 20:150], (size, size), interpolation=cv2.INTER_AREA)
+    seen = crop_resize(smooth, (20, 10, 130, 140), size)
+    assert np.abs(seen.astype(int) - expected).mean() < 2
+
+
+def test_masks_and_points_move_with_the_picture():
+    spot = np.zeros((80, 100), np.uint8)
+    spot[30:34, 60:64] = 7
+    image = np.repeat(spot[..., None] * 36, 3, axis=2)
+    points = np.array([[62 / 100, 32 / 80, 1]], np.float32)
+    how = with_only(crop_scale=(0.3, 1), flip=0.5)
+    for seed in range(40):
+        view = draw(how, seed, 80, 100)
+        seen, mask = render(image, view, 64), render_mask(spot, view, 64)
+        moved = render_points(points, view, 80, 100)[0]
+        if moved[2] and 0.1 < moved[0] < 0.9 and 0.1 < moved[1] < 0.9:
+            x, y = (moved[:2] * 64).astype(int)
+            assert mask[y, x] == 7
+            assert seen[y, x, 0] > 150
+
+
+def test_a_point_that_the_crop_lost_is_invisible():
+    view = View((50, 0, 50, 80), False, np.eye(3), 0.0, 0.0, False)
+    points = np.array([[0.2, 0.5, 1], [0.75, 0.5, 1], [0.75, 0.5, 0]], np.float32)
+    moved = render_points(points, view, 80, 100)
+    np.testing.assert_allclose(moved[:, 2], [0, 1, 0])
+    np.testing.assert_allclose(moved[1, :2], [0.5, 0.5])
+
+
+def test_the_views_depend_on_the_generator_alone(birds):
+    views = RandomViews(48, augmentations_of("fine_grained"), (None, gamma))
+    one, two, other = (views(birds[0], np.random.default_rng(seed))["images"] for seed in (1, 1, 2))
+    assert one.shape == (2, 48, 48, 3)
+    assert one.dtype == np.uint8
+    np.testing.assert_array_equal(one, two)
+    assert (one != other).any()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_two_views_of_a_preset_differ(preset, birds):
+    views = RandomViews(48, augmentations_of(preset), (None, None))
+    first, second = views(birds[1], np.random.default_rng(0))["images"]
+    assert (first != second).mean() > 0.5
+
+
+def test_gamma_one_is_the_identity_and_the_ends_stay():
+    image = noise(16, 16)
+    np.testing.assert_array_equal(power_law(image, 1.0), image)
+    ends = np.array([[[0, 255, 0]]], np.uint8)
+    for exponent in (0.5, 2.5):
+        np.testing.assert_array_equal(power_law(ends, exponent), ends)
+    middle = np.full((1, 1, 3), 64, np.uint8)
+    assert power_law(middle, 2.0)[0, 0, 0] == round(255 * (64 / 255) ** 2)
+
+
+def test_gamma_draws_its_exponent_from_the_papers_range():
+    middle = np.full((1, 1, 3), 128, np.uint8)
+    generator = np.random.default_rng(0)
+    seen = [int(gamma(middle, generator)[0, 0, 0]) for _ in range(500)]
+    low, high = 255 * (128 / 255) ** 2.5, 255 * (128 / 255) ** 0.5
+    assert low - 1 <= min(seen) < low + 3
+    assert high - 3 < max(seen) <= high + 1
+
+
+def test_the_centre_view_is_the_middle_of_the_shorter_side():
+    image = np.zeros((100, 160, 3), np.uint8)
+    image[6:94, 36:124] = 255
+    seen = CentreView(44, crop_pct=0.88)({"image": image, "index": 0}, np.random.default_rng(0))
+    assert (seen["image"] == 255).all()
+
+
+def test_a_misspelt_strength_or_preset_names_the_nearest():
+    with pytest.raises(
+        RecipeError, match=r"augmentation\.grayscal: unknown key; did you mean gray"
+    ):
+        augmentations_of("simclr", {"grayscal": 0})
+    with pytest.raises(ValueError, match="unknown preset 'simclar'; did you mean simclr"):
+        augmentations_of("simclar")
+    with pytest.raises(RecipeError, match=r"augmentation\.flip: should be less than or equal to 1"):
+        augmentations_of("simclr", {"flip": 2})
