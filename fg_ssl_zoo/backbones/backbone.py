@@ -1,0 +1,168 @@
+"""One face for every timm model: pooled features, feature maps, and the pixels it wants."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float, UInt8
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from fg_ssl_zoo.config import nearest
+
+_log = logging.getLogger(__name__)
+
+
+class Backbone(nn.Module):
+    """A timm model without its classifier; all that is published.
+
+    Attributes:
+        model: The stock timm model; its state dict is what `model.safetensors` holds.
+        name: Its timm architecture.
+        init: What the weights started from, as written in the recipe.
+        num_features: `d`, the width of the pooled feature.
+        image_size: Side of the input in pixels.
+        mean, std: Per channel, of pixels in 0..1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        *,
+        init: str = "scratch",
+        image_size: int = 224,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    ) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.name = name
+        self.init = init
+        self.image_size = image_size
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.num_features: int = self.model.num_features
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Pooled features `h` of normalised images."""
+        return self.model(images)
+
+    def feature_maps(
+        self, images: Float[Tensor, "b 3 h w"], indices: int | Sequence[int] = 1
+    ) -> list[Float[Tensor, "b _ _ _"]]:
+        """Feature maps (b, d, h, w) of the chosen stages or blocks, the same for ResNet and ViT.
+
+        Args:
+            images: Normalised.
+            indices: Stage or block numbers, negative ones from the end; an int takes the last n.
+        """
+        wanted = indices if isinstance(indices, int) else list(indices)
+        return self.model.forward_intermediates(images, indices=wanted, intermediates_only=True)
+
+    def normalize(self, pixels: UInt8[Tensor, "*n h w 3"]) -> Float[Tensor, "*n 3 h w"]:
+        """Pixels as the loader ships them become what the network reads, on the pixels' device.
+
+        The result is a channels-last view of the same layout, which costs no copy.
+        """
+        mean = torch.tensor(self.mean, device=pixels.device) * 255
+        std = torch.tensor(self.std, device=pixels.device) * 255
+        return ((pixels.float() - mean) / std).movedim(-1, -3)
+
+
+def create_backbone(name: str, *, init: str = "scratch", image_size: int = 224) -> Backbone:
+    """Build a backbone by timm name and give it its start weights.
+
+    Args:
+        name: Any timm model name, without a tag.
+        init: `scratch` (timm's own initialisation), a pretrained tag of that model (`a1_in1k`), the
+            path of a `.safetensors` file with timm's keys, or `hf-hub:OWNER/NAME`, `local-dir:FOLDER`.
+        image_size: Side of the input in pixels; a multiple of the patch size for a ViT.
+
+    Raises:
+        ValueError: Unknown name, tag or file, a size that does not fit, or weights that do not match.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"unknown backbone '{name}'{nearest(name, timm.list_models())}")
+    sized = _size_arguments(name, image_size)
+    if init == "scratch":
+        return Backbone(_build(name, sized), name, init=init, image_size=image_size)
+    if init.endswith(".safetensors"):
+        model = _build(name, sized)
+        _load_file(model, Path(init))
+        return Backbone(model, name, init=init, image_size=image_size)
+    if init.startswith(("hf-hub:", "local-dir:")):
+        source = init
+    else:
+        tags = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{name}.*")]
+        if init not in tags:
+            raise ValueError(f"init: '{init}' is neither scratch, a .safetensors file, hf-hub:OWNER/NAME nor "
+                             f"a pretrained tag of {name}{nearest(init, tags)}")  # fmt: skip
+        source = f"{name}.{init}"
+    model = _build(source, {**sized, "pretrained": True})
+    start = model.pretrained_cfg
+    found = start.get("architecture") or name
+    if found != name:
+        raise ValueError(f"init: {init} holds a {found}; the recipe's backbone is {name}")
+    return Backbone(
+        model, name, init=init, image_size=image_size, mean=start["mean"], std=start["std"]
+    )
+
+
+def _build(name: str, arguments: dict[str, Any]) -> Any:
+    return timm.create_model(name, num_classes=0, **arguments)
+
+
+def _size_arguments(name: str, image_size: int) -> dict[str, int]:
+    """`img_size` for the models whose weights depend on it; a size that does not fit is refused."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.fixed_input_size:
+        return {}
+    patch = _patch_size(name)
+    if image_size % patch:
+        lower, upper = image_size // patch * patch, (image_size // patch + 1) * patch
+        fitting = f"{lower} or {upper}" if lower else str(upper)
+        raise ValueError(
+            f"data.image_size: {image_size} is not divisible by the patch size {patch} of {name}; "
+            f"{fitting} would be"
+        )
+    return {"img_size": image_size}
+
+
+def _patch_size(name: str) -> int:
+    with torch.device("meta"):
+        model = _build(name, {})
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    return int(patch[0] if isinstance(patch, tuple | list) else patch)
+
+
+def _load_file(model: nn.Module, path: Path) -> None:
+    """Load timm keys; what the file lacks stays as initialised and is named in the log.
+
+    Raises:
+        ValueError: No such file, a shape that differs, or less than half of the weights found.
+    """
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ValueError(f"init: there is no file {path}")
+    found, wanted = load_file(path), model.state_dict()
+    shared = {key: value for key, value in found.items() if key in wanted}
+    wrong = [key for key, value in shared.items() if value.shape != wanted[key].shape]
+    if wrong:
+        key = wrong[0]
+        raise ValueError(
+            f"init: {key} in {path} has shape {tuple(found[key].shape)}; "
+            f"the backbone's is {tuple(wanted[key].shape)} ({len(wrong)} differ)"
+        )
+    if len(shared) < len(wanted) / 2:
+        raise ValueError(
+            f"init: {path} holds {len(shared)} of the backbone's {len(wanted)} weights"
+        )
+    missing = sorted({key.rpartition(".")[0] for key in wanted if key not in shared})
+    if missing:
+        _log.warning("init: %s lacks %s; they start at random", path, ", ".join(missing))
+    model.load_state_dict(shared, strict=False)

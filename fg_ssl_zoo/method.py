@@ -1,0 +1,61 @@
+"""All that a pretext method may do: see views, say how wrong it was, and five optional hooks."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.data.sample import Images, Views
+
+Batch = Mapping[str, Any]
+"""Stacked samples on the device: tensors with one row per image, uint8 pictures as (b, ..., h, w, 3)."""
+
+Notes = dict[str, Tensor]
+"""Tensors with one row per training image, taken before a round; they join the sample under their name."""
+
+
+@dataclass(frozen=True)
+class MethodOutput:
+    """What one forward pass says.
+
+    Attributes:
+        loss: () scalar that is minimised.
+        metrics: Detached scalars for the log, named `loss/generator`, `train/accuracy`, ...
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """A pretext method around a backbone; `forward` and `views` are the method, the rest is optional.
+
+    The constructor's keywords are its configuration: `create_method("simclr", backbone, temperature=0.2)`.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    @abstractmethod
+    def views(self, image_size: int) -> Views:
+        """What it sees: one sample becomes views of `image_size` pixels."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> MethodOutput:
+        """How wrong it was. All that takes part in a gradient happens here: the loop calls the wrapped module."""
+
+    def param_groups(self) -> Iterator[dict[str, Any]]:
+        """Parameters with their own optimizer options; by default one group of all that requires grad."""
+        yield {"params": [p for p in self.parameters() if p.requires_grad]}
+
+    def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
+        """Notes on the training images, taken before each round and equal on every process."""
+        return {}
+
+    def on_step_end(self, progress: float) -> None:
+        """Called after each optimizer step with the share of the stage that is done, in 0..1."""

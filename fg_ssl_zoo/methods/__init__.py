@@ -1,0 +1,62 @@
+"""Pretext methods: one file, one paper; this is the list of them."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.config import RecipeError, nearest, parse
+from fg_ssl_zoo.method import Method
+
+METHODS = {
+    "simclr": "SimCLR",
+}
+"""Name in a recipe and file of this folder -> class."""
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        ValueError: Unknown name; the nearest ones are named.
+    """
+    if name not in METHODS:
+        raise RecipeError(f"unknown method '{name}'{nearest(name, METHODS)}")
+    return getattr(importlib.import_module(f"{__name__}.{name}"), METHODS[name])
+
+
+def create_method(name: str, backbone: Backbone, **options: Any) -> Method:
+    """Build a method around a backbone.
+
+    Args:
+        name: A key of `METHODS`.
+        backbone: Is trained in place.
+        **options: Keywords of the class's constructor.
+
+    Raises:
+        ValueError: Unknown method or option, or a value of the wrong type.
+    """
+    return method_class(name)(backbone, **check_options(name, options))
+
+
+def check_options(name: str, options: Mapping[str, Any], where: str = "options") -> dict[str, Any]:
+    """Options converted to the annotated types of the method's constructor.
+
+    Args:
+        name: A key of `METHODS`.
+        options: As written in the recipe.
+        where: Path of the options, for the error.
+
+    Raises:
+        RecipeError: Unknown option or wrong type, with its path and the nearest valid name.
+    """
+    parameters = inspect.signature(method_class(name).__init__).parameters
+    known = {n: p for n, p in parameters.items() if n not in ("self", "backbone")}
+    for option in options:
+        if option not in known:
+            raise RecipeError(f"{where}.{option}: unknown option of {name}{nearest(option, known)}")
+    return {
+        option: parse(known[option].annotation, value, where=f"{where}.{option}")
+        for option, value in options.items()
+    }

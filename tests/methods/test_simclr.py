@@ -1,0 +1,53 @@
+import numpy as np
+import torch
+
+from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.data.augment import gamma
+from fg_ssl_zoo.methods import create_method
+from fg_ssl_zoo.ops.contrastive import nt_xent
+
+SMALL = {"hidden_size": 32, "projection_size": 16}
+
+
+def build(**options):
+    torch.manual_seed(0)
+    return create_method("simclr", create_backbone("test_vit", image_size=32), **SMALL, **options)
+
+
+def test_one_pass_over_both_views_equals_two_passes_without_batch_statistics():
+    method = build().eval()
+    images = torch.randint(0, 256, (4, 2, 32, 32, 3), dtype=torch.uint8)
+    z0, z1 = (
+        method.projector(method.backbone(method.backbone.normalize(images[:, view])))
+        for view in (0, 1)
+    )
+    expected = nt_xent(z0, z1, method.temperature)
+    torch.testing.assert_close(method({"images": images}).loss, expected)
+
+
+def test_the_projector_has_the_layers_that_were_asked_for():
+    widths = [
+        m.out_features for m in build(projector_layers=3).projector if hasattr(m, "out_features")
+    ]
+    assert widths == [32, 32, 16]
+    last = build(projector_norm=True).projector[-1]
+    assert isinstance(last, torch.nn.BatchNorm1d)
+    assert not last.affine
+
+
+def test_the_gamma_pair_edits_the_second_view_only(birds):
+    still = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "flip": 0, "jitter": 0, "blur": 0}
+    plain = build(augmentation={**still, "grayscale": 0}).views(64)
+    edited = build(augmentation={**still, "grayscale": 0}, pair="gamma").views(64)
+    sample = birds[0]
+    expected = gamma(sample["image"], _after_first_view(birds))
+    first, second = edited(sample, np.random.default_rng(5))["images"]
+    np.testing.assert_array_equal(first, plain(sample, np.random.default_rng(5))["images"][0])
+    np.testing.assert_array_equal(second, expected)
+
+
+def _after_first_view(birds):
+    """The generator as the second view finds it: one view has drawn from it."""
+    generator = np.random.default_rng(5)
+    generator.random(16)
+    return generator

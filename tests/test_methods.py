@@ -1,0 +1,68 @@
+"""The contract that every method keeps, on a tiny ResNet and a tiny ViT."""
+
+import pytest
+import torch
+from timm.optim import create_optimizer_v2
+
+from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
+from fg_ssl_zoo.methods import METHODS, create_method
+
+BACKBONES = ["test_resnet", "test_vit"]
+OPTIONS = {"simclr": {"hidden_size": 32, "projection_size": 16}}
+
+
+def build(name, backbone, seed=0):
+    torch.manual_seed(seed)
+    return create_method(name, create_backbone(backbone, image_size=64), **OPTIONS.get(name, {}))
+
+
+def batch_for(method, birds):
+    dataset = ViewDataset(birds, method.views(64), seed=0)
+    return next(iter(step_loader(dataset, Order(len(birds), 8, 0), range(1), num_workers=0)))
+
+
+every_method = pytest.mark.parametrize("name", METHODS)
+every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
+
+
+@every_method
+@every_backbone
+def test_the_loss_is_a_finite_scalar_and_reaches_what_is_optimised(name, backbone, birds):
+    method = build(name, backbone)
+    loss = method(batch_for(method, birds)).loss
+    assert loss.shape == ()
+    assert torch.isfinite(loss)
+    loss.backward()
+    optimised = {id(p) for group in method.param_groups() for p in group["params"]}
+    for label, parameter in method.named_parameters():
+        assert (id(parameter) in optimised) == parameter.requires_grad, label
+        assert (parameter.grad is not None) == parameter.requires_grad, label
+
+
+@every_method
+@every_backbone
+def test_thirty_steps_on_one_batch_lower_the_loss(name, backbone, birds):
+    method = build(name, backbone)
+    batch = batch_for(method, birds)
+    groups = list(method.param_groups())
+    optimizer = create_optimizer_v2(groups, opt="adamw", lr=1e-3, weight_decay=0.0)
+    losses = []
+    for _ in range(30):
+        loss = method(batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@every_method
+@every_backbone
+def test_state_survives_a_save_and_seeded_runs_agree(name, backbone, birds, tmp_path):
+    method, twin, other = build(name, backbone), build(name, backbone), build(name, backbone, 1)
+    batch = batch_for(method, birds)
+    assert torch.equal(method(batch).loss, twin(batch).loss)
+    torch.save(method.state_dict(), tmp_path / "state.pt")
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(other(batch).loss, method(batch).loss)
