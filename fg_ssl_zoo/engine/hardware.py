@@ -1,0 +1,104 @@
+"""Speed switches chosen from the hardware: they change how fast a step is, not what it computes.
+
+Each default was measured (docs/performance.md): bf16 pays only where the processor multiplies it natively;
+channels-last pays for convolutions; torch's fused attention is slow backwards for short sequences on a CPU;
+and glibc hands every big activation back to the kernel each step unless told otherwise.
+"""
+
+import ctypes
+import logging
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from timm.layers import set_fused_attn
+from torch import nn
+
+from fg_ssl_zoo.config import Speed
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Switches:
+    """The resolved switches of a run; printed at its start and kept in its results."""
+
+    device: str
+    precision: str
+    channels_last: bool
+    fused_attention: bool
+    keep_memory: bool
+
+    def __str__(self) -> str:
+        words = [self.device, self.precision]
+        words += ["channels-last"] if self.channels_last else []
+        words += ["fused attention"] if self.fused_attention else ["unfused attention"]
+        words += ["memory kept"] if self.keep_memory else []
+        return ", ".join(words)
+
+
+def choose(speed: Speed, *, convolutional: bool) -> Switches:
+    """Resolve every `auto`.
+
+    Args:
+        speed: The recipe's wishes.
+        convolutional: Whether the backbone is mainly convolutions.
+    """
+    device = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+    cpu = device == "cpu"
+    return Switches(
+        device=device,
+        precision=_or(speed.precision, "bf16" if has_native_bf16(device) else "fp32"),
+        channels_last=_or(speed.channels_last, convolutional and device != "mps"),
+        fused_attention=_or(speed.fused_attention, not cpu),
+        keep_memory=_or(speed.keep_memory, cpu and platform.libc_ver()[0] == "glibc"),
+    )
+
+
+def switch_on(switches: Switches) -> None:
+    """Apply what concerns the whole process; call before the backbone is built."""
+    set_fused_attn(switches.fused_attention)
+    cv2.setNumThreads(0)
+    if switches.keep_memory:
+        _keep_memory()
+
+
+def is_convolutional(model: nn.Module) -> bool:
+    """Whether a network is more than a patch embedding and linear layers."""
+    return sum(isinstance(part, nn.Conv2d) for part in model.modules()) > 4
+
+
+def has_native_bf16(device: str) -> bool:
+    """Whether bf16 products run in hardware: an emulated bf16 step is three times *slower* than fp32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
+    """Feature flags of the first processor; empty where the kernel does not list them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    lines = (line for line in text.splitlines() if line.lower().startswith(("flags", "features")))
+    return set(next(lines, "").partition(":")[2].split())
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def _keep_memory() -> None:
+    """Glibc keeps blocks up to 1 GiB and trims above 2 GiB: no page faults for activations each step."""
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    libc = ctypes.CDLL(None)
+    if not (libc.mallopt(m_mmap_threshold, 1 << 30) and libc.mallopt(m_trim_threshold, 2**31 - 1)):
+        _log.warning("speed.keep_memory: mallopt refused; continuing without")
+
+
+def _or(wish: Any, default: Any) -> Any:
+    return default if wish == "auto" else wish

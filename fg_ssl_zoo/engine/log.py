@@ -1,0 +1,118 @@
+"""What a run says: a progress bar, `metrics.jsonl`, and Accelerate's trackers."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import GeneralTracker, on_main_process
+from tqdm import tqdm
+
+
+class JsonlTracker(GeneralTracker):
+    """One JSON object a line: `{"step": 10, "train/loss": 4.1, ...}`."""
+
+    name = "jsonl"
+    requires_logging_directory = False
+    main_process_only = True
+
+    def __init__(self, path: Path, *, first_step: int = 0) -> None:
+        """Open for appending; lines from `first_step` on are of a run that was cut off and are dropped."""
+        super().__init__()
+        self.path = path
+        if path.is_file():
+            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < first_step]
+            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    @property
+    def tracker(self) -> Path:
+        """The file."""
+        return self.path
+
+    @on_main_process
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """Nothing: `recipe.yaml` lies beside the file."""
+
+    @on_main_process
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines that are whole JSON objects; a line cut by a crash is none."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.startswith("{") and line.endswith("}")]
+
+
+class Meter:
+    """Loss, images/s and the share of time spent waiting for data, since the last reading."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start counting again."""
+        self.started = time.perf_counter()
+        self.waited = 0.0
+        self.images = 0
+
+    def count(self, images: int, waited: float) -> None:
+        """Add a step."""
+        self.images += images
+        self.waited += waited
+
+    def read(self) -> dict[str, float]:
+        """`images_per_second` and `data_wait` (0..1), then start again."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        rates = {"images_per_second": self.images / seconds, "data_wait": self.waited / seconds}
+        self.reset()
+        return rates
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line every `every` seconds."""
+
+    def __init__(
+        self, total: int, *, done: int, title: str, shown: bool, every: float = 15
+    ) -> None:
+        self.total, self.done, self.title, self.every = total, done, title, every
+        self.terminal = shown and sys.stderr.isatty()
+        self.plain = shown and not self.terminal
+        self.bar = tqdm(total=total, initial=done, desc=title, disable=not self.terminal, unit="step",
+                        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")  # fmt: skip
+        self.started = self.printed = time.monotonic()
+        self.first = done
+
+    def step(self, metrics: dict[str, float] | None = None) -> None:
+        """One step is done; `metrics` replace what is shown."""
+        self.done += 1
+        if metrics:
+            text = (
+                f"loss {metrics['train/loss']:.3f}, lr {metrics['train/lr']:.2e}, "
+                f"{metrics['images_per_second']:.0f} images/s, data wait {metrics['data_wait']:.0%}"
+            )
+            self.bar.set_postfix_str(text, refresh=False)
+            self._print(text)
+        self.bar.update()
+
+    def _print(self, text: str) -> None:
+        now = time.monotonic()
+        if not self.plain or (now - self.printed < self.every and self.done < self.total):
+            return
+        self.printed = now
+        left = (now - self.started) / max(self.done - self.first, 1) * (self.total - self.done)
+        print(f"{self.title}: step {self.done}/{self.total}, {text}, {left:.0f} s left", flush=True)  # noqa: T201
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if self.terminal:
+            self.bar.write(text, file=sys.stderr)
+        elif self.plain:
+            print(text, flush=True)  # noqa: T201
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.close()

@@ -1,0 +1,91 @@
+"""The folder of a run: who owns it, what lies in it.
+
+recipe.yaml        the resolved recipe
+metrics.jsonl      one line a log step or measurement
+tensorboard/       the same for TensorBoard
+checkpoints/       where it goes on
+corrupt_images.txt names of pictures that were skipped
+export/            the published form of the backbone
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fg_ssl_zoo.config import Recipe, as_dict, flatten, to_yaml
+
+FREE_KEYS = ("output", "resume", "overwrite", "trackers", "hub", "evaluate", "monitor", "data.num_workers")  # fmt: skip
+"""What may differ when a run goes on: none of it changes what a step computes."""
+
+
+class RunFolderTaken(ValueError):
+    """The output folder holds another run."""
+
+
+class RunFolder:
+    """Paths inside the folder of a run.
+
+    Attributes:
+        path: The folder.
+        checkpoints, metrics, tensorboard, corrupt, export: What lies in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.corrupt = path / "corrupt_images.txt"
+        self.export = path / "export"
+
+    def claim(self, recipe: Recipe) -> None:
+        """Make the folder this recipe's, or go on in it when it is already.
+
+        Raises:
+            RunFolderTaken: It holds something else; the message names the difference and the remedies.
+        """
+        if recipe.overwrite:
+            self._clear()
+        if self.path.exists() and any(self.path.iterdir()):
+            self._check(recipe)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.recipe.write_text(to_yaml(recipe), encoding="utf-8")
+
+    def _check(self, recipe: Recipe) -> None:
+        if not self.recipe.is_file():
+            raise RunFolderTaken(
+                f"output folder {self.path} holds files that are not a run; choose another with output=FOLDER"
+            )
+        remedies = (
+            "choose another folder with output=FOLDER, or delete that run with overwrite=true"
+        )
+        if recipe.resume == "never":
+            raise RunFolderTaken(
+                f"output folder {self.path} already holds a run; {remedies}, or go on with resume=auto"
+            )
+        changed = differences(
+            yaml.safe_load(self.recipe.read_text(encoding="utf-8")), as_dict(recipe)
+        )
+        if changed:
+            listed = ", ".join(f"{key} ({old} there, {new} here)" for key, old, new in changed[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise RunFolderTaken(
+                f"output folder {self.path} already holds another run, which differs in {listed}{more}; "
+                f"{remedies}"
+            )
+
+    def _clear(self) -> None:
+        if self.path.exists() and any(self.path.iterdir()) and not self.recipe.is_file():
+            raise RunFolderTaken(
+                f"overwrite=true: {self.path} holds files that are not a run; choose another with output=FOLDER"
+            )
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, old, new) of all that differs and would change what a step computes."""
+    old, new = flatten(old), flatten(new)
+    keys = [key for key in {**old, **new} if not key.startswith(FREE_KEYS)]
+    return [(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]

@@ -1,0 +1,195 @@
+"""The loop: what it computes, what it logs, and that a stopped run goes on as if it had not been."""
+
+import json
+import math
+import signal
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.config import Train
+from fg_ssl_zoo.data.loader import TooManyCorruptImages, ViewDataset
+from fg_ssl_zoo.data.sample import CorruptImage
+from fg_ssl_zoo.data.views import RandomViews, augmentations_of
+from fg_ssl_zoo.engine import checkpoint
+from fg_ssl_zoo.engine.checkpoint import Position
+from fg_ssl_zoo.engine.log import JsonlTracker
+from fg_ssl_zoo.engine.loop import Fit, Interrupted, TrainingStopped, fit
+from fg_ssl_zoo.engine.optim import base_lr, create_optimizer, lr_at
+from fg_ssl_zoo.engine.run_folder import RunFolder
+from fg_ssl_zoo.method import Method, MethodOutput
+from fg_ssl_zoo.methods import create_method
+
+TRAIN = {"steps": 6, "batch_size": 8, "optimizer": "sgd", "lr": 1.0, "warmup": 0.5}
+
+
+def method_for(backbone="test_resnet"):
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "projection_size": 8}
+    return create_method("simclr", create_backbone(backbone, image_size=64), **small)
+
+
+def job_in(path, images, method, *, start=None, train=None, **options):
+    folder = RunFolder(path)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    found = checkpoint.positions(folder.checkpoints)
+    start = start or max(found, default=Position())
+    return Fit(
+        train=Train(**{**TRAIN, **(train or {})}),
+        dataset=ViewDataset(images, method.views(64), seed=0),
+        accelerator=Accelerator(cpu=True),
+        folder=folder,
+        start=start,
+        state=checkpoint.load(found[start]) if start in found else None,
+        num_workers=0,
+        **options,
+    )
+
+
+def trained(path, images, **options):
+    method = method_for()
+    fit(method, job_in(path, images, method, **options))
+    return method.state_dict()
+
+
+def assert_equal(one, two):
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert torch.equal(value, two[key]), key
+
+
+class SignalAfter:
+    """Views that send a signal to this process when the given step is drawn."""
+
+    def __init__(self, views, calls, number):
+        self.views, self.left, self.number = views, calls, number
+
+    def __call__(self, sample, generator):
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(self.number)
+        return self.views(sample, generator)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_that_goes_on_equals_one_that_was_not_stopped(tmp_path, birds, number):
+    whole = trained(tmp_path / "whole", birds)
+    method = method_for()
+    job = job_in(tmp_path / "cut", birds, method)
+    job.dataset.views = SignalAfter(job.dataset.views, calls=3 * 8 - 2, number=number)
+    with pytest.raises(Interrupted) as stopped:
+        fit(method, job)
+    assert stopped.value.code == 128 + number
+    assert "after step 3 of 6" in stopped.value.message
+    assert "Run the same command again to go on" in stopped.value.message
+    assert_equal(trained(tmp_path / "cut", birds), whole)
+
+
+def test_a_run_killed_between_checkpoints_redoes_the_steps_and_ends_the_same(tmp_path, birds):
+    whole = trained(tmp_path / "run", birds)
+    folder = RunFolder(tmp_path / "run")
+    newest = max(checkpoint.positions(folder.checkpoints))
+    (folder.checkpoints / newest.file_name).unlink()
+    assert max(checkpoint.positions(folder.checkpoints)).step == 4
+    assert_equal(trained(tmp_path / "run", birds), whole)
+
+
+def test_two_runs_with_one_seed_agree_to_the_bit(tmp_path, birds):
+    assert_equal(trained(tmp_path / "a", birds), trained(tmp_path / "b", birds))
+
+
+def test_the_log_holds_the_analytic_learning_rate_and_drops_lines_of_a_cut_off_run(tmp_path, birds):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 5, "old": 1}\n{"step": 7, "old": 1}\n{"step": 8, "ol')
+    method = method_for()
+    job = job_in(tmp_path, birds, method, measure=lambda: {"eval/x": 1.0}, measure_every=1)
+    job.accelerator.log_with = [JsonlTracker(path, first_step=6)]
+    job.accelerator.init_trackers("test")
+    fit(method, job)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0] == {"step": 5, "old": 1}
+    assert [line["step"] for line in lines if "eval/x" in line] == [0, 2, 4, 6]
+    (last,) = [line for line in lines if "train/lr" in line]
+    assert last["step"] == 6
+    assert last["train/lr"] == lr_at(job.train, 5 / 6)
+    assert last["images_per_second"] > 0
+    assert 0 <= last["data_wait"] <= 1
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("linear", 0.25), ("sqrt", 0.5), ("none", 1.0)])
+def test_the_rate_follows_the_global_batch(scaling, factor):
+    train = Train(lr=0.3, batch_size=64, lr_scaling=scaling, warmup=0.1)
+    assert base_lr(train) == pytest.approx(0.3 * factor)
+    assert lr_at(train, 0.05) == pytest.approx(0.15 * factor)
+    assert lr_at(train, 0.1) == pytest.approx(0.3 * factor)
+    assert lr_at(train, 0.55) == pytest.approx(0.15 * factor)
+    assert lr_at(train, 1.0) == pytest.approx(0.0)
+
+
+class Spread(Method):
+    """A loss that is a mean over rows, so that parts of a batch add up to the whole."""
+
+    def views(self, image_size):
+        return RandomViews(image_size, augmentations_of("fine_grained"), (None, None))
+
+    def forward(self, batch):
+        images = self.backbone.normalize(batch["images"].flatten(0, 1))
+        return MethodOutput(loss=self.backbone(images).square().mean())
+
+
+def test_accumulated_parts_train_like_the_whole_batch(tmp_path, birds):
+    states = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        method = Spread(create_backbone("test_vit", image_size=64))
+        fit(method, job_in(tmp_path / str(parts), birds, method, train={"accumulate": parts}))
+        states.append(method.state_dict())
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, msg=key)
+
+
+def test_biases_and_norms_are_not_decayed_and_everything_is_optimised():
+    method = method_for()
+    optimizer = create_optimizer(method, Train(optimizer="lars", weight_decay=0.1))
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in method.named_parameters():
+        assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0), name
+
+
+def test_an_unknown_optimizer_names_the_nearest():
+    with pytest.raises(ValueError, match=r"train\.optimizer: unknown 'adamv'; did you mean adam"):
+        create_optimizer(method_for(), Train(optimizer="adamv"))
+
+
+def test_a_loss_that_is_no_number_stops_with_what_to_try(tmp_path, birds):
+    with pytest.raises(TrainingStopped) as stopped:
+        trained(tmp_path, birds, train={"lr": 1e30, "warmup": 0.0, "steps": 12})
+    message = str(stopped.value)
+    assert "the loss is nan" in message
+    assert "train.lr" in message
+    assert not any(
+        math.isnan(float(v.sum()))
+        for path in checkpoint.positions(RunFolder(tmp_path).checkpoints).values()
+        for v in checkpoint.load(path)["method"].values()
+    )
+
+
+def test_too_many_corrupt_pictures_stop_the_run_and_are_listed(tmp_path, birds):
+    class HalfCorrupt:
+        name, classes, labels = birds.name, birds.classes, birds.labels
+
+        def __len__(self):
+            return len(birds)
+
+        def __getitem__(self, index):
+            if index % 2:
+                raise CorruptImage(f"picture {index}.jpg is truncated")
+            return birds[index]
+
+    with pytest.raises(TooManyCorruptImages, match=r"of 16 images cannot be decoded, more than 1%"):
+        trained(tmp_path, HalfCorrupt())
+    listed = (tmp_path / "corrupt_images.txt").read_text().splitlines()
+    assert set(listed) <= {f"picture {i}.jpg is truncated" for i in range(1, 16, 2)}
+    assert len(listed) == len(set(listed)) >= 1

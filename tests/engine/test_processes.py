@@ -1,0 +1,144 @@
+"""Two processes compute what one does on the whole batch: loss, gradients, statistics, trained weights."""
+
+import pytest
+import torch
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.config import Train
+from fg_ssl_zoo.data.loader import ViewDataset
+from fg_ssl_zoo.engine import checkpoint
+from fg_ssl_zoo.engine.checkpoint import Position
+from fg_ssl_zoo.engine.loop import Fit, fit
+from fg_ssl_zoo.engine.run_folder import RunFolder
+from fg_ssl_zoo.layers.batch_norm import AnyDeviceSyncBatchNorm, synchronise
+from fg_ssl_zoo.methods import create_method
+from fg_ssl_zoo.ops.contrastive import nt_xent
+from fg_ssl_zoo.ops.distributed import rank, world_size
+
+CPU = torch.device("cpu")
+
+
+def launch(function, *arguments):
+    """Run in two gloo processes, which must not inherit that this one trains alone."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    debug_launcher(function, arguments, num_processes=2)
+
+
+def projections(rows=8):
+    return torch.randn(2, rows, 6, dtype=torch.float64, generator=torch.manual_seed(0))
+
+
+def nt_xent_of_a_share(path):
+    Accelerator(cpu=True)
+    mine = slice(rank() * 4, rank() * 4 + 4)
+    z0, z1 = (z[mine].clone().requires_grad_() for z in projections())
+    loss = nt_xent(z0, z1, 0.2)
+    loss.backward()
+    torch.save(
+        [loss.detach(), z0.grad / world_size(), z1.grad / world_size()], path / f"{rank()}.pt"
+    )
+
+
+def test_nt_xent_and_its_gradient_equal_one_process_on_the_whole_batch(tmp_path):
+    z0, z1 = projections().requires_grad_().unbind()
+    z0.retain_grad()
+    z1.retain_grad()
+    loss = nt_xent(z0, z1, 0.2)
+    loss.backward()
+    launch(nt_xent_of_a_share, tmp_path)
+    shares = [torch.load(tmp_path / f"{r}.pt") for r in (0, 1)]
+    torch.testing.assert_close((shares[0][0] + shares[1][0]) / 2, loss.detach())
+    torch.testing.assert_close(torch.cat([share[1] for share in shares]), z0.grad)
+    torch.testing.assert_close(torch.cat([share[2] for share in shares]), z1.grad)
+
+
+def norms_of_a_share(path):
+    Accelerator(cpu=True)
+    torch.manual_seed(0)
+    norm = synchronise(nn.Sequential(nn.BatchNorm2d(3)), CPU).double()
+    x = pictures()[rank() * 2 : rank() * 2 + 2].clone().requires_grad_()
+    out = norm(x)
+    (out**3).mean().backward()
+    torch.save([out.detach(), x.grad / 2, dict(norm[0].named_buffers())], path / f"{rank()}.pt")
+
+
+def pictures():
+    return torch.randn(4, 3, 5, 5, dtype=torch.float64, generator=torch.manual_seed(2)) * 2 + 1
+
+
+def test_synchronised_norms_equal_batch_norm_on_the_whole_batch(tmp_path):
+    norm, x = nn.BatchNorm2d(3).double(), pictures().requires_grad_()
+    out = norm(x)
+    (out**3).mean().backward()
+    launch(norms_of_a_share, tmp_path)
+    shares = [torch.load(tmp_path / f"{r}.pt") for r in (0, 1)]
+    torch.testing.assert_close(torch.cat([s[0] for s in shares]), out.detach())
+    torch.testing.assert_close(torch.cat([s[1] for s in shares]), x.grad)
+    for key, value in norm.named_buffers():
+        torch.testing.assert_close(shares[1][2][key], value)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_synchronised_norm_keeps_keys_and_is_plain_in_one_process(affine):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.BatchNorm1d(4, affine=affine))
+    twin = synchronise(nn.Sequential(nn.BatchNorm1d(4, affine=affine)), CPU)
+    assert isinstance(twin[0], AnyDeviceSyncBatchNorm)
+    assert twin.state_dict().keys() == plain.state_dict().keys()
+    x = torch.randn(6, 4)
+    torch.testing.assert_close(twin(x), plain(x))
+    torch.testing.assert_close(twin.eval()(x), plain.eval()(x))
+
+
+def train_a_run(path, images, backbone, steps=3):
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "projection_size": 8}
+    method = create_method("simclr", create_backbone(backbone, image_size=64), **small)
+    folder = RunFolder(path)
+    if accelerator.is_main_process:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    found = checkpoint.positions(folder.checkpoints)
+    start = max(found, default=Position())
+    accelerator.wait_for_everyone()
+    job = Fit(
+        train=Train(steps=steps, batch_size=8, optimizer="sgd", lr=0.5, checkpoint_every=0.5),
+        dataset=ViewDataset(images, method.views(64), seed=0),
+        accelerator=accelerator,
+        folder=folder,
+        start=start,
+        state=checkpoint.load(found[start]) if found else None,
+        num_workers=0,
+    )
+    fit(method, job)
+
+
+def end_of(path):
+    found = checkpoint.positions(path / "checkpoints")
+    return checkpoint.load(found[max(found)])["method"]
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_two_processes_train_the_weights_that_one_trains(tmp_path, birds, backbone):
+    train_a_run(tmp_path / "one", birds, backbone)
+    launch(train_a_run, tmp_path / "two", birds, backbone)
+    one, two = end_of(tmp_path / "one"), end_of(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_two_processes_stopped_and_going_on_equal_two_that_were_not_to_the_bit(tmp_path, birds):
+    launch(train_a_run, tmp_path / "whole", birds, "test_resnet")
+    launch(train_a_run, tmp_path / "cut", birds, "test_resnet")
+    last = max(checkpoint.positions(tmp_path / "cut" / "checkpoints"))
+    (tmp_path / "cut" / "checkpoints" / last.file_name).unlink()
+    launch(train_a_run, tmp_path / "cut", birds, "test_resnet")
+    whole, cut = end_of(tmp_path / "whole"), end_of(tmp_path / "cut")
+    for key, value in whole.items():
+        assert torch.equal(cut[key], value), key

@@ -1,0 +1,57 @@
+import pytest
+
+from fg_ssl_zoo.config import load_recipe
+from fg_ssl_zoo.engine.run_folder import RunFolder, RunFolderTaken
+
+
+def claim(path, *overrides):
+    recipe = load_recipe(overrides=[f"output={path}", *overrides])
+    folder = RunFolder(recipe.folder)
+    folder.claim(recipe)
+    return folder
+
+
+def test_a_new_folder_gets_the_resolved_recipe(tmp_path):
+    folder = claim(tmp_path / "run")
+    assert load_recipe(folder.recipe) == load_recipe(overrides=[f"output={tmp_path / 'run'}"])
+
+
+def test_the_same_recipe_goes_on_also_with_other_loggers_and_workers(tmp_path):
+    folder = claim(tmp_path / "run")
+    (folder.path / "metrics.jsonl").write_text("{}\n")
+    claim(tmp_path / "run", "trackers=[wandb]", "data.num_workers=3", "monitor.every=2")
+    assert (folder.path / "metrics.jsonl").is_file()
+
+
+def test_another_recipe_is_refused_with_the_difference_and_both_remedies(tmp_path):
+    claim(tmp_path / "run")
+    with pytest.raises(RunFolderTaken) as raised:
+        claim(tmp_path / "run", "stages[0].train.lr=7", "seed=3")
+    message = str(raised.value)
+    assert "stages[0].train.lr" in message
+    assert "7" in message
+    assert "seed (0 there, 3 here)" in message
+    assert "output=FOLDER" in message
+    assert "overwrite=true" in message
+    assert "\n" not in message
+
+
+def test_overwrite_starts_afresh(tmp_path):
+    folder = claim(tmp_path / "run")
+    (folder.path / "old.txt").write_text("old")
+    claim(tmp_path / "run", "seed=3", "overwrite=true")
+    assert [path.name for path in folder.path.iterdir()] == ["recipe.yaml"]
+
+
+def test_resume_never_refuses_even_the_same_recipe(tmp_path):
+    claim(tmp_path / "run")
+    with pytest.raises(RunFolderTaken, match="already holds a run.*resume=auto"):
+        claim(tmp_path / "run", "resume=never")
+
+
+@pytest.mark.parametrize("overrides", [[], ["overwrite=true"]])
+def test_a_folder_with_other_files_is_never_touched(tmp_path, overrides):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunFolderTaken, match="holds files that are not a run"):
+        claim(tmp_path, *overrides)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
