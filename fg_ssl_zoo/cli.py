@@ -1,0 +1,92 @@
+"""The `fgssl` command: thin verbs over the functions below.
+
+fgssl data list                                  the data sets known by name
+fgssl data show [RECIPE] [key.path=value ...]    a contact sheet of what the method will see
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fg_ssl_zoo.config import DEFAULT_RECIPE, Recipe, load_recipe
+from fg_ssl_zoo.data.catalog import CATALOG
+from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
+from fg_ssl_zoo.data.datasets import load_splits
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb; what a user typed wrong ends with one line and status 2."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        chosen.run(chosen)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fgssl", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    nouns = parser.add_subparsers(required=True, metavar="data")
+    data = nouns.add_parser("data", help="look at pictures before training on them")
+    verbs = data.add_subparsers(required=True, metavar="list | show")
+
+    listing = verbs.add_parser("list", help="the data sets known by name")
+    listing.set_defaults(run=_list_data)
+
+    show = verbs.add_parser("show", help="a contact sheet of what the method will see")
+    show.add_argument("words", nargs="*", metavar="RECIPE or key.path=value")
+    show.add_argument("--images", type=int, default=8, help="rows of the sheet (default 8)")
+    show.add_argument("--draws", type=int, default=3, help="epochs to draw views of (default 3)")
+    show.add_argument("--out", type=Path, default=Path("views.png"), help="default views.png")
+    show.set_defaults(run=_show_data)
+    return parser
+
+
+def _list_data(chosen: argparse.Namespace) -> None:
+    for name, entry in CATALOG.items():
+        print(f"{name:10} {entry}")
+
+
+def _show_data(chosen: argparse.Namespace) -> None:
+    recipes = [word for word in chosen.words if "=" not in word]
+    overrides = [word for word in chosen.words if "=" in word]
+    recipe = load_recipe(*recipes[:1] or [DEFAULT_RECIPE], overrides)
+    sheet = view_sheet(recipe, num_images=chosen.images, num_draws=chosen.draws)
+    save_png(chosen.out, sheet)
+    print(f"{chosen.out}: the picture, then the views of {chosen.draws} epochs, an image a row")
+
+
+def view_sheet(recipe: Recipe, *, num_images: int, num_draws: int) -> np.ndarray:
+    """(h, w, 3) uint8: for some training pictures, the picture and what the first stage sees of it."""
+    from fg_ssl_zoo.backbones.backbone import create_backbone
+    from fg_ssl_zoo.data.loader import ViewDataset
+    from fg_ssl_zoo.evaluation.features import evenly
+    from fg_ssl_zoo.methods import create_method
+
+    images, _ = load_splits(recipe.data, seed=recipe.seed)
+    stage, size = recipe.stages[0], recipe.data.image_size
+    method = create_method(
+        stage.method, create_backbone(recipe.backbone, image_size=size), **stage.options
+    )
+    dataset = ViewDataset(images, method.views(size), recipe.seed)
+    rows = [
+        [images[index]["image"], *_pictures(dataset[epoch, index] for epoch in range(num_draws))]
+        for index in evenly(len(images), num_images)
+    ]
+    return contact_sheet(rows)
+
+
+def _pictures(seen: Any) -> list[np.ndarray]:
+    """Every uint8 picture in what views returned, also those stacked as (v, h, w, 3)."""
+    arrays = [a for sample in seen for a in sample.values() if isinstance(a, np.ndarray)]
+    shown = [a for a in arrays if a.dtype == np.uint8 and a.shape[-1] == 3 and a.ndim >= 3]
+    return [picture for a in shown for picture in a.reshape(-1, *a.shape[-3:])]
+
+
+if __name__ == "__main__":
+    main()

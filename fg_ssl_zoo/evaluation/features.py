@@ -1,0 +1,100 @@
+"""Features of every picture of a set, the ground of all cheap protocols."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.data.loader import image_loader
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.data.views import CentreView
+from fg_ssl_zoo.ops.distributed import rank, world_size
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone says of a set.
+
+    Attributes:
+        features: (n, d) float32 on the CPU, in the order of the set.
+        labels: (n,) int64, or `None`.
+        indices: (n,) which pictures these are; those that cannot be decoded are missing.
+    """
+
+    features: Tensor
+    labels: Tensor | None
+    indices: Tensor
+
+
+def extract(
+    backbone: Backbone,
+    images: Images,
+    accelerator: Accelerator,
+    *,
+    crop_pct: float = 0.875,
+    max_images: int | None = None,
+    batch_size: int = 128,
+    num_workers: int = 0,
+) -> Features:
+    """Pooled features in evaluation mode; each process takes a share, every process gets all.
+
+    Args:
+        backbone: Not wrapped.
+        images: Read through a centre crop of the backbone's size.
+        accelerator: Its device and precision are used.
+        crop_pct: Share of the shorter side that the crop keeps.
+        max_images: Take this many, evenly spaced over the set.
+        batch_size: Of the forward passes.
+        num_workers: Loader processes.
+    """
+    chosen = evenly(len(images), max_images)
+    mine = chosen[rank() :: world_size()]
+    views = CentreView(backbone.image_size, crop_pct)
+    loader = image_loader(images, views, mine, batch_size=batch_size, num_workers=num_workers)
+    parts, seen = [], []
+    with evaluating(backbone), accelerator.autocast(), torch.inference_mode():
+        for batch in loader:
+            if not batch:
+                continue
+            pixels = batch["image"].to(accelerator.device, non_blocking=True)
+            parts.append(backbone(backbone.normalize(pixels)).float().cpu())
+            seen.append(batch["index"])
+    features = torch.cat(parts) if parts else torch.zeros(0, backbone.num_features)
+    indices = torch.cat(seen) if seen else torch.zeros(0, dtype=torch.int64)
+    if world_size() > 1:
+        gathered = gather_object([(features, indices)])
+        features = torch.cat([part for part, _ in gathered])
+        indices = torch.cat([part for _, part in gathered])
+    order = indices.argsort()
+    features, indices = features[order].clone(), indices[order]
+    labels = images.labels
+    return Features(
+        features=features,
+        labels=None if labels is None else torch.from_numpy(np.asarray(labels))[indices],
+        indices=indices,
+    )
+
+
+def evenly(count: int, most: int | None) -> list[int]:
+    """At most `most` numbers of 0..count-1, evenly spaced."""
+    if most is None or most >= count:
+        return list(range(count))
+    return [int(i) for i in np.linspace(0, count - 1, most).round()]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, each part's own mode again outside."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

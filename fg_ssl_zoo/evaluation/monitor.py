@@ -1,0 +1,87 @@
+"""Measurements while training: is it learning, or has it collapsed?"""
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.config import Monitor
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.evaluation.features import evenly, extract
+from fg_ssl_zoo.evaluation.knn import knn_top1
+from fg_ssl_zoo.ops.spectrum import feature_std, rankme
+
+RANK_IMAGES = 2048
+"""Pictures that RankMe reads; its value depends on the number, so it is fixed."""
+
+COLLAPSED_STD = 1e-3
+"""Feature std (1 is evenly spread) below which features are one point; untrained networks have 0.1 and more."""
+
+
+class Collapsed(RuntimeError):
+    """All pictures have the same features; the message says what was seen and what to try."""
+
+
+@dataclass(frozen=True)
+class OnlineMonitor:
+    """kNN accuracy on the labelled split where there is one; RankMe and feature std always.
+
+    Attributes:
+        train: Pictures that vote, and that RankMe reads when there is no test split.
+        test: Labelled pictures to classify, or `None`.
+        settings: The recipe's.
+        crop_pct: Of the centre crop.
+        num_workers: Loader processes.
+    """
+
+    train: Images
+    test: Images | None
+    settings: Monitor
+    crop_pct: float
+    num_workers: int = 0
+
+    def __call__(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:
+        """`eval/knn_top1` (0..1), `eval/rankme`, `eval/feature_std`, equal on every process.
+
+        Raises:
+            Collapsed: The features do not tell pictures apart.
+        """
+        train = self._features(backbone, self.train, accelerator)
+        measured = {}
+        looked_at = train.features
+        if self.test is not None and train.labels is not None:
+            test = self._features(backbone, self.test, accelerator)
+            looked_at = test.features
+            if test.labels is not None:
+                measured["eval/knn_top1"] = knn_top1(
+                    train.features,
+                    train.labels,
+                    test.features,
+                    test.labels,
+                    k=self.settings.k,
+                    temperature=self.settings.temperature,
+                )
+        sample = looked_at[evenly(len(looked_at), RANK_IMAGES)]
+        measured |= {"eval/rankme": rankme(sample), "eval/feature_std": feature_std(sample)}
+        _check(measured)
+        return measured
+
+    def _features(self, backbone: Backbone, images: Images, accelerator: Accelerator):  # noqa: ANN202
+        return extract(
+            backbone,
+            images,
+            accelerator,
+            crop_pct=self.crop_pct,
+            max_images=self.settings.max_images,
+            num_workers=self.num_workers,
+        )
+
+
+def _check(measured: dict[str, float]) -> None:
+    spread = measured["eval/feature_std"]
+    if not spread > COLLAPSED_STD:  # also when it is no number
+        raise Collapsed(
+            f"the features have collapsed: their std is {spread:.2g} (1 is evenly spread, an untrained network "
+            f"has 0.1 and more) and their effective rank {measured['eval/rankme']:.1f}. Try a lower train.lr, a "
+            "longer train.warmup, a larger train.batch_size, or stronger views"
+        )

@@ -1,0 +1,396 @@
+"""Recipe -> trained and exported Backbone: stages, and rounds inside a stage.
+
+accelerate launch train.py [RECIPE] [key.path=value ...]
+python -m fg_ssl_zoo.pretrain [RECIPE] [key.path=value ...]
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.config import DEFAULT_RECIPE, Recipe, Stage, as_dict, load_recipe, nearest, to_yaml
+from fg_ssl_zoo.data.datasets import fingerprint, load_splits
+from fg_ssl_zoo.data.loader import Order, ViewDataset, resolve_num_workers
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.engine import checkpoint, hardware
+from fg_ssl_zoo.engine.checkpoint import Position
+from fg_ssl_zoo.engine.log import JsonlTracker
+from fg_ssl_zoo.engine.loop import Fit, Interrupted, TrainingStopped, fit, total_steps
+from fg_ssl_zoo.engine.optim import LR_BATCH, base_lr
+from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
+from fg_ssl_zoo.engine.run_folder import RunFolder
+from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
+from fg_ssl_zoo.hub.export import export, usage_lines
+from fg_ssl_zoo.method import Method
+from fg_ssl_zoo.methods import check_options, create_method
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages share.
+
+    Attributes:
+        recipe: Resolved.
+        folder: Where everything of the run lies.
+        accelerator: Devices, precision and processes.
+        train, test: Pictures to learn from, and labelled ones to score or `None`.
+        switches: Resolved hardware switches.
+        monitor: Measurements while training.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    accelerator: Accelerator
+    train: Images
+    test: Images | None
+    switches: hardware.Switches
+    monitor: OnlineMonitor
+
+    def say(self, text: str) -> None:
+        """A line of the main process on standard output."""
+        if self.accelerator.is_main_process:
+            print(text, flush=True)  # noqa: T201
+
+
+def pretrain(recipe: Recipe) -> Backbone:
+    """Train every stage of a recipe, or go on where it was stopped, and export the backbone.
+
+    Returns:
+        The trained backbone, in evaluation mode.
+
+    Raises:
+        ValueError: Something in the recipe does not fit; nothing was trained or deleted.
+        TrainingStopped, Collapsed: The run goes nowhere.
+        Interrupted: A signal came; the checkpoint is written.
+    """
+    for number, stage in enumerate(recipe.stages):
+        check_options(stage.method, stage.options, where=f"stages[{number}].options")
+    set_seed(recipe.seed)
+    switches, backbone = _prepare_backbone(recipe)
+    train, test = load_splits(recipe.data, seed=recipe.seed)
+    for stage in recipe.stages:
+        Order(
+            len(train), stage.train.batch_size, recipe.seed
+        )  # a batch that is too large fails here
+    run = _open_run(recipe, switches, train, test)
+    measurements = _run_stages(run, backbone)
+    backbone.eval()
+    return _finish(run, backbone, measurements)
+
+
+def _prepare_backbone(recipe: Recipe) -> tuple[hardware.Switches, Backbone]:
+    """The start weights, built after the switches that concern the whole process."""
+    with torch.device("meta"):
+        shape = create_backbone(recipe.backbone, image_size=recipe.data.image_size)
+    switches = hardware.choose(recipe.speed, convolutional=hardware.is_convolutional(shape.model))
+    hardware.switch_on(switches)
+    torch.manual_seed(recipe.seed)
+    image_size = recipe.data.image_size
+    return switches, create_backbone(recipe.backbone, init=recipe.init, image_size=image_size)
+
+
+def _open_run(
+    recipe: Recipe, switches: hardware.Switches, train: Images, test: Images | None
+) -> Run:
+    accelerator = Accelerator(
+        cpu=switches.device == "cpu",
+        mixed_precision="bf16" if switches.precision == "bf16" else "no",
+        step_scheduler_with_optimizer=False,
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched but each trains alone; see docs/launching.md"
+        )
+    folder = RunFolder(recipe.folder)
+    if accelerator.is_main_process:
+        folder.claim(recipe)
+    accelerator.wait_for_everyone()
+    workers = resolve_num_workers(recipe.data.num_workers, accelerator.num_processes)
+    monitor = OnlineMonitor(train, test, recipe.monitor, recipe.data.crop_pct, workers)
+    run = Run(recipe, folder, accelerator, train, test, switches, monitor)
+    run.say(_headline(run))
+    return run
+
+
+def _headline(run: Run) -> str:
+    labelled = "unlabelled" if run.test is None else f"{len(run.test)} test images"
+    lines = [
+        to_yaml(run.recipe).rstrip(),
+        f"run       {run.folder.path}",
+        f"data      {run.train.name}: {len(run.train)} training images, {labelled}",
+        f"hardware  {run.switches}; {run.accelerator.num_processes} process(es)",
+    ]
+    for number, stage in enumerate(run.recipe.stages):
+        train = stage.train
+        lines.append(
+            f"lr        stages[{number}]: {train.lr:g} per {LR_BATCH} images, {train.lr_scaling} in the batch "
+            f"of {train.batch_size} -> {base_lr(train):g}"
+        )
+    return "\n".join(lines)
+
+
+# --------------------------------------------------------------------------- stages and rounds
+
+
+def _run_stages(run: Run, backbone: Backbone) -> list[dict[str, float]]:
+    """Train all rounds that are not done; returns the measurements of the whole run."""
+    found = checkpoint.positions(run.folder.checkpoints)
+    newest = max(found, default=Position())
+    state = checkpoint.load(found[newest]) if found else None
+    if state:
+        run.say(f"resume    {found[newest]}")
+    trackers = _trackers(run, newest)
+    measurements: list[dict[str, float]] = state["measurements"] if state else []
+    method: Method | None = None
+    first_step = 0
+    for number, stage in enumerate(run.recipe.stages):
+        order = Order(len(run.train), stage.train.batch_size, run.recipe.seed)
+        length = total_steps(stage.train, order)
+        for round_number in range(stage.rounds):
+            here = Position(number, round_number)
+            if (number, round_number) >= (newest.stage, newest.round):
+                if round_number == 0 or method is None:
+                    method = _stage_method(stage, backbone, before=method)
+                at = newest if state else here
+                _one_round(run, method, stage, at, state, measurements, first_step)
+                state = None
+            first_step += length
+    for tracker in trackers:
+        tracker.finish()
+    return measurements
+
+
+def _stage_method(stage: Stage, backbone: Backbone, before: Method | None) -> Method:
+    """The method of a stage around the walking backbone, with what it inherits from the stage before."""
+    backbone.requires_grad_(True)
+    method = create_method(stage.method, backbone, **stage.options)
+    for name in stage.inherit:
+        source, target = getattr(before, name, None), getattr(method, name, None)
+        if before is not None and not (
+            isinstance(source, nn.Module) and isinstance(target, nn.Module)
+        ):
+            owners = [n for n, _ in method.named_children()]
+            raise ValueError(f"inherit: both stages need a module '{name}'{nearest(name, owners)}")
+        if isinstance(source, nn.Module) and isinstance(target, nn.Module):
+            target.load_state_dict(source.state_dict())
+    return method
+
+
+def _one_round(
+    run: Run,
+    method: Method,
+    stage: Stage,
+    start: Position,
+    state: dict[str, Any] | None,
+    measurements: list[dict[str, float]],
+    first_step: int,
+) -> None:
+    """Annotate, then train from `start` to the end of the round."""
+    recipe = run.recipe
+    method.to(run.accelerator.device)
+    if state:
+        method.load_state_dict(state["method"])
+    notes = _notes(run, method, start)
+    dataset = ViewDataset(
+        run.train, method.views(recipe.data.image_size), _round_seed(recipe, start), notes
+    )
+    job = Fit(
+        train=stage.train,
+        dataset=dataset,
+        accelerator=run.accelerator,
+        folder=run.folder,
+        start=start,
+        state=state,
+        measure=lambda: run.monitor(method.backbone, run.accelerator),
+        measure_every=recipe.monitor.every,
+        num_workers=recipe.data.num_workers,
+        first_step=first_step,
+        channels_last=run.switches.channels_last,
+        measurements=measurements,
+    )
+    fit(method, job, title=_title(recipe, start))
+    if job.seconds:
+        run.say(f"trained   {job.seen} images at {job.images_per_second:.1f} images/s")
+    run.accelerator.free_memory()
+
+
+def _round_seed(recipe: Recipe, at: Position) -> int:
+    """Another order and other views in every round."""
+    return recipe.seed + 1000 * at.stage + 100_000 * at.round
+
+
+def _title(recipe: Recipe, at: Position) -> str:
+    stage = recipe.stages[at.stage]
+    several = len(recipe.stages) > 1 or stage.rounds > 1
+    return f"{stage.method} {at.stage}.{at.round}" if several else stage.method
+
+
+def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
+    """The method's notes of this round, from the file of a run that goes on or taken now."""
+    from safetensors.torch import load_file, save_file
+
+    path = run.folder.path / "notes" / f"stage{at.stage}_round{at.round}.safetensors"
+    if at.step and path.is_file():
+        return load_file(path)
+    notes = method.annotate(run.train, run.accelerator)
+    if notes and run.accelerator.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(notes, path)
+    return notes
+
+
+def _trackers(run: Run, at: Position) -> list[Any]:
+    """JSONL and TensorBoard, and what the recipe names; attached to the accelerator."""
+    run.accelerator.log_with = []
+    jsonl = JsonlTracker(run.folder.metrics, first_step=_steps_before(run, at) + at.step + 1)
+    run.accelerator.log_with = [jsonl, *_external(run)]
+    run.accelerator.init_trackers("tensorboard", config=None)
+    return run.accelerator.trackers
+
+
+def _external(run: Run) -> Iterator[Any]:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker
+
+    yield TensorBoardTracker("tensorboard", logging_dir=str(run.folder.path))
+    for name in run.recipe.trackers:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(f"trackers: unknown '{name}'{nearest(name, LOGGER_TYPE_TO_CLASS)}")
+        yield name
+
+
+def _steps_before(run: Run, at: Position) -> int:
+    """Optimizer steps of the rounds before a position."""
+    before = 0
+    for number, stage in enumerate(run.recipe.stages[: at.stage + 1]):
+        order = Order(len(run.train), stage.train.batch_size, run.recipe.seed)
+        rounds = at.round if number == at.stage else stage.rounds
+        before += rounds * total_steps(stage.train, order)
+    return before
+
+
+# --------------------------------------------------------------------------- results
+
+
+def _finish(run: Run, backbone: Backbone, measurements: list[dict[str, float]]) -> Backbone:
+    """Write results and the exported folder, print the table and the lines that load it."""
+    if run.accelerator.is_main_process:
+        results = _results(run, measurements)
+        text = json.dumps(results, indent=2) + "\n"
+        (run.folder.path / "results.json").write_text(text, encoding="utf-8")
+        export(backbone, run.folder.export, run.recipe, results)
+        print("\n" + table(results["rows"]))  # noqa: T201
+        print(f"\nexported to {run.folder.export}; load it with\n")  # noqa: T201
+        print(usage_lines(run.folder.export, run.recipe), flush=True)  # noqa: T201
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()
+    return backbone
+
+
+def _results(run: Run, measurements: list[dict[str, float]]) -> dict[str, Any]:
+    """The record a card is rendered from: rows, protocol, and everything that could move a number."""
+    recipe = run.recipe
+    rows = [
+        {"name": name, "init": recipe.init, **_plain(measured)}
+        for name, measured in (("untrained", measurements[0]), ("trained", measurements[-1]))
+    ]
+    end = Position(len(recipe.stages), 0)
+    steps = _steps_before(run, replace(end, stage=end.stage - 1, round=recipe.stages[-1].rounds))
+    return {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": f"{describe_hardware()} ({run.switches}; {run.accelerator.num_processes} process(es))",
+        "data": {
+            "name": recipe.data.name,
+            "num_train": len(run.train),
+            "num_test": len(run.test) if run.test is not None else 0,
+            "num_classes": len(run.train.classes),
+            "image_size": recipe.data.image_size,
+            "fingerprint": fingerprint(run.train),
+            "test_fingerprint": fingerprint(run.test) if run.test is not None else None,
+        },
+        "protocol": {
+            "knn": {
+                "k": recipe.monitor.k,
+                "temperature": recipe.monitor.temperature,
+                "similarity": "cosine",
+                "crop_pct": recipe.data.crop_pct,
+                "max_images": recipe.monitor.max_images,
+            }
+        },
+        "rows": rows,
+        "curve": measurements,
+        "train": {"steps": steps},
+        "recipe": as_dict(recipe),
+    }
+
+
+def _plain(measured: dict[str, float]) -> dict[str, float]:
+    return {key.removeprefix("eval/"): value for key, value in measured.items() if key != "step"}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of results as a markdown table; accuracies in per cent."""
+    metrics = [key for key in rows[0] if key not in ("name", "init")]
+    lines = ["| backbone | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+    for row in rows:
+        shown = [f"{row[m]:.2%}" if "top1" in m else f"{row[m]:.3g}" for m in metrics]
+        lines.append(f"| {row['name']} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command: a recipe and dotted overrides; a wrong word ends with one line and status 2."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Pretrain a backbone without labels and export it.",
+        epilog=f"Without a recipe: {DEFAULT_RECIPE}, drawn pictures, under three minutes on two cores.",
+    )
+    parser.add_argument("words", nargs="*", metavar="RECIPE or key.path=value",
+                        help="a recipe (file or name), then overrides such as stages[0].train.epochs=2")  # fmt: skip
+    words = parser.parse_args(arguments).words
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    _quiet_libraries()
+    recipes = [word for word in words if "=" not in word]
+    try:
+        if len(recipes) > 1:
+            raise ValueError(
+                f"two recipes given: {recipes[0]} and {recipes[1]}; one is trained at a time"
+            )
+        pretrain(load_recipe(*recipes[:1] or [DEFAULT_RECIPE], [w for w in words if "=" in w]))
+    except Interrupted as stopped:
+        print(stopped.message, file=sys.stderr)  # noqa: T201
+        raise
+    except (ValueError, TrainingStopped, Collapsed, checkpoint.CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+
+
+def _quiet_libraries() -> None:
+    """Messages of libraries that a user can do nothing about."""
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    logging.getLogger("httpx").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+
+
+if __name__ == "__main__":
+    main()
