@@ -1,0 +1,79 @@
+"""Draw the pictures of the README.
+
+    python docs/make_images.py        all of them, into docs/images/ (the package is installed)
+
+`drawn_birds.png` shows four species of `DrawnBirds` with six individuals each, one picture as it
+would look with six species, and the part masks of that row.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fg_ssl_zoo.data.drawn import DrawnBirds, part_overlay
+
+FOLDER = Path(__file__).parent / "images"
+TILE, GAP, CAPTION = 192, 8, 26
+OVERSAMPLING = 4
+NUM_COLUMNS = 6
+SPECIES = (4, 1, 14, 10)
+OTHER_SPECIES = (5, 3, 9, 2, 11, 13)
+NUM_COLOURS = 256
+
+
+def tile(picture: np.ndarray) -> np.ndarray:
+    """The picture at the size of a tile, with less of its noise, which a PNG cannot compress."""
+    small = cv2.resize(picture, (TILE, TILE), interpolation=cv2.INTER_AREA)
+    return cv2.bilateralFilter(small, 7, 18, 3)
+
+
+def row(title: str, pictures: list[np.ndarray]) -> np.ndarray:
+    """Pictures side by side under a caption."""
+    width = NUM_COLUMNS * (TILE + GAP) - GAP
+    page = Image.new("RGB", (width, CAPTION + TILE + GAP), "white")
+    font = ImageFont.load_default(size=15)
+    ImageDraw.Draw(page).text((1, 4), title, fill=(60, 60, 60), font=font)
+    for column, picture in enumerate(pictures):
+        page.paste(Image.fromarray(tile(picture)), (column * (TILE + GAP), CAPTION))
+    return np.asarray(page)
+
+
+def with_palette(image: np.ndarray) -> Image.Image:
+    """The image in 256 colours, found by k-means with most of its samples from vivid pixels.
+
+    The ready-made palettes give nearly all colours to the backgrounds, and none to a blue cap.
+    """
+    rng = np.random.default_rng(0)
+    pixels = image.reshape(-1, 3).astype(np.float32)
+    vivid = np.ptp(pixels, axis=1) ** 2 + 300
+    sample = pixels[rng.choice(len(pixels), 30_000, p=vivid / vivid.sum())]
+    stop = (cv2.TERM_CRITERIA_MAX_ITER, 20, 0)
+    cv2.setRNGSeed(0)
+    _, _, centres = cv2.kmeans(sample, NUM_COLOURS - 1, None, stop, 1, cv2.KMEANS_PP_CENTERS)
+    colours = np.vstack([centres, [[255, 255, 255]]]).round().astype(np.uint8)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colours.tobytes())
+    return Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+
+
+def drawn_birds() -> Image.Image:
+    """The contact sheet of the built-in data set."""
+    birds = DrawnBirds(10_000, image_size=OVERSAMPLING * TILE, seed=7)
+    rows = []
+    for label in SPECIES:
+        indices = np.flatnonzero(birds.labels == label)[:NUM_COLUMNS].tolist()
+        rows.append(row(birds.classes[label], [birds[index]["image"] for index in indices]))
+    same = [birds.draw(3, label) for label in OTHER_SPECIES]
+    rows.append(row("one picture, drawn as six species", [sample["image"] for sample in same]))
+    masks = [part_overlay(sample["image"], sample["part_mask"]) for sample in same]
+    rows.append(row("and its part masks", masks))
+    return with_palette(np.concatenate(rows)[:-GAP])
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / "drawn_birds.png"
+    drawn_birds().save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
