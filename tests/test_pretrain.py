@@ -1,0 +1,172 @@
+"""The whole path: a recipe in, an exported backbone out; and what a user types wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+from fg_ssl_zoo.config import load_recipe
+from fg_ssl_zoo.engine import checkpoint
+from fg_ssl_zoo.evaluation.monitor import Collapsed
+from fg_ssl_zoo.pretrain import main, pretrain
+
+TINY = """
+backbone: test_resnet
+data: {name: drawn, image_size: 64, num_images: 16, num_classes: 4}
+stages:
+  - method: simclr
+    options: {hidden_size: 16, projection_size: 8}
+    train: {steps: 3, batch_size: 8, optimizer: sgd, lr: 0.5}
+monitor: {every: 1, k: 3}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A tiny recipe file; runs land beside it."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "fgssl_test_resnet_drawn.simclr.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_all_that_the_readme_promises(recipe, tmp_path, capsys):
+    main([str(recipe)])
+    printed = capsys.readouterr().out
+    run = tmp_path / "runs" / "fgssl_test_resnet_drawn.simclr"
+    results = json.loads((run / "results.json").read_text())
+    assert [row["name"] for row in results["rows"]] == ["untrained", "trained"]
+    assert [measured["step"] for measured in results["curve"]] == [0, 2, 3]
+    assert results["rows"][0]["knn_top1"] == results["curve"][0]["eval/knn_top1"]
+    assert results["data"]["num_train"] == 16
+    assert results["protocol"]["knn"] == {
+        "k": 3, "temperature": 0.07, "similarity": "cosine", "crop_pct": 0.875, "max_images": None,
+    }  # fmt: skip
+    assert [line["step"] for line in metrics(run)] == [0, 2, 3, 3]
+    assert list((run / "tensorboard").glob("events*"))
+    assert sorted(path.name for path in (run / "export").iterdir()) == [
+        "README.md", "config.json", "model.safetensors", "recipe.yaml", "results.json",
+    ]  # fmt: skip
+    assert "lr        stages[0]: 0.5 per 256 images, linear in the batch of 8 -> 0.015625" in printed
+    assert "untrained" in printed
+    assert "resolved recipe" not in printed
+    assert "hidden_size: 16" in printed
+
+    # The printed lines, word for word, in a process that has never heard of this package.
+    lines = printed.split("load it with\n\n")[1]
+    check = "\nimport sys\nassert 'fg_ssl_zoo' not in sys.modules\nprint(type(model).__name__)"
+    ran = subprocess.run(
+        [sys.executable, "-c", lines + check], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "TimmWrapperModel"
+
+
+def test_the_exported_backbone_is_the_one_that_was_trained(recipe):
+    backbone = pretrain(load_recipe(recipe))
+    exported = timm.create_model(
+        f"local-dir:{load_recipe(recipe).folder / 'export'}", pretrained=True
+    ).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(exported(x), backbone(x))
+
+
+def test_the_same_command_again_goes_on_and_ends_with_the_same_results(recipe, tmp_path, capsys):
+    main([str(recipe)])
+    run = tmp_path / "runs" / "fgssl_test_resnet_drawn.simclr"
+    first, weights = metrics(run), (run / "export" / "model.safetensors").read_bytes()
+    rows = json.loads((run / "results.json").read_text())["rows"]
+    newest = max(checkpoint.positions(run / "checkpoints"))
+    (run / "checkpoints" / newest.file_name).unlink()
+    main([str(recipe)])
+    assert "resume    " in capsys.readouterr().out
+    assert (run / "export" / "model.safetensors").read_bytes() == weights
+    assert json.loads((run / "results.json").read_text())["rows"] == rows
+    again = metrics(run)
+    assert [line["step"] for line in again] == [line["step"] for line in first]
+    main([str(recipe)])  # nothing is left to train
+    assert (run / "export" / "model.safetensors").read_bytes() == weights
+
+
+def test_two_stages_and_two_rounds_train_in_order_and_go_on_from_any_of_them(recipe, tmp_path):
+    stages = "\n".join(TINY.splitlines()[4:7])
+    text = TINY.replace(stages, f"{stages}\n    rounds: 2\n{stages}\n    inherit: [projector]")
+    recipe.write_text(text.replace("steps: 3", "steps: 2, checkpoint_every: 0.5"))
+    whole = pretrain(load_recipe(recipe, ["output=whole"]))
+    for last in (3, 2):
+        pretrain(load_recipe(recipe, ["output=cut"]))
+        folder = tmp_path / "cut" / "checkpoints"
+        for path in list(checkpoint.positions(folder).values())[-1:]:
+            path.unlink()
+        assert max(checkpoint.positions(folder)).stage == 1
+        cut = pretrain(load_recipe(recipe, ["output=cut"]))
+        for key, value in whole.state_dict().items():
+            assert torch.equal(cut.state_dict()[key], value), (last, key)
+    assert [line["step"] for line in metrics(tmp_path / "whole") if "eval/rankme" in line][-1] == 6
+
+
+def test_an_unlabelled_folder_trains_with_rankme_alone(recipe, tmp_path, birds):
+    import cv2
+
+    for index in range(16):
+        path = tmp_path / "photos" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), birds[index]["image"])
+    pretrain(load_recipe(recipe, ["data.path=photos", "data.name=garden", "data.num_images=null"]))
+    results = json.loads((tmp_path / "runs/fgssl_test_resnet_garden.simclr/results.json").read_text())
+    assert results["rows"][1].keys() == {"name", "init", "rankme", "feature_std"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["backbone=resnet81"], "unknown backbone 'resnet81'; did you mean resnet18"),
+        (["stages[0].method=simcrl"], "unknown method 'simcrl'; did you mean simclr"),
+        (["stages[0].options.temprature=1"], "stages[0].options.temprature: unknown option of simclr"),
+        (["stages[0].train.batch_size=64"], "64 is more than the 16 training images"),
+        (["backbone=vit_tiny_patch16_224", "data.image_size=100"],
+         "data.image_size: 100 is not divisible by the patch size 16 of vit_tiny_patch16_224; "
+         "96 or 112 would be"),
+        (["data.path=no/such/folder"], "no/such/folder"),
+        (["init=a1_in1k"], "init: 'a1_in1k' is neither scratch"),
+        (["init=mine.safetensors"], "init: there is no file mine.safetensors"),
+        (["trackers=[wanbd]"], "trackers: unknown 'wanbd'; did you mean wandb"),
+        (["stages[0].options.augmentation={gray: 1}"], "augmentation.gray: unknown key"),
+        (["another_recipe"], "two recipes given"),
+    ],
+)  # fmt: skip
+def test_what_is_typed_wrong_is_one_line_and_loses_nothing(recipe, tmp_path, capsys, words, message):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(recipe), *words])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.glob("runs/*/checkpoints/*"))
+
+
+def test_a_used_folder_is_refused_before_anything_is_touched(recipe, tmp_path, capsys):
+    main([str(recipe)])
+    before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
+    with pytest.raises(SystemExit):
+        main([str(recipe), "seed=1"])
+    error = capsys.readouterr().err
+    assert "differs in seed (0 there, 1 here)" in error
+    assert "output=FOLDER" in error
+    assert "overwrite=true" in error
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_collapsed_run_stops_and_says_what_to_try(recipe, monkeypatch):
+    monkeypatch.setattr("fg_ssl_zoo.evaluation.monitor.COLLAPSED_STD", 10.0)
+    with pytest.raises(Collapsed, match=r"have collapsed: their std is .* effective rank .* Try a"):
+        pretrain(load_recipe(recipe))
