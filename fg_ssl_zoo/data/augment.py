@@ -1,6 +1,8 @@
-"""Edits of one picture that a recipe can put before a view: (h, w, 3) uint8 and a generator in, the same out.
+"""Edits of one picture that a recipe can put before a view.
 
-EDITS = {name: edit}      `pair: gamma` in a SimCLR recipe edits the second view's picture
+An edit takes (h, w, 3) uint8 and a generator, and gives the same out.
+
+    EDITS = {name: edit}      `pair: gamma` in a SimCLR recipe edits the second view's picture
 """
 
 from collections.abc import Callable

@@ -4,14 +4,15 @@
     ViewDataset  (epoch, index) -> views, with a generator seeded by (seed, epoch, index)
     step_loader  the batches of steps [first, last) of this process
 
-Resuming at step k is asking for steps from k on: there is nothing to skip and no state to save. One loader
-serves all epochs, so no worker is ever restarted.
+Resuming at step k is asking for steps from k on: there is nothing to skip and no state to save.
+One loader serves all epochs, so no worker is ever restarted.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fg_ssl_zoo.data.sample import CorruptImage, Images, Views
+from fg_ssl_zoo.data.sample import CorruptImage, Images, Sample, Views
 
 
 class TooManyCorruptImages(ValueError):
@@ -43,8 +44,8 @@ class Order:
     def __post_init__(self) -> None:
         if self.batch_size > self.num_images:
             raise ValueError(
-                f"train.batch_size: {self.batch_size} is more than the {self.num_images} training images; "
-                f"{self.num_images} or less would do"
+                f"train.batch_size: {self.batch_size} is more than the {self.num_images} "
+                f"training images; {self.num_images} or less would do"
             )
 
     @property
@@ -56,15 +57,14 @@ class Order:
         """(epoch, index) of every image of a step."""
         epoch, within = divmod(step, self.steps_per_epoch)
         start = within * self.batch_size
-        order = self._permutation(epoch)[start : start + self.batch_size]
+        order = _permutation(self.num_images, self.seed, epoch)[start : start + self.batch_size]
         return [(epoch, int(index)) for index in order]
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_epoch", None) != epoch:
-            permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
-            object.__setattr__(self, "_epoch", epoch)
-            object.__setattr__(self, "_order", permutation)
-        return self._order  # pyright: ignore[reportAttributeAccessIssue]
+
+@functools.lru_cache(maxsize=1)
+def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of the images in an epoch; kept while its steps are asked for one after the other."""
+    return np.random.default_rng([seed, epoch]).permutation(num_images)
 
 
 class _Share(Sampler[list[tuple[int, int]]]):
@@ -94,7 +94,8 @@ class _Share(Sampler[list[tuple[int, int]]]):
 class ViewDataset(Dataset[dict[str, Any]]):
     """Pictures seen through views; the key is (epoch, index).
 
-    A picture that cannot be decoded is replaced by the next one that can, and named under `corrupt`.
+    A picture that cannot be decoded is replaced by the next one that can, and named under
+    `corrupt`.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
                 continue
             generator = np.random.default_rng([self.seed, epoch, index])
             noted = {name: rows[used] for name, rows in self.notes.items()}
-            seen = self.views({**sample, **noted}, generator)  # pyright: ignore[reportArgumentType]
+            seen = self.views(cast(Sample, {**sample, **noted}), generator)
             return {**seen, "index": used, "corrupt": corrupt}
         raise TooManyCorruptImages(
             f"none of the {len(self.images)} images can be decoded; {corrupt[0]}"
@@ -198,8 +199,8 @@ def _collate_readable(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def resolve_num_workers(num_workers: int | str, world: int = 1, cores: int | None = None) -> int:
     """Loader processes of one training process.
 
-    `auto` leaves the loading to the training process itself on up to two cores a process, where the step
-    is the bottleneck and a worker would only take its core; else it takes up to eight.
+    `auto` leaves the loading to the training process itself on up to two cores a process, where the
+    step is the bottleneck and a worker would only take its core; else it takes up to eight.
     """
     if num_workers != "auto":
         return int(num_workers)

@@ -27,8 +27,8 @@ class Sample(TypedDict):
 Views = Callable[[Sample, np.random.Generator], dict[str, Any]]
 """One picture becomes what a method reads; the keys are the batch keys, arrays are stacked.
 
-All randomness comes from the generator, which is seeded by (seed, epoch, index): what is drawn depends
-neither on workers nor on processes nor on resuming.
+All randomness comes from the generator, which is seeded by (seed, epoch, index): what is drawn
+depends neither on workers nor on processes nor on resuming.
 """
 
 
@@ -44,7 +44,9 @@ class Images(Protocol):
 
     name: str
     classes: list[str]
-    labels: np.ndarray | None
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
 
     def __len__(self) -> int: ...
 

@@ -5,10 +5,10 @@
     render_mask    part mask -> (s, s), the same geometry
     render_points  keypoints -> the same geometry
 
-Everything photometric that is linear (brightness, contrast, saturation, hue, grayscale) is folded into one
-3x4 matrix and applied once: hue turns the YIQ plane (as NVIDIA DALI does) instead of the HSV cone, and
-values are clamped once instead of after each step. Measured against torchvision on PIL pictures this is
-four to twelve times as fast with the same kNN accuracy.
+Everything photometric that is linear (brightness, contrast, saturation, hue, grayscale) is folded
+into one 3x4 matrix and applied once: hue turns the YIQ plane (as NVIDIA DALI does) instead of the
+HSV cone, and values are clamped once instead of after each step. Measured against torchvision on
+PIL pictures this is four to twelve times as fast with the same kNN accuracy.
 """
 
 import math
@@ -65,17 +65,20 @@ class Augmentation:
 
 
 _MOCO_V2 = Augmentation()
+_SIMCLR = replace(
+    _MOCO_V2, crop_scale=(0.08, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2
+)
 _BYOL = replace(_MOCO_V2, crop_scale=(0.08, 1.0), saturation=0.2)
+_FINE_GRAINED = replace(_MOCO_V2, hue=0.02, grayscale=0.0)
 
 PRESETS: dict[str, tuple[Augmentation, Augmentation]] = {
     # Strengths of the official repositories; the two entries are the first and the second view.
-    "simclr": (replace(_MOCO_V2, crop_scale=(0.08, 1.0), brightness=0.8, contrast=0.8,
-                       saturation=0.8, hue=0.2),) * 2,  # google-research/simclr
-    "moco_v2": (_MOCO_V2,) * 2,  # facebookresearch/moco
+    "simclr": (_SIMCLR, _SIMCLR),  # google-research/simclr
+    "moco_v2": (_MOCO_V2, _MOCO_V2),  # facebookresearch/moco
     "byol": (replace(_BYOL, blur=1.0), replace(_BYOL, blur=0.1, solarize=0.2)),  # deepmind, byol
     # Colour tells species apart: no grayscale, hardly any hue (our choice, see docs/simclr.md).
-    "fine_grained": (replace(_MOCO_V2, hue=0.02, grayscale=0.0),) * 2,
-}  # fmt: skip
+    "fine_grained": (_FINE_GRAINED, _FINE_GRAINED),
+}
 
 
 def augmentations_of(
@@ -120,7 +123,10 @@ class View:
 def draw_view(
     generator: np.random.Generator, height: int, width: int, size: int, how: Augmentation
 ) -> View:
-    """Draw one view of a (height, width) picture; the number of draws never depends on their values."""
+    """Draw one view of a (height, width) picture.
+
+    The number of draws never depends on their values.
+    """
     u = generator.random(16).tolist()
     area = _between(u[0], how.crop_scale) * height * width
     low, high = how.crop_ratio
@@ -151,8 +157,9 @@ def draw_view(
 def crop_resize(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
     """The box (x, y, width, height) as (size, size, 3), bilinear after a whole-number reduction.
 
-    Bilinear reads every pixel up to a reduction by two; above, means of k x k pixels come first, which
-    OpenCV computes fast for whole k. Area means in one step look alike and take four times as long.
+    Bilinear reads every pixel up to a reduction by two; above, means of k x k pixels come first,
+    which OpenCV computes fast for whole k. Area means in one step look alike and take four times as
+    long.
     """
     x, y, w, h = box
     k = min(w, h) // size
@@ -188,7 +195,10 @@ def render_mask(mask: np.ndarray, view: View, size: int) -> np.ndarray:
 
 
 def render_points(points: np.ndarray, view: View, height: int, width: int) -> np.ndarray:
-    """Keypoints (k, 3) in 0..1 of the picture become 0..1 of the view; what leaves it turns invisible."""
+    """Keypoints (k, 3) in 0..1 of the picture become 0..1 of the view.
+
+    What leaves the view turns invisible.
+    """
     x, y, w, h = view.box
     moved = points.astype(np.float32, copy=True)
     moved[:, 0] = (points[:, 0] * width - x) / w
@@ -219,7 +229,8 @@ class RandomViews:
         views = []
         for how, edit in zip(self.augmentations, self.edits, strict=True):
             image = edit(sample["image"], generator) if edit else sample["image"]
-            view = draw_view(generator, *image.shape[:2], self.size, how)
+            height, width = image.shape[:2]
+            view = draw_view(generator, height, width, self.size, how)
             views.append(render(image, view, self.size))
         return {"images": np.stack(views)}
 
@@ -230,7 +241,8 @@ class CentreView:
 
     Attributes:
         size: Side in pixels.
-        crop_pct: Share of the shorter side that the crop keeps; 1 on pictures that are crops already.
+        crop_pct: Share of the shorter side that the crop keeps; 1 on pictures that are crops
+            already.
     """
 
     size: int

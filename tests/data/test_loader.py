@@ -114,8 +114,10 @@ def test_evaluation_reads_every_readable_picture_once_and_in_order(birds):
 
 
 def test_notes_reach_the_views(birds):
-    notes = {"parts": torch.arange(16) * 10}
-    dataset = ViewDataset(birds, lambda sample, generator: {"parts": sample["parts"]}, 0, notes)
+    def parts_of(sample, generator):
+        return {"parts": sample["parts"]}
+
+    dataset = ViewDataset(birds, parts_of, 0, notes={"parts": torch.arange(16) * 10})
     assert [int(dataset[0, i]["parts"]) for i in (0, 7)] == [0, 70]
 
 

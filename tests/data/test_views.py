@@ -1,4 +1,5 @@
 import colorsys
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,7 +33,7 @@ def draw(how: Augmentation, seed: int = 0, height: int = 64, width: int = 64) ->
     return draw_view(np.random.default_rng(seed), height, width, 64, how)
 
 
-def with_only(**changes: float) -> Augmentation:
+def with_only(**changes: Any) -> Augmentation:
     return Augmentation(**{**vars(PLAIN), **changes})
 
 

@@ -1,0 +1,189 @@
+"""From `data:` of a recipe to pictures: which source, which split, how many.
+
+    data.path                local folder (`folders`, or `official` for CUB-200-2011 and NABirds)
+    data.hub_id, data.name   Hugging Face datasets (`hub_images`, `catalog`)
+    name: drawn              the built-in birds (`drawn`)
+
+A labelled source without labelled test pictures gives up a part of each class for them.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from fg_ssl_zoo.config import Data
+from fg_ssl_zoo.data.drawn import DrawnBirds
+from fg_ssl_zoo.data.folders import NO_TEST, FolderImages, existing_folder, load_folder
+from fg_ssl_zoo.data.hub_images import load_hub
+from fg_ssl_zoo.data.official import load_official, official_folder
+from fg_ssl_zoo.data.sample import Images, Sample
+
+HELD_OUT = 0.2
+"""Share of every class that becomes the test split where a labelled source has none."""
+
+DRAWN_TRAIN, DRAWN_TEST_SHARE = 2000, 1 / 4
+
+_log = logging.getLogger(__name__)
+
+
+class Subset:
+    """Some pictures of a source, numbered anew.
+
+    Args:
+        images: The source.
+        indices: (n,) numbers in the source, in the order of the subset.
+    """
+
+    def __init__(self, images: Images, indices: np.ndarray) -> None:
+        self.images, self.indices = images, indices
+        self.name, self.classes = images.name, images.classes
+        self.labels = None if images.labels is None else images.labels[indices]
+        self.parts: list[str] = getattr(images, "parts", [])
+        self.keypoints: list[str] = getattr(images, "keypoints", [])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        return {**self.images[int(self.indices[index])], "index": index}
+
+    @property
+    def identity(self) -> str:
+        """The source's, and the numbers."""
+        return f"{_identity(self.images)}\n{self.indices.tolist()}"
+
+
+def load_splits(data: Data, seed: int = 0) -> tuple[Images, Images | None]:
+    """Pictures to pretrain on, and labelled test pictures of the same classes.
+
+    Args:
+        data: `data:` of the recipe.
+        seed: Of drawn pictures and of the choice of `num_images`.
+
+    Returns:
+        Training pictures; test pictures, or `None` where training has no labels to score them with.
+
+    Raises:
+        ValueError: What is wrong with the data, where, and what would be right.
+    """
+    train, test = _load(data, seed)
+    if test is not None and (train.labels is None or test.labels is None):
+        return train, None
+    return train, test
+
+
+def load_images(data: Data, split: Literal["train", "test"], *, seed: int = 0) -> Images:
+    """One split, labelled or not; arguments and errors as `load_splits`."""
+    train, test = _load(data, seed)
+    if split == "train":
+        return train
+    if test is None:
+        raise ValueError(f"data.test_split: {train.name} has no test pictures")
+    return test
+
+
+def fingerprint(images: Images) -> str:
+    """Twelve hex digits that change with the pictures, their order, or their labels."""
+    digest = hashlib.blake2b(digest_size=6)
+    labels = "" if images.labels is None else str(images.labels.tolist())
+    for text in (str(len(images)), "\n".join(images.classes), labels, _identity(images)):
+        digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
+def _identity(images: Images) -> str:
+    if isinstance(images, DrawnBirds):
+        return f"drawn {images.image_size} {images.seed}"
+    return getattr(images, "identity", images.name)
+
+
+# --------------------------------------------------------------------------- sources
+
+
+def _load(data: Data, seed: int) -> tuple[Images, Images | None]:
+    """Both splits of the source, the training pictures down to `num_images`."""
+    if data.path is None and data.hub_id is None and data.name == "drawn":
+        return _draw(data, seed)
+    train, test = _load_folder(data) if data.path is not None else load_hub(data)
+    if train.labels is not None and data.test_split == NO_TEST:
+        test = None
+    elif train.labels is not None and (test is None or test.labels is None):
+        train, test = _hold_out(train)
+    if data.num_images is not None and data.num_images < len(train):
+        train = Subset(train, balanced(train.labels, len(train), data.num_images, seed))
+    return train, test
+
+
+def _draw(data: Data, seed: int) -> tuple[Images, Images]:
+    """Train and test pictures are other birds of the same species: seeds 2 s and 2 s + 1."""
+    num_train = data.num_images or DRAWN_TRAIN
+    num_test = max(round(num_train * DRAWN_TEST_SHARE), data.num_classes)
+    how = {"num_classes": data.num_classes, "image_size": data.image_size}
+    return DrawnBirds(num_train, seed=2 * seed, **how), DrawnBirds(
+        num_test, seed=2 * seed + 1, **how
+    )
+
+
+def _load_folder(data: Data) -> tuple[Images, Images | None]:
+    official = official_folder(existing_folder(str(data.path)))
+    return load_official(data, official) if official else load_folder(data)
+
+
+# --------------------------------------------------------------------------- subsets
+
+
+def _hold_out(images: Images) -> tuple[Images, Images]:
+    """Split a labelled source; pictures keep their side when others are added or moved."""
+    if isinstance(images, FolderImages):
+        names: Sequence[str] = list(images.paths)
+    else:
+        names = [str(index) for index in range(len(images))]
+    assert images.labels is not None
+    test = held_out(names, images.labels)
+    _log.warning(
+        "%s has no labelled test split: %d of %d pictures (%.0f %% of each class, by a hash of the "
+        "file name) are held out; data.test_split=%s trains on all",
+        images.name, test.sum(), len(test), 100 * HELD_OUT, NO_TEST,
+    )  # fmt: skip
+    return Subset(images, np.flatnonzero(~test)), Subset(images, np.flatnonzero(test))
+
+
+def held_out(names: Sequence[str], labels: np.ndarray, share: float = HELD_OUT) -> np.ndarray:
+    """(n,) bool: the `share` of each class whose names have the smallest hashes.
+
+    A class of two or more pictures gives at least one and keeps at least one. Adding a picture
+    moves at most one other picture of its class to the other side.
+    """
+    hashes = [hashlib.blake2b(_bytes(name), digest_size=8).digest() for name in names]
+    order = np.array(sorted(range(len(names)), key=hashes.__getitem__), dtype=np.int64)
+    sizes = np.bincount(labels)
+    quota = np.minimum(np.maximum(np.rint(share * sizes), 1), sizes - 1)
+    chosen = np.zeros(len(names), dtype=bool)
+    chosen[order] = _turns(labels[order]) < quota[labels[order]]
+    return chosen
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def balanced(labels: np.ndarray | None, length: int, count: int, seed: int) -> np.ndarray:
+    """`count` sorted indices, as evenly over the classes as their sizes allow."""
+    shuffled = np.random.default_rng([seed, length]).permutation(length)
+    if labels is None:
+        return np.sort(shuffled[:count])
+    by_turn = shuffled[np.argsort(_turns(labels[shuffled]), kind="stable")]
+    return np.sort(by_turn[:count])
+
+
+def _turns(labels: np.ndarray) -> np.ndarray:
+    """How many earlier entries carry the same label."""
+    order = np.argsort(labels, kind="stable")
+    _, first, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    turns = np.zeros(len(labels), dtype=np.int64)
+    turns[order] = np.arange(len(labels)) - np.repeat(first, sizes)
+    return turns

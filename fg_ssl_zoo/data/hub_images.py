@@ -1,0 +1,267 @@
+"""Pictures from Hugging Face `datasets`: of the Hub, or a local folder that `load_dataset` opens.
+
+    load_dataset(id) -> rows of encoded bytes -> `decode`, the same as for files
+
+With `streaming`, the first `num_images` rows are read into memory, still encoded, and nothing else
+is downloaded. An id may name a configuration, `OWNER/NAME:CONFIGURATION`. `datasets` is imported
+when it is first asked for.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fg_ssl_zoo.config import Data, nearest
+from fg_ssl_zoo.data.catalog import Entry, find_entry
+from fg_ssl_zoo.data.decode import decode
+from fg_ssl_zoo.data.folders import NO_TEST, TEST_NAMES, natural
+from fg_ssl_zoo.data.sample import CorruptImage, Sample
+
+if TYPE_CHECKING:
+    import datasets
+
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "jpg", "png"), ("label", "labels", "fine_label")
+"""Columns that are tried when `data.columns` does not name them."""
+
+_log = logging.getLogger(__name__)
+
+
+class HubImages:
+    """Rows of one split.
+
+    Args:
+        rows: Each `{"bytes": ..., "path": ...}`, of an Arrow table or a list.
+        where: Data set and split, for errors.
+        name: Of the data set.
+        classes: Class names in the order of the labels.
+        labels: Class number of every row.
+    """
+
+    def __init__(
+        self,
+        rows: "Sequence[Mapping[str, Any]] | datasets.Column",
+        where: str,
+        *,
+        name: str,
+        classes: Sequence[str] = (),
+        labels: np.ndarray | None = None,
+    ) -> None:
+        self.rows, self.where, self.name = rows, where, name
+        self.classes, self.labels = list(classes), labels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        row = self.rows[index]
+        where = f"{self.where} row {index}" + (f" ({row['path']})" if row["path"] else "")
+        sample = Sample(image=decode(_encoded(row, where), where), index=index)
+        if self.labels is not None:
+            sample["label"] = int(self.labels[index])
+        return sample
+
+    @property
+    def identity(self) -> str:
+        """Where the rows come from, and the sizes of up to 32."""
+        some = np.linspace(0, len(self) - 1, min(len(self), 32)).astype(int)
+        return f"{self.where} {[len(self.rows[int(i)]['bytes'] or b'') for i in some]}"
+
+
+def _encoded(row: Mapping[str, Any], where: str) -> bytes:
+    if row["bytes"] is not None:
+        return row["bytes"]
+    try:
+        return Path(row["path"] or "").read_bytes()
+    except OSError as error:
+        raise CorruptImage(f"{where}: cannot be read ({error.strerror})") from None
+
+
+# --------------------------------------------------------------------------- loading
+
+
+def load_hub(data: Data) -> tuple[HubImages, HubImages | None]:
+    """Training and test pictures of `data.hub_id`, or of the catalogue's `data.name`.
+
+    Raises:
+        ValueError: Unknown name, or a data set, split or column that is not there.
+    """
+    entry = Entry("", "", "", data.hub_id, {}) if data.hub_id else find_entry(data.name)
+    if entry.hub_id is None:
+        raise ValueError(
+            f"data.name: {data.name} is not on the Hub; download it from {entry.homepage}, "
+            f"unpack it, and give data.path=FOLDER"
+        )
+    if data.streaming and data.num_images is None:
+        raise ValueError("data.streaming: say how many rows to read with data.num_images")
+    splits = _open(entry.hub_id, data.streaming, entry.homepage)
+    columns = {**entry.columns, **data.columns}
+    train_name = entry.train_split if data.train_split == "train" else data.train_split
+    rows = _select(splits, train_name, "data.train_split", entry.hub_id)
+    assert rows is not None
+    train = _images(data, entry.hub_id, train_name, rows, columns)
+    test_name = entry.test_split if data.test_split == "test" else data.test_split
+    rows = _select(splits, test_name, "data.test_split", entry.hub_id)
+    if rows is None:
+        return train, None
+    return train, _images(data, entry.hub_id, test_name, rows, columns, train)
+
+
+def _open(hub_id: str, streaming: bool, homepage: str) -> Mapping[Any, Any]:
+    """All splits of a data set by name."""
+    import datasets
+
+    try:
+        if any((Path(hub_id) / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            saved = datasets.load_from_disk(hub_id)
+            return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        repository, _, configuration = (
+            (hub_id, "", "") if Path(hub_id).is_dir() else hub_id.partition(":")
+        )
+        return datasets.load_dataset(repository, configuration or None, streaming=streaming)
+    except Exception as error:  # of datasets, huggingface_hub, httpx, pyarrow
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        hint = f"; or download it from {homepage} and give data.path=FOLDER" if homepage else ""
+        raise ValueError(f"data.hub_id: {hub_id} cannot be loaded: {reason}{hint}") from error
+
+
+def _select(splits: Mapping[Any, Any], wanted: str, key: str, hub_id: str) -> Any:
+    """Rows of a split, or of several joined by `+`; `None` where no test split is needed."""
+    import datasets
+
+    if wanted == NO_TEST:
+        return None
+    if wanted == "test":
+        wanted = next((name for name in TEST_NAMES if name in splits), wanted)
+    missing = [name for name in wanted.split("+") if name not in splits]
+    if missing == ["test"]:
+        return None
+    if missing:
+        raise ValueError(
+            f"{key}: {hub_id} has no split '{missing[0]}'; there are {', '.join(splits)}"
+        )
+    rows = datasets.concatenate_datasets([splits[name] for name in wanted.split("+")])
+    return rows if rows.features else rows._resolve_features()  # a stream may not know them yet
+
+
+def _images(
+    data: Data,
+    hub_id: str,
+    split: str,
+    rows: Any,
+    columns: Mapping[str, str],
+    train: HubImages | None = None,
+) -> HubImages:
+    """Pictures of a split; the test split takes over the classes of `train`."""
+    import datasets
+
+    image, label = _find_columns(rows, columns, hub_id)
+    rows = rows.select_columns([image, label] if label else [image])
+    rows = rows.cast_column(image, datasets.Image(decode=False))
+    feature = rows.features[label] if label else None
+    if data.streaming:
+        pictures, values = _read(rows, image, label, data.num_images or 0)
+    else:
+        pictures, values = rows[image], rows[label][:] if label else None
+    known = train.classes if train else None
+    where = f"{hub_id}[{split}]"
+    classes, labels = (
+        class_numbers(values, getattr(feature, "names", None), known, f"{where}.{label}")
+        if values is not None
+        else ([], None)
+    )
+    name = Path(hub_id).name if data.name == "drawn" else data.name
+    return HubImages(pictures, where, name=name, classes=classes, labels=labels)
+
+
+def _read(
+    rows: "datasets.IterableDataset", image: str, label: str | None, count: int
+) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """The first rows of a stream, in memory."""
+    from datasets.utils.file_utils import xopen
+
+    pictures, labels = [], []
+    for row in rows.take(count):
+        picture = row[image]
+        if picture["bytes"] is None and picture["path"]:
+            with xopen(picture["path"], "rb") as file:
+                picture = {**picture, "bytes": file.read()}
+        pictures.append(picture)
+        labels.append(row[label] if label else None)
+    return pictures, labels if label else None
+
+
+def _find_columns(rows: Any, wanted: Mapping[str, str], hub_id: str) -> tuple[str, str | None]:
+    """Names of the image and the label column."""
+    import datasets
+
+    unknown = wanted.keys() - {"image", "label"}
+    if unknown:
+        raise ValueError(f"data.columns: unknown key '{min(unknown)}'; image and label are known")
+    there: Mapping[str, Any] = rows.features or {}
+    listed = ", ".join(f"{name} ({_kind(feature)})" for name, feature in there.items())
+    for key, column in wanted.items():
+        if column not in there:
+            raise ValueError(f"data.columns.{key}: {hub_id} has no column '{column}', but {listed}")
+    image = wanted.get("image") or _guess(there, IMAGE_COLUMNS, datasets.Image)
+    if image is None:
+        raise ValueError(f"data.columns.image: which of {listed} of {hub_id} is the picture?")
+    label = wanted.get("label") or _guess(there, LABEL_COLUMNS, datasets.ClassLabel)
+    if label is None:
+        _log.warning("%s is read as unlabelled; its columns: %s", hub_id, listed)
+    return image, label
+
+
+def _guess(there: Mapping[str, Any], names: Sequence[str], kind: type) -> str | None:
+    """A usual name, or the only column of a kind."""
+    named = [name for name in names if name in there]
+    fitting = [name for name, feature in there.items() if isinstance(feature, kind)]
+    return named[0] if named else fitting[0] if len(fitting) == 1 else None
+
+
+def _kind(feature: Any) -> str:
+    kind = type(feature).__name__
+    return feature.dtype if kind == "Value" else kind
+
+
+def class_numbers(
+    values: Sequence[Any], names: Sequence[str] | None, known: Sequence[str] | None, where: str
+) -> tuple[list[str], np.ndarray | None]:
+    """Class names and the class number of every value.
+
+    Args:
+        values: Integers or strings.
+        names: Of the integers, as a `ClassLabel` column has them.
+        known: Class names of the training split.
+        where: Data set, split and column, for errors.
+
+    Returns:
+        No names and no numbers where labels are hidden (-1 or missing), as in many test splits.
+
+    Raises:
+        ValueError: Neither integers nor strings, or a class that training lacks.
+    """
+    kinds = {type(value) for value in values}
+    if type(None) in kinds or (kinds == {int} and min(values) < 0):
+        _log.warning("%s is read as unlabelled: some labels are missing", where)
+        return [], None
+    if names is not None:
+        return list(names), np.asarray(values, dtype=np.int64)
+    if kinds not in ({int}, {str}):
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ValueError(
+            f"data.columns.label: {where} holds {found}; integers or strings are needed"
+        )
+    words = [str(value) for value in values]
+    classes = list(known) if known else sorted(set(words), key=natural)
+    number = {word: i for i, word in enumerate(classes)}
+    unknown = sorted(set(words) - set(classes), key=natural)
+    if unknown:
+        raise ValueError(
+            f"data.columns.label: {len(unknown)} classes of {where} are not in the training split: "
+            f"{', '.join(unknown[:5])}{nearest(unknown[0], classes)}"
+        )
+    return classes, np.array([number[word] for word in words], dtype=np.int64)

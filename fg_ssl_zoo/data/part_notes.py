@@ -1,0 +1,150 @@
+"""Keypoints and part masks that lie beside pictures.
+
+    ROOT/parts.csv        file, PART_x, PART_y (0..1 of the picture), PART_visible (0/1), ...
+    ROOT/parts.json       {"0": "background", "1": "beak", ...}
+    ROOT/masks/PATH.png   one part number per pixel, named and sized like ROOT/PATH.jpg
+
+What is not there is left out of the samples.
+"""
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from fg_ssl_zoo.data.sample import CorruptImage
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Points:
+    """Keypoints of many pictures.
+
+    Attributes:
+        names: Of the k keypoints.
+        rows: (n, k, 3) x, y, visible.
+        pixels: Whether x and y are pixels; else they are shares of the picture.
+    """
+
+    names: list[str]
+    rows: Float32[np.ndarray, "n k 3"]
+    pixels: bool = False
+
+    def of(self, index: int, height: int, width: int) -> Float32[np.ndarray, "k 3"]:
+        """Shares x and y in 0..1 of a (height, width) picture, and visible."""
+        row = self.rows[index].copy()
+        if self.pixels:
+            row[:, :2] /= (width, height)
+        return row
+
+
+def read_points(root: Path, paths: Sequence[str]) -> Points | None:
+    """Keypoints of `ROOT/parts.csv` in the order of the paths; without a row, all are invisible.
+
+    Raises:
+        ValueError: A value that is no number; the message names the line.
+    """
+    file = root / "parts.csv"
+    if not file.is_file():
+        return None
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        columns = reader.fieldnames or []
+        names = [
+            column.removesuffix("_visible") for column in columns if column.endswith("_visible")
+        ]
+        if "file" not in columns or not names:
+            return None
+        wanted = set(paths)
+        found = {
+            row["file"]: _point_row(file, reader.line_num, row, names)
+            for row in reader
+            if row["file"] in wanted
+        }
+    nothing = np.zeros((len(names), 3), np.float32)
+    missing = sum(path not in found for path in paths)
+    if missing:
+        _log.warning("%s has no row for %d of %d pictures", file, missing, len(paths))
+    return Points(names, np.stack([found.get(path, nothing) for path in paths]))
+
+
+def _point_row(
+    file: Path, line: int, row: dict[str, str], names: Sequence[str]
+) -> Float32[np.ndarray, "k 3"]:
+    points = np.zeros((len(names), 3), np.float32)
+    name = ""
+    try:
+        for point, name in zip(points, names, strict=True):
+            if int(row[f"{name}_visible"] or 0):
+                point[:] = float(row[f"{name}_x"]), float(row[f"{name}_y"]), 1
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}, line {line}: {name} needs _x, _y, _visible ({error})") from None
+    return points
+
+
+@dataclass
+class PartMasks:
+    """Part masks of many pictures.
+
+    Attributes:
+        names: Of the values 1, 2, ...
+        folder: Where the masks lie, under the paths of the pictures.
+    """
+
+    names: list[str]
+    folder: str
+
+    def of(self, path: str, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
+        """The mask of a (height, width) picture.
+
+        Raises:
+            CorruptImage: It cannot be read, or has another size.
+        """
+        from PIL import Image  # OpenCV would turn a palette into colours
+
+        file = _mask_file(self.folder, path)
+        try:
+            with Image.open(file) as opened:
+                mask = np.array(opened)
+        except (OSError, SyntaxError) as error:
+            raise CorruptImage(f"{file}: {error}") from None
+        if mask.dtype != np.uint8 or mask.shape != (height, width):
+            raise CorruptImage(
+                f"{file}: {mask.dtype} {mask.shape}; the picture needs uint8 {(height, width)}"
+            )
+        return mask
+
+
+def read_part_masks(root: Path, paths: Sequence[str]) -> PartMasks | None:
+    """The masks of `ROOT/parts.json` and `ROOT/masks`, if both are there.
+
+    Raises:
+        ValueError: `parts.json` is no table of names, or a picture has no mask.
+    """
+    table, folder = root / "parts.json", str(root / "masks")
+    if not table.is_file() or not os.path.isdir(folder):
+        return None
+    try:
+        names = {
+            int(value): str(name) for value, name in json.loads(table.read_text("utf-8")).items()
+        }
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f'{table}: {{"0": "background", "1": NAME}} is needed ({error})') from None
+    missing = [path for path in paths if not os.path.isfile(_mask_file(folder, path))]
+    if missing:
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(paths)} pictures have no mask, as "
+            f"{_mask_file(folder, missing[0])}"
+        )
+    return PartMasks([names.get(i, f"part{i}") for i in range(1, max(names) + 1)], folder)
+
+
+def _mask_file(folder: str, path: str) -> str:
+    return os.path.join(folder, os.path.splitext(path)[0] + ".png")

@@ -1,0 +1,394 @@
+"""Folders of every shape, drawn here; which pictures, which labels, which split, which error."""
+
+import itertools
+import json
+import logging
+import os
+import pickle
+import random
+
+import cv2
+import numpy as np
+import pytest
+
+from fg_ssl_zoo.config import Data
+from fg_ssl_zoo.data import datasets
+from fg_ssl_zoo.data.datasets import balanced, fingerprint, held_out, load_images, load_splits
+from fg_ssl_zoo.data.folders import PathList, list_images, natural
+from fg_ssl_zoo.data.sample import CorruptImage
+
+
+def draw(path, colour=(10, 20, 30), size=(6, 8)):
+    """A picture of one RGB colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.full((*size, 3), colour[::-1], np.uint8))
+    return path
+
+
+def draw_classes(root, num_images=5, classes=("crow", "jay")):
+    for i, name in itertools.product(range(num_images), classes):
+        draw(root / name / f"{i}.png", (i, 0, len(name)))
+
+
+def data(path, **options) -> Data:
+    return Data(path=str(path), **options)
+
+
+def paths(images):
+    """Relative paths behind a split."""
+    if hasattr(images, "indices"):
+        return [images.images.paths[int(i)] for i in images.indices]
+    return list(images.paths)
+
+
+# --------------------------------------------------------------------------- shapes of folders
+
+
+def test_split_folders_with_classes(tmp_path):
+    draw_classes(tmp_path / "train")
+    draw_classes(tmp_path / "test", num_images=2)
+    train, test = load_splits(data(tmp_path, name="corvids"))
+    assert (train.name, train.classes, len(train), len(test)) == ("corvids", ["crow", "jay"], 10, 4)
+    np.testing.assert_array_equal(train.labels, [0] * 5 + [1] * 5)
+    np.testing.assert_array_equal(test.labels, [0, 0, 1, 1])
+    sample = train[7]
+    assert (sample["index"], sample["label"]) == (7, 1)
+    np.testing.assert_array_equal(sample["image"], np.full((6, 8, 3), (2, 0, 3)))
+    assert set(sample) == {"image", "index", "label"}
+
+
+@pytest.mark.parametrize("name", ["val", "Valid", "validation", "Test"])
+def test_other_names_of_the_test_folder(tmp_path, name):
+    draw_classes(tmp_path / "Train")
+    draw_classes(tmp_path / name, num_images=1)
+    _, test = load_splits(data(tmp_path))
+    assert paths(test) == [f"{name}/crow/0.png", f"{name}/jay/0.png"]
+
+
+def test_test_labels_are_numbers_of_the_training_classes(tmp_path):
+    draw_classes(tmp_path / "train", classes=("c10", "c9", "c1"))
+    draw_classes(tmp_path / "test", num_images=1, classes=("c10", "c9"))
+    train, test = load_splits(data(tmp_path))
+    assert train.classes == test.classes == ["c1", "c9", "c10"]
+    np.testing.assert_array_equal(test.labels, [1, 2])
+
+
+def test_class_folders_without_splits_hold_out_a_fifth(tmp_path, caplog):
+    draw_classes(tmp_path, num_images=10)
+    train, test = load_splits(data(tmp_path))
+    assert (len(train), len(test)) == (16, 4)
+    np.testing.assert_array_equal(np.bincount(test.labels), [2, 2])
+    assert set(paths(train)).isdisjoint(paths(test))
+    assert "held out" in caplog.text
+    assert [test[i]["index"] for i in range(4)] == [0, 1, 2, 3]
+    everything, none = load_splits(data(tmp_path, test_split="none"))
+    assert (len(everything), none) == (20, None)
+
+
+@pytest.mark.parametrize(
+    "names", [["9.png", "10.png"], ["2021/05/a.png", "2022/b/9.png", "2022/b/10.png"]]
+)
+def test_flat_and_nested_folders_are_unlabelled(tmp_path, names):
+    for name in reversed(names):
+        draw(tmp_path / "photos" / name)
+    train, test = load_splits(data(tmp_path / "photos"))
+    assert paths(train) == names
+    assert (train.labels, train.classes, train.name, test) == (None, [], "photos", None)
+    assert set(train[0]) == {"image", "index"}
+    with pytest.raises(ValueError, match="no test pictures"):
+        load_images(data(tmp_path / "photos"), "test")
+
+
+def test_pictures_beside_class_folders_make_all_unlabelled(tmp_path, caplog):
+    draw_classes(tmp_path, num_images=2)
+    draw(tmp_path / "preview.png")
+    train, test = load_splits(data(tmp_path))
+    assert (len(train), train.labels, test) == (5, None, None)
+    assert "1 pictures lie beside its folders (preview.png, ...)" in caplog.text
+
+
+def test_subfolders_belong_to_their_class_folder(tmp_path):
+    draw_classes(tmp_path)
+    draw(tmp_path / "jay" / "winter" / "0.png")
+    train = load_images(data(tmp_path, test_split="none"), "train")
+    assert paths(train)[-1] == "jay/winter/0.png"
+    assert train.labels[-1] == 1
+
+
+def test_an_unlabelled_test_folder_is_kept_for_other_judges(tmp_path):
+    draw(tmp_path / "train" / "a.png")
+    draw(tmp_path / "test" / "b.png")
+    assert load_splits(data(tmp_path))[1] is None
+    assert paths(load_images(data(tmp_path), "test")) == ["test/b.png"]
+
+
+def test_what_is_no_picture_of_the_set_is_passed_over(tmp_path):
+    draw_classes(tmp_path / "set" / "train", num_images=1)
+    for name in ("README.md", "train/crow/.hidden.png", "train/crow/notes.txt", ".git/x.png"):
+        (tmp_path / "set" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"x")
+    draw(tmp_path / "set" / "__MACOSX" / "train" / "x.png")
+    draw(tmp_path / "set" / "train" / "jay" / "B.PNG.png").rename(
+        tmp_path / "set" / "train" / "jay" / "B.PNG"
+    )
+    train = load_images(data(tmp_path, test_split="none"), "train")  # the only folder is opened too
+    assert paths(train) == ["train/crow/0.png", "train/jay/0.png", "train/jay/B.PNG"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    draw(tmp_path / "far" / "1.png")
+    draw(tmp_path / "root" / "a" / "0.png")
+    (tmp_path / "root" / "b").symlink_to(tmp_path / "far")
+    (tmp_path / "root" / "a" / "up").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "a" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    listing = list_images(tmp_path / "root")
+    assert listing.paths == ["a/0.png", "b/1.png"]
+    assert listing.others == {"broken links": 1}
+
+
+def test_natural_order_equals_comparing_numbers_as_numbers():
+    expected = ["1.png", "2.png", "02b.png", "9.png", "010.png", "A1.png", "a2.png", "b.png"]
+    shuffled = random.Random(0).sample(expected, len(expected))
+    assert sorted(shuffled, key=natural) == expected
+
+
+# --------------------------------------------------------------------------- notes beside pictures
+
+
+def test_keypoints_of_parts_csv(tmp_path):
+    draw_classes(tmp_path / "train", num_images=1)
+    (tmp_path / "parts.csv").write_text(
+        "file,box_x,beak_x,beak_y,beak_visible,tail_x,tail_y,tail_visible\n"
+        "train/jay/0.png,7,0.25,0.5,1,,,0\n"
+    )
+    train = load_images(data(tmp_path, test_split="none"), "train")
+    assert train.keypoints == ["beak", "tail"]
+    np.testing.assert_array_equal(train[0]["keypoints"], np.zeros((2, 3)))
+    np.testing.assert_array_equal(train[1]["keypoints"], [[0.25, 0.5, 1], [0, 0, 0]])
+    (tmp_path / "parts.csv").write_text("file,beak_x,beak_y,beak_visible\ntrain/jay/0.png,?,1,1\n")
+    with pytest.raises(ValueError, match=r"parts.csv, line 2: beak needs"):
+        load_splits(data(tmp_path))
+
+
+def test_part_masks(tmp_path):
+    draw(tmp_path / "train" / "a.jpg")
+    (tmp_path / "parts.json").write_text(json.dumps({"0": "background", "1": "hood", "3": "door"}))
+    mask = np.arange(48, dtype=np.uint8).reshape(6, 8) % 4
+    (tmp_path / "masks" / "train").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "masks" / "train" / "a.png"), mask)
+    train, _ = load_splits(data(tmp_path))
+    assert train.parts == ["hood", "part2", "door"]
+    np.testing.assert_array_equal(train[0]["part_mask"], mask)
+    cv2.imwrite(str(tmp_path / "masks" / "train" / "a.png"), mask[:5])
+    with pytest.raises(CorruptImage, match=r"\(5, 8\); the picture needs uint8 \(6, 8\)"):
+        train[0]
+    draw(tmp_path / "train" / "b.jpg")
+    with pytest.raises(ValueError, match=r"1 of 2 pictures have no mask, as .*b\.png"):
+        load_splits(data(tmp_path))
+
+
+OFFICIAL = {
+    "images.txt": "{0} a.Crow/x.png\n{1} b.Jay/y.png\n{2} b.Jay/z.png\n",
+    "train_test_split.txt": "{0} 1\n{1} 1\n{2} 0\n",
+    "image_class_labels.txt": "{0} 3\n{1} 17\n{2} 17\n",
+    "classes.txt": "3 a.Crow\n5 Birds without pictures\n17 Blue Jay (male)\n",
+    "bounding_boxes.txt": "{0} 1.0 2.0 3.0 4.0\n{1} 0 0 8 6\n{2} 1 1 2 2\n",
+    "parts/parts.txt": "1 beak\n2 left eye\n",
+    "parts/part_locs.txt": "{0} 1 2.0 3.0 1\n{0} 2 0.0 0.0 0\n{1} 1 -1 -1 0\n{1} 2 4 1.5 1\n",
+}
+
+
+@pytest.mark.parametrize(
+    "ids", [("1", "2", "3"), ("0000139e-21dc", "0000d9fc-4e02", "00019306-9d83")]
+)
+def test_official_layout_of_cub_and_nabirds(tmp_path, ids):
+    root = tmp_path / "CUB_200_2011"
+    for name, text in OFFICIAL.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text.format(*ids))
+    for name in ("a.Crow/x.png", "b.Jay/y.png", "b.Jay/z.png"):
+        draw(root / "images" / name)
+    train, test = load_splits(data(tmp_path, name="cub"))
+    assert train.classes == test.classes == ["a.Crow", "Blue Jay (male)"]
+    assert (paths(train), paths(test)) == (
+        ["images/a.Crow/x.png", "images/b.Jay/y.png"],
+        ["images/b.Jay/z.png"],
+    )
+    np.testing.assert_array_equal(train.labels, [0, 1])
+    np.testing.assert_array_equal(train.boxes, [[1, 2, 3, 4], [0, 0, 8, 6]])
+    assert train.keypoints == ["beak", "left_eye"]
+    np.testing.assert_array_equal(train[0]["keypoints"], [[2 / 8, 3 / 6, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(train[1]["keypoints"], [[0, 0, 0], [4 / 8, 1.5 / 6, 1]])
+    (root / "images" / "b.Jay" / "z.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 3 pictures .* are not in .*, as b.Jay/z.png"):
+        load_splits(data(tmp_path))
+    (root / "train_test_split.txt").write_text(f"{ids[0]} 1\n")
+    with pytest.raises(ValueError, match=r"train_test_split.txt: 2 pictures"):
+        load_splits(data(tmp_path))
+
+
+# --------------------------------------------------------------------------- subsets and identity
+
+
+def held_out_by_loops(names, labels, share):
+    """The definition: in each class, the names with the smallest hashes."""
+    import hashlib
+
+    chosen = set()
+    for label in set(labels):
+        mine = [name for name, other in zip(names, labels, strict=True) if other == label]
+        mine.sort(key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
+        chosen.update(mine[: max(1, round(share * len(mine)))])
+    return [name in chosen for name in names]
+
+
+def test_held_out_equals_the_definition_in_any_order():
+    names = [f"{label}/{i}.jpg" for label in range(4) for i in range(7 + 5 * label)]
+    labels = np.array([int(name[0]) for name in names])
+    chosen = held_out(names, labels)
+    np.testing.assert_array_equal(chosen, held_out_by_loops(names, labels, datasets.HELD_OUT))
+    order = np.random.default_rng(0).permutation(len(names))
+    shuffled = held_out([names[i] for i in order], labels[order])
+    np.testing.assert_array_equal(shuffled, chosen[order])
+
+
+def test_an_added_picture_moves_at_most_one_other():
+    names = [f"{i}.jpg" for i in range(43)]
+    before = held_out(names, np.zeros(43, int))
+    for i in range(30):
+        after = held_out([*names, f"new{i}.jpg"], np.zeros(44, int))
+        assert (after[:43] != before).sum() <= 1
+
+
+def test_tiny_classes_keep_a_training_picture():
+    np.testing.assert_array_equal(held_out(["a"], np.array([0])), [False])
+    assert held_out(["a", "b"], np.array([0, 0])).sum() == 1
+
+
+def test_balanced_takes_from_all_classes_alike():
+    labels = np.repeat([0, 1, 2], [2, 10, 30])
+    chosen = balanced(labels, 42, 14, seed=3)
+    assert (np.diff(chosen) > 0).all()
+    np.testing.assert_array_equal(np.bincount(labels[chosen]), [2, 6, 6])
+    np.testing.assert_array_equal(chosen, balanced(labels, 42, 14, seed=3))
+    assert (chosen != balanced(labels, 42, 14, seed=4)).any()
+    assert len(set(balanced(None, 42, 14, seed=0))) == 14
+
+
+def test_num_images_limits_training_only(tmp_path):
+    draw_classes(tmp_path / "train")
+    draw_classes(tmp_path / "test")
+    train, test = load_splits(data(tmp_path, num_images=4))
+    assert (len(train), len(test)) == (4, 10)
+    np.testing.assert_array_equal(train.labels, [0, 0, 1, 1])
+    assert train[3]["index"] == 3
+
+
+def test_fingerprint_follows_the_pictures(tmp_path):
+    draw_classes(tmp_path / "train")
+    draw_classes(tmp_path / "test")
+
+    def prints(**options):
+        return [fingerprint(images) for images in load_splits(data(tmp_path, **options))]
+
+    first = prints()
+    assert prints() == first
+    assert first[0] != first[1]
+    assert len(first[0]) == 12
+    assert prints(num_images=4)[0] != first[0]
+    draw(tmp_path / "train" / "jay" / "new.png")
+    assert prints()[0] != first[0]
+    assert prints()[1] == first[1]
+
+
+def test_splits_travel_to_loader_processes(tmp_path):
+    draw_classes(tmp_path)
+    for images in load_splits(data(tmp_path)):
+        copy = pickle.loads(pickle.dumps(images))
+        np.testing.assert_array_equal(copy[1]["image"], images[1]["image"])
+
+
+def test_many_paths_are_small_and_any_bytes(tmp_path):
+    names = [f"train/class {i % 7}/ü{i}.jpg" for i in range(5000)] + [os.fsdecode(b"\xff.jpg")]
+    listed = PathList(names)
+    assert list(listed) == names
+    assert len(pickle.dumps(listed)) < 3 * len("".join(names))
+
+
+def test_drawn_pictures_differ_between_splits_and_seeds():
+    train, test = load_splits(Data(num_images=40, num_classes=4), seed=3)
+    assert (len(train), len(test), train.classes) == (40, 10, test.classes)
+    others, _ = load_splits(Data(num_images=40, num_classes=4), seed=4)
+    prints = {fingerprint(images) for images in (train, test, others)}
+    assert len(prints) == 3
+    assert fingerprint(load_images(Data(num_images=40, num_classes=4), "train", seed=3)) in prints
+    assert [len(images) for images in load_splits(Data())] == [2000, 500]
+
+
+# --------------------------------------------------------------------------- errors
+
+
+def make(root, what):
+    """One folder that is wrong, by name."""
+    root.mkdir()
+    if what == "files":
+        for name in ("a.txt", "b.txt", "c.npy"):
+            (root / name).write_text("x")
+    if what == "only test":
+        draw_classes(root / "test")
+    if what == "classes":
+        draw_classes(root / "train")
+        draw_classes(root / "test", classes=("crow", "magpie"))
+    if what == "no split":
+        draw_classes(root / "train")
+        draw_classes(root / "holdout")
+    if what == "empty train":
+        draw_classes(root / "test")
+        (root / "train").mkdir()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        ("nothing", {}, r"data.path: .*wrong is empty"),
+        ("files", {}, r"data.path: no pictures in .*wrong \(.*\.jpg.*\); found 2 \.txt, 1 \.npy"),
+        ("empty train", {}, r"data.path: .*train is empty"),
+        ("only test", {}, r"data.train_split: .* has no folder 'train'; known are test"),
+        ("no split", {"test_split": "hold"}, r"data.test_split: .*; did you mean holdout\?"),
+        ("no split", {"train_split": "trian"}, r"data.train_split: .*; did you mean train\?"),
+        ("classes", {}, r"1 of the classes in .*test are not in .*train: magpie"),
+    ],
+)
+def test_a_wrong_folder_is_one_line(tmp_path, what, options, message):
+    root = make(tmp_path / "wrong", what)
+    with pytest.raises(ValueError, match=message) as error:
+        load_splits(data(root, **options))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_folder_names_the_nearest(tmp_path, monkeypatch):
+    draw(tmp_path / "cub100" / "train" / "a.png")
+    with pytest.raises(ValueError, match=r"cub10 is not in .*; did you mean cub100\?"):
+        load_splits(data(tmp_path / "cub10" / "train"))
+    with pytest.raises(ValueError, match="is a file; a folder of pictures is needed"):
+        load_splits(data(tmp_path / "cub100" / "train" / "a.png"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"no folder cub1 \(seen from "):
+        load_splits(data("cub1"))
+
+
+def test_a_file_that_vanished_is_a_corrupt_image(tmp_path):
+    draw_classes(tmp_path)
+    train, _ = load_splits(data(tmp_path))
+    (tmp_path / paths(train)[0]).unlink()
+    with pytest.raises(CorruptImage, match=r"0.png: cannot be read \(No such file"):
+        train[0]
+
+
+def test_nothing_is_logged_about_a_plain_set(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    draw_classes(tmp_path / "train")
+    draw_classes(tmp_path / "test")
+    load_splits(data(tmp_path))
+    assert caplog.text == ""

@@ -1,0 +1,152 @@
+"""Every kind of picture against Pillow, and everything that is no picture."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from fg_ssl_zoo.data.decode import decode
+from fg_ssl_zoo.data.sample import CorruptImage
+
+HEIGHT, WIDTH = 48, 64
+
+
+def smooth_picture() -> np.ndarray:
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
+
+
+PICTURE = smooth_picture()
+RGB = Image.fromarray(PICTURE)
+RGBA = Image.fromarray(np.dstack([PICTURE, np.full((HEIGHT, WIDTH), 90, np.uint8)]))
+
+
+def turned() -> Image.Exif:
+    """Of a camera that was turned by a quarter; made anew, as saving AVIF empties it."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    return exif
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def with_pillow(content: bytes) -> np.ndarray:
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
+
+
+ANIMATION = {"save_all": True, "append_images": [RGB.rotate(180)], "duration": 100}
+KINDS = {
+    "jpeg": encoded(RGB, "JPEG", quality=95),
+    "progressive": encoded(RGB, "JPEG", progressive=True),
+    "grey jpeg": encoded(RGB.convert("L"), "JPEG"),
+    "cmyk jpeg": encoded(RGB.convert("CMYK"), "JPEG", quality=95),
+    "turned jpeg": encoded(RGB, "JPEG", exif=turned()),
+    "trailing bytes": encoded(RGB, "JPEG") + b"camera notes",
+    "png": encoded(RGB, "PNG"),
+    "turned png": encoded(RGB, "PNG", exif=turned()),
+    "palette": encoded(RGB.quantize(64), "PNG"),
+    "transparent palette": encoded(RGB.quantize(64), "PNG", transparency=3),
+    "one bit": encoded(RGB.convert("1"), "PNG"),
+    "alpha": encoded(RGBA, "PNG"),
+    "grey alpha": encoded(RGBA.convert("LA"), "PNG"),
+    "webp": encoded(RGB, "WEBP", lossless=True),
+    "webp alpha": encoded(RGBA, "WEBP", lossless=True),
+    "webp animation": encoded(RGB, "WEBP", lossless=True, **ANIMATION),
+    "gif": encoded(RGB, "GIF"),
+    "gif animation": encoded(RGB, "GIF", **ANIMATION),
+    "bmp": encoded(RGB, "BMP"),
+    "tiff": encoded(RGB, "TIFF", compression="tiff_lzw"),
+    "cmyk tiff": encoded(RGB.convert("CMYK"), "TIFF"),
+    "turned tiff": encoded(RGB, "TIFF", exif=turned()),
+    "turned avif": encoded(RGB, "AVIF", exif=turned()),
+    "ppm": encoded(RGB, "PPM"),
+    "only pillow reads it": encoded(RGB, "TGA"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decode_equals_pillow(kind):
+    expected = with_pillow(KINDS[kind])
+    image = decode(KINDS[kind], kind)
+    assert image.shape == expected.shape
+    assert image.flags.c_contiguous
+    assert np.abs(image.astype(int) - expected).mean() <= 1  # inverse colour tables differ by one
+
+
+def test_a_turned_picture_is_upright():
+    upright = decode(encoded(RGB, "PNG", exif=turned()), "x")
+    np.testing.assert_array_equal(upright, np.rot90(PICTURE, -1))
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_sixteen_bits_are_scaled_to_eight(kind):
+    content = cv2.imencode(f".{kind}", PICTURE[..., ::-1].astype(np.uint16) * 257)[1].tobytes()
+    np.testing.assert_array_equal(decode(content, "x"), PICTURE)
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped():
+    grey = PICTURE[..., 0].astype(np.uint16) * 257
+    content = encoded(Image.fromarray(grey), "PNG")
+    for complete in (content, content + b"\0" * 9):  # the second goes through Pillow
+        np.testing.assert_array_equal(decode(complete, "x"), PICTURE[..., :1].repeat(3, axis=2))
+
+
+CUT = [
+    "jpeg",
+    "progressive",
+    "grey jpeg",
+    "cmyk jpeg",
+    "png",
+    "alpha",
+    "webp",
+    "bmp",
+    "tiff",
+    "gif",
+]
+
+
+@pytest.mark.parametrize("kind", CUT)
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_cut_file_is_named(kind, share):
+    content = KINDS[kind][: int(share * len(KINDS[kind]))]
+    with pytest.raises(CorruptImage, match=r"^birds/a\.x: .+") as error:
+        decode(content, "birds/a.x")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "progressive", "png"])
+def test_blocks_that_were_never_written_are_noticed(kind):
+    content = KINDS[kind]
+    half = len(content) // 2
+    with pytest.raises(CorruptImage):
+        decode(content[:half] + b"\0" * (len(content) - half), "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"\0" * 500, "zeros only"),
+        (b"<!DOCTYPE html><html>404</html>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 99, "HEIC"),
+        (b"no picture at all", "17 bytes that start with b'no pictu'"),
+        (encoded(Image.fromarray(PICTURE[..., 0].astype(np.float32)), "TIFF"), "32 bits"),
+    ],
+)
+def test_what_is_no_picture_is_named(content, reason):
+    with pytest.raises(CorruptImage, match=reason):
+        decode(content, "a.jpg")
+
+
+def test_nothing_is_printed(capfd):
+    for kind in CUT:
+        with pytest.raises(CorruptImage):
+            decode(KINDS[kind][: len(KINDS[kind]) // 2], kind)
+    assert capfd.readouterr() == ("", "")

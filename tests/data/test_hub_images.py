@@ -1,0 +1,143 @@
+"""Hugging Face data sets without a network: parquet files in a folder, opened like a Hub id."""
+
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+from fg_ssl_zoo.config import Data
+from fg_ssl_zoo.data.catalog import CATALOG
+from fg_ssl_zoo.data.datasets import fingerprint, load_images, load_splits
+from fg_ssl_zoo.data.hub_images import class_numbers
+from fg_ssl_zoo.data.sample import CorruptImage
+
+SPECIES = ["wren10", "wren9", "jay"]
+
+
+def png(value: int) -> bytes:
+    return cv2.imencode(".png", np.full((4, 5, 3), value, np.uint8))[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory) -> str:
+    """Train of twelve rows, test of four; the last train row is no picture."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    root = tmp_path_factory.mktemp("hub") / "wrens"
+    (root / "data").mkdir(parents=True)
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["a", "b", "c"]),
+            "species": datasets.Value("string"),
+            "weight": datasets.Value("float32"),
+        }
+    )
+    for split, count in (("train", 12), ("test", 4)):
+        rows = {
+            "image": [{"bytes": png(i), "path": f"{i}.png"} for i in range(count)],
+            "label": [i % 3 for i in range(count)],
+            "species": [SPECIES[i % 3] for i in range(count)],
+            "weight": [0.5] * count,
+        }
+        if split == "train":
+            rows["image"][-1] = {"bytes": b"broken", "path": "broken.png"}
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(root / "data" / f"{split}-00000-of-00001.parquet")
+    return str(root)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Arrow files of these tests stay out of the user's cache."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "hf")
+
+
+def test_rows_are_decoded_by_us(parquet):
+    train, test = load_splits(Data(hub_id=parquet))
+    assert (train.name, len(train), len(test), train.classes) == ("wrens", 12, 4, ["a", "b", "c"])
+    np.testing.assert_array_equal(train.labels, np.arange(12) % 3)
+    sample = pickle.loads(pickle.dumps(train))[7]
+    assert (sample["index"], sample["label"]) == (7, 1)
+    np.testing.assert_array_equal(sample["image"], np.full((4, 5, 3), 7))
+    with pytest.raises(CorruptImage, match=r"wrens\[train\] row 11 \(broken.png\): not a picture"):
+        train[11]
+    assert fingerprint(train) != fingerprint(test)
+
+
+def test_strings_become_numbers_in_natural_order(parquet):
+    train, test = load_splits(Data(hub_id=parquet, columns={"label": "species"}, name="mine"))
+    assert (train.name, train.classes) == ("mine", ["jay", "wren9", "wren10"])
+    np.testing.assert_array_equal(test.labels, [2, 1, 0, 2])
+
+
+def test_splits_are_joined_and_limited(parquet):
+    train, test = load_splits(Data(hub_id=parquet, train_split="train+test", num_images=6))
+    np.testing.assert_array_equal(np.bincount(train.labels), [2, 2, 2])
+    assert len(test) == 4
+
+
+def test_streaming_reads_the_first_rows(parquet):
+    options = {"hub_id": parquet, "columns": {"label": "species"}, "test_split": "none"}
+    train, none = load_splits(Data(streaming=True, num_images=5, **options))
+    whole = load_images(Data(**options), "train")
+    assert (len(train), none, train.classes) == (5, None, whole.classes)
+    np.testing.assert_array_equal(train.labels, whole.labels[:5])
+    np.testing.assert_array_equal(train[4]["image"], whole[4]["image"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"columns": {"label": "kind"}},
+            r"columns.label: .* has no column 'kind', but image \(Image\)",
+        ),
+        ({"columns": {"lable": "kind"}}, r"data.columns: unknown key 'lable'"),
+        ({"columns": {"label": "weight"}}, r"holds float; integers or strings are needed"),
+        ({"train_split": "trian"}, r"data.train_split: .* no split 'trian'; there are train, test"),
+        ({"streaming": True}, r"data.num_images"),
+    ],
+)
+def test_wrong_options_are_one_line(parquet, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_splits(Data(hub_id=parquet, **options))
+    assert "\n" not in str(error.value)
+
+
+def test_a_set_out_of_reach_names_the_way_out():
+    with pytest.raises(
+        ValueError, match=r"cannot be loaded: .*; or download it from https.*data.path"
+    ):
+        load_splits(Data(name="cub"))
+    with pytest.raises(ValueError, match=r"nabirds is not on the Hub; download it from https"):
+        load_splits(Data(name="nabirds"))
+
+
+def test_an_unknown_name_lists_the_nearest():
+    with pytest.raises(ValueError, match=r"'aircrafts'; did you mean aircraft.*data.path=FOLDER"):
+        load_splits(Data(name="aircrafts"))
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_catalogue_entries_are_complete(name):
+    entry = CATALOG[name]
+    assert entry.title
+    assert entry.terms
+    assert entry.homepage.startswith("https://")
+    assert entry.hub_id is None or entry.hub_id.count("/") == 1
+    assert set(entry.columns) == {"image", "label"}
+
+
+def test_class_numbers():
+    classes, labels = class_numbers([5, 30, 5], None, None, "x")
+    assert classes == ["5", "30"]
+    np.testing.assert_array_equal(labels, [0, 1, 0])
+    for hidden in ([-1, -1], [None, "a"]):
+        assert class_numbers(hidden, ["a", "b"], None, "x") == ([], None)
+    with pytest.raises(ValueError, match=r"1 classes of x are not in the training split: wren"):
+        class_numbers(["wren", "jay"], None, ["jay"], "x")
