@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fgssl", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    verbatim = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=verbatim)
     nouns = parser.add_subparsers(required=True, metavar="data")
     data = nouns.add_parser("data", help="look at pictures before training on them")
     verbs = data.add_subparsers(required=True, metavar="list | show")
@@ -48,8 +48,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list_data(chosen: argparse.Namespace) -> None:
+    print("drawn      birds drawn while training; no download")
     for name, entry in CATALOG.items():
-        print(f"{name:10} {entry}")
+        source = entry.hub_id or f"official download, then data.path=FOLDER: {entry.homepage}"
+        print(f"{name:10} {entry.title} ({source})\n{'':10} terms: {entry.terms}")
 
 
 def _show_data(chosen: argparse.Namespace) -> None:
@@ -62,7 +64,7 @@ def _show_data(chosen: argparse.Namespace) -> None:
 
 
 def view_sheet(recipe: Recipe, *, num_images: int, num_draws: int) -> np.ndarray:
-    """(h, w, 3) uint8: for some training pictures, the picture and what the first stage sees of it."""
+    """(h, w, 3) uint8: a row for each picture, itself and what the first stage sees of it."""
     from fg_ssl_zoo.backbones.backbone import create_backbone
     from fg_ssl_zoo.data.loader import ViewDataset
     from fg_ssl_zoo.evaluation.features import evenly

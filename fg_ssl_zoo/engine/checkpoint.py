@@ -2,8 +2,8 @@
 
     checkpoints/stage0_round0_step00000180.pt
 
-The position in the name is the order; a file is either whole or not there. What a step draws is a function
-of (seed, step), so weights, optimizer and position are the whole state of a run.
+The position in the name is the order; a file is either whole or not there. What a step draws is a
+function of (seed, step), so weights, optimizer and position are the whole state of a run.
 """
 
 import contextlib
@@ -69,8 +69,8 @@ def save(folder: Path, position: Position, state: dict[str, Any]) -> Path:
             f"the last good checkpoint is {good[-1]}" if good else "there is no earlier checkpoint"
         )
         raise CheckpointError(
-            f"could not write checkpoint {path} ({error}); {kept}. Free some space and run the same command "
-            "again to go on"
+            f"could not write checkpoint {path} ({error}); {kept}. Free some space and run "
+            "the same command again to go on"
         ) from error
     for old in list(positions(folder).values())[:-KEEP]:
         old.unlink(missing_ok=True)

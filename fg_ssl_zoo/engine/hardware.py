@@ -1,8 +1,9 @@
 """Speed switches chosen from the hardware: they change how fast a step is, not what it computes.
 
-Each default was measured (docs/performance.md): bf16 pays only where the processor multiplies it natively;
-channels-last pays for convolutions; torch's fused attention is slow backwards for short sequences on a CPU;
-and glibc hands every big activation back to the kernel each step unless told otherwise.
+Each default was measured (docs/performance.md): bf16 pays only where the processor multiplies it
+natively; channels-last pays for convolutions; torch's fused attention is slow backwards for short
+sequences on a CPU; and glibc hands every big activation back to the kernel each step unless told
+otherwise.
 """
 
 import ctypes
@@ -14,10 +15,13 @@ from typing import Any
 
 import cv2
 import torch
-from timm.layers import set_fused_attn
+from timm.layers.config import set_fused_attn
 from torch import nn
 
 from fg_ssl_zoo.config import Speed
+
+CPU_INFO = Path("/proc/cpuinfo")
+"""Where Linux lists the features of the processor."""
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +76,7 @@ def is_convolutional(model: nn.Module) -> bool:
 
 
 def has_native_bf16(device: str) -> bool:
-    """Whether bf16 products run in hardware: an emulated bf16 step is three times *slower* than fp32."""
+    """Whether bf16 products run in hardware: an emulated step is three times *slower* than fp32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
@@ -81,7 +85,7 @@ def has_native_bf16(device: str) -> bool:
 def _cpu_flags() -> set[str]:
     """Feature flags of the first processor; empty where the kernel does not list them."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = CPU_INFO.read_text()
     except OSError:
         return set()
     lines = (line for line in text.splitlines() if line.lower().startswith(("flags", "features")))
@@ -93,7 +97,10 @@ def _has_mps() -> bool:
 
 
 def _keep_memory() -> None:
-    """Glibc keeps blocks up to 1 GiB and trims above 2 GiB: no page faults for activations each step."""
+    """Glibc keeps blocks up to 1 GiB and trims above 2 GiB.
+
+    Activations then cause no page faults each step.
+    """
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
     libc = ctypes.CDLL(None)
     if not (libc.mallopt(m_mmap_threshold, 1 << 30) and libc.mallopt(m_trim_threshold, 2**31 - 1)):

@@ -18,7 +18,10 @@ class JsonlTracker(GeneralTracker):
     main_process_only = True
 
     def __init__(self, path: Path, *, first_step: int = 0) -> None:
-        """Open for appending; lines from `first_step` on are of a run that was cut off and are dropped."""
+        """Open for appending.
+
+        Lines from `first_step` on are of a run that was cut off and are dropped.
+        """
         super().__init__()
         self.path = path
         if path.is_file():
@@ -81,8 +84,14 @@ class Progress:
         self.total, self.done, self.title, self.every = total, done, title, every
         self.terminal = shown and sys.stderr.isatty()
         self.plain = shown and not self.terminal
-        self.bar = tqdm(total=total, initial=done, desc=title, disable=not self.terminal, unit="step",
-                        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")  # fmt: skip
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            desc=title,
+            disable=not self.terminal,
+            unit="step",
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        )
         self.started = self.printed = time.monotonic()
         self.first = done
 
@@ -104,7 +113,8 @@ class Progress:
             return
         self.printed = now
         left = (now - self.started) / max(self.done - self.first, 1) * (self.total - self.done)
-        print(f"{self.title}: step {self.done}/{self.total}, {text}, {left:.0f} s left", flush=True)  # noqa: T201
+        line = f"{self.title}: step {self.done}/{self.total}, {text}, {left:.0f} s left"
+        print(line, flush=True)  # noqa: T201
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar."""

@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import (
+    create_optimizer_v2,  # pyright: ignore[reportPrivateImportUsage]
+    list_optimizers,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from fg_ssl_zoo.config import Train, nearest
 from fg_ssl_zoo.method import Method
@@ -33,7 +36,7 @@ def create_optimizer(method: Method, train: Train) -> torch.optim.Optimizer:
     Raises:
         ValueError: Unknown optimizer.
     """
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]
     if train.optimizer not in known:
         raise ValueError(
             f"train.optimizer: unknown '{train.optimizer}'{nearest(train.optimizer, known)}"

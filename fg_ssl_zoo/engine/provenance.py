@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from fg_ssl_zoo.engine.hardware import CPU_INFO
+
 _PACKAGES = (
     "fg-ssl-zoo",
     "torch",
@@ -20,15 +22,19 @@ _PACKAGES = (
 
 
 def commit() -> str | None:
-    """Commit of the checkout this package runs from, `-dirty` with changes; `None` for an installed one."""
+    """Commit of the checkout this package runs from, `-dirty` with changes; `None` if installed."""
     folder = Path(__file__).parent.parent.parent
     if not (folder / ".git").exists():
         return None
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
@@ -48,7 +54,7 @@ def describe_hardware() -> str:
 
 def _processor() -> str:
     try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        found = re.search(r"model name\s*:\s*(.+)", CPU_INFO.read_text())
     except OSError:
         found = None
     return found.group(1) if found else platform.processor() or platform.machine()

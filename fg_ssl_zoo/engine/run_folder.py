@@ -16,7 +16,16 @@ import yaml
 
 from fg_ssl_zoo.config import Recipe, as_dict, flatten, to_yaml
 
-FREE_KEYS = ("output", "resume", "overwrite", "trackers", "hub", "evaluate", "monitor", "data.num_workers")  # fmt: skip
+FREE_KEYS = (
+    "output",
+    "resume",
+    "overwrite",
+    "trackers",
+    "hub",
+    "evaluate",
+    "monitor",
+    "data.num_workers",
+)
 """What may differ when a run goes on: none of it changes what a step computes."""
 
 
@@ -44,7 +53,8 @@ class RunFolder:
         """Make the folder this recipe's, or go on in it when it is already.
 
         Raises:
-            RunFolderTaken: It holds something else; the message names the difference and the remedies.
+            RunFolderTaken: It holds something else; the message names the difference and the
+                remedies.
         """
         if recipe.overwrite:
             self._clear()
@@ -56,14 +66,16 @@ class RunFolder:
     def _check(self, recipe: Recipe) -> None:
         if not self.recipe.is_file():
             raise RunFolderTaken(
-                f"output folder {self.path} holds files that are not a run; choose another with output=FOLDER"
+                f"output folder {self.path} holds files that are not a run; "
+                "choose another with output=FOLDER"
             )
         remedies = (
             "choose another folder with output=FOLDER, or delete that run with overwrite=true"
         )
         if recipe.resume == "never":
             raise RunFolderTaken(
-                f"output folder {self.path} already holds a run; {remedies}, or go on with resume=auto"
+                f"output folder {self.path} already holds a run; {remedies}, "
+                "or go on with resume=auto"
             )
         changed = differences(
             yaml.safe_load(self.recipe.read_text(encoding="utf-8")), as_dict(recipe)
@@ -72,14 +84,15 @@ class RunFolder:
             listed = ", ".join(f"{key} ({old} there, {new} here)" for key, old, new in changed[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise RunFolderTaken(
-                f"output folder {self.path} already holds another run, which differs in {listed}{more}; "
-                f"{remedies}"
+                f"output folder {self.path} already holds another run, "
+                f"which differs in {listed}{more}; {remedies}"
             )
 
     def _clear(self) -> None:
         if self.path.exists() and any(self.path.iterdir()) and not self.recipe.is_file():
             raise RunFolderTaken(
-                f"overwrite=true: {self.path} holds files that are not a run; choose another with output=FOLDER"
+                f"overwrite=true: {self.path} holds files that are not a run; "
+                "choose another with output=FOLDER"
             )
         shutil.rmtree(self.path, ignore_errors=True)
 

@@ -1,7 +1,7 @@
 """Weighted k-nearest-neighbour classification on frozen features.
 
-Protocol: Wu et al., 2018 (arXiv 1805.01978), section 3.4, as in DINO's evaluation: cosine similarity, every
-neighbour votes with exp(similarity / temperature).
+Protocol: Wu et al., 2018 (arXiv 1805.01978), section 3.4, as in DINO's evaluation: cosine
+similarity, every neighbour votes with exp(similarity / temperature).
 """
 
 import torch

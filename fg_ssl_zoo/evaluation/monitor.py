@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Monitor
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.evaluation.features import evenly, extract
+from fg_ssl_zoo.evaluation.features import Features, evenly, extract
 from fg_ssl_zoo.evaluation.knn import knn_top1
 from fg_ssl_zoo.ops.spectrum import feature_std, rankme
 
@@ -15,7 +15,7 @@ RANK_IMAGES = 2048
 """Pictures that RankMe reads; its value depends on the number, so it is fixed."""
 
 COLLAPSED_STD = 1e-3
-"""Feature std (1 is evenly spread) below which features are one point; untrained networks have 0.1 and more."""
+"""Feature std below which features are one point; 1 is evenly spread, untrained is 0.1 and more."""
 
 
 class Collapsed(RuntimeError):
@@ -66,7 +66,7 @@ class OnlineMonitor:
         _check(measured)
         return measured
 
-    def _features(self, backbone: Backbone, images: Images, accelerator: Accelerator):  # noqa: ANN202
+    def _features(self, backbone: Backbone, images: Images, accelerator: Accelerator) -> Features:
         return extract(
             backbone,
             images,
@@ -81,7 +81,8 @@ def _check(measured: dict[str, float]) -> None:
     spread = measured["eval/feature_std"]
     if not spread > COLLAPSED_STD:  # also when it is no number
         raise Collapsed(
-            f"the features have collapsed: their std is {spread:.2g} (1 is evenly spread, an untrained network "
-            f"has 0.1 and more) and their effective rank {measured['eval/rankme']:.1f}. Try a lower train.lr, a "
-            "longer train.warmup, a larger train.batch_size, or stronger views"
+            f"the features have collapsed: their std is {spread:.2g} (1 is evenly spread, "
+            "an untrained network has 0.1 and more) and their effective rank "
+            f"{measured['eval/rankme']:.1f}. Try a lower train.lr, a longer train.warmup, "
+            "a larger train.batch_size, or stronger views"
         )

@@ -1,4 +1,4 @@
-"""The loop: what it computes, what it logs, and that a stopped run goes on as if it had not been."""
+"""The loop: what it computes and logs, and that a stopped run goes on as if it had not been."""
 
 import json
 import math
@@ -105,7 +105,7 @@ def test_the_log_holds_the_analytic_learning_rate_and_drops_lines_of_a_cut_off_r
     path.write_text('{"step": 5, "old": 1}\n{"step": 7, "old": 1}\n{"step": 8, "ol')
     method = method_for()
     job = job_in(tmp_path, birds, method, measure=lambda: {"eval/x": 1.0}, measure_every=1)
-    job.accelerator.log_with = [JsonlTracker(path, first_step=6)]
+    job.accelerator.log_with.append(JsonlTracker(path, first_step=6))
     job.accelerator.init_trackers("test")
     fit(method, job)
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -45,7 +45,7 @@ def test_overwrite_starts_afresh(tmp_path):
 
 def test_resume_never_refuses_even_the_same_recipe(tmp_path):
     claim(tmp_path / "run")
-    with pytest.raises(RunFolderTaken, match="already holds a run.*resume=auto"):
+    with pytest.raises(RunFolderTaken, match=r"already holds a run.*resume=auto"):
         claim(tmp_path / "run", "resume=never")
 
 

@@ -1,0 +1,59 @@
+import pytest
+import timm
+import torch
+from timm.layers import use_fused_attn
+
+from fg_ssl_zoo.config import Speed
+from fg_ssl_zoo.engine import hardware
+
+EPYC_ZEN5 = "processor : 0\nflags\t\t: fpu avx512f avx512_bf16 avx512_vnni\n"
+XEON_WITHOUT = "processor : 0\nflags\t\t: fpu avx512f avx512_vnni\n"
+GRAVITON3 = "processor : 0\nFeatures\t: fp asimd bf16 i8mm\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "precision"), [(EPYC_ZEN5, "bf16"), (XEON_WITHOUT, "fp32"), (GRAVITON3, "bf16")]
+)
+def test_bf16_is_chosen_only_where_the_processor_has_it(tmp_path, monkeypatch, cpuinfo, precision):
+    path = tmp_path / "cpuinfo"
+    path.write_text(cpuinfo)
+    monkeypatch.setattr(hardware, "CPU_INFO", path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(hardware, "_has_mps", lambda: False)
+    assert hardware.choose(Speed(), convolutional=True).precision == precision
+    forced = hardware.choose(Speed(precision="bf16"), convolutional=True)
+    assert forced.precision == "bf16"
+
+
+def test_channels_last_is_for_convolutions_and_every_wish_is_kept():
+    assert hardware.choose(Speed(), convolutional=True).channels_last
+    assert not hardware.choose(Speed(), convolutional=False).channels_last
+    wishes = Speed(channels_last=False, fused_attention=True, keep_memory=False)
+    switches = hardware.choose(wishes, convolutional=True)
+    assert not switches.channels_last
+    assert switches.fused_attention
+    assert not switches.keep_memory
+    assert "fused attention" in str(switches)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("test_resnet", True), ("test_vit", False)])
+def test_a_patch_embedding_is_not_a_convolutional_network(name, expected):
+    assert hardware.is_convolutional(timm.create_model(name)) == expected
+
+
+def test_unfused_attention_computes_the_same():
+    x = torch.randn(2, 3, 160, 160)
+    outputs = []
+    before = use_fused_attn()
+    for fused in (False, True):
+        hardware.switch_on(
+            hardware.Switches(
+                "cpu", "fp32", channels_last=False, fused_attention=fused, keep_memory=False
+            )
+        )
+        torch.manual_seed(0)
+        model = timm.create_model("test_vit").eval()
+        assert model.blocks[0].attn.fused_attn == fused
+        outputs.append(model(x).detach())
+    timm.layers.set_fused_attn(before > 0)
+    torch.testing.assert_close(*outputs)

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.config import Monitor
+from fg_ssl_zoo.data.sample import CorruptImage
+from fg_ssl_zoo.data.views import CentreView
+from fg_ssl_zoo.evaluation.features import evenly, extract
+from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    torch.manual_seed(0)
+    return create_backbone("test_resnet", image_size=48)
+
+
+class Readable:
+    """Drawn birds of which some cannot be read."""
+
+    def __init__(self, birds, corrupt=(), labelled=True):
+        self.birds, self.corrupt = birds, corrupt
+        self.name, self.classes = birds.name, birds.classes
+        self.labels = birds.labels if labelled else None
+
+    def __len__(self):
+        return len(self.birds)
+
+    def __getitem__(self, index):
+        if index in self.corrupt:
+            raise CorruptImage(f"{index}.jpg is empty")
+        return self.birds[index]
+
+
+def test_features_equal_one_picture_after_another(backbone, birds):
+    found = extract(backbone, birds, Accelerator(cpu=True), crop_pct=1.0, batch_size=5)
+    backbone.eval()
+    for index in range(len(birds)):
+        pixels = CentreView(48, 1.0)(birds[index], np.random.default_rng(0))["image"]
+        with torch.no_grad():
+            expected = backbone(backbone.normalize(torch.from_numpy(pixels)[None]))[0]
+        torch.testing.assert_close(found.features[index], expected, rtol=1e-4, atol=1e-4)
+    assert found.labels.tolist() == birds.labels.tolist()
+
+
+def test_unreadable_pictures_are_left_out_with_their_labels(backbone, birds):
+    some = Readable(birds, corrupt=(0, 7))
+    found = extract(backbone, some, Accelerator(cpu=True))
+    kept = [i for i in range(16) if i not in (0, 7)]
+    assert found.indices.tolist() == kept
+    assert found.labels.tolist() == [birds.labels[i] for i in kept]
+    assert len(found.features) == 14
+
+
+def test_extracting_changes_neither_mode_nor_statistics(backbone, birds):
+    backbone.train()
+    backbone.model.bn1.eval()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    extract(backbone, birds, Accelerator(cpu=True))
+    assert backbone.training
+    assert not backbone.model.bn1.training
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_a_limit_takes_pictures_evenly():
+    assert evenly(10, None) == list(range(10))
+    assert evenly(10, 4) == [0, 3, 6, 9]
+    assert evenly(3, 8) == [0, 1, 2]
+
+
+def monitor(birds, **options):
+    options = {"train": birds, "test": birds, "settings": Monitor(k=1), "crop_pct": 1.0, **options}
+    return OnlineMonitor(**options)
+
+
+def test_a_set_that_votes_on_itself_is_always_right(backbone, birds):
+    measured = monitor(birds)(backbone, Accelerator(cpu=True))
+    assert measured["eval/knn_top1"] == 1.0
+    assert 1 <= measured["eval/rankme"] <= 16
+
+
+def test_unlabelled_pictures_have_rank_and_spread_only(backbone, birds):
+    for options in ({"test": None}, {"train": Readable(birds, labelled=False)}):
+        measured = monitor(birds, **options)(backbone, Accelerator(cpu=True))
+        assert measured.keys() == {"eval/rankme", "eval/feature_std"}
+
+
+def test_equal_features_are_a_collapse(birds):
+    dead = create_backbone("test_vit", image_size=48)
+    for parameter in dead.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.nn.init.ones_(dead.model.norm.bias)
+    with pytest.raises(Collapsed, match=r"features have collapsed: their std is 0 .* Try a lower"):
+        monitor(birds)(dead, Accelerator(cpu=True))

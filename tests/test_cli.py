@@ -1,0 +1,49 @@
+import cv2
+import numpy as np
+import pytest
+
+from fg_ssl_zoo.cli import main, view_sheet
+from fg_ssl_zoo.config import load_recipe
+
+SMALL = ["data.num_images=16", "data.num_classes=4", "data.image_size=64", "backbone=test_resnet"]
+
+
+def test_show_writes_the_pictures_and_their_views(tmp_path, capsys):
+    out = tmp_path / "sheets" / "views.png"
+    main(["data", "show", *SMALL, "--images", "3", "--draws", "2", "--out", str(out)])
+    assert str(out) in capsys.readouterr().out
+    sheet = cv2.cvtColor(cv2.imread(str(out)), cv2.COLOR_BGR2RGB)
+    recipe = load_recipe(overrides=SMALL)
+    np.testing.assert_array_equal(sheet, view_sheet(recipe, num_images=3, num_draws=2))
+    assert sheet.shape[1] > sheet.shape[0]  # five pictures a row, three rows
+
+
+def test_list_names_every_set_with_its_terms(capsys):
+    main(["data", "list"])
+    printed = capsys.readouterr().out
+    for name in ("drawn", "cub", "aircraft", "cars", "flowers", "pets", "cassava", "nabirds"):
+        assert f"\n{name} " in f"\n{printed}"
+    assert "non-commercial" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data", "show", "data.path=nowhere"], "nowhere"),
+        (["data", "show", "fgssl_resnet50_cup.simclr"], "did you mean fgssl_resnet50_cub.simclr"),
+        (["data", "show", "data.imagesize=3"], "data.imagesize: unknown key; did you mean image_s"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_line(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_an_unknown_verb_ends_with_the_usage(capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "shwo"])
+    assert "usage: fgssl data" in capsys.readouterr().err
