@@ -2,8 +2,9 @@
 
     python benchmarks/throughput.py [RECIPE] [key.path=value ...] [--steps 12] [--threads 1]
 
-One image is one source picture, that is two views. A core-second is a second of processor time of this
-process, so foreign load moves the figures little; with one thread and no workers it is all there is.
+One image is one source picture, that is two views. A core-second is a second of processor time of
+this process, so foreign load moves the figures little; with one thread and no workers it is all
+there is.
 """
 
 import argparse
@@ -16,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
-from fg_ssl_zoo.config import Recipe, load_recipe
+from fg_ssl_zoo.config import Recipe, recipe_of
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
 from fg_ssl_zoo.engine import hardware
@@ -33,15 +34,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    recipes = [word for word in chosen.words if "=" not in word]
-    recipe = load_recipe(
-        *(recipes or ["fgssl_resnet18_drawn.simclr"]), [w for w in chosen.words if "=" in w]
-    )
-    measure(recipe, chosen.steps)
+    measure(recipe_of(chosen.words), chosen.steps)
 
 
 def measure(recipe: Recipe, steps: int) -> None:
-    """Time the data path, the step on a batch that is there, and the step on batches that are loaded."""
+    """Time the data path, the step on one batch, and the step on batches as they are loaded."""
     model = create_backbone(recipe.backbone, image_size=recipe.data.image_size).model
     switches = hardware.choose(recipe.speed, convolutional=hardware.is_convolutional(model))
     hardware.switch_on(switches)
@@ -65,7 +62,8 @@ def measure(recipe: Recipe, steps: int) -> None:
         optimizer.zero_grad()
 
     size, batch = recipe.data.image_size, stage.train.batch_size
-    print(f"{recipe.backbone}, {size} px, batch {batch}, {recipe.data.name}; {describe_hardware()}; {switches}")
+    print(f"{recipe.backbone}, {size} px, batch {batch}, {recipe.data.name}")
+    print(f"{describe_hardware()}; {switches}")
     for name, work in {
         "data": lambda: next(loader),
         "step": lambda: step(still),

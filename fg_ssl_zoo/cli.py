@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fg_ssl_zoo.config import DEFAULT_RECIPE, Recipe, load_recipe
+from fg_ssl_zoo.config import Recipe, recipe_of
 from fg_ssl_zoo.data.catalog import CATALOG
 from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
 from fg_ssl_zoo.data.datasets import load_splits
@@ -55,10 +55,7 @@ def _list_data(chosen: argparse.Namespace) -> None:
 
 
 def _show_data(chosen: argparse.Namespace) -> None:
-    recipes = [word for word in chosen.words if "=" not in word]
-    overrides = [word for word in chosen.words if "=" in word]
-    recipe = load_recipe(*recipes[:1] or [DEFAULT_RECIPE], overrides)
-    sheet = view_sheet(recipe, num_images=chosen.images, num_draws=chosen.draws)
+    sheet = view_sheet(recipe_of(chosen.words), num_images=chosen.images, num_draws=chosen.draws)
     save_png(chosen.out, sheet)
     print(f"{chosen.out}: the picture, then the views of {chosen.draws} epochs, an image a row")
 

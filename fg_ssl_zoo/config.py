@@ -1,9 +1,10 @@
-"""Recipes: what is typed in `hub_configs/NAME.yaml` and on the command line, as frozen dataclasses.
+"""Recipes: what is typed in `hub_configs/NAME.yaml` and on the command line, as dataclasses.
 
     hub_configs/NAME.yaml + dotted overrides -> load_recipe -> Recipe
 
-Pydantic converts by annotated type (`1e-4` is a number, though YAML 1.1 reads a string) and knows the
-path of what is wrong; this file turns that into one line with the nearest valid key.
+The dataclasses are frozen. Pydantic converts by annotated type (`1e-4` is a number, though YAML 1.1
+reads a string) and knows the path of what is wrong; this file turns that into one line with the
+nearest valid key.
 """
 
 import copy
@@ -42,7 +43,8 @@ class Data:
     """Where the pictures come from and how large they enter the network.
 
     Attributes:
-        name: `drawn`, a name of the catalogue (`cub`, `aircraft`, ...), or a name of your own with `path`.
+        name: `drawn`, a name of the catalogue (`cub`, `aircraft`, ...), or a name of your own with
+            `path`.
         path: Local folder; wins over `hub_id` and the catalogue.
         hub_id: Dataset id on the Hugging Face Hub; wins over the catalogue.
         columns: Names of the `image` and `label` columns of a Hub dataset.
@@ -89,7 +91,8 @@ class Train:
         warmup: Share of the steps over which the rate rises from 0.
         lr_end: Share of the rate that the cosine ends at.
         clip_grad_norm: Largest norm of the gradient, if any.
-        checkpoint_every: Epochs between checkpoints; the last step and an interrupt always write one.
+        checkpoint_every: Epochs between checkpoints; the last step and an interrupt always write
+            one.
     """
 
     epochs: Positive = 100
@@ -192,17 +195,20 @@ class Recipe:
     Attributes:
         name: `fgssl_BACKBONE_DATA.METHOD`; the file's stem.
         backbone: Any timm model name.
-        init: `scratch`, a timm tag of that backbone (`a1_in1k`), a `.safetensors` file, or `hf-hub:OWNER/NAME`.
+        init: `scratch`, a timm tag of that backbone (`a1_in1k`), a `.safetensors` file, or
+            `hf-hub:OWNER/NAME`.
         data: The pictures.
         stages: Trained one after the other; the backbone walks through all of them.
         seed: Of weights, order and views.
         output: Folder of the run; `runs/NAME` when not given.
-        resume: `auto` goes on from the newest checkpoint of the same recipe; `never` refuses a used folder.
+        resume: `auto` goes on from the newest checkpoint of the same recipe; `never` refuses a used
+            folder.
         overwrite: Delete what the output folder holds and start afresh.
         evaluate: Protocols run on the finished backbone.
         monitor: Measurements while training.
         speed: Hardware switches.
-        trackers: Further loggers of Accelerate (`wandb`, `mlflow`, ...); JSONL and TensorBoard always run.
+        trackers: Further loggers of Accelerate (`wandb`, `mlflow`, ...); JSONL and TensorBoard
+            always run.
         hub: Publishing.
     """
 
@@ -279,11 +285,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def load_recipe(recipe: str | Path = DEFAULT_RECIPE, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe, apply dotted overrides (`stages[0].train.lr=0.1`) and check every key and type.
+    """Read a recipe, apply overrides (`stages[0].train.lr=0.1`) and check every key and type.
 
     Args:
         recipe: File, or the name of a published recipe.
-        overrides: `path=value`; the value is YAML, list items are `[0]` or `.0`.
+        overrides: Dotted `path=value`; the value is YAML, list items are `[0]` or `.0`.
 
     Raises:
         RecipeError: One line: the path of the key, what is wrong, the nearest valid key.
@@ -294,6 +300,21 @@ def load_recipe(recipe: str | Path = DEFAULT_RECIPE, overrides: Iterable[str] = 
     for override in overrides:
         _apply(content, override)
     return parse_recipe({"name": _rename(path.stem, published, content), **content})
+
+
+def recipe_of(words: Sequence[str]) -> Recipe:
+    """The recipe of a command line: at most one recipe, and overrides in any order.
+
+    Raises:
+        RecipeError: As `load_recipe`, or two recipes.
+    """
+    recipes = [word for word in words if "=" not in word]
+    if len(recipes) > 1:
+        raise RecipeError(
+            f"two recipes given, {recipes[0]} and {recipes[1]}; an override is key.path=value"
+        )
+    overrides = [word for word in words if "=" in word]
+    return load_recipe(recipes[0] if recipes else DEFAULT_RECIPE, overrides)
 
 
 def parse_recipe(content: Mapping[str, Any]) -> Recipe:
@@ -388,15 +409,15 @@ def _apply(content: dict[str, Any], override: str) -> None:
         if isinstance(target, list):
             if not key.isdigit() or int(key) >= len(target):
                 raise RecipeError(f"{path}: there is no item {key}; the list has {len(target)}")
-            key = int(key)
-        elif not isinstance(target, dict):
-            raise RecipeError(f"{path}: {keys[depth - 1]} is a plain value and has no key {key}")
-        if last:
-            target[key] = parsed
-        elif isinstance(target, list):
-            target = target[key]
-        else:
+            if last:
+                target[int(key)] = parsed
+            target = target[int(key)]
+        elif isinstance(target, dict):
+            if last:
+                target[key] = parsed
             target = target.setdefault(key, {})
+        else:
+            raise RecipeError(f"{path}: {keys[depth - 1]} is a plain value and has no key {key}")
 
 
 def _explain(root: Any, errors: Sequence[Any], where: str) -> str:

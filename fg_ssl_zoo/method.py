@@ -1,6 +1,6 @@
-"""All that a pretext method may do: see views, say how wrong it was, and five optional hooks."""
+"""All that a pretext method may do: see views, say how wrong it was, and three optional hooks."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +12,13 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.data.sample import Images, Views
 
 Batch = Mapping[str, Any]
-"""Stacked samples on the device: tensors with one row per image, uint8 pictures as (b, ..., h, w, 3)."""
+"""Stacked samples on the device: a row per image, uint8 pictures as (b, ..., h, w, 3) tensors."""
 
 Notes = dict[str, Tensor]
-"""Tensors with one row per training image, taken before a round; they join the sample under their name."""
+"""Tensors with one row per training image, taken before a round.
+
+They join the sample under their name.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,11 @@ class MethodOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Method(nn.Module):
-    """A pretext method around a backbone; `forward` and `views` are the method, the rest is optional.
+class Method(nn.Module, ABC):
+    """A pretext method around a backbone.
 
-    The constructor's keywords are its configuration: `create_method("simclr", backbone, temperature=0.2)`.
+    `forward` and `views` are the method, the rest is optional. The constructor's keywords are its
+    configuration: `create_method("simclr", backbone, temperature=0.2)`.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -47,10 +51,16 @@ class Method(nn.Module):
 
     @abstractmethod
     def forward(self, batch: Batch) -> MethodOutput:
-        """How wrong it was. All that takes part in a gradient happens here: the loop calls the wrapped module."""
+        """How wrong it was.
+
+        All that takes part in a gradient happens here: the loop calls the wrapped module.
+        """
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
-        """Parameters with their own optimizer options; by default one group of all that requires grad."""
+        """Parameters with their own optimizer options.
+
+        By default one group of all that requires grad.
+        """
         yield {"params": [p for p in self.parameters() if p.requires_grad]}
 
     def annotate(self, images: Images, accelerator: Accelerator) -> Notes:

@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
-from fg_ssl_zoo.config import DEFAULT_RECIPE, Recipe, Stage, as_dict, load_recipe, nearest, to_yaml
+from fg_ssl_zoo.config import DEFAULT_RECIPE, Recipe, Stage, as_dict, nearest, recipe_of, to_yaml
 from fg_ssl_zoo.data.datasets import fingerprint, load_splits
 from fg_ssl_zoo.data.loader import Order, ViewDataset, resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
@@ -32,6 +33,7 @@ from fg_ssl_zoo.engine.optim import LR_BATCH, base_lr
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
+from fg_ssl_zoo.hub.card import results_table
 from fg_ssl_zoo.hub.export import export, usage_lines
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.methods import check_options, create_method
@@ -59,6 +61,12 @@ class Run:
     test: Images | None
     switches: hardware.Switches
     monitor: OnlineMonitor
+
+    @property
+    def processes(self) -> str:
+        """How many train."""
+        count = self.accelerator.num_processes
+        return "1 process" if count == 1 else f"{count} processes"
 
     def say(self, text: str) -> None:
         """A line of the main process on standard output."""
@@ -88,7 +96,7 @@ def pretrain(recipe: Recipe) -> Backbone:
         )  # a batch that is too large fails here
     run = _open_run(recipe, switches, train, test)
     measurements = _run_stages(run, backbone)
-    backbone.eval()
+    backbone.eval().to(memory_format=torch.contiguous_format)  # as whoever loads the export has it
     return _finish(run, backbone, measurements)
 
 
@@ -133,13 +141,13 @@ def _headline(run: Run) -> str:
         to_yaml(run.recipe).rstrip(),
         f"run       {run.folder.path}",
         f"data      {run.train.name}: {len(run.train)} training images, {labelled}",
-        f"hardware  {run.switches}; {run.accelerator.num_processes} process(es)",
+        f"hardware  {run.switches}; {run.processes}",
     ]
     for number, stage in enumerate(run.recipe.stages):
         train = stage.train
         lines.append(
-            f"lr        stages[{number}]: {train.lr:g} per {LR_BATCH} images, {train.lr_scaling} in the batch "
-            f"of {train.batch_size} -> {base_lr(train):g}"
+            f"lr        stages[{number}]: {train.lr:g} per {LR_BATCH} images, "
+            f"{train.lr_scaling} in the batch of {train.batch_size} -> {base_lr(train):g}"
         )
     return "\n".join(lines)
 
@@ -176,7 +184,7 @@ def _run_stages(run: Run, backbone: Backbone) -> list[dict[str, float]]:
 
 
 def _stage_method(stage: Stage, backbone: Backbone, before: Method | None) -> Method:
-    """The method of a stage around the walking backbone, with what it inherits from the stage before."""
+    """The method of a stage around the walking backbone, with what it inherits."""
     backbone.requires_grad_(True)
     method = create_method(stage.method, backbone, **stage.options)
     for name in stage.inherit:
@@ -222,8 +230,9 @@ def _one_round(
         first_step=first_step,
         channels_last=run.switches.channels_last,
         measurements=measurements,
+        title=_title(recipe, start),
     )
-    fit(method, job, title=_title(recipe, start))
+    fit(method, job)
     if job.seconds:
         run.say(f"trained   {job.seen} images at {job.images_per_second:.1f} images/s")
     run.accelerator.free_memory()
@@ -293,7 +302,7 @@ def _finish(run: Run, backbone: Backbone, measurements: list[dict[str, float]]) 
         text = json.dumps(results, indent=2) + "\n"
         (run.folder.path / "results.json").write_text(text, encoding="utf-8")
         export(backbone, run.folder.export, run.recipe, results)
-        print("\n" + table(results["rows"]))  # noqa: T201
+        print("\n" + results_table(results["rows"]))  # noqa: T201
         print(f"\nexported to {run.folder.export}; load it with\n")  # noqa: T201
         print(usage_lines(run.folder.export, run.recipe), flush=True)  # noqa: T201
     run.accelerator.wait_for_everyone()
@@ -302,7 +311,7 @@ def _finish(run: Run, backbone: Backbone, measurements: list[dict[str, float]]) 
 
 
 def _results(run: Run, measurements: list[dict[str, float]]) -> dict[str, Any]:
-    """The record a card is rendered from: rows, protocol, and everything that could move a number."""
+    """The record a card is rendered from: rows, protocol, all that could move a number."""
     recipe = run.recipe
     rows = [
         {"name": name, "init": recipe.init, **_plain(measured)}
@@ -315,7 +324,7 @@ def _results(run: Run, measurements: list[dict[str, float]]) -> dict[str, Any]:
         "seed": recipe.seed,
         "commit": commit(),
         "versions": versions(),
-        "hardware": f"{describe_hardware()} ({run.switches}; {run.accelerator.num_processes} process(es))",
+        "hardware": f"{describe_hardware()}; {run.processes}; {run.switches}",
         "data": {
             "name": recipe.data.name,
             "num_train": len(run.train),
@@ -345,16 +354,6 @@ def _plain(measured: dict[str, float]) -> dict[str, float]:
     return {key.removeprefix("eval/"): value for key, value in measured.items() if key != "step"}
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of results as a markdown table; accuracies in per cent."""
-    metrics = [key for key in rows[0] if key not in ("name", "init")]
-    lines = ["| backbone | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
-    for row in rows:
-        shown = [f"{row[m]:.2%}" if "top1" in m else f"{row[m]:.3g}" for m in metrics]
-        lines.append(f"| {row['name']} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
-
-
 # --------------------------------------------------------------------------- command line
 
 
@@ -363,23 +362,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Pretrain a backbone without labels and export it.",
-        epilog=f"Without a recipe: {DEFAULT_RECIPE}, drawn pictures, under three minutes on two cores.",
+        epilog=f"Without a recipe: {DEFAULT_RECIPE}, three minutes on two cores, no download.",
     )
-    parser.add_argument("words", nargs="*", metavar="RECIPE or key.path=value",
-                        help="a recipe (file or name), then overrides such as stages[0].train.epochs=2")  # fmt: skip
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="RECIPE or key.path=value",
+        help="a recipe (file or name), and overrides such as stages[0].train.epochs=2",
+    )
     words = parser.parse_args(arguments).words
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     _quiet_libraries()
-    recipes = [word for word in words if "=" not in word]
     try:
-        if len(recipes) > 1:
-            raise ValueError(
-                f"two recipes given: {recipes[0]} and {recipes[1]}; one is trained at a time"
-            )
-        pretrain(load_recipe(*recipes[:1] or [DEFAULT_RECIPE], [w for w in words if "=" in w]))
+        pretrain(recipe_of(words))
     except Interrupted as stopped:
         print(stopped.message, file=sys.stderr)  # noqa: T201
         raise
+    except KeyboardInterrupt:
+        print("stopped between checkpoints; run the same command again to go on", file=sys.stderr)  # noqa: T201
+        raise SystemExit(128 + signal.SIGINT) from None
     except (ValueError, TrainingStopped, Collapsed, checkpoint.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None

@@ -1,4 +1,4 @@
-"""Shapes and types in signatures are checked while tests run; an int will do where a float is asked for."""
+"""Shapes and types in signatures are checked while tests run; an int will do for a float."""
 
 from beartype import BeartypeConf, beartype
 

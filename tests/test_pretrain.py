@@ -54,7 +54,9 @@ def test_a_run_leaves_all_that_the_readme_promises(recipe, tmp_path, capsys):
     assert sorted(path.name for path in (run / "export").iterdir()) == [
         "README.md", "config.json", "model.safetensors", "recipe.yaml", "results.json",
     ]  # fmt: skip
-    assert "lr        stages[0]: 0.5 per 256 images, linear in the batch of 8 -> 0.015625" in printed
+    assert (
+        "lr        stages[0]: 0.5 per 256 images, linear in the batch of 8 -> 0.015625" in printed
+    )
     assert "untrained" in printed
     assert "resolved recipe" not in printed
     assert "hidden_size: 16" in printed
@@ -121,7 +123,9 @@ def test_an_unlabelled_folder_trains_with_rankme_alone(recipe, tmp_path, birds):
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), birds[index]["image"])
     pretrain(load_recipe(recipe, ["data.path=photos", "data.name=garden", "data.num_images=null"]))
-    results = json.loads((tmp_path / "runs/fgssl_test_resnet_garden.simclr/results.json").read_text())
+    results = json.loads(
+        (tmp_path / "runs/fgssl_test_resnet_garden.simclr/results.json").read_text()
+    )
     assert results["rows"][1].keys() == {"name", "init", "rankme", "feature_std"}
 
 
@@ -130,7 +134,7 @@ def test_an_unlabelled_folder_trains_with_rankme_alone(recipe, tmp_path, birds):
     [
         (["backbone=resnet81"], "unknown backbone 'resnet81'; did you mean resnet18"),
         (["stages[0].method=simcrl"], "unknown method 'simcrl'; did you mean simclr"),
-        (["stages[0].options.temprature=1"], "stages[0].options.temprature: unknown option of simclr"),
+        (["stages[0].options.temprature=1"], "options.temprature: unknown option of simclr"),
         (["stages[0].train.batch_size=64"], "64 is more than the 16 training images"),
         (["backbone=vit_tiny_patch16_224", "data.image_size=100"],
          "data.image_size: 100 is not divisible by the patch size 16 of vit_tiny_patch16_224; "
@@ -143,7 +147,9 @@ def test_an_unlabelled_folder_trains_with_rankme_alone(recipe, tmp_path, birds):
         (["another_recipe"], "two recipes given"),
     ],
 )  # fmt: skip
-def test_what_is_typed_wrong_is_one_line_and_loses_nothing(recipe, tmp_path, capsys, words, message):
+def test_what_is_typed_wrong_is_one_line_and_loses_nothing(
+    recipe, tmp_path, capsys, words, message
+):
     with pytest.raises(SystemExit) as stopped:
         main([str(recipe), *words])
     assert stopped.value.code == 2

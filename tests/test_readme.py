@@ -23,7 +23,9 @@ def snippets(language):
 
 
 def commands():
-    return [shlex.split(line, comments=True) for text in snippets("sh") for line in text.splitlines()]
+    return [
+        shlex.split(line, comments=True) for text in snippets("sh") for line in text.splitlines()
+    ]
 
 
 def test_the_two_commands_stand_under_their_marks():

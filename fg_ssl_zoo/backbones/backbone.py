@@ -78,14 +78,16 @@ def create_backbone(name: str, *, init: str = "scratch", image_size: int = 224) 
 
     Args:
         name: Any timm model name, without a tag.
-        init: `scratch` (timm's own initialisation), a pretrained tag of that model (`a1_in1k`), the
-            path of a `.safetensors` file with timm's keys, or `hf-hub:OWNER/NAME`, `local-dir:FOLDER`.
+        init: `scratch` (timm's own initialisation), a pretrained tag of that model (`a1_in1k`),
+            the path of a `.safetensors` file with timm's keys, or `hf-hub:OWNER/NAME`,
+            `local-dir:FOLDER`.
         image_size: Side of the input in pixels; a multiple of the patch size for a ViT.
 
     Raises:
-        ValueError: Unknown name, tag or file, a size that does not fit, or weights that do not match.
+        ValueError: Unknown name, tag or file, a size that does not fit, or weights that do not
+            match.
     """
-    if not timm.is_model(name):
+    if "." in name or not timm.is_model(name):
         raise ValueError(f"unknown backbone '{name}'{nearest(name, timm.list_models())}")
     sized = _size_arguments(name, image_size)
     if init == "scratch":
@@ -99,8 +101,10 @@ def create_backbone(name: str, *, init: str = "scratch", image_size: int = 224) 
     else:
         tags = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{name}.*")]
         if init not in tags:
-            raise ValueError(f"init: '{init}' is neither scratch, a .safetensors file, hf-hub:OWNER/NAME nor "
-                             f"a pretrained tag of {name}{nearest(init, tags)}")  # fmt: skip
+            raise ValueError(
+                f"init: '{init}' is neither scratch, a .safetensors file, hf-hub:OWNER/NAME "
+                f"nor a pretrained tag of {name}{nearest(init, tags)}"
+            )
         source = f"{name}.{init}"
     model = _build(source, {**sized, "pretrained": True})
     start = model.pretrained_cfg

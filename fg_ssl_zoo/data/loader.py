@@ -160,7 +160,7 @@ def step_loader(
 
 
 class _EveryImage(Dataset[dict[str, Any]]):
-    """Each picture once, for evaluation; one that cannot be decoded comes as `image` None."""
+    """Each picture once, for evaluation; one that cannot be decoded comes empty."""
 
     def __init__(self, images: Images, views: Views) -> None:
         self.images, self.views = images, views

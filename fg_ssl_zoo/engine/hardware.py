@@ -97,14 +97,16 @@ def _has_mps() -> bool:
 
 
 def _keep_memory() -> None:
-    """Glibc keeps blocks up to 1 GiB and trims above 2 GiB.
+    """The C library (glibc) keeps blocks up to 1 GiB and trims above 2 GiB.
 
     Activations then cause no page faults each step.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-    libc = ctypes.CDLL(None)
-    if not (libc.mallopt(m_mmap_threshold, 1 << 30) and libc.mallopt(m_trim_threshold, 2**31 - 1)):
-        _log.warning("speed.keep_memory: mallopt refused; continuing without")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if not (
+        mallopt and mallopt(m_mmap_threshold, 1 << 30) and mallopt(m_trim_threshold, 2**31 - 1)
+    ):
+        _log.warning("speed.keep_memory: this C library has no such setting; continuing without")
 
 
 def _or(wish: Any, default: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The loop: from a method and pictures to trained weights; read it once, from the top.
+"""The loop: from a method and pictures to trained weights; read `fit` once, from the top.
 
-What a step draws is a pure function of (seed, position), so that a run which was stopped and goes on equals
-one that was not, to the bit.
+What a step draws is a pure function of (seed, position), so that a run which was stopped and goes
+on equals one that was not, to the bit.
 """
 
 import math
@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from fg_ssl_zoo.engine.log import Meter, Progress
 from fg_ssl_zoo.engine.optim import create_optimizer, lr_at, set_lr
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.layers.batch_norm import synchronise
-from fg_ssl_zoo.method import Method
+from fg_ssl_zoo.method import Batch, Method
 
 LOG_EVERY = 10
 """Steps between log lines; several processes agree on stopping at these."""
@@ -66,10 +66,13 @@ class Fit:
         folder: Where checkpoints go.
         start: Position to begin at.
         state: Checkpoint to begin from, if any.
-        measure: Called with the backbone at the start, every `measure_every` epochs and at the end.
+        measure: Called at the start, every `measure_every` epochs and at the end.
         measure_every: In epochs.
-        num_workers: Of each process.
+        num_workers: Of each process; `auto` follows the cores.
+        first_step: Optimizer steps of the rounds before this one; the log counts on.
+        channels_last: Memory format of the method.
         measurements: `{"step": ..., "eval/...": ...}` so far; a part of the checkpoint.
+        title: Of the progress line.
     """
 
     train: Train
@@ -84,35 +87,95 @@ class Fit:
     first_step: int = 0
     channels_last: bool = False
     measurements: list[dict[str, float]] = field(default_factory=list)
+    title: str = "train"
 
     def __post_init__(self) -> None:
         world = self.accelerator.num_processes
         self.order = Order(len(self.dataset.images), self.train.batch_size, self.dataset.seed)
         self.total = total_steps(self.train, self.order)
-        steps = range(self.start.step, self.total)
         self.loader = step_loader(
             self.dataset,
             self.order,
-            steps,
+            range(self.start.step, self.total),
             num_workers=resolve_num_workers(self.num_workers, world),
             rank=self.accelerator.process_index,
             world=world,
             parts=self.train.accumulate,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        self.corrupt: set[str] = set()
-
-    def every(self, epochs: float) -> int:
-        """An interval of epochs in steps, at least one."""
-        return max(1, round(epochs * self.order.steps_per_epoch))
+        self.progress = Progress(
+            self.total,
+            done=self.start.step,
+            title=self.title,
+            shown=self.accelerator.is_main_process,
+        )
+        self.corrupt = set(self.folder.corrupt_images())
+        self.seen, self.seconds = 0, 0.0
 
     @property
     def images_per_second(self) -> float:
-        """Of the training steps of this process, measurements left out."""
+        """Of all processes over the training steps, measurements left out."""
         return self.seen / self.seconds if self.seconds else 0.0
 
-    seen: int = 0
-    seconds: float = 0.0
+    def due(self, epochs: float, done: int) -> bool:
+        """Whether something that happens every so many epochs happens after `done` steps."""
+        return done == self.total or done % max(1, round(epochs * self.order.steps_per_epoch)) == 0
+
+    def take_measure(self, done: int) -> None:
+        """Measure, remember and log."""
+        found = self.measure()
+        step = self.first_step + done
+        self.measurements.append({"step": step, **found})
+        self.accelerator.log(found, step=step)
+        values = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
+        self.progress.say(f"{self.title}: step {done}, {values}")
+
+    def save(self, method: nn.Module, optimizer: Any, done: int) -> Path:
+        """Write a checkpoint on the main process; the others wait for it."""
+        at = replace(self.start, step=done)
+        if self.accelerator.is_main_process:
+            state = {
+                "method": method.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "measurements": self.measurements,
+            }
+            checkpoint.save(self.folder.checkpoints, at, state)
+        self.accelerator.wait_for_everyone()
+        return self.folder.checkpoints / at.file_name
+
+    def check(self, loss: float, lr: float, done: int) -> None:
+        """Refuse to go on with a loss that is no number.
+
+        Raises:
+            TrainingStopped: What was seen and what to try.
+        """
+        if math.isfinite(loss):
+            return
+        good = list(checkpoint.positions(self.folder.checkpoints).values())
+        kept = f" The last good checkpoint is {good[-1]}." if good else ""
+        raise TrainingStopped(
+            f"the loss is {loss} at step {done} of {self.total} (learning rate {lr:.3g}, "
+            f"{self.train.optimizer}). Try a lower train.lr, train.clip_grad_norm=1, a longer "
+            f"train.warmup, or speed.precision=fp32.{kept}"
+        )
+
+    def to_device(self, batch: dict[str, Any]) -> Batch:
+        """A batch on the device; unreadable pictures are noted.
+
+        Raises:
+            TooManyCorruptImages: More than one in a hundred.
+        """
+        new = set(batch.pop("corrupt")) - self.corrupt
+        if new:
+            self.corrupt |= new
+            self.folder.note_corrupt(sorted(new))
+            if len(self.corrupt) > MOST_CORRUPT * len(self.dataset.images):
+                raise TooManyCorruptImages(
+                    f"{len(self.corrupt)} of {len(self.dataset.images)} images cannot be decoded, "
+                    f"more than {MOST_CORRUPT:.0%}; their names are in {self.folder.corrupt}"
+                )
+        moved = send_to_device(batch, self.accelerator.device, non_blocking=True)
+        return cast(Batch, moved)
 
 
 def total_steps(train: Train, order: Order) -> int:
@@ -120,7 +183,7 @@ def total_steps(train: Train, order: Order) -> int:
     return train.steps or max(1, round(train.epochs * order.steps_per_epoch))
 
 
-def fit(method: Method, job: Fit, *, title: str = "train") -> None:
+def fit(method: Method, job: Fit) -> None:
     """Train a method in place, from `job.start` to the end of its round.
 
     Raises:
@@ -131,103 +194,71 @@ def fit(method: Method, job: Fit, *, title: str = "train") -> None:
     """
     accelerator, train = job.accelerator, job.train
     if job.channels_last:
-        method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        nn.Module.to(method, memory_format=torch.channels_last)
     if accelerator.num_processes > 1:
         synchronise(method, accelerator.device)
     if job.state:
         method.load_state_dict(job.state["method"])
-    optimizer = create_optimizer(method, train)
-    wrapped, optimizer = accelerator.prepare(method, optimizer)
+    wrapped, optimizer = accelerator.prepare(method, create_optimizer(method, train))
     if job.state:
         optimizer.load_state_dict(job.state["optimizer"])
     method.train()
+    if not job.measurements:
+        job.take_measure(0)
 
-    def measure(step: int) -> None:
-        found = job.measure()
-        job.measurements.append({"step": job.first_step + step, **found})
-        accelerator.log(found, step=job.first_step + step)
-        progress.say(
-            f"{title}: step {step}, " + ", ".join(f"{k} {v:.4g}" for k, v in found.items())
-        )
-
-    def save(step: int) -> Path:
-        state = {
-            "method": accelerator.unwrap_model(wrapped).state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "measurements": job.measurements,
-        }
-        path = job.folder.checkpoints / replace(job.start, step=step).file_name
-        if accelerator.is_main_process:
-            checkpoint.save(job.folder.checkpoints, replace(job.start, step=step), state)
-        accelerator.wait_for_everyone()
-        return path
-
-    progress = Progress(
-        job.total, done=job.start.step, title=title, shown=accelerator.is_main_process
-    )
-    if job.start.step == 0 and not job.measurements:
-        measure(0)
-    batches = iter(job.loader)
-    meter, losses = Meter(), []
+    batches, meter, losses = iter(job.loader), Meter(), []
     with Signals() as signals:
         for step in range(job.start.step, job.total):
-            began = time.perf_counter()
-            seed_everything(job.dataset.seed, job.start, step, accelerator.process_index)
-            set_lr(optimizer, lr_at(train, step / job.total))
-            waited, loss, metrics = 0.0, torch.zeros((), device=accelerator.device), {}
+            began, waited = time.perf_counter(), 0.0
+            seed_step(job.dataset.seed, job.start, step, accelerator.process_index)
+            lr = lr_at(train, step / job.total)
+            set_lr(optimizer, lr)
+            output = None
             for part in range(train.accumulate):
                 asked = time.perf_counter()
-                batch = _to_device(next(batches), job)
+                batch = job.to_device(next(batches))
                 waited += time.perf_counter() - asked
                 with _sync_only_last(accelerator, wrapped, part == train.accumulate - 1):
                     output = wrapped(batch)
                     accelerator.backward(output.loss / train.accumulate)
-                loss += output.loss.detach() / train.accumulate
-                metrics = output.metrics
+                losses.append(output.loss.detach())
             if train.clip_grad_norm:
                 accelerator.clip_grad_norm_(wrapped.parameters(), train.clip_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             done = step + 1
             method.on_step_end(done / job.total)
-            losses.append(loss)
             meter.count(train.batch_size, waited)
-            job.seen, job.seconds = (
-                job.seen + train.batch_size,
-                job.seconds + time.perf_counter() - began,
-            )
+            job.seen += train.batch_size
+            job.seconds += time.perf_counter() - began
 
-            last = done == job.total
-            due = {
-                "log": last or done % LOG_EVERY == 0,
-                "measure": last or done % job.every(job.measure_every) == 0,
-                "save": last or done % job.every(train.checkpoint_every) == 0,
-            }
             shown = None
-            if due["log"] or due["save"]:
-                mean = float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
-                _check_loss(mean, job, done, lr_at(train, step / job.total))
-            if due["log"]:
-                shown = {
-                    "train/loss": mean,
-                    "train/lr": lr_at(train, step / job.total),
-                    **meter.read(),
-                }
-                shown |= {key: float(value) for key, value in metrics.items()}
-                accelerator.log(shown, step=job.first_step + done)
-                losses = []
-            progress.step(shown)
-            if due["measure"]:
-                measure(done)
+            meeting = done == job.total or done % LOG_EVERY == 0
+            stop = signals.agreed(accelerator, meeting)
+            save = bool(stop) or job.due(train.checkpoint_every, done)
+            if meeting or save:
+                loss = cast(Tensor, accelerator.reduce(torch.stack(losses).mean(), "mean")).item()
+                job.check(loss, lr, done)
+                if meeting:
+                    assert output is not None
+                    shown = {"train/loss": loss, "train/lr": lr, **meter.read()}
+                    shown |= {key: value.item() for key, value in output.metrics.items()}
+                    accelerator.log(shown, step=job.first_step + done)
+                    losses = []
+            job.progress.step(shown)
+            if job.due(job.measure_every, done):
+                job.take_measure(done)
                 meter.reset()
-            stop = signals.agreed(accelerator, due["log"])
-            if due["save"] or stop:
-                path = save(done)
-            if stop and not last:
-                progress.close()
-                raise Interrupted(f"stopped by {signals.name} after step {done} of {job.total}; "
-                                  f"checkpoint {path}. Run the same command again to go on", stop)  # fmt: skip
-    progress.close()
+            if save:
+                path = job.save(method, optimizer, done)
+                if stop and done < job.total:
+                    job.progress.close()
+                    raise Interrupted(
+                        f"stopped by {signals.name} after step {done} of {job.total}; checkpoint "
+                        f"{path}. Run the same command again to go on",
+                        stop,
+                    )
+    job.progress.close()
 
 
 class Signals:
@@ -258,7 +289,10 @@ class Signals:
         return signal.Signals(self.number).name if self.number else "another process"
 
     def agreed(self, accelerator: Accelerator, meeting: bool) -> int:
-        """Number of a signal that any process got, 0 for none; several processes meet only now and then."""
+        """Number of a signal that any process got, 0 for none.
+
+        Several processes ask each other only at a `meeting`, which all of them reach.
+        """
         if accelerator.num_processes == 1:
             return self.number
         if not meeting:
@@ -268,26 +302,10 @@ class Signals:
         return int(gathered.max()) if isinstance(gathered, Tensor) else 0
 
 
-def seed_everything(seed: int, position: Position, step: int, rank: int) -> None:
-    """Seed torch for one step of one process: what dropout or sampling draws needs no saved state."""
+def seed_step(seed: int, position: Position, step: int, rank: int) -> None:
+    """Seed torch for one step of one process: what dropout draws needs no saved state."""
     state = np.random.SeedSequence([seed, position.stage, position.round, step, rank])
     torch.manual_seed(int(state.generate_state(1, np.uint64)[0]) >> 1)
-
-
-def _to_device(batch: dict[str, Any], job: Fit) -> dict[str, Any]:
-    """A batch on the device; names of unreadable pictures are noted and too many of them are an error."""
-    new = set(batch.pop("corrupt")) - job.corrupt
-    if new:
-        job.corrupt |= new
-        with job.folder.corrupt.open("a", encoding="utf-8") as file:
-            file.writelines(f"{message}\n" for message in sorted(new))
-        share = len(job.corrupt) / len(job.dataset.images)
-        if share > MOST_CORRUPT:
-            raise TooManyCorruptImages(
-                f"{len(job.corrupt)} of {len(job.dataset.images)} images cannot be decoded, more than "
-                f"{MOST_CORRUPT:.0%}; their names are in {job.folder.corrupt}"
-            )
-    return send_to_device(batch, job.accelerator.device, non_blocking=True)
 
 
 def _sync_only_last(
@@ -295,15 +313,3 @@ def _sync_only_last(
 ) -> AbstractContextManager[Any]:
     """Gradients are averaged over processes once a step."""
     return nullcontext() if last else accelerator.no_sync(wrapped)
-
-
-def _check_loss(loss: float, job: Fit, step: int, lr: float) -> None:
-    if math.isfinite(loss):
-        return
-    good = list(checkpoint.positions(job.folder.checkpoints).values())
-    kept = f" The last good checkpoint is {good[-1]}." if good else ""
-    raise TrainingStopped(
-        f"the loss is {loss} at step {step} of {job.total} (learning rate {lr:.3g}, {job.train.optimizer}). "
-        "Try a lower train.lr, train.clip_grad_norm=1, a longer train.warmup, or speed.precision=fp32."
-        + kept
-    )

@@ -3,7 +3,7 @@
 import platform
 import re
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -42,7 +42,14 @@ def commit() -> str | None:
 
 def versions() -> dict[str, str]:
     """Python and the packages that a number could depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a folder, or another build of the same library
+        return "not installed under this name"
 
 
 def describe_hardware() -> str:

@@ -9,6 +9,7 @@ export/            the published form of the backbone
 """
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        checkpoints, metrics, tensorboard, corrupt, export: What lies in it.
+        recipe, metrics, checkpoints, corrupt, export: What lies in it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,6 +63,17 @@ class RunFolder:
             self._check(recipe)
         self.path.mkdir(parents=True, exist_ok=True)
         self.recipe.write_text(to_yaml(recipe), encoding="utf-8")
+
+    def corrupt_images(self) -> list[str]:
+        """What was noted about unreadable pictures, also before the run went on."""
+        return (
+            self.corrupt.read_text(encoding="utf-8").splitlines() if self.corrupt.is_file() else []
+        )
+
+    def note_corrupt(self, messages: Iterable[str]) -> None:
+        """Append to the list of unreadable pictures."""
+        with self.corrupt.open("a", encoding="utf-8") as file:
+            file.writelines(f"{message}\n" for message in messages)
 
     def _check(self, recipe: Recipe) -> None:
         if not self.recipe.is_file():

@@ -36,7 +36,9 @@ def knn_predict(
     for rows in F.normalize(test, dim=-1).split(chunk):
         similarity, neighbours = (rows @ bank.T).topk(min(k, len(bank)), dim=1)
         votes = torch.zeros(len(rows), num_classes, dtype=similarity.dtype, device=rows.device)
-        votes.scatter_add_(1, labels[neighbours], (similarity / temperature).exp())
+        votes.scatter_add_(
+            1, labels[neighbours], ((similarity - similarity[:, :1]) / temperature).exp()
+        )
         predictions.append(votes.argmax(dim=1))
     return torch.cat(predictions)
 

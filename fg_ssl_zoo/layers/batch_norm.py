@@ -1,7 +1,7 @@
-"""BatchNorm whose statistics are those of all processes, so that two processes compute what one would."""
+"""BatchNorm with the statistics of all processes, so that two compute what one would."""
 
 import torch
-from timm.layers import convert_sync_batchnorm
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from fg_ssl_zoo.ops.distributed import sum_over_processes, world_size
@@ -22,7 +22,7 @@ class AnyDeviceSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         sums = sum_over_processes(torch.cat([x.sum(axes), x.square().sum(axes)]))
         count = input.numel() // input.shape[1] * world_size()
         mean, square = (sums / count).chunk(2)
-        variance = square - mean.square()
+        variance = (square - mean.square()).clamp_min(0)
         self._remember(mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt() * (1.0 if self.weight is None else self.weight)
         shift = (0.0 if self.bias is None else self.bias) - mean * scale
@@ -34,7 +34,9 @@ class AnyDeviceSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
-        share = self.momentum or 1 / float(self.num_batches_tracked)
+        share = self.momentum
+        if share is None:  # a plain average over all batches, as in torch
+            share = 1 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance, share)
 
@@ -45,13 +47,14 @@ class AnyDeviceSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
     """BatchNorm layers become synchronised ones; keys of the state dict stay.
 
-    On a CPU this covers torch's own layers; timm's fused norm-and-activation layers stay local there.
+    On a CPU this covers torch's own layers; timm's fused norm-and-activation layers stay local
+    there.
     """
     if device.type == "cuda":
         return convert_sync_batchnorm(module)
     for parent in list(module.modules()):
         for name, layer in parent.named_children():
-            if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            if type(layer) is nn.BatchNorm1d or type(layer) is nn.BatchNorm2d:
                 setattr(parent, name, _converted(layer))
     return module
 

@@ -1,5 +1,7 @@
 """Projection heads."""
 
+from itertools import pairwise
+
 from torch import nn
 
 
@@ -12,7 +14,7 @@ def mlp(widths: list[int], *, last_norm: bool = False, bias: bool = False) -> nn
         bias: Of the last layer when no norm follows it.
     """
     layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths[:-2], widths[1:-1], strict=True):
+    for width_in, width_out in pairwise(widths[:-1]):
         layers += [nn.Linear(width_in, width_out, bias=False), nn.BatchNorm1d(width_out)]
         layers += [nn.ReLU(inplace=True)]
     layers += [nn.Linear(widths[-2], widths[-1], bias=bias and not last_norm)]

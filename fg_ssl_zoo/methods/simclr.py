@@ -7,11 +7,11 @@ Paper: Chen, Kornblith, Norouzi & Hinton, 2020 (arXiv 2002.05709).
     project    z = projector(h)
     loss       NT-Xent over the views of all processes (eq. 1)
 
-The gamma pair is SSL-Cassava's (Breiki, Ridzuan & Grandhe, 2021, arXiv 2107.13973): the second view is
-drawn from the picture after a power law with exponent in [0.5, 2.5].
+The gamma pair is SSL-Cassava's (Breiki, Ridzuan & Grandhe, 2021, arXiv 2107.13973): the second view
+is drawn from the picture after a power law with exponent in [0.5, 2.5].
 
-Deviations: colour jitter is one affine map (see `data/views.py`); the edit of a pair is drawn anew in every
-epoch, where the paper's code made it once per picture.
+Deviations: colour jitter is one affine map (see `data/views.py`); the edit of a pair is drawn anew
+in every epoch, where the paper's code made it once per picture.
 """
 
 from typing import Annotated, Any, Literal
@@ -32,8 +32,8 @@ class SimCLR(Method):
 
     Args:
         backbone: Gives the features `h`.
-        temperature: 0.1 in the paper at a batch of 4,096; 0.2 suits small sets and batches (solo-learn,
-            ImageNet-100 recipe).
+        temperature: 0.1 in the paper at a batch of 4,096; 0.2 suits small sets and batches
+            (solo-learn, ImageNet-100 recipe).
         hidden_size: Of the projector; 2,048 in the official repository.
         projection_size: Of `z`; 128 in the paper.
         projector_layers: 2 in the paper, 3 in the official repository.

@@ -1,4 +1,4 @@
-"""What a loss needs from other processes, with the gradient; plain identities in a single process."""
+"""What a loss needs from other processes, with the gradient; identities in a single process."""
 
 from typing import Any
 
@@ -37,8 +37,9 @@ class _AllGather(torch.autograd.Function):
 def gather(x: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
     """Rows of all processes in rank order, (n, d) -> (n * world, d), through which gradients flow.
 
-    Every process must bring the same number of rows. With a loss that is the mean over a process's *own*
-    anchors, the average that data parallelism takes over processes equals the gradient on the whole batch.
+    Every process must bring the same number of rows. With a loss that is the mean over a process's
+    *own* anchors, the average that data parallelism takes over processes equals the gradient on the
+    whole batch.
     """
     return _AllGather.apply(x) if world_size() > 1 else x
 

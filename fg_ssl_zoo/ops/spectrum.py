@@ -23,8 +23,8 @@ def rankme(features: Float[Tensor, "n d"], eps: float = 1e-7) -> float:
 def feature_std(features: Float[Tensor, "n d"]) -> float:
     """Mean standard deviation of the coordinates of unit-length features, times sqrt(d).
 
-    1 for features spread evenly over the sphere, 0 when all are equal (the check of SimSiam, section 4.1,
-    there without the factor).
+    1 for features spread evenly over the sphere, 0 when all are equal (the check of SimSiam,
+    section 4.1, there without the factor).
     """
     unit = F.normalize(features.double(), dim=-1)
     return float(unit.std(dim=0, correction=0).mean() * features.shape[1] ** 0.5)

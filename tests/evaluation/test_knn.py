@@ -53,3 +53,10 @@ def test_a_set_smaller_than_k_votes_with_all_of_it():
     labels = torch.tensor([0, 0, 1])
     train = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
     assert knn_top1(train, labels, train, labels, k=20) == 1.0
+
+
+def test_a_sharp_temperature_votes_for_the_nearest_without_overflow():
+    train, labels = rows(50, 4, 6), torch.arange(50) % 5
+    sharp = knn_predict(train, labels, rows(9, 4, 7), num_classes=5, k=20, temperature=0.001)
+    nearest = knn_predict(train, labels, rows(9, 4, 7), num_classes=5, k=1)
+    assert sharp.tolist() == nearest.tolist()

@@ -4,6 +4,7 @@ import torch
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.data.augment import gamma
 from fg_ssl_zoo.methods import create_method
+from fg_ssl_zoo.methods.simclr import SimCLR
 from fg_ssl_zoo.ops.contrastive import nt_xent
 
 SMALL = {"hidden_size": 32, "projection_size": 16}
@@ -11,7 +12,10 @@ SMALL = {"hidden_size": 32, "projection_size": 16}
 
 def build(**options):
     torch.manual_seed(0)
-    return create_method("simclr", create_backbone("test_vit", image_size=32), **SMALL, **options)
+    backbone = create_backbone("test_vit", image_size=32)
+    method = create_method("simclr", backbone, **SMALL, **options)
+    assert isinstance(method, SimCLR)
+    return method
 
 
 def test_one_pass_over_both_views_equals_two_passes_without_batch_statistics():
