@@ -1,0 +1,316 @@
+"""The `fgssl_*` names of timm: every recipe in `hub_configs/` is a model, nothing is listed here.
+
+    hub_configs/fgssl_resnet50_cub.simclr.yaml
+                architecture       tag     -> timm.create_model("fgssl_resnet50_cub.simclr")
+
+Without a tag, an architecture means its `simclr` model, or the first by name where there is none.
+
+What is built is the recipe's `backbone`, by timm's own function. `pretrained=True` then looks for a
+published folder (`config.json`, `model.safetensors`) in
+
+    1. FG_SSL_ZOO_DIR/NAME, without any request
+    2. the Hub: the recipe's `hub.repo`, else FG_SSL_ZOO_ORG/NAME, else fg-ssl-zoo/NAME
+
+and nowhere else; a source that the caller names (`pretrained_cfg_overlay=dict(file=...)`) is left
+alone. timm lists models under the last part of a module's name, hence this file's.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import LocalEntryNotFoundError
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import (
+    PretrainedCfg,
+    generate_default_cfgs,
+    get_arch_pretrained_cfgs,
+    get_pretrained_cfg,
+    is_model,
+    is_model_in_modules,
+    list_models,
+    model_entrypoint,
+    register_model,
+    resolve_pretrained_cfg,
+)
+from torch import nn
+
+from fg_ssl_zoo.config import Data, Hub, Recipe, nearest, read_yaml, recipe_files
+
+ORGANISATION = "fg-ssl-zoo"
+"""Owner of the models on the Hub; the environment variable FG_SSL_ZOO_ORG replaces it."""
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+DEFAULT_TAG = "simclr"
+
+HUB_PATIENCE = 5.0
+"""Seconds to wait for the Hub's first answer; HF_HUB_ETAG_TIMEOUT replaces it.
+
+The client alone would repeat the question for 23 s where nothing listens, and for minutes where no
+one answers.
+"""
+
+_SOURCE = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")
+_PUBLISHED = ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes")
+
+_log = logging.getLogger(__name__)
+
+
+class PretrainedWeightsError(RuntimeError):
+    """No place holds the weights; the message names all that were tried."""
+
+
+# --------------------------------------------------------------------------- recipes -> timm
+
+
+def timm_cfg(
+    backbone: str,
+    image_size: int,
+    *,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    crop_pct: float = Data.crop_pct,
+    license: str = Hub.license,
+) -> dict[str, Any]:
+    """What timm keeps in a `pretrained_cfg`; what depends on the architecture is asked of timm.
+
+    Args:
+        backbone: A stock timm architecture.
+        image_size: Side of the input, in pixels.
+        mean: Per channel, of pixels in 0..1.
+        std: Per channel, of pixels in 0..1.
+        crop_pct: 0.875 resizes the shorter side to 256 for a crop of 224.
+        license: SPDX name of the weights.
+    """
+    stock = get_pretrained_cfg(backbone) or PretrainedCfg()
+    input_size = (3, image_size, image_size)
+    return {
+        "num_classes": 0,
+        "input_size": input_size,
+        "fixed_input_size": stock.fixed_input_size,
+        "pool_size": stock.pool_size if tuple(stock.input_size) == input_size else None,
+        "first_conv": stock.first_conv,
+        "classifier": stock.classifier,
+        "interpolation": "bicubic",
+        "crop_pct": crop_pct,
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "license": license,
+    }
+
+
+def hub_repo(name: str, repo: str | None = None) -> str:
+    """`OWNER/NAME` of a model on the Hub: what its recipe says, else the organisation's."""
+    return repo or f"{os.environ.get('FG_SSL_ZOO_ORG') or ORGANISATION}/{name}"
+
+
+def _read(path: Path) -> tuple[str, PretrainedCfg]:
+    """Stock architecture and `pretrained_cfg` of a recipe; only the keys needed here are checked.
+
+    Raises:
+        ValueError: The file's name or one of those keys is not what it should be.
+    """
+    if not re.fullmatch(r"fgssl_\w+\.\w+", path.stem):
+        raise ValueError("the file's name is not of the form fgssl_BACKBONE_DATA.METHOD.yaml")
+    content = read_yaml(path)
+    backbone, init = content.get("backbone"), content.get("init", Recipe.init)
+    if not isinstance(backbone, str) or "." in backbone or not is_model(backbone):
+        raise ValueError(f"unknown backbone '{backbone}'{nearest(str(backbone), list_models())}")
+    data, hub = _section(content, "data"), _section(content, "hub")
+    size = data.get("image_size", Data.image_size)
+    if not isinstance(size, int):
+        raise ValueError(f"data.image_size: an integer is needed, got {size!r}")
+    started_as = get_arch_pretrained_cfgs(backbone).get(f"{backbone}.{init}") or PretrainedCfg()
+    cfg = timm_cfg(
+        backbone,
+        size,
+        mean=started_as.mean,
+        std=started_as.std,
+        crop_pct=data.get("crop_pct", Data.crop_pct),
+        license=hub.get("license", Hub.license),
+    )
+    repo = hub.get("repo") or f"{ORGANISATION}/{path.stem}"
+    return backbone, PretrainedCfg(**cfg, hf_hub_id=repo, hf_hub_filename=WEIGHTS)
+
+
+def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    section = content.get(key) or {}
+    if not isinstance(section, Mapping):
+        raise ValueError(f"{key}: a mapping is needed, got {section!r}")
+    return section
+
+
+def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, PretrainedCfg]]:
+    """Stock architecture of each of ours, and `pretrained_cfg` of every model, defaults first.
+
+    A recipe that cannot be read costs its own name and a line in the log, never the import.
+    """
+    backbones: dict[str, str] = {}
+    cfgs: dict[str, PretrainedCfg] = {}
+    for name, path in sorted(files.items(), key=lambda f: _default_first(f[0])):
+        try:
+            backbone, cfg = _read(path)
+            known = backbones.setdefault(name.partition(".")[0], backbone)
+            if known != backbone:
+                raise ValueError(
+                    f"its backbone is {backbone}; another recipe of that name has {known}"
+                )
+        except (ValueError, OSError) as error:
+            _log.warning("%s is left out of timm's models: %s", path, error)
+        else:
+            cfgs[name] = cfg
+    return backbones, cfgs
+
+
+def _default_first(name: str) -> tuple[str, bool, str]:
+    architecture, _, tag = name.partition(".")
+    return architecture, tag != DEFAULT_TAG, tag
+
+
+# --------------------------------------------------------------------------- a name -> weights
+
+
+def published_folder(name: str, repo: str, cache_dir: str | Path | None = None) -> Path:
+    """The folder with a model's `config.json` and weights, downloaded where no local one has them.
+
+    Args:
+        name: `fgssl_BACKBONE_DATA.METHOD`, the folder's name below FG_SSL_ZOO_DIR.
+        repo: `OWNER/NAME` on the Hub.
+        cache_dir: Of the Hub's client; its own choice when not given.
+
+    Raises:
+        PretrainedWeightsError: No place has them; names each one tried, and why it failed.
+    """
+    tried = []
+    if root := os.environ.get("FG_SSL_ZOO_DIR"):
+        folder = Path(root).expanduser() / name
+        missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
+        if not missing:
+            return folder
+        tried.append(f"{folder} (no {' and no '.join(missing)})")
+    else:
+        tried.append("FG_SSL_ZOO_DIR (not set)")
+    try:
+        return _download(repo, cache_dir)
+    except Exception as error:  # the client raises those of its HTTP library too
+        reason = next(iter(str(error).splitlines()), "")
+        tried.append(f"{constants.ENDPOINT}/{repo} ({type(error).__name__}: {reason})")
+        raise PretrainedWeightsError(
+            f"no weights for {name}: tried {', then '.join(tried)}. Set FG_SSL_ZOO_DIR to a folder "
+            f"that holds {name}/, FG_SSL_ZOO_ORG to an owner who publishes it, or pass "
+            "pretrained=False."
+        ) from error
+
+
+def _download(repo: str, cache_dir: str | Path | None) -> Path:
+    """Snapshot folder of a repository; the cached one if the Hub has no answer to one question."""
+    patience = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or HUB_PATIENCE)
+    try:
+        get_hf_file_metadata(hf_hub_url(repo, CONFIG), timeout=patience)
+    except Exception as no_answer:
+        try:
+            return _snapshot(repo, cache_dir, local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise no_answer from None
+    return _snapshot(repo, cache_dir, local_files_only=False)
+
+
+def _snapshot(repo: str, cache_dir: str | Path | None, *, local_files_only: bool) -> Path:
+    files = [
+        hf_hub_download(repo, file, cache_dir=cache_dir, local_files_only=local_files_only)
+        for file in (CONFIG, WEIGHTS)
+    ]
+    return Path(files[-1]).parent
+
+
+def _published_cfg(folder: Path, backbone: str, name: str) -> dict[str, Any]:
+    """Fields of timm's `pretrained_cfg` that a published folder decides.
+
+    Raises:
+        ValueError: The folder holds another architecture, or its config cannot be read.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found, cfg = config["architecture"], config.get("pretrained_cfg", {})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no timm config ({type(error).__name__}: {error})") from error
+    if found != backbone:
+        raise ValueError(f"{path} describes a {found}; {name} is a {backbone}")
+    cfg = {**cfg, "num_classes": config.get("num_classes", 0)}
+    return {key: _tupled(cfg[key]) for key in _PUBLISHED if key in cfg}
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _locate(cfg: PretrainedCfg, backbone: str, cache_dir: str | Path | None) -> PretrainedCfg:
+    """The cfg with the folder of its weights; a source or field that the caller gave is kept."""
+    name = f"{cfg.architecture}.{cfg.tag}"
+    registered = get_pretrained_cfg(name)
+    if registered is None or _differs(cfg, registered, _SOURCE):
+        return cfg
+    repo = registered.hf_hub_id or ""
+    if repo == f"{ORGANISATION}/{name}":
+        repo = hub_repo(name)
+    folder = published_folder(name, repo, cache_dir)
+    published = _published_cfg(folder, backbone, name)
+    news = {key: v for key, v in published.items() if not _differs(cfg, registered, [key])}
+    return dataclasses.replace(cfg, **news, hf_hub_id=repo, source="local-dir", file=str(folder))
+
+
+def _keep_norm(backbone: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A ViT that is pooled otherwise than in training keeps its trained last norm in its place.
+
+    timm puts that norm before or behind the pooling, by the kind of pooling, under another key.
+    """
+    if "global_pool" not in arguments or not is_model_in_modules(backbone, {"vision_transformer"}):
+        return {}
+    with torch.device("meta"):
+        stock = model_entrypoint(backbone)(num_classes=0)
+    return {"fc_norm": not isinstance(stock.fc_norm, nn.Identity)}
+
+
+def _differs(cfg: PretrainedCfg, other: PretrainedCfg, fields: Iterable[str]) -> bool:
+    return any(_tupled(getattr(cfg, f)) != _tupled(getattr(other, f)) for f in fields)
+
+
+# --------------------------------------------------------------------------- registration
+
+
+def _register(name: str, backbone: str) -> None:
+    """Give timm a function `name` that builds a stock architecture with our `pretrained_cfg`."""
+
+    def entry(
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        **arguments: Any,
+    ) -> nn.Module:
+        cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
+        if pretrained:
+            cfg = _locate(cfg, backbone, arguments.get("cache_dir"))
+            arguments = {**_keep_norm(backbone, arguments), **arguments}
+        build = model_entrypoint(backbone)
+        return build(pretrained=pretrained, pretrained_cfg=cfg.to_dict(), **arguments)
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"A {backbone}; tags are the methods it was pretrained with."
+    globals()[name] = register_model(entry)
+
+
+__all__: list[str] = []  # timm appends every name it registers
+STOCK, _cfgs = _read_all(recipe_files())  # architecture of ours -> stock architecture
+default_cfgs = generate_default_cfgs({**_cfgs})  # register_model reads it, under this name
+for _name in default_cfgs:
+    _register(_name, STOCK[_name])

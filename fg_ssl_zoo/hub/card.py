@@ -1,0 +1,196 @@
+"""The card: `MODEL_CARD.md`, filled with what the recipe and the results say.
+
+Every number comes from the results, every setting from the recipe; what is not there is left out.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from timm.models import get_arch_pretrained_cfgs
+
+import fg_ssl_zoo
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.fgssl_models import STOCK, hub_repo
+from fg_ssl_zoo.config import Recipe, flatten
+
+USAGE = """\
+import timm
+from transformers import AutoImageProcessor, AutoModel
+
+# timm: model(transform(picture)[None]) is one row of {num_features} features
+model = timm.create_model({timm_name}, pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+
+# transformers: model(**processor(picture)).pooler_output is the same row
+processor = AutoImageProcessor.from_pretrained({transformers_name})
+model = AutoModel.from_pretrained({transformers_name})
+"""
+
+METRICS = {
+    "knn_top1": ("kNN top-1", "{:.1%}"),
+    "linear_top1": ("linear top-1", "{:.1%}"),
+    "rankme": ("RankMe", "{:.1f}"),
+    "feature_std": ("feature std", "{:.3f}"),
+}
+"""Metric of a row -> its column in the table, and how it is written; others stay as they are."""
+
+ACCURACIES = {"knn_top1": "knn", "linear_top1": "linear"}
+"""Metrics that go into the card's model-index -> their protocol in the results."""
+
+_LABELS = ("name", "init")
+
+
+def template_path() -> Path:
+    """`MODEL_CARD.md`: inside an installed wheel, beside the package in a checkout."""
+    package = Path(fg_ssl_zoo.__file__).parent
+    inside = package / "MODEL_CARD.md"
+    return inside if inside.is_file() else package.parent / "MODEL_CARD.md"
+
+
+def usage(*, timm_name: str, transformers_name: str, num_features: int) -> str:
+    """Python lines that load a published model without fg_ssl_zoo.
+
+    Args:
+        timm_name: `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
+        transformers_name: `FOLDER` or `OWNER/NAME`.
+        num_features: Width of the pooled feature.
+    """
+    return USAGE.format(
+        timm_name=json.dumps(timm_name, ensure_ascii=False),
+        transformers_name=json.dumps(transformers_name, ensure_ascii=False),
+        num_features=num_features,
+    )
+
+
+def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) -> str:
+    """The README of a published folder.
+
+    Args:
+        backbone: Trained.
+        recipe: Resolved.
+        results: As in `results.json`; every part but the name may be missing.
+    """
+    repo = hub_repo(recipe.name, recipe.hub.repo)
+    lines = usage(
+        timm_name=f"hf-hub:{repo}", transformers_name=repo, num_features=backbone.num_features
+    )
+    card = ModelCard.from_template(
+        card_data(recipe, results),
+        template_path=str(template_path()),
+        recipe=recipe,
+        results=results,
+        repo=repo,
+        architecture=STOCK.get(backbone.name, backbone.name),
+        num_features=backbone.num_features,
+        num_parameters=sum(p.numel() for p in backbone.model.parameters()),
+        usage=lines.strip(),
+        methods=", then ".join(dict.fromkeys(stage.method for stage in recipe.stages)),
+        table=results_table(results.get("rows", ())),
+        settings=_settings(recipe),
+        data=results.get("data", {}),
+        knn=_knn_protocol(results),
+    )
+    return str(card).rstrip() + "\n"
+
+
+def card_data(recipe: Recipe, results: Mapping[str, Any]) -> ModelCardData:
+    """The card's YAML header, with the trained row's accuracies as model-index."""
+    evaluated = _eval_results(recipe, results)
+    hub_id = results.get("data", {}).get("hub_id") or recipe.data.hub_id
+    methods = [stage.method for stage in recipe.stages]
+    words = ["timm", "transformers", "self-supervised", "fine-grained", *methods, recipe.data.name]
+    return ModelCardData(
+        license=recipe.hub.license,
+        library_name="timm",
+        pipeline_tag="image-feature-extraction",
+        tags=[*words, *recipe.hub.tags],
+        datasets=[hub_id] if hub_id else None,
+        base_model=_base_model(recipe),
+        model_name=recipe.name,
+        eval_results=evaluated or None,
+    )
+
+
+def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown table of all rows; a metric that no row has gets no column.
+
+    Args:
+        rows: `{"name": ..., metric: value, ...}`.
+    """
+    metrics = list(dict.fromkeys(key for row in rows for key in row if key not in _LABELS))
+    metrics.sort(key=lambda metric: [*METRICS, metric].index(metric))
+    if not metrics:
+        return ""
+    titles = ["", *(METRICS.get(metric, (metric,))[0] for metric in metrics)]
+    ruler = ["---"] + ["---:"] * len(metrics)
+    cells = [
+        [str(row["name"]), *(_cell(metric, row.get(metric)) for metric in metrics)] for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [titles, ruler, *cells])
+
+
+def _cell(metric: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, int | float):
+        return str(value)
+    return METRICS.get(metric, ("", "{:.4g}"))[1].format(value)
+
+
+def _eval_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult]:
+    trained = next((row for row in results.get("rows", ()) if row.get("name") == "trained"), {})
+    data = results.get("data", {})
+    protocols = results.get("protocol", {})
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name=f"{protocol} classification of frozen features",
+            dataset_type=data.get("hub_id") or recipe.data.hub_id or recipe.data.name,
+            dataset_name=recipe.data.name,
+            dataset_split=recipe.data.test_split,
+            metric_type="accuracy",
+            metric_name=METRICS[metric][0],
+            metric_value=round(trained[metric], 4),
+            metric_args=dict(protocols.get(protocol, {})) or None,
+        )
+        for metric, protocol in ACCURACIES.items()
+        if trained.get(metric) is not None
+    ]
+
+
+def _knn_protocol(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How the kNN scores were made; empty where there are none, as for unlabelled pictures."""
+    scored = any(row.get("knn_top1") is not None for row in results.get("rows", ()))
+    return results.get("protocol", {}).get("knn", {}) if scored else {}
+
+
+def _base_model(recipe: Recipe) -> str | None:
+    """Hub id of the weights that training started from, where they are on the Hub."""
+    if recipe.init.startswith("hf-hub:"):
+        return recipe.init.removeprefix("hf-hub:").partition("@")[0]
+    start = get_arch_pretrained_cfgs(recipe.backbone).get(f"{recipe.backbone}.{recipe.init}")
+    return start.hf_hub_id if start else None
+
+
+def _settings(recipe: Recipe) -> list[tuple[str, str]]:
+    """Rows of the training table: one stage after the other, as the recipe says it."""
+    rows = []
+    for number, stage in enumerate(recipe.stages, start=1):
+        prefix = f"stage {number}: " if len(recipe.stages) > 1 else ""
+        options = ", ".join(f"{k} {v}" for k, v in flatten(stage.options).items() if k)
+        train = stage.train
+        length = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
+        rate = f"learning rate {train.lr:g} ({train.lr_scaling} scaling of a batch of 256)"
+        rows += [
+            (f"{prefix}method", stage.method + (f" ({options})" if options else "")),
+            (f"{prefix}length", length + (f", {stage.rounds} rounds" if stage.rounds > 1 else "")),
+            (f"{prefix}batch size", str(train.batch_size)),
+            (
+                f"{prefix}optimizer",
+                f"{train.optimizer}, {rate}, weight decay {train.weight_decay:g}",
+            ),
+        ]
+    return rows

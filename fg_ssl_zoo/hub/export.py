@@ -1,0 +1,162 @@
+"""Export: a backbone becomes a folder that timm and transformers open without us.
+
+    config.json         the stock architecture and the pixels it wants
+    model.safetensors   timm's own keys; nothing of the method
+    README.md           the card, see `card.py`
+    recipe.yaml         the resolved recipe; `train.py FOLDER/recipe.yaml` repeats the run
+    results.json        every number of the card, with commit and seed
+
+Two things are kept out of config.json, as transformers could not load it: `num_classes` among the
+`model_args` (timm 1.0.31's own writer puts it there) and a `model_type`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.fgssl_models import CONFIG, STOCK, WEIGHTS, timm_cfg
+from fg_ssl_zoo.config import Recipe, to_yaml
+from fg_ssl_zoo.hub.card import render_card, usage
+
+CARD = "README.md"
+RECIPE = "recipe.yaml"
+RESULTS = "results.json"
+FILES = frozenset({CONFIG, WEIGHTS, CARD, RECIPE, RESULTS})
+
+
+def export(
+    backbone: Backbone, folder: str | Path, recipe: Recipe, results: Mapping[str, Any]
+) -> Path:
+    """Write a published folder; an older export there is replaced once the new one is complete.
+
+    Args:
+        backbone: Is left as it is.
+        folder: New, empty, or an earlier export.
+        recipe: Resolved; names the model.
+        results: What `results.json` will hold; the card shows its `rows`.
+
+    Returns:
+        The folder, as an absolute path.
+
+    Raises:
+        ValueError: The folder holds something else, or stock timm could not rebuild the backbone.
+    """
+    folder = Path(folder).expanduser().resolve()
+    _check_replaceable(folder)
+    config, weights = model_config(backbone, recipe), _weights(backbone)
+    _check_rebuilds(config, weights)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}")  # a sibling: the swap is a rename
+    part.mkdir(parents=True)
+    try:
+        (part / CONFIG).write_text(_json(config), encoding="utf-8")
+        save_file(weights, part / WEIGHTS, metadata={"format": "pt"})
+        shutil.copymode(part / CONFIG, part / WEIGHTS)  # safetensors lets the owner alone read it
+        (part / CARD).write_text(render_card(backbone, recipe, results), encoding="utf-8")
+        (part / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")
+        (part / RESULTS).write_text(_json(results), encoding="utf-8")
+        _swap(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def usage_lines(folder: str | Path, recipe: Recipe) -> str:
+    """The Python lines that load an exported folder with stock timm and with transformers.
+
+    Args:
+        folder: As `export` returned it.
+        recipe: As exported.
+    """
+    folder = Path(folder).expanduser().resolve()
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return usage(
+        timm_name=f"local-dir:{folder}",
+        transformers_name=str(folder),
+        num_features=config["num_features"],
+    )
+
+
+def model_config(backbone: Backbone, recipe: Recipe) -> dict[str, Any]:
+    """`config.json`: what timm's `local-dir:` and `hf-hub:` and transformers' TimmWrapper read.
+
+    Args:
+        backbone: Tells the architecture, its input and its width.
+        recipe: Tells tag, crop and license.
+    """
+    architecture = STOCK.get(backbone.name, backbone.name)
+    cfg = timm_cfg(
+        architecture,
+        backbone.image_size,
+        mean=backbone.mean,
+        std=backbone.std,
+        crop_pct=recipe.data.crop_pct,
+        license=recipe.hub.license,
+    )
+    sized = {"model_args": {"img_size": backbone.image_size}} if cfg["fixed_input_size"] else {}
+    return {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": backbone.num_features,
+        **sized,
+        "pretrained_cfg": {"tag": recipe.name.partition(".")[2], **cfg},
+    }
+
+
+def _weights(backbone: Backbone) -> dict[str, Tensor]:
+    """Weights on the CPU in the plain layout: safetensors refuses channels-last ones."""
+    state = backbone.model.state_dict()
+    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+
+
+def _check_rebuilds(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not, key by key and shape by shape, those of the stock model."""
+    architecture = config["architecture"]
+    with torch.device("meta"):
+        stock = timm.create_model(architecture, num_classes=0, **config.get("model_args", {}))
+    wanted = {key: tuple(value.shape) for key, value in stock.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            raise ValueError(
+                f"the backbone is no stock {architecture}: {key} is {found.get(key, 'missing')} "
+                f"here and {wanted.get(key, 'missing')} there; export the backbone alone, unwrapped"
+            )
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; export writes a folder")
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    foreign = sorted(found - FILES)
+    if foreign or (found and not {CONFIG, RECIPE} <= found):
+        raise ValueError(
+            f"{folder} holds {', '.join(foreign[:3] or sorted(found))}, which no export wrote; "
+            "name a new folder, or move those files away"
+        )
+
+
+def _swap(part: Path, folder: Path) -> None:
+    """Put a complete folder in the place of an older one, which is back there if that fails."""
+    old = part.with_name(f"{part.name}.old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        part.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

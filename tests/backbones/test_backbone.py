@@ -1,0 +1,102 @@
+"""Backbone: one face for ResNet and ViT, and start weights that must fit."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from fg_ssl_zoo.backbones.backbone import create_backbone
+
+
+def test_features_and_maps_have_the_same_form_for_resnet_and_vit():
+    pixels = torch.randn(2, 3, 64, 64)
+    for name in ("test_resnet", "test_vit"):
+        backbone = create_backbone(name, image_size=64).eval()
+        assert backbone(pixels).shape == (2, backbone.num_features)
+        (last,) = backbone.feature_maps(pixels)
+        assert last.shape[:2] == (2, backbone.num_features)
+        assert last.shape[2] == last.shape[3]
+        assert len(backbone.feature_maps(pixels, [0, -1])) == 2
+        assert backbone.init == "scratch"
+
+
+def test_the_last_map_pools_to_the_features_of_a_resnet():
+    backbone = create_backbone("test_resnet", image_size=64).eval()
+    pixels = torch.randn(2, 3, 64, 64)
+    (last,) = backbone.feature_maps(pixels)
+    torch.testing.assert_close(last.mean((2, 3)), backbone(pixels))
+
+
+def test_normalize_is_the_end_of_timms_transform():
+    backbone = create_backbone("test_vit", image_size=32)
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    config = {
+        "input_size": (3, 32, 32),
+        "crop_pct": 1.0,
+        "mean": backbone.mean,
+        "std": backbone.std,
+    }
+    wanted = timm.data.create_transform(**config)(Image.fromarray(picture))
+    found = backbone.normalize(torch.from_numpy(picture)[None])[0]
+    torch.testing.assert_close(found, wanted)
+    assert backbone.normalize(torch.from_numpy(np.stack([picture] * 2))).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"name": "resnet18.a1_in1k"},
+            "unknown backbone 'resnet18.a1_in1k'; did you mean .*resnet18",
+        ),
+        ({"name": "resnet19"}, "unknown backbone 'resnet19'; did you mean .*resnet18"),
+        (
+            {"name": "test_vit", "image_size": 70},
+            "70 is not divisible by the patch size 16 of test_vit; 64 or 80 would be",
+        ),
+        ({"name": "test_vit", "image_size": 10}, "not divisible by .* 16 would be"),
+        ({"name": "test_resnet", "init": "r160_in1"}, "init: 'r160_in1' is neither .*r160_in1k"),
+        ({"name": "test_resnet", "init": "no/file.safetensors"}, "there is no file no/file"),
+    ],
+)
+def test_what_does_not_exist_or_fit_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        create_backbone(**arguments)
+
+
+def test_start_weights_come_from_a_file(tmp_path, caplog):
+    start = create_backbone("test_resnet").model.state_dict()
+    missing = [key for key in start if key.startswith("layer4.")]
+    part = {key: value for key, value in start.items() if key not in missing}
+    for name, weights in (
+        ("whole", start),
+        ("part", part),
+        ("headed", {**start, "fc.weight": torch.ones(2)}),
+    ):
+        save_file(weights, tmp_path / f"{name}.safetensors")
+        caplog.clear()
+        init = str(tmp_path / f"{name}.safetensors")
+        backbone = create_backbone("test_resnet", init=init)
+        found = backbone.model.state_dict()
+        for key in weights.keys() & found.keys():
+            assert torch.equal(found[key], weights[key])
+        assert backbone.init == init
+        assert ("layer4" in caplog.text) == (name == "part")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            {"conv1.0.weight": torch.zeros(1, 3, 1, 1)},
+            r"conv1.0.weight in .* has shape \(1, 3, 1, 1\)",
+        ),
+        ({"backbone.x": torch.zeros(1)}, "holds 0 of the backbone's"),
+    ],
+)
+def test_weights_of_another_model_are_refused(tmp_path, weights, message):
+    save_file(weights, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=message):
+        create_backbone("test_resnet", init=str(tmp_path / "other.safetensors"))

@@ -1,0 +1,137 @@
+"""Card: every number and setting comes from results and recipe, and the Hub reads its header."""
+
+import functools
+
+import jinja2
+import pytest
+from huggingface_hub import ModelCard
+
+from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.config import Recipe, parse_recipe
+from fg_ssl_zoo.hub.card import render_card, results_table, template_path
+
+RESULTS = {
+    "name": "fgssl_test_resnet_cub.simclr",
+    "seed": 3,
+    "commit": "0123abc",
+    "versions": {"torch": "2.13.0", "timm": "1.0.31"},
+    "hardware": "2 cores of a test",
+    "data": {"name": "cub", "num_train": 5994, "num_test": 5794, "fingerprint": "f1n9e2"},
+    "protocol": {"knn": {"k": 20, "temperature": 0.07}},
+    "rows": [
+        {"name": "untrained", "init": "scratch", "knn_top1": 0.1084, "rankme": 31.2},
+        {"name": "trained", "init": "scratch", "knn_top1": 0.2549, "feature_std": 0.4},
+    ],
+    "train": {"steps": 180, "images_seen": 11520, "seconds": 71.6},
+}
+
+
+def recipe_of(**keys: object) -> Recipe:
+    train = {"epochs": 100, "batch_size": 64, "optimizer": "lars", "lr": 0.3}
+    content = {
+        "name": "fgssl_test_resnet_cub.simclr",
+        "backbone": "test_resnet",
+        "seed": 3,
+        "data": {"name": "cub", "hub_id": "owner/cub", "image_size": 96},
+        "stages": [{"method": "simclr", "options": {"temperature": 0.2}, "train": train}],
+        "hub": {"license": "cc-by-nc-4.0", "tags": ["birds"]},
+    }
+    return parse_recipe({**content, **keys})
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return create_backbone("test_resnet", image_size=96)
+
+
+def test_the_header_is_what_the_hub_reads(backbone):
+    data = ModelCard(render_card(backbone, recipe_of(init="r160_in1k"), RESULTS)).data
+    assert (data.license, data.library_name) == ("cc-by-nc-4.0", "timm")
+    assert data.pipeline_tag == "image-feature-extraction"
+    assert {"timm", "transformers", "simclr", "cub", "birds"} <= set(data.tags)
+    assert (data.datasets, data.base_model) == (["owner/cub"], "timm/test_resnet.r160_in1k")
+    assert data.model_name == "fgssl_test_resnet_cub.simclr"
+    (result,) = data.eval_results
+    assert (result.metric_type, result.metric_value) == ("accuracy", 0.2549)
+    assert (result.dataset_type, result.dataset_split) == ("owner/cub", "test")
+    assert result.metric_args == {"k": 20, "temperature": 0.07}
+
+
+def test_the_table_has_the_untrained_row_and_a_column_for_each_metric_found():
+    assert results_table(RESULTS["rows"]).splitlines() == [
+        "|  | kNN top-1 | RankMe | feature std |",
+        "| --- | ---: | ---: | ---: |",
+        "| untrained | 10.8% | 31.2 |  |",
+        "| trained | 25.5% |  | 0.400 |",
+    ]
+    assert results_table([{"name": "trained", "new_metric": 0.123456}]).endswith("| 0.1235 |")
+    assert results_table([]) == ""
+
+
+def test_every_setting_is_told(backbone):
+    card = render_card(backbone, recipe_of(), RESULTS)
+    for told in (
+        "A test_resnet",
+        "random weights",
+        "cub pictures of 96 px",
+        "| init | scratch |",
+        "5994 images, fingerprint `f1n9e2`",
+        "| steps | 180, 11520 images seen, 72 s |",
+        "simclr (temperature 0.2)",
+        "100 epochs",
+        "| batch size | 64 |",
+        "lars, learning rate 0.3",
+        "| seed | 3 |",
+        "`0123abc`",
+        "torch 2.13.0, timm 1.0.31",
+        "2 cores of a test",
+        "20 neighbours",
+        "exp(similarity / 0.07)",
+        "under `cc-by-nc-4.0`",
+        'timm.create_model("hf-hub:fg-ssl-zoo/fgssl_test_resnet_cub.simclr", pretrained=True)',
+        'timm.create_model("fgssl_test_resnet_cub.simclr", pretrained=True)',
+        "## Intended use and limits",
+        "## Citation",
+    ):
+        assert told in card, told
+
+
+def test_the_card_says_which_pictures_were_seen(backbone):
+    card = render_card(backbone, recipe_of(), RESULTS)
+    assert "the 5994 of split `train` of cub" in card
+    assert "split `test` (5794 images), which pretraining did not read" in card
+    assert "no picture of ImageNet" in card
+    card = render_card(backbone, recipe_of(init="r160_in1k"), RESULTS)
+    assert "It started from `r160_in1k`" in card
+    assert "overlap with the test pictures" in card
+    same = recipe_of(data={"name": "cub", "test_split": "train"})
+    assert "on the **same** pictures" in render_card(backbone, same, RESULTS)
+
+
+def test_what_is_missing_is_left_out(backbone):
+    card = render_card(backbone, recipe_of(), {"name": "x"})
+    assert "None were measured" in card
+    for word in ("kNN:", "commit", "hardware", "images seen", "| steps", "model-index", "None |"):
+        assert word not in card
+    unlabelled = {**RESULTS, "rows": [{"name": "trained", "rankme": 31.2}]}
+    card = render_card(backbone, recipe_of(), unlabelled)
+    assert "| trained | 31.2 |" in card
+    assert "neighbours" not in card
+    assert ModelCard(card).data.eval_results is None
+
+
+def test_stages_are_told_one_by_one(backbone):
+    stages = [{"method": "simclr"}, {"method": "simclr", "rounds": 3, "train": {"steps": 7}}]
+    card = render_card(backbone, recipe_of(stages=stages), RESULTS)
+    assert "| stage 1: length | 100 epochs |" in card
+    assert "| stage 2: length | 7 steps, 3 rounds |" in card
+
+
+def test_the_template_knows_every_name_it_uses(backbone, monkeypatch):
+    strict = functools.partial(jinja2.Template, undefined=jinja2.StrictUndefined)
+    monkeypatch.setattr(jinja2, "Template", strict)
+    data = {**RESULTS["data"], "terms": "research only"}
+    card = render_card(backbone, recipe_of(), {**RESULTS, "data": data, "papers": ["A paper."]})
+    assert "The pictures: research only" in card
+    assert "- A paper.\n" in card
+    assert template_path().is_file()

@@ -1,0 +1,215 @@
+"""Export: a folder that stock timm and transformers open to the same features, bit by bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+
+from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.config import Recipe, load_recipe, parse_recipe
+from fg_ssl_zoo.hub.export import FILES, export, model_config, usage_lines
+from tests.hub_server import TOKEN, Hub, client_environment
+
+SIZES = {"test_resnet": 96, "test_vit": 64, "resnet18": 96}
+
+
+def recipe_of(name: str, **keys: object) -> Recipe:
+    data = {"name": "drawn", "image_size": SIZES[name]}
+    stages = [{"method": "simclr", "options": {"temperature": 0.2}}]
+    content = {"name": f"fgssl_{name}_drawn.simclr", "backbone": name, "data": data}
+    return parse_recipe({**content, "stages": stages, **keys})
+
+
+def backbone_of(name: str) -> Backbone:
+    torch.manual_seed(0)
+    backbone = create_backbone(name, image_size=SIZES[name])
+    backbone.mean = (0.4, 0.5, 0.6)
+    return backbone.eval()
+
+
+def results_of(recipe: Recipe) -> dict[str, object]:
+    rows = [{"name": "untrained", "knn_top1": 0.1084}, {"name": "trained", "knn_top1": 0.25}]
+    return {"name": recipe.name, "seed": 0, "rows": rows}
+
+
+def test_the_config_is_what_timm_and_transformers_need():
+    recipe, backbone = recipe_of("test_vit", hub={"license": "mit"}), backbone_of("test_vit")
+    config = model_config(backbone, recipe)
+    assert config["architecture"] == "test_vit"
+    assert config["model_args"] == {"img_size": 64}  # no num_classes: TimmWrapper passes its own
+    assert "model_type" not in config
+    cfg = config["pretrained_cfg"]
+    assert (cfg["input_size"], cfg["mean"]) == ((3, 64, 64), (0.4, 0.5, 0.6))
+    assert (cfg["tag"], cfg["license"], cfg["crop_pct"]) == ("simclr", "mit", 0.875)
+    assert (cfg["first_conv"], cfg["classifier"]) == ("patch_embed.proj", "head")
+    assert "model_args" not in model_config(backbone_of("test_resnet"), recipe_of("test_resnet"))
+
+
+def test_a_backbone_built_by_our_name_is_published_under_timms():
+    backbone = create_backbone("fgssl_resnet18_drawn", image_size=96)
+    assert model_config(backbone, recipe_of("resnet18"))["architecture"] == "resnet18"
+
+
+def test_the_folder_holds_weights_recipe_and_results(tmp_path):
+    recipe, backbone = recipe_of("test_resnet"), backbone_of("test_resnet")
+    backbone.to(memory_format=torch.channels_last)  # safetensors takes the plain layout alone
+    folder = export(backbone, tmp_path / "deep" / "model", recipe, results_of(recipe))
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    weights = load_file(folder / "model.safetensors")
+    torch.testing.assert_close(weights, dict(backbone.model.state_dict()), rtol=0, atol=0)
+    assert load_recipe(folder / "recipe.yaml") == recipe
+    assert json.loads((folder / "results.json").read_text()) == results_of(recipe)
+
+
+def test_an_older_export_is_replaced_and_nothing_else_is(tmp_path):
+    recipe, backbone = recipe_of("test_resnet"), backbone_of("test_resnet")
+    folder = export(backbone, tmp_path / "model", recipe, {"rows": [], "seed": 1})
+    export(backbone, folder, recipe, {"rows": [], "seed": 2})
+    assert json.loads((folder / "results.json").read_text())["seed"] == 2
+
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"model holds notes.txt, which no export wrote"):
+        export(backbone, folder, recipe, {})
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"project holds README.md, which no export wrote"):
+        export(backbone, tmp_path / "project", recipe, {})
+    with pytest.raises(ValueError, match="is a file"):
+        export(backbone, folder / "notes.txt", recipe, {})
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_an_export_that_fails_leaves_the_older_one(tmp_path, monkeypatch):
+    recipe, backbone = recipe_of("test_resnet"), backbone_of("test_resnet")
+    folder = export(backbone, tmp_path / "model", recipe, {"seed": 1})
+
+    def full_disk(*args: object, **kwargs: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("fg_ssl_zoo.hub.export.to_yaml", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        export(backbone, folder, recipe, {"seed": 2})
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "rename", once(Path.rename, fails_on=2))
+    with pytest.raises(OSError, match="rename 2"):
+        export(backbone, folder, recipe, {"seed": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert json.loads((folder / "results.json").read_text()) == {"seed": 1}
+
+
+def once(function, fails_on: int):
+    calls = iter(range(1, 100))
+
+    def wrapped(*args):
+        if (call := next(calls)) == fails_on:
+            raise OSError(f"rename {call}")
+        return function(*args)
+
+    return wrapped
+
+
+def test_what_stock_timm_could_not_rebuild_is_refused(tmp_path):
+    recipe, backbone = recipe_of("test_resnet"), backbone_of("test_resnet")
+    backbone.model.fc = torch.nn.Linear(3, 4)
+    with pytest.raises(
+        ValueError, match=r"no stock test_resnet: fc.bias is \(4,\) here and missing"
+    ):
+        export(backbone, tmp_path / "model", recipe, {})
+    assert not (tmp_path / "model").exists()
+
+
+READER = '''
+"""Opens every published folder below argv[1] without fg_ssl_zoo."""
+
+import json, sys
+from pathlib import Path
+
+import numpy as np
+import timm, torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+root = Path(sys.argv[1])
+drawn = np.random.default_rng(0).integers(0, 256, (120, 90, 3), dtype=np.uint8)
+picture = Image.fromarray(drawn)
+
+
+def same(a, b):
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def check(code, expected):
+    """Run the printed lines, in two halves as both name a `model`, and do as their comments say."""
+    first, mark, second = code.partition("# transformers")
+    names = {}
+    exec(first, names)
+    by_timm, transform = names["model"], names["transform"]
+    exec(mark + second, names)
+    by_transformers, processor = names["model"], names["processor"]
+    row = by_timm(transform(picture)[None])
+    assert f"one row of {row.shape[1]} features" in code
+    same(by_transformers(**processor(picture)).pooler_output, row)
+    same(processor(picture)["pixel_values"][0], transform(picture))
+    same(by_timm(expected["pixels"]), expected["features"])
+    same(by_transformers(expected["pixels"]).pooler_output, expected["features"])
+
+
+for folder in sorted(root.iterdir()):
+    expected = load_file(folder / "expected.safetensors")
+    pixels = expected["pixels"]
+    for code in json.loads((folder / "usage.json").read_text()):
+        check(code, expected)
+    classifier = AutoModelForImageClassification.from_pretrained(folder / "model", num_labels=7)
+    assert classifier.eval()(pixels).logits.shape == (2, 7)
+    body = classifier.timm_model
+    with torch.no_grad():
+        features = body.forward_head(body.forward_features(pixels), pre_logits=True)
+    same(features, expected["features"])
+    name = f"local-dir:{folder / 'model'}"
+    assert timm.create_model(name, pretrained=True, num_classes=200)(pixels).shape == (2, 200)
+    assert timm.create_model(name, pretrained=True, features_only=True)(pixels)[-1].ndim == 4
+assert "fg_ssl_zoo" not in sys.modules
+print("all doors open")
+'''
+
+
+def write_for_reader(root: Path, name: str, hub: Hub) -> None:
+    """A published folder, pixels with their features, and the lines printed for folder and Hub."""
+    recipe, backbone = recipe_of(name, hub={"repo": f"tester/{name}"}), backbone_of(name)
+    folder = export(backbone, root / name / "model", recipe, results_of(recipe))
+    card = (folder / "README.md").read_text()
+    from_card = card.partition("```python\n")[2].partition("```")[0]
+    pixels = torch.randn(2, 3, SIZES[name], SIZES[name])
+    with torch.no_grad():
+        expected = {"pixels": pixels, "features": backbone(pixels).contiguous()}
+    save_file(expected, root / name / "expected.safetensors")
+    usage = [usage_lines(folder, recipe), from_card]
+    (root / name / "usage.json").write_text(json.dumps(usage))
+    api = HfApi(endpoint=hub.url, token=TOKEN)
+    api.create_repo(f"tester/{name}")
+    api.upload_folder(repo_id=f"tester/{name}", folder_path=folder)
+    assert api.model_info(f"tester/{name}").library_name == "timm"
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own upload
+def test_printed_lines_and_card_open_the_model_where_we_are_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with Hub() as hub:
+        for name in ("test_resnet", "test_vit"):
+            write_for_reader(tmp_path / "models", name, hub)
+        command = [sys.executable, "-c", READER, str(tmp_path / "models")]
+        environment = client_environment(hub.url, tmp_path / "cache")
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+    assert result.stdout.strip() == "all doors open", result.stderr
