@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -39,7 +39,12 @@ class Method(nn.Module, ABC):
 
     `forward` and `views` are the method, the rest is optional. The constructor's keywords are its
     configuration: `create_method("simclr", backbone, temperature=0.2)`.
+
+    Attributes:
+        papers: Citation lines of the method, for the card.
     """
+
+    papers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

@@ -11,8 +11,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,14 +21,24 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
-from fg_ssl_zoo.config import DEFAULT_RECIPE, Recipe, Stage, as_dict, nearest, recipe_of, to_yaml
+from fg_ssl_zoo.config import (
+    DEFAULT_RECIPE,
+    Recipe,
+    Stage,
+    Train,
+    as_dict,
+    nearest,
+    recipe_of,
+    to_yaml,
+)
+from fg_ssl_zoo.data.catalog import CATALOG
 from fg_ssl_zoo.data.datasets import fingerprint, load_splits
 from fg_ssl_zoo.data.loader import Order, ViewDataset, resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint, hardware
 from fg_ssl_zoo.engine.checkpoint import Position
-from fg_ssl_zoo.engine.log import JsonlTracker
-from fg_ssl_zoo.engine.loop import Fit, Interrupted, TrainingStopped, fit, total_steps
+from fg_ssl_zoo.engine.log import open_trackers
+from fg_ssl_zoo.engine.loop import Fit, Interrupted, Record, TrainingStopped, fit, total_steps
 from fg_ssl_zoo.engine.optim import LR_BATCH, base_lr
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.engine.run_folder import RunFolder
@@ -36,7 +46,7 @@ from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
 from fg_ssl_zoo.hub.card import results_table
 from fg_ssl_zoo.hub.export import export, usage_lines
 from fg_ssl_zoo.method import Method
-from fg_ssl_zoo.methods import check_options, create_method
+from fg_ssl_zoo.methods import check_options, create_method, method_class
 
 _log = logging.getLogger(__name__)
 
@@ -95,9 +105,9 @@ def pretrain(recipe: Recipe) -> Backbone:
             len(train), stage.train.batch_size, recipe.seed
         )  # a batch that is too large fails here
     run = _open_run(recipe, switches, train, test)
-    measurements = _run_stages(run, backbone)
+    record = _run_stages(run, backbone)
     backbone.eval().to(memory_format=torch.contiguous_format)  # as whoever loads the export has it
-    return _finish(run, backbone, measurements)
+    return _finish(run, backbone, record)
 
 
 def _prepare_backbone(recipe: Recipe) -> tuple[hardware.Switches, Backbone]:
@@ -146,24 +156,30 @@ def _headline(run: Run) -> str:
     for number, stage in enumerate(run.recipe.stages):
         train = stage.train
         lines.append(
-            f"lr        stages[{number}]: {train.lr:g} per {LR_BATCH} images, "
-            f"{train.lr_scaling} in the batch of {train.batch_size} -> {base_lr(train):g}"
+            f"lr        stages[{number}]: {base_lr(train):g} = {train.lr:g}{_scaling(train)}"
         )
     return "\n".join(lines)
+
+
+def _scaling(train: Train) -> str:
+    """How the rate follows the global batch, in words."""
+    factor = {"linear": "{} / {}", "sqrt": "sqrt({} / {})", "none": ""}[train.lr_scaling]
+    return f" x {factor}".format(train.batch_size, LR_BATCH) if factor else " at any batch"
 
 
 # --------------------------------------------------------------------------- stages and rounds
 
 
-def _run_stages(run: Run, backbone: Backbone) -> list[dict[str, float]]:
-    """Train all rounds that are not done; returns the measurements of the whole run."""
+def _run_stages(run: Run, backbone: Backbone) -> Record:
+    """Train all rounds that are not done; returns what the whole run has been through."""
     found = checkpoint.positions(run.folder.checkpoints)
     newest = max(found, default=Position())
     state = checkpoint.load(found[newest]) if found else None
     if state:
         run.say(f"resume    {found[newest]}")
-    trackers = _trackers(run, newest)
-    measurements: list[dict[str, float]] = state["measurements"] if state else []
+    first_step = _steps_before(run, newest) + newest.step
+    trackers = open_trackers(run.accelerator, run.folder, run.recipe.trackers, first_step)
+    record = Record(**state["record"]) if state else Record()
     method: Method | None = None
     first_step = 0
     for number, stage in enumerate(run.recipe.stages):
@@ -175,12 +191,12 @@ def _run_stages(run: Run, backbone: Backbone) -> list[dict[str, float]]:
                 if round_number == 0 or method is None:
                     method = _stage_method(stage, backbone, before=method)
                 at = newest if state else here
-                _one_round(run, method, stage, at, state, measurements, first_step)
+                _one_round(run, method, stage, at, state, record, first_step)
                 state = None
             first_step += length
     for tracker in trackers:
         tracker.finish()
-    return measurements
+    return record
 
 
 def _stage_method(stage: Stage, backbone: Backbone, before: Method | None) -> Method:
@@ -205,7 +221,7 @@ def _one_round(
     stage: Stage,
     start: Position,
     state: dict[str, Any] | None,
-    measurements: list[dict[str, float]],
+    record: Record,
     first_step: int,
 ) -> None:
     """Annotate, then train from `start` to the end of the round."""
@@ -229,12 +245,10 @@ def _one_round(
         num_workers=recipe.data.num_workers,
         first_step=first_step,
         channels_last=run.switches.channels_last,
-        measurements=measurements,
+        record=record,
         title=_title(recipe, start),
     )
     fit(method, job)
-    if job.seconds:
-        run.say(f"trained   {job.seen} images at {job.images_per_second:.1f} images/s")
     run.accelerator.free_memory()
 
 
@@ -263,25 +277,6 @@ def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
     return notes
 
 
-def _trackers(run: Run, at: Position) -> list[Any]:
-    """JSONL and TensorBoard, and what the recipe names; attached to the accelerator."""
-    run.accelerator.log_with = []
-    jsonl = JsonlTracker(run.folder.metrics, first_step=_steps_before(run, at) + at.step + 1)
-    run.accelerator.log_with = [jsonl, *_external(run)]
-    run.accelerator.init_trackers("tensorboard", config=None)
-    return run.accelerator.trackers
-
-
-def _external(run: Run) -> Iterator[Any]:
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker
-
-    yield TensorBoardTracker("tensorboard", logging_dir=str(run.folder.path))
-    for name in run.recipe.trackers:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(f"trackers: unknown '{name}'{nearest(name, LOGGER_TYPE_TO_CLASS)}")
-        yield name
-
-
 def _steps_before(run: Run, at: Position) -> int:
     """Optimizer steps of the rounds before a position."""
     before = 0
@@ -295,10 +290,11 @@ def _steps_before(run: Run, at: Position) -> int:
 # --------------------------------------------------------------------------- results
 
 
-def _finish(run: Run, backbone: Backbone, measurements: list[dict[str, float]]) -> Backbone:
+def _finish(run: Run, backbone: Backbone, record: Record) -> Backbone:
     """Write results and the exported folder, print the table and the lines that load it."""
     if run.accelerator.is_main_process:
-        results = _results(run, measurements)
+        results = _results(run, record)
+        run.say(f"trained   {record.images_seen} images at {record.images_per_second:.1f} images/s")
         text = json.dumps(results, indent=2) + "\n"
         (run.folder.path / "results.json").write_text(text, encoding="utf-8")
         export(backbone, run.folder.export, run.recipe, results)
@@ -310,15 +306,18 @@ def _finish(run: Run, backbone: Backbone, measurements: list[dict[str, float]]) 
     return backbone
 
 
-def _results(run: Run, measurements: list[dict[str, float]]) -> dict[str, Any]:
+def _results(run: Run, record: Record) -> dict[str, Any]:
     """The record a card is rendered from: rows, protocol, all that could move a number."""
     recipe = run.recipe
     rows = [
         {"name": name, "init": recipe.init, **_plain(measured)}
-        for name, measured in (("untrained", measurements[0]), ("trained", measurements[-1]))
+        for name, measured in (
+            ("untrained", record.measurements[0]),
+            ("trained", record.measurements[-1]),
+        )
     ]
-    end = Position(len(recipe.stages), 0)
-    steps = _steps_before(run, replace(end, stage=end.stage - 1, round=recipe.stages[-1].rounds))
+    entry = CATALOG.get(recipe.data.name)
+    papers = [paper for stage in recipe.stages for paper in method_class(stage.method).papers]
     return {
         "name": recipe.name,
         "seed": recipe.seed,
@@ -327,6 +326,7 @@ def _results(run: Run, measurements: list[dict[str, float]]) -> dict[str, Any]:
         "hardware": f"{describe_hardware()}; {run.processes}; {run.switches}",
         "data": {
             "name": recipe.data.name,
+            "terms": entry.terms if entry else None,
             "num_train": len(run.train),
             "num_test": len(run.test) if run.test is not None else 0,
             "num_classes": len(run.train.classes),
@@ -344,8 +344,14 @@ def _results(run: Run, measurements: list[dict[str, float]]) -> dict[str, Any]:
             }
         },
         "rows": rows,
-        "curve": measurements,
-        "train": {"steps": steps},
+        "curve": record.measurements,
+        "train": {
+            "steps": int(record.measurements[-1]["step"]),
+            "images_seen": record.images_seen,
+            "seconds": round(record.seconds, 1),
+            "images_per_second": round(record.images_per_second, 1),
+        },
+        "papers": list(dict.fromkeys(papers)),
         "recipe": as_dict(recipe),
     }
 

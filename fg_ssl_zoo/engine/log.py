@@ -3,11 +3,47 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.tracking import GeneralTracker, on_main_process
+from accelerate import Accelerator
+from accelerate.tracking import (
+    LOGGER_TYPE_TO_CLASS,
+    GeneralTracker,
+    TensorBoardTracker,
+    on_main_process,
+)
 from tqdm import tqdm
+
+from fg_ssl_zoo.config import nearest
+from fg_ssl_zoo.engine.run_folder import RunFolder
+
+
+def open_trackers(
+    accelerator: Accelerator, folder: RunFolder, names: Sequence[str], done: int
+) -> list[GeneralTracker]:
+    """Start JSONL, TensorBoard and what the recipe names; `accelerator.log` then reaches all.
+
+    Args:
+        accelerator: Gets the trackers.
+        folder: Where the first two write.
+        names: Further trackers that Accelerate knows.
+        done: Steps of the checkpoint that the run goes on from.
+
+    Raises:
+        ValueError: Unknown tracker.
+    """
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(f"trackers: unknown '{name}'{nearest(name, LOGGER_TYPE_TO_CLASS)}")
+    accelerator.log_with = [
+        JsonlTracker(folder.metrics, first_step=done + 1 if done else 0),
+        TensorBoardTracker("tensorboard", logging_dir=str(folder.path)),
+        *names,
+    ]
+    accelerator.init_trackers(folder.path.name)
+    return accelerator.trackers
 
 
 class JsonlTracker(GeneralTracker):

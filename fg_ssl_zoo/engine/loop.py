@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -56,6 +56,26 @@ class Interrupted(SystemExit):
 
 
 @dataclass
+class Record:
+    """What a run has been through, over all rounds and restarts; a part of every checkpoint.
+
+    Attributes:
+        measurements: `{"step": ..., "eval/...": ...}`, the untrained backbone first.
+        images_seen: Source pictures trained on, all processes together.
+        seconds: Wall time of the training steps, measurements left out.
+    """
+
+    measurements: list[dict[str, float]] = field(default_factory=list)
+    images_seen: int = 0
+    seconds: float = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Over the training steps."""
+        return self.images_seen / self.seconds if self.seconds else 0.0
+
+
+@dataclass
 class Fit:
     """One round of one stage: everything the loop needs besides the method.
 
@@ -71,7 +91,7 @@ class Fit:
         num_workers: Of each process; `auto` follows the cores.
         first_step: Optimizer steps of the rounds before this one; the log counts on.
         channels_last: Memory format of the method.
-        measurements: `{"step": ..., "eval/...": ...}` so far; a part of the checkpoint.
+        record: Of the run so far; grows.
         title: Of the progress line.
     """
 
@@ -86,7 +106,7 @@ class Fit:
     num_workers: int | str = "auto"
     first_step: int = 0
     channels_last: bool = False
-    measurements: list[dict[str, float]] = field(default_factory=list)
+    record: Record = field(default_factory=Record)
     title: str = "train"
 
     def __post_init__(self) -> None:
@@ -110,12 +130,6 @@ class Fit:
             shown=self.accelerator.is_main_process,
         )
         self.corrupt = set(self.folder.corrupt_images())
-        self.seen, self.seconds = 0, 0.0
-
-    @property
-    def images_per_second(self) -> float:
-        """Of all processes over the training steps, measurements left out."""
-        return self.seen / self.seconds if self.seconds else 0.0
 
     def due(self, epochs: float, done: int) -> bool:
         """Whether something that happens every so many epochs happens after `done` steps."""
@@ -125,7 +139,7 @@ class Fit:
         """Measure, remember and log."""
         found = self.measure()
         step = self.first_step + done
-        self.measurements.append({"step": step, **found})
+        self.record.measurements.append({"step": step, **found})
         self.accelerator.log(found, step=step)
         values = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
         self.progress.say(f"{self.title}: step {done}, {values}")
@@ -137,7 +151,7 @@ class Fit:
             state = {
                 "method": method.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "measurements": self.measurements,
+                "record": asdict(self.record),
             }
             checkpoint.save(self.folder.checkpoints, at, state)
         self.accelerator.wait_for_everyone()
@@ -203,7 +217,7 @@ def fit(method: Method, job: Fit) -> None:
     if job.state:
         optimizer.load_state_dict(job.state["optimizer"])
     method.train()
-    if not job.measurements:
+    if not job.record.measurements:
         job.take_measure(0)
 
     batches, meter, losses = iter(job.loader), Meter(), []
@@ -229,8 +243,8 @@ def fit(method: Method, job: Fit) -> None:
             done = step + 1
             method.on_step_end(done / job.total)
             meter.count(train.batch_size, waited)
-            job.seen += train.batch_size
-            job.seconds += time.perf_counter() - began
+            job.record.images_seen += train.batch_size
+            job.record.seconds += time.perf_counter() - began
 
             shown = None
             meeting = done == job.total or done % LOG_EVERY == 0

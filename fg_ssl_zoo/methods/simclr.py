@@ -43,6 +43,11 @@ class SimCLR(Method):
         pair: `original` draws both views from the picture, `gamma` the second from its power law.
     """
 
+    papers = (
+        "Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual "
+        "Representations. ICML 2020, arXiv 2002.05709.",
+    )
+
     def __init__(
         self,
         backbone: Backbone,

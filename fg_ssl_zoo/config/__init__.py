@@ -1,0 +1,64 @@
+"""Recipes: what is typed in `hub_configs/NAME.yaml` and on the command line.
+
+    typed    plain data into dataclasses, errors with the path and the nearest key
+    recipe   the dataclasses: Recipe, Data, Stage, Train, Monitor, Speed, Hub
+    files    load_recipe: a file and dotted overrides
+
+Everything else imports from here.
+"""
+
+from fg_ssl_zoo.config.files import (
+    DEFAULT_RECIPE,
+    as_dict,
+    find_recipe,
+    flatten,
+    load_recipe,
+    parse_recipe,
+    read_yaml,
+    recipe_files,
+    recipe_folder,
+    recipe_of,
+    short_name,
+    to_yaml,
+)
+from fg_ssl_zoo.config.recipe import (
+    Data,
+    Hub,
+    Monitor,
+    Recipe,
+    Speed,
+    Stage,
+    Train,
+)
+from fg_ssl_zoo.config.typed import (
+    STRICT,
+    RecipeError,
+    nearest,
+    parse,
+)
+
+__all__ = [
+    "DEFAULT_RECIPE",
+    "STRICT",
+    "Data",
+    "Hub",
+    "Monitor",
+    "Recipe",
+    "RecipeError",
+    "Speed",
+    "Stage",
+    "Train",
+    "as_dict",
+    "find_recipe",
+    "flatten",
+    "load_recipe",
+    "nearest",
+    "parse",
+    "parse_recipe",
+    "read_yaml",
+    "recipe_files",
+    "recipe_folder",
+    "recipe_of",
+    "short_name",
+    "to_yaml",
+]

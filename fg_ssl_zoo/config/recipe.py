@@ -1,0 +1,210 @@
+"""A recipe: everything that makes one pretrained model, as frozen dataclasses."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
+
+from fg_ssl_zoo.config.typed import STRICT
+
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Count = Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the pictures come from and how large they enter the network.
+
+    Attributes:
+        name: `drawn`, a name of the catalogue (`cub`, `aircraft`, ...), or a name of your own with
+            `path`.
+        path: Local folder; wins over `hub_id` and the catalogue.
+        hub_id: Dataset id on the Hugging Face Hub; wins over the catalogue.
+        columns: Names of the `image` and `label` columns of a Hub dataset.
+        train_split: Split to pretrain on (a subfolder or a Hub split).
+        test_split: Labelled split that evaluation scores.
+        streaming: Read the first `num_images` of a Hub dataset without downloading the rest.
+        image_size: Side of the square input, in pixels.
+        crop_pct: Share of the shorter side that evaluation's centre crop keeps.
+        num_images: Pictures to draw, or the most to take from a source; all when not given.
+        num_classes: Species of the drawn set.
+        num_workers: Loader processes of each training process; `auto` follows the cores.
+    """
+
+    name: str = "drawn"
+    path: str | None = None
+    hub_id: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    train_split: str = "train"
+    test_split: str = "test"
+    streaming: bool = False
+    image_size: Annotated[int, Ge(16)] = 96
+    crop_pct: Annotated[float, Gt(0), Le(1)] = 0.875
+    num_images: Annotated[int, Ge(2)] | None = None
+    num_classes: Annotated[int, Ge(2)] = 20
+    num_workers: Annotated[int, Ge(0)] | Literal["auto"] = "auto"
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+
+@dataclass(frozen=True)
+class Train:
+    """How one stage is optimised.
+
+    Attributes:
+        epochs: Passes over the training images.
+        steps: Optimizer steps; replaces `epochs` when given.
+        batch_size: Images of one optimizer step, of all processes and accumulated parts together.
+        accumulate: Parts the batch is split into; negatives then come from one part only.
+        optimizer: A timm optimizer name.
+        lr: Learning rate at a batch of 256 images (SimCLR, section 2.2: lr = 0.3 * batch / 256).
+        lr_scaling: How the rate follows the batch size.
+        weight_decay: Not applied to biases and norms.
+        momentum: Of `lars` and `sgd`.
+        warmup: Share of the steps over which the rate rises from 0.
+        lr_end: Share of the rate that the cosine ends at.
+        clip_grad_norm: Largest norm of the gradient, if any.
+        checkpoint_every: Epochs between checkpoints; the last step and an interrupt always write
+            one.
+    """
+
+    epochs: Positive = 100
+    steps: Count | None = None
+    batch_size: Count = 64
+    accumulate: Count = 1
+    optimizer: str = "lars"
+    lr: Positive = 0.3
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    momentum: Share = 0.9
+    warmup: Share = 0.1
+    lr_end: Share = 0.0
+    clip_grad_norm: Positive | None = None
+    checkpoint_every: Positive = 1
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One method with its options and its training.
+
+    Attributes:
+        method: A name of `fg_ssl_zoo.methods.METHODS`.
+        options: Keywords of the method's constructor.
+        train: Optimisation of this stage.
+        rounds: How often annotate + train are repeated.
+        inherit: Modules other than the backbone that are taken over from the stage before.
+    """
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    train: Train = field(default_factory=Train)
+    rounds: Count = 1
+    inherit: tuple[str, ...] = ()
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What is measured while training, at step 0, every `every` epochs and at the end.
+
+    Attributes:
+        every: Epochs between measurements.
+        k: Neighbours of the kNN vote.
+        temperature: Of the weights exp(similarity / temperature) of that vote.
+        max_images: Most images of each split that a measurement reads; all when not given.
+    """
+
+    every: Positive = 10
+    k: Count = 20
+    temperature: Positive = 0.07
+    max_images: Count | None = None
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+
+@dataclass(frozen=True)
+class Hub:
+    """How the exported backbone is published.
+
+    Attributes:
+        repo: `OWNER/NAME`; the default organisation and the recipe's name when not given.
+        license: SPDX name (lower case) of the weights; the pictures' terms decide it.
+        tags: Further tags of the card.
+    """
+
+    repo: str | None = None
+    license: str = "apache-2.0"
+    tags: tuple[str, ...] = ()
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Switches that change the speed and not the maths; `auto` chooses from the hardware.
+
+    Attributes:
+        precision: `bf16` autocast or `fp32`.
+        channels_last: Memory format of convolutional networks.
+        fused_attention: torch's fused attention; slow for short sequences on a CPU.
+        keep_memory: Tell glibc to keep big blocks instead of returning them each step.
+    """
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    channels_last: bool | Literal["auto"] = "auto"
+    fused_attention: bool | Literal["auto"] = "auto"
+    keep_memory: bool | Literal["auto"] = "auto"
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One pretrained model: file name = timm name = Hub name.
+
+    Attributes:
+        name: `fgssl_BACKBONE_DATA.METHOD`; the file's stem.
+        backbone: Any timm model name.
+        init: `scratch`, a timm tag of that backbone (`a1_in1k`), a `.safetensors` file, or
+            `hf-hub:OWNER/NAME`.
+        data: The pictures.
+        stages: Trained one after the other; the backbone walks through all of them.
+        seed: Of weights, order and views.
+        output: Folder of the run; `runs/NAME` when not given.
+        resume: `auto` goes on from the newest checkpoint of the same recipe; `never` refuses a used
+            folder.
+        overwrite: Delete what the output folder holds and start afresh.
+        evaluate: Protocols run on the finished backbone.
+        monitor: Measurements while training.
+        speed: Hardware switches.
+        trackers: Further loggers of Accelerate (`wandb`, `mlflow`, ...); JSONL and TensorBoard
+            always run.
+        hub: Publishing.
+    """
+
+    name: str
+    backbone: str
+    stages: Annotated[tuple[Stage, ...], MinLen(1)]
+    init: str = "scratch"
+    data: Data = field(default_factory=Data)
+    seed: Annotated[int, Ge(0)] = 0
+    output: str | None = None
+    resume: Literal["auto", "never"] = "auto"
+    overwrite: bool = False
+    evaluate: tuple[str, ...] = ("knn",)
+    monitor: Monitor = field(default_factory=Monitor)
+    speed: Speed = field(default_factory=Speed)
+    trackers: tuple[str, ...] = ()
+    hub: Hub = field(default_factory=Hub)
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return Path(self.output or f"runs/{self.name}")
