@@ -113,12 +113,16 @@ def pretrain(recipe: Recipe) -> Backbone:
 def _prepare_backbone(recipe: Recipe) -> tuple[hardware.Switches, Backbone]:
     """The start weights, built after the switches that concern the whole process."""
     with torch.device("meta"):
-        shape = create_backbone(recipe.backbone, image_size=recipe.data.image_size)
+        shape = create_backbone(
+            recipe.backbone, image_size=recipe.data.image_size, **recipe.backbone_options
+        )
     switches = hardware.choose(recipe.speed, convolutional=hardware.is_convolutional(shape.model))
     hardware.switch_on(switches)
     torch.manual_seed(recipe.seed)
     image_size = recipe.data.image_size
-    return switches, create_backbone(recipe.backbone, init=recipe.init, image_size=image_size)
+    return switches, create_backbone(
+        recipe.backbone, init=recipe.init, image_size=image_size, **recipe.backbone_options
+    )
 
 
 def _open_run(

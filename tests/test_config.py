@@ -51,7 +51,7 @@ def test_overriding_backbone_or_data_renames_the_run():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("bakbone=resnet18", "bakbone: unknown key; did you mean backbone?"),
+        ("bakbone=resnet18", "bakbone: unknown key; did you mean backbone"),
         ("data.imagesize=96", "data.imagesize: unknown key; did you mean image_size"),
         ("stages[0].trian.lr=1", "stages[0].trian: unknown key; did you mean train"),
         ("stages[0].train.epoch=2", "stages[0].train.epoch: unknown key; did you mean epochs?"),

@@ -73,7 +73,9 @@ class Backbone(nn.Module):
         return ((pixels.float() - mean) / std).movedim(-1, -3)
 
 
-def create_backbone(name: str, *, init: str = "scratch", image_size: int = 224) -> Backbone:
+def create_backbone(
+    name: str, *, init: str = "scratch", image_size: int = 224, **options: Any
+) -> Backbone:
     """Build a backbone by timm name and give it its start weights.
 
     Args:
@@ -82,18 +84,19 @@ def create_backbone(name: str, *, init: str = "scratch", image_size: int = 224) 
             the path of a `.safetensors` file with timm's keys, or `hf-hub:OWNER/NAME`,
             `local-dir:FOLDER`.
         image_size: Side of the input in pixels; a multiple of the patch size for a ViT.
+        **options: Keywords of the timm constructor.
 
     Raises:
-        ValueError: Unknown name, tag or file, a size that does not fit, or weights that do not
-            match.
+        ValueError: Unknown name, tag, file or option, a size that does not fit, or weights that
+            do not match.
     """
     if "." in name or not timm.is_model(name):
         raise ValueError(f"unknown backbone '{name}'{nearest(name, timm.list_models())}")
-    sized = _size_arguments(name, image_size)
+    options = {**_size_arguments(name, image_size), **options}
     if init == "scratch":
-        return Backbone(_build(name, sized), name, init=init, image_size=image_size)
+        return Backbone(_build(name, options), name, init=init, image_size=image_size)
     if init.endswith(".safetensors"):
-        model = _build(name, sized)
+        model = _build(name, options)
         _load_file(model, Path(init))
         return Backbone(model, name, init=init, image_size=image_size)
     if init.startswith(("hf-hub:", "local-dir:")):
@@ -106,7 +109,7 @@ def create_backbone(name: str, *, init: str = "scratch", image_size: int = 224) 
                 f"nor a pretrained tag of {name}{nearest(init, tags)}"
             )
         source = f"{name}.{init}"
-    model = _build(source, {**sized, "pretrained": True})
+    model = _build(source, {**options, "pretrained": True})
     start = model.pretrained_cfg
     found = start.get("architecture") or name
     if found != name:
@@ -117,7 +120,14 @@ def create_backbone(name: str, *, init: str = "scratch", image_size: int = 224) 
 
 
 def _build(name: str, arguments: dict[str, Any]) -> Any:
-    return timm.create_model(name, num_classes=0, **arguments)
+    try:
+        return timm.create_model(name, num_classes=0, **arguments)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise ValueError(
+            f"backbone_options: {name} does not take them all ({error}); backbone_options={{}} does"
+        ) from error
 
 
 def _size_arguments(name: str, image_size: int) -> dict[str, int]:

@@ -170,6 +170,8 @@ class Recipe:
     Attributes:
         name: `fgssl_BACKBONE_DATA.METHOD`; the file's stem.
         backbone: Any timm model name.
+        backbone_options: Keywords of its timm constructor that leave the exported weights loadable
+            without them (`zero_init_last`, `drop_path_rate`).
         init: `scratch`, a timm tag of that backbone (`a1_in1k`), a `.safetensors` file, or
             `hf-hub:OWNER/NAME`.
         data: The pictures.
@@ -179,7 +181,6 @@ class Recipe:
         resume: `auto` goes on from the newest checkpoint of the same recipe; `never` refuses a used
             folder.
         overwrite: Delete what the output folder holds and start afresh.
-        evaluate: Protocols run on the finished backbone.
         monitor: Measurements while training.
         speed: Hardware switches.
         trackers: Further loggers of Accelerate (`wandb`, `mlflow`, ...); JSONL and TensorBoard
@@ -190,13 +191,13 @@ class Recipe:
     name: str
     backbone: str
     stages: Annotated[tuple[Stage, ...], MinLen(1)]
+    backbone_options: dict[str, Any] = field(default_factory=dict)
     init: str = "scratch"
     data: Data = field(default_factory=Data)
     seed: Annotated[int, Ge(0)] = 0
     output: str | None = None
     resume: Literal["auto", "never"] = "auto"
     overwrite: bool = False
-    evaluate: tuple[str, ...] = ("knn",)
     monitor: Monitor = field(default_factory=Monitor)
     speed: Speed = field(default_factory=Speed)
     trackers: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ One loader serves all epochs, so no worker is ever restarted.
 
 import functools
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -215,6 +216,12 @@ def usable_cores() -> int:
 
 
 def _quiet_worker(worker: int) -> None:
-    """One thread a worker: the processes are the parallelism."""
+    """One thread a worker, and no ear for signals.
+
+    Ctrl-C and a scheduler's SIGTERM reach the whole process group; the training process still needs
+    the batches of the step that it finishes.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -69,14 +69,16 @@ _SIMCLR = replace(
     _MOCO_V2, crop_scale=(0.08, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2
 )
 _BYOL = replace(_MOCO_V2, crop_scale=(0.08, 1.0), saturation=0.2)
-_FINE_GRAINED = replace(_MOCO_V2, hue=0.02, grayscale=0.0)
+_FINE_GRAINED = replace(
+    _MOCO_V2, crop_scale=(0.6, 1.0), saturation=0.2, hue=0.0, grayscale=0.0, blur=0.0
+)
 
 PRESETS: dict[str, tuple[Augmentation, Augmentation]] = {
     # Strengths of the official repositories; the two entries are the first and the second view.
     "simclr": (_SIMCLR, _SIMCLR),  # google-research/simclr
     "moco_v2": (_MOCO_V2, _MOCO_V2),  # facebookresearch/moco
     "byol": (replace(_BYOL, blur=1.0), replace(_BYOL, blur=0.1, solarize=0.2)),  # deepmind, byol
-    # Colour tells species apart: no grayscale, hardly any hue (our choice, see docs/simclr.md).
+    # Colour and small parts tell species apart: they are kept (our choice, docs/recipes.md).
     "fine_grained": (_FINE_GRAINED, _FINE_GRAINED),
 }
 

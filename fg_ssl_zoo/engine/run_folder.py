@@ -23,7 +23,6 @@ FREE_KEYS = (
     "overwrite",
     "trackers",
     "hub",
-    "evaluate",
     "monitor",
     "data.num_workers",
 )

@@ -100,3 +100,16 @@ def test_weights_of_another_model_are_refused(tmp_path, weights, message):
     save_file(weights, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=message):
         create_backbone("test_resnet", init=str(tmp_path / "other.safetensors"))
+
+
+def test_options_reach_the_timm_constructor_and_leave_the_weights_loadable():
+    active = create_backbone("resnet10t", zero_init_last=False)
+    plain = create_backbone("resnet10t")
+    assert plain.model.layer1[0].bn2.weight.abs().max() == 0
+    assert active.model.layer1[0].bn2.weight.abs().min() == 1
+    plain.load_state_dict(active.state_dict())
+
+
+def test_an_option_that_the_backbone_does_not_take_is_named():
+    with pytest.raises(ValueError, match=r"backbone_options: test_vit .*zero_init_last"):
+        create_backbone("test_vit", image_size=64, zero_init_last=False)

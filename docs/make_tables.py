@@ -1,0 +1,85 @@
+"""Write the tables and curves of the README from results files.
+
+    python docs/make_tables.py
+
+It reads benchmarks/results/*.json and writes README.md and docs/images/knn_curve.png.
+A results file is the `results.json` of a run, as it is. The README keeps its words; what stands
+between `<!-- results -->` and `<!-- end of results -->` is replaced.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+
+
+def load() -> list[dict[str, Any]]:
+    """All results, by file name."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A markdown row for each run: what was trained, and kNN and RankMe before and after."""
+    titles = ["pictures", "backbone, px", "start", "steps x batch"]
+    numbers = ["kNN before", "kNN after", "RankMe", "minutes"]
+    lines = [
+        f"| {' | '.join(titles + numbers)} |",
+        "|---" * len(titles) + "|---:" * len(numbers) + "|",
+    ]
+    for result in results:
+        recipe, train, data = result["recipe"], result["train"], result["data"]
+        before, after = result["rows"]
+        batch = recipe["stages"][-1]["train"]["batch_size"]
+        lines.append(
+            f"| {data['name']} ({data['num_classes']} classes, {data['num_train']} train / "
+            f"{data['num_test']} test) | {recipe['backbone']}, {data['image_size']} "
+            f"| {recipe['init']}, seed {result['seed']} | {train['steps']} x {batch} "
+            f"| {before['knn_top1']:.1%} | **{after['knn_top1']:.1%}** "
+            f"| {before['rankme']:.0f} -> {after['rankme']:.0f} | {train['seconds'] / 60:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
+    """KNN accuracy over the images seen, with the untrained backbone as a line."""
+    figure, axes = plt.subplots(1, len(results), figsize=(4.2 * len(results), 3.2), squeeze=False)
+    for axis, result in zip(axes[0], results, strict=True):
+        batch = result["recipe"]["stages"][-1]["train"]["batch_size"]
+        seen = [point["step"] * batch / 1000 for point in result["curve"]]
+        knn = [100 * point["eval/knn_top1"] for point in result["curve"]]
+        axis.axhline(knn[0], color="0.6", linestyle="--", linewidth=1, label="untrained")
+        axis.plot(seen, knn, marker="o", markersize=3, color="#0a6ebd", label="SimCLR")
+        axis.set(
+            title=f"{result['data']['name']}, {result['recipe']['backbone']}",
+            xlabel="thousand images seen",
+            ylabel="kNN top-1, %",
+            ylim=(0, None),
+        )
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Replace the table in the README and the picture of the curves."""
+    results = load()
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    readme.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
+    longest = [r for r in results if len(r["curve"]) > 2]
+    draw_curves(longest, ROOT / "docs" / "images" / "knn_curve.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What the documentation shows is what there is."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fg_ssl_zoo.config import parse_recipe
+from fg_ssl_zoo.data.views import PRESETS
+
+ROOT = Path(__file__).parent.parent
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+def test_the_readmes_table_is_made_from_the_results_files():
+    tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables["table"](tables["load"]()) in text
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_results_file_holds_a_recipe_and_the_untrained_row(path):
+    results = json.loads(path.read_text(encoding="utf-8"))
+    recipe = parse_recipe(results["recipe"])
+    assert recipe.name == results["name"]
+    assert results["rows"][0]["name"] == "untrained"
+    assert results["rows"][0]["knn_top1"] == results["curve"][0]["eval/knn_top1"]
+    assert results["rows"][-1]["knn_top1"] == results["curve"][-1]["eval/knn_top1"]
+
+
+def test_the_recipe_of_the_documentation_is_valid():
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    parse_recipe({"name": "shown", **yaml.safe_load(shown)})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_stands_in_the_table_with_its_crops(preset):
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| `{preset}` \| ([\d.]+)-([\d.]+) \|", text, re.MULTILINE)
+    assert tuple(map(float, row)) == PRESETS[preset][0].crop_scale
