@@ -77,8 +77,9 @@ def main() -> None:
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     readme.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
-    longest = [r for r in results if len(r["curve"]) > 2]
-    draw_curves(longest, ROOT / "docs" / "images" / "knn_curve.png")
+    several = [result for result in results if len(result["curve"]) > 2]
+    if several:
+        draw_curves(several, ROOT / "docs" / "images" / "knn_curve.png")
 
 
 if __name__ == "__main__":
