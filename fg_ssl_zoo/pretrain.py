@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,6 @@ from fg_ssl_zoo.config import (
     DEFAULT_RECIPE,
     Recipe,
     Stage,
-    Train,
     as_dict,
     nearest,
     recipe_of,
@@ -39,7 +37,7 @@ from fg_ssl_zoo.engine import checkpoint, hardware
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import open_trackers
 from fg_ssl_zoo.engine.loop import Fit, Interrupted, Record, TrainingStopped, fit, total_steps
-from fg_ssl_zoo.engine.optim import LR_BATCH, base_lr
+from fg_ssl_zoo.engine.optim import describe_lr
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
@@ -62,6 +60,7 @@ class Run:
         train, test: Pictures to learn from, and labelled ones to score or `None`.
         switches: Resolved hardware switches.
         monitor: Measurements while training.
+        commit: Of the code when the run was started, not when it ended.
     """
 
     recipe: Recipe
@@ -71,6 +70,7 @@ class Run:
     test: Images | None
     switches: hardware.Switches
     monitor: OnlineMonitor
+    commit: str | None
 
     @property
     def processes(self) -> str:
@@ -144,7 +144,7 @@ def _open_run(
     accelerator.wait_for_everyone()
     workers = resolve_num_workers(recipe.data.num_workers, accelerator.num_processes)
     monitor = OnlineMonitor(train, test, recipe.monitor, recipe.data.crop_pct, workers)
-    run = Run(recipe, folder, accelerator, train, test, switches, monitor)
+    run = Run(recipe, folder, accelerator, train, test, switches, monitor, commit())
     run.say(_headline(run))
     return run
 
@@ -157,18 +157,9 @@ def _headline(run: Run) -> str:
         f"data      {run.train.name}: {len(run.train)} training images, {labelled}",
         f"hardware  {run.switches}; {run.processes}",
     ]
-    for number, stage in enumerate(run.recipe.stages):
-        train = stage.train
-        lines.append(
-            f"lr        stages[{number}]: {base_lr(train):g} = {train.lr:g}{_scaling(train)}"
-        )
+    stages = enumerate(run.recipe.stages)
+    lines += [f"lr        stages[{number}]: {describe_lr(stage.train)}" for number, stage in stages]
     return "\n".join(lines)
-
-
-def _scaling(train: Train) -> str:
-    """How the rate follows the global batch, in words."""
-    factor = {"linear": "{} / {}", "sqrt": "sqrt({} / {})", "none": ""}[train.lr_scaling]
-    return f" x {factor}".format(train.batch_size, LR_BATCH) if factor else " at any batch"
 
 
 # --------------------------------------------------------------------------- stages and rounds
@@ -325,7 +316,7 @@ def _results(run: Run, record: Record) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "seed": recipe.seed,
-        "commit": commit(),
+        "commit": run.commit,
         "versions": versions(),
         "hardware": f"{describe_hardware()}; {run.processes}; {run.switches}",
         "data": {
@@ -372,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Pretrain a backbone without labels and export it.",
-        epilog=f"Without a recipe: {DEFAULT_RECIPE}, three minutes on two cores, no download.",
+        epilog=f"Without a recipe: {DEFAULT_RECIPE}, a few minutes on two cores, no download.",
     )
     parser.add_argument(
         "words",
@@ -400,7 +391,6 @@ def _quiet_libraries() -> None:
     """Messages of libraries that a user can do nothing about."""
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
 
 
 if __name__ == "__main__":

@@ -54,11 +54,8 @@ def test_a_run_leaves_all_that_the_readme_promises(recipe, tmp_path, capsys):
     assert sorted(path.name for path in (run / "export").iterdir()) == [
         "README.md", "config.json", "model.safetensors", "recipe.yaml", "results.json",
     ]  # fmt: skip
-    assert (
-        "lr        stages[0]: 0.5 per 256 images, linear in the batch of 8 -> 0.015625" in printed
-    )
-    assert "untrained" in printed
-    assert "resolved recipe" not in printed
+    assert "lr        stages[0]: 0.015625 = 0.5 x 8 / 256\n" in printed
+    assert "| untrained |" in printed
     assert "hidden_size: 16" in printed
 
     # The printed lines, word for word, in a process that has never heard of this package.

@@ -23,6 +23,13 @@ def base_lr(train: Train) -> float:
     return train.lr * {"linear": ratio, "sqrt": ratio**0.5, "none": 1.0}[train.lr_scaling]
 
 
+def describe_lr(train: Train) -> str:
+    """The peak rate and how it follows from the batch: `0.075 = 0.3 x 64 / 256`."""
+    factor = {"linear": "{} / {}", "sqrt": "sqrt({} / {})", "none": ""}[train.lr_scaling]
+    how = f" x {factor}".format(train.batch_size, LR_BATCH) if factor else " at any batch"
+    return f"{base_lr(train):g} = {train.lr:g}{how}"
+
+
 def lr_at(train: Train, progress: float) -> float:
     """Learning rate after a share of the steps: warm-up, then a cosine."""
     return base_lr(train) * warmup_cosine(progress, train.warmup, train.lr_end)

@@ -17,7 +17,7 @@ from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import JsonlTracker
 from fg_ssl_zoo.engine.loop import Fit, Interrupted, TrainingStopped, fit
-from fg_ssl_zoo.engine.optim import base_lr, create_optimizer, lr_at
+from fg_ssl_zoo.engine.optim import base_lr, create_optimizer, describe_lr, lr_at
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.method import Method, MethodOutput
 from fg_ssl_zoo.methods import create_method
@@ -116,6 +116,18 @@ def test_the_log_holds_the_analytic_learning_rate_and_drops_lines_of_a_cut_off_r
     assert last["train/lr"] == lr_at(job.train, 5 / 6)
     assert last["images_per_second"] > 0
     assert 0 <= last["data_wait"] <= 1
+
+
+def test_the_rate_is_explained_in_the_headline():
+    described = [
+        describe_lr(Train(lr=0.4, batch_size=64, lr_scaling=scaling))
+        for scaling in ("linear", "sqrt", "none")
+    ]
+    assert described == [
+        "0.1 = 0.4 x 64 / 256",
+        "0.2 = 0.4 x sqrt(64 / 256)",
+        "0.4 = 0.4 at any batch",
+    ]
 
 
 @pytest.mark.parametrize(("scaling", "factor"), [("linear", 0.25), ("sqrt", 0.5), ("none", 1.0)])
