@@ -101,9 +101,7 @@ def pretrain(recipe: Recipe) -> Backbone:
     switches, backbone = _prepare_backbone(recipe)
     train, test = load_splits(recipe.data, seed=recipe.seed)
     for stage in recipe.stages:
-        Order(
-            len(train), stage.train.batch_size, recipe.seed
-        )  # a batch that is too large fails here
+        Order(len(train), stage.train.batch_size, recipe.seed)  # refuses a batch that is too large
     run = _open_run(recipe, switches, train, test)
     record = _run_stages(run, backbone)
     backbone.eval().to(memory_format=torch.contiguous_format)  # as whoever loads the export has it
@@ -172,23 +170,19 @@ def _run_stages(run: Run, backbone: Backbone) -> Record:
     state = checkpoint.load(found[newest]) if found else None
     if state:
         run.say(f"resume    {found[newest]}")
-    first_step = _steps_before(run, newest) + newest.step
-    trackers = open_trackers(run.accelerator, run.folder, run.recipe.trackers, first_step)
+    done = _steps_before(run, newest) + newest.step
+    trackers = open_trackers(run.accelerator, run.folder, run.recipe.trackers, done)
     record = Record(**state["record"]) if state else Record()
     method: Method | None = None
-    first_step = 0
     for number, stage in enumerate(run.recipe.stages):
-        order = Order(len(run.train), stage.train.batch_size, run.recipe.seed)
-        length = total_steps(stage.train, order)
         for round_number in range(stage.rounds):
-            here = Position(number, round_number)
-            if (number, round_number) >= (newest.stage, newest.round):
-                if round_number == 0 or method is None:
-                    method = _stage_method(stage, backbone, before=method)
-                at = newest if state else here
-                _one_round(run, method, stage, at, state, record, first_step)
-                state = None
-            first_step += length
+            if (number, round_number) < (newest.stage, newest.round):
+                continue
+            if round_number == 0 or method is None:
+                method = _stage_method(stage, backbone, before=method)
+            at = newest if state else Position(number, round_number)
+            _one_round(run, method, stage, at, state, record)
+            state = None
     for tracker in trackers:
         tracker.finish()
     return record
@@ -217,13 +211,10 @@ def _one_round(
     start: Position,
     state: dict[str, Any] | None,
     record: Record,
-    first_step: int,
 ) -> None:
     """Annotate, then train from `start` to the end of the round."""
     recipe = run.recipe
     method.to(run.accelerator.device)
-    if state:
-        method.load_state_dict(state["method"])
     notes = _notes(run, method, start)
     dataset = ViewDataset(
         run.train, method.views(recipe.data.image_size), _round_seed(recipe, start), notes
@@ -238,7 +229,7 @@ def _one_round(
         measure=lambda: run.monitor(method.backbone, run.accelerator),
         measure_every=recipe.monitor.every,
         num_workers=recipe.data.num_workers,
-        first_step=first_step,
+        first_step=_steps_before(run, start),
         channels_last=run.switches.channels_last,
         record=record,
         title=_title(recipe, start),
@@ -293,9 +284,9 @@ def _finish(run: Run, backbone: Backbone, record: Record) -> Backbone:
         text = json.dumps(results, indent=2) + "\n"
         (run.folder.path / "results.json").write_text(text, encoding="utf-8")
         export(backbone, run.folder.export, run.recipe, results)
-        print("\n" + results_table(results["rows"]))  # noqa: T201
-        print(f"\nexported to {run.folder.export}; load it with\n")  # noqa: T201
-        print(usage_lines(run.folder.export, run.recipe), flush=True)  # noqa: T201
+        run.say("\n" + results_table(results["rows"]))
+        run.say(f"\nexported to {run.folder.export}; load it with\n")
+        run.say(usage_lines(run.folder.export, run.recipe))
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     return backbone
