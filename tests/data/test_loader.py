@@ -10,24 +10,8 @@ from fg_ssl_zoo.data.loader import (
     resolve_num_workers,
     step_loader,
 )
-from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.data.views import CentreView, RandomViews, augmentations_of
-
-
-class SomeCorrupt:
-    """Drawn birds of which some cannot be read."""
-
-    def __init__(self, birds, corrupt):
-        self.birds, self.corrupt = birds, set(corrupt)
-        self.name, self.classes, self.labels = birds.name, birds.classes, birds.labels
-
-    def __len__(self):
-        return len(self.birds)
-
-    def __getitem__(self, index):
-        if index in self.corrupt:
-            raise CorruptImage(f"{index}.jpg is truncated")
-        return self.birds[index]
+from tests.pictures import SomeCorrupt
 
 
 def views(size=32):

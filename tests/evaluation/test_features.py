@@ -5,33 +5,16 @@ from accelerate import Accelerator
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Monitor
-from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.data.views import CentreView
 from fg_ssl_zoo.evaluation.features import evenly, extract
 from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
+from tests.pictures import SomeCorrupt
 
 
 @pytest.fixture(scope="module")
 def backbone():
     torch.manual_seed(0)
     return create_backbone("test_resnet", image_size=48)
-
-
-class Readable:
-    """Drawn birds of which some cannot be read."""
-
-    def __init__(self, birds, corrupt=(), labelled=True):
-        self.birds, self.corrupt = birds, corrupt
-        self.name, self.classes = birds.name, birds.classes
-        self.labels = birds.labels if labelled else None
-
-    def __len__(self):
-        return len(self.birds)
-
-    def __getitem__(self, index):
-        if index in self.corrupt:
-            raise CorruptImage(f"{index}.jpg is empty")
-        return self.birds[index]
 
 
 def test_features_equal_one_picture_after_another(backbone, birds):
@@ -46,7 +29,7 @@ def test_features_equal_one_picture_after_another(backbone, birds):
 
 
 def test_unreadable_pictures_are_left_out_with_their_labels(backbone, birds):
-    some = Readable(birds, corrupt=(0, 7))
+    some = SomeCorrupt(birds, corrupt=(0, 7))
     found = extract(backbone, some, Accelerator(cpu=True))
     kept = [i for i in range(16) if i not in (0, 7)]
     assert found.indices.tolist() == kept
@@ -83,7 +66,7 @@ def test_a_set_that_votes_on_itself_is_always_right(backbone, birds):
 
 
 def test_unlabelled_pictures_have_rank_and_spread_only(backbone, birds):
-    for options in ({"test": None}, {"train": Readable(birds, labelled=False)}):
+    for options in ({"test": None}, {"train": SomeCorrupt(birds, labelled=False)}):
         measured = monitor(birds, **options)(backbone, Accelerator(cpu=True))
         assert measured.keys() == {"eval/rankme", "eval/feature_std"}
 
