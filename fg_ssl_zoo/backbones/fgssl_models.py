@@ -5,7 +5,8 @@
 
 Without a tag, an architecture means its `simclr` model, or the first by name where there is none.
 
-What is built is the recipe's `backbone`, by timm's own function. `pretrained=True` then looks for a
+What is built is the recipe's `backbone` with its `backbone_options`, by timm's own function; the
+caller's keywords come before those. `pretrained=True` then looks for a
 published folder (`config.json`, `model.safetensors`) in
 
     1. FG_SSL_ZOO_DIR/NAME, without any request
@@ -22,7 +23,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -63,6 +64,18 @@ _SOURCE = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"
 _PUBLISHED = ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes")
 
 _log = logging.getLogger(__name__)
+
+
+class Stock(NamedTuple):
+    """What a name of ours is in stock timm.
+
+    Fields:
+        architecture: Of all its tags.
+        options: Keywords of the constructor, for every tag.
+    """
+
+    architecture: str
+    options: dict[str, dict[str, Any]]
 
 
 class PretrainedWeightsError(RuntimeError):
@@ -108,13 +121,20 @@ def timm_cfg(
     }
 
 
+def stock_of(name: str, model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The stock architecture of a model built by `name`, and the options that our names bring."""
+    stock = STOCK.get(name, Stock(name, {}))
+    cfg: Any = model.pretrained_cfg
+    return stock.architecture, stock.options.get(cfg["tag"], {})
+
+
 def hub_repo(name: str, repo: str | None = None) -> str:
     """`OWNER/NAME` of a model on the Hub: what its recipe says, else the organisation's."""
     return repo or f"{os.environ.get('FG_SSL_ZOO_ORG') or ORGANISATION}/{name}"
 
 
-def _read(path: Path) -> tuple[str, PretrainedCfg]:
-    """Stock architecture and `pretrained_cfg` of a recipe; only the keys needed here are checked.
+def _read(path: Path) -> tuple[str, dict[str, Any], PretrainedCfg]:
+    """Stock architecture, its options and `pretrained_cfg`; only the keys needed are checked.
 
     Raises:
         ValueError: The file's name or one of those keys is not what it should be.
@@ -139,7 +159,8 @@ def _read(path: Path) -> tuple[str, PretrainedCfg]:
         license=hub.get("license", Hub.license),
     )
     repo = hub.get("repo") or f"{ORGANISATION}/{path.stem}"
-    return backbone, PretrainedCfg(**cfg, hf_hub_id=repo, hf_hub_filename=WEIGHTS)
+    options = dict(_section(content, "backbone_options"))
+    return backbone, options, PretrainedCfg(**cfg, hf_hub_id=repo, hf_hub_filename=WEIGHTS)
 
 
 def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -149,26 +170,29 @@ def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return section
 
 
-def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, PretrainedCfg]]:
-    """Stock architecture of each of ours, and `pretrained_cfg` of every model, defaults first.
+def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, Stock], dict[str, PretrainedCfg]]:
+    """Stock model of each of ours, and `pretrained_cfg` of every model, defaults first.
 
     A recipe that cannot be read costs its own name and a line in the log, never the import.
     """
-    backbones: dict[str, str] = {}
+    stocks: dict[str, Stock] = {}
     cfgs: dict[str, PretrainedCfg] = {}
     for name, path in sorted(files.items(), key=lambda f: _default_first(f[0])):
         try:
-            backbone, cfg = _read(path)
-            known = backbones.setdefault(name.partition(".")[0], backbone)
-            if known != backbone:
+            backbone, options, cfg = _read(path)
+            architecture, _, tag = name.partition(".")
+            stock = stocks.setdefault(architecture, Stock(backbone, {}))
+            if stock.architecture != backbone:
                 raise ValueError(
-                    f"its backbone is {backbone}; another recipe of that name has {known}"
+                    f"its backbone is {backbone}; another recipe of that name has "
+                    f"{stock.architecture}"
                 )
         except (ValueError, OSError) as error:
             _log.warning("%s is left out of timm's models: %s", path, error)
         else:
+            stock.options[tag] = options
             cfgs[name] = cfg
-    return backbones, cfgs
+    return stocks, cfgs
 
 
 def _default_first(name: str) -> tuple[str, bool, str]:
@@ -269,7 +293,9 @@ def _locate(cfg: PretrainedCfg, backbone: str, cache_dir: str | Path | None) -> 
     return dataclasses.replace(cfg, **news, hf_hub_id=repo, source="local-dir", file=str(folder))
 
 
-def _keep_norm(backbone: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _keep_norm(
+    backbone: str, options: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
     """A ViT that is pooled otherwise than in training keeps its trained last norm in its place.
 
     timm puts that norm before or behind the pooling, by the kind of pooling, under another key.
@@ -277,7 +303,7 @@ def _keep_norm(backbone: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if "global_pool" not in arguments or not is_model_in_modules(backbone, {"vision_transformer"}):
         return {}
     with torch.device("meta"):
-        stock = model_entrypoint(backbone)(num_classes=0)
+        stock = model_entrypoint(backbone)(num_classes=0, **options)
     return {"fc_norm": not isinstance(stock.fc_norm, nn.Identity)}
 
 
@@ -288,8 +314,9 @@ def _differs(cfg: PretrainedCfg, other: PretrainedCfg, fields: Iterable[str]) ->
 # --------------------------------------------------------------------------- registration
 
 
-def _register(name: str, backbone: str) -> None:
+def _register(name: str, stock: Stock) -> None:
     """Give timm a function `name` that builds a stock architecture with our `pretrained_cfg`."""
+    backbone = stock.architecture
 
     def entry(
         pretrained: bool = False,
@@ -298,10 +325,12 @@ def _register(name: str, backbone: str) -> None:
         **arguments: Any,
     ) -> nn.Module:
         cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
+        options = stock.options.get(cfg.tag or "", {})
         if pretrained:
             cfg = _locate(cfg, backbone, arguments.get("cache_dir"))
-            arguments = {**_keep_norm(backbone, arguments), **arguments}
+            arguments = {**_keep_norm(backbone, options, arguments), **arguments}
         build = model_entrypoint(backbone)
+        arguments = {**options, **arguments}
         return build(pretrained=pretrained, pretrained_cfg=cfg.to_dict(), **arguments)
 
     entry.__name__ = entry.__qualname__ = name
@@ -310,7 +339,7 @@ def _register(name: str, backbone: str) -> None:
 
 
 __all__: list[str] = []  # timm appends every name it registers
-STOCK, _cfgs = _read_all(recipe_files())  # architecture of ours -> stock architecture
+STOCK, _cfgs = _read_all(recipe_files())  # architecture of ours -> stock model
 default_cfgs = generate_default_cfgs({**_cfgs})  # register_model reads it, under this name
 for _name in default_cfgs:
     _register(_name, STOCK[_name])

@@ -170,8 +170,8 @@ class Recipe:
     Attributes:
         name: `fgssl_BACKBONE_DATA.METHOD`; the file's stem.
         backbone: Any timm model name.
-        backbone_options: Keywords of its timm constructor that leave the exported weights loadable
-            without them (`zero_init_last`, `drop_path_rate`).
+        backbone_options: Keywords of its timm constructor (`zero_init_last`, `channels`), which the
+            export carries.
         init: `scratch`, a timm tag of that backbone (`a1_in1k`), a `.safetensors` file, or
             `hf-hub:OWNER/NAME`.
         data: The pictures.

@@ -13,7 +13,7 @@ from timm.models import get_arch_pretrained_cfgs
 
 import fg_ssl_zoo
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.fgssl_models import STOCK, hub_repo
+from fg_ssl_zoo.backbones.fgssl_models import hub_repo, stock_of
 from fg_ssl_zoo.config import Recipe, flatten
 
 USAGE = """\
@@ -83,7 +83,7 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
         recipe=recipe,
         results=results,
         repo=repo,
-        architecture=STOCK.get(backbone.name, backbone.name),
+        architecture=stock_of(backbone.name, backbone.model)[0],
         num_features=backbone.num_features,
         num_parameters=sum(p.numel() for p in backbone.model.parameters()),
         usage=lines.strip(),

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.fgssl_models import CONFIG, STOCK, WEIGHTS, timm_cfg
+from fg_ssl_zoo.backbones.fgssl_models import CONFIG, WEIGHTS, stock_of, timm_cfg
 from fg_ssl_zoo.config import Recipe, to_yaml
 from fg_ssl_zoo.hub.card import render_card, usage
 
@@ -92,7 +92,7 @@ def model_config(backbone: Backbone, recipe: Recipe) -> dict[str, Any]:
         backbone: Tells the architecture, its input and its width.
         recipe: Tells tag, crop and license.
     """
-    architecture = STOCK.get(backbone.name, backbone.name)
+    architecture, options = stock_of(backbone.name, backbone.model)
     cfg = timm_cfg(
         architecture,
         backbone.image_size,
@@ -101,12 +101,14 @@ def model_config(backbone: Backbone, recipe: Recipe) -> dict[str, Any]:
         crop_pct=recipe.data.crop_pct,
         license=recipe.hub.license,
     )
-    sized = {"model_args": {"img_size": backbone.image_size}} if cfg["fixed_input_size"] else {}
+    options = {**options, **recipe.backbone_options}
+    if cfg["fixed_input_size"]:
+        options["img_size"] = backbone.image_size
     return {
         "architecture": architecture,
         "num_classes": 0,
         "num_features": backbone.num_features,
-        **sized,
+        **({"model_args": options} if options else {}),
         "pretrained_cfg": {"tag": recipe.name.partition(".")[2], **cfg},
     }
 

@@ -23,7 +23,11 @@ from tests.hub_server import Hub, point_client_at
 
 STAGES = [{"method": "simclr"}]
 RECIPES = {
-    "fgssl_tiny_cub.byol": {"backbone": "test_resnet", "stages": [{"method": "byol"}]},
+    "fgssl_tiny_cub.byol": {
+        "backbone": "test_resnet",
+        "backbone_options": {"channels": [16, 24, 24, 48]},
+        "stages": [{"method": "byol"}],
+    },
     "fgssl_tiny_cub.simclr": {
         "backbone": "test_resnet",
         "data": {"name": "cub", "image_size": 64},
@@ -119,6 +123,13 @@ def test_what_depends_on_the_architecture_is_timms_own():
 def test_the_default_tag_is_simclr_wherever_its_file_stands():
     assert timm.get_pretrained_cfg("fgssl_tiny_cub").tag == "simclr"
     assert timm.list_pretrained("fgssl_tiny_cub*") == ["fgssl_tiny_cub.byol", NAME]
+
+
+def test_every_tag_is_built_with_the_options_of_its_recipe():
+    assert timm.create_model("fgssl_tiny_cub").num_features == 96
+    assert timm.create_model("fgssl_tiny_cub.byol").num_features == 48
+    wider = timm.create_model("fgssl_tiny_cub.byol", channels=(16, 24, 24, 64))
+    assert wider.num_features == 64
 
 
 def test_a_wrong_tag_is_an_error_that_names_it():

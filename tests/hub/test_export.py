@@ -16,6 +16,7 @@ from fg_ssl_zoo.hub.export import FILES, export, model_config, usage_lines
 from tests.hub_server import TOKEN, Hub, client_environment
 
 SIZES = {"test_resnet": 96, "test_vit": 64, "resnet18": 96}
+OPTIONS = {"test_resnet": {"channels": [16, 24, 24, 48], "zero_init_last": False}}
 
 
 def recipe_of(name: str, **keys: object) -> Recipe:
@@ -25,9 +26,9 @@ def recipe_of(name: str, **keys: object) -> Recipe:
     return parse_recipe({**content, "stages": stages, **keys})
 
 
-def backbone_of(name: str) -> Backbone:
+def backbone_of(name: str, **options: object) -> Backbone:
     torch.manual_seed(0)
-    backbone = create_backbone(name, image_size=SIZES[name])
+    backbone = create_backbone(name, image_size=SIZES[name], **options)
     backbone.mean = (0.4, 0.5, 0.6)
     return backbone.eval()
 
@@ -48,6 +49,11 @@ def test_the_config_is_what_timm_and_transformers_need():
     assert (cfg["tag"], cfg["license"], cfg["crop_pct"]) == ("simclr", "mit", 0.875)
     assert (cfg["first_conv"], cfg["classifier"]) == ("patch_embed.proj", "head")
     assert "model_args" not in model_config(backbone_of("test_resnet"), recipe_of("test_resnet"))
+    narrow = recipe_of("test_resnet", backbone_options=OPTIONS["test_resnet"])
+    assert model_config(backbone, narrow)["model_args"] == {
+        **OPTIONS["test_resnet"],
+        "img_size": 64,
+    }
 
 
 def test_a_backbone_built_by_our_name_is_published_under_timms():
@@ -184,7 +190,9 @@ print("all doors open")
 
 def write_for_reader(root: Path, name: str, hub: Hub) -> None:
     """A published folder, pixels with their features, and the lines printed for folder and Hub."""
-    recipe, backbone = recipe_of(name, hub={"repo": f"tester/{name}"}), backbone_of(name)
+    options = OPTIONS.get(name, {})
+    recipe = recipe_of(name, hub={"repo": f"tester/{name}"}, backbone_options=options)
+    backbone = backbone_of(name, **options)
     folder = export(backbone, root / name / "model", recipe, results_of(recipe))
     card = (folder / "README.md").read_text()
     from_card = card.partition("```python\n")[2].partition("```")[0]
