@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import cv2
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from fg_ssl_zoo.data.drawn import DrawnBirds
 
@@ -20,3 +21,9 @@ cv2.setNumThreads(0)
 def birds() -> DrawnBirds:
     """Sixteen drawn birds of four species, 64 px."""
     return DrawnBirds(16, num_classes=4, image_size=64, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def own_precision() -> None:
+    """Accelerate would keep the precision of the first test of the process for all others."""
+    AcceleratorState._reset_state()

@@ -37,6 +37,10 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def losses(folder):
+    return [line["train/loss"] for line in metrics(folder) if "train/loss" in line]
+
+
 def test_a_run_leaves_all_that_the_readme_promises(recipe, tmp_path, capsys):
     main([str(recipe)])
     printed = capsys.readouterr().out
@@ -93,6 +97,15 @@ def test_the_same_command_again_goes_on_and_ends_with_the_same_results(recipe, t
     assert [line["step"] for line in again] == [line["step"] for line in first]
     main([str(recipe)])  # nothing is left to train
     assert (run / "export" / "model.safetensors").read_bytes() == weights
+
+
+def test_runs_of_one_process_may_differ_in_precision(recipe, tmp_path):
+    for name, precision in (("one", "fp32"), ("two", "bf16"), ("three", "fp32")):
+        pretrain(load_recipe(recipe, [f"output={name}", f"speed.precision={precision}"]))
+        hardware = json.loads((tmp_path / name / "results.json").read_text())["hardware"]
+        assert f"cpu, {precision}, " in hardware
+    first, _, third = (losses(tmp_path / name) for name in ("one", "two", "three"))
+    assert first == third
 
 
 def test_two_stages_and_two_rounds_train_in_order_and_go_on_from_any_of_them(recipe, tmp_path):
