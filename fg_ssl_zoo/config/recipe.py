@@ -153,12 +153,14 @@ class Speed:
         channels_last: Memory format of convolutional networks.
         fused_attention: torch's fused attention; slow for short sequences on a CPU.
         keep_memory: Tell glibc to keep big blocks instead of returning them each step.
+        threads: Of each process, for training on a CPU.
     """
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     fused_attention: bool | Literal["auto"] = "auto"
     keep_memory: bool | Literal["auto"] = "auto"
+    threads: Count | Literal["auto"] = "auto"
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 

@@ -3,22 +3,25 @@
 Each default was measured (docs/performance.md): bf16 pays only where the processor multiplies it
 natively; channels-last pays for convolutions; torch's fused attention is slow backwards for short
 sequences on a CPU; and glibc hands every big activation back to the kernel each step unless told
-otherwise.
+otherwise. `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
 """
 
 import ctypes
 import logging
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
+import psutil
 import torch
 from timm.layers.config import set_fused_attn
 from torch import nn
 
 from fg_ssl_zoo.config import Speed
+from fg_ssl_zoo.data.loader import usable_cores
 
 CPU_INFO = Path("/proc/cpuinfo")
 """Where Linux lists the features of the processor."""
@@ -35,9 +38,11 @@ class Switches:
     channels_last: bool
     fused_attention: bool
     keep_memory: bool
+    threads: int
 
     def __str__(self) -> str:
         words = [self.device, self.precision]
+        words += [f"{self.threads} threads"] if self.device == "cpu" else []
         words += ["channels-last"] if self.channels_last else []
         words += ["fused attention"] if self.fused_attention else ["unfused attention"]
         words += ["memory kept"] if self.keep_memory else []
@@ -59,6 +64,7 @@ def choose(speed: Speed, *, convolutional: bool) -> Switches:
         channels_last=_or(speed.channels_last, convolutional and device != "mps"),
         fused_attention=_or(speed.fused_attention, not cpu),
         keep_memory=_or(speed.keep_memory, cpu and platform.libc_ver()[0] == "glibc"),
+        threads=_or(speed.threads, _threads() if cpu else torch.get_num_threads()),
     )
 
 
@@ -66,6 +72,7 @@ def switch_on(switches: Switches) -> None:
     """Apply what concerns the whole process; call before the backbone is built."""
     set_fused_attn(switches.fused_attention)
     cv2.setNumThreads(0)
+    torch.set_num_threads(switches.threads)
     if switches.keep_memory:
         _keep_memory()
 
@@ -90,6 +97,18 @@ def _cpu_flags() -> set[str]:
         return set()
     lines = (line for line in text.splitlines() if line.lower().startswith(("flags", "features")))
     return set(next(lines, "").partition(":")[2].split())
+
+
+def _threads() -> int:
+    """All physical cores, shared among the processes of this machine; else what the user set.
+
+    `accelerate launch` puts OMP_NUM_THREADS=1 into the environment of its processes and so hides
+    whether the user did; torch then runs on one core.
+    """
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # not started by `accelerate launch`
+        return torch.get_num_threads()
+    physical = psutil.cpu_count(logical=False) or usable_cores()
+    return max(1, min(physical, usable_cores()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _has_mps() -> bool:

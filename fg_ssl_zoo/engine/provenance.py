@@ -53,10 +53,10 @@ def _version(package: str) -> str:
 
 
 def describe_hardware() -> str:
-    """The accelerator, or the processor with its threads."""
+    """The accelerator, or the processor; its threads are a switch of the run."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    return _processor()
 
 
 def _processor() -> str:

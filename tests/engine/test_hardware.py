@@ -36,6 +36,26 @@ def test_channels_last_is_for_convolutions_and_every_wish_is_kept():
     assert "fused attention" in str(switches)
 
 
+def test_a_launched_process_uses_its_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(hardware.psutil, "cpu_count", lambda logical: 16 if logical else 8)
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 16)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(hardware, "_has_mps", lambda: False)
+
+    def threads(**speed):
+        return hardware.choose(Speed(**speed), convolutional=True).threads
+
+    assert threads() == torch.get_num_threads()  # started by hand: what the user set
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert threads() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert threads() == 4
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 1)
+    assert threads() == 1
+    assert threads(threads=3) == 3
+
+
 @pytest.mark.parametrize(("name", "expected"), [("test_resnet", True), ("test_vit", False)])
 def test_a_patch_embedding_is_not_a_convolutional_network(name, expected):
     assert hardware.is_convolutional(timm.create_model(name)) == expected
@@ -48,7 +68,12 @@ def test_unfused_attention_computes_the_same():
     for fused in (False, True):
         hardware.switch_on(
             hardware.Switches(
-                "cpu", "fp32", channels_last=False, fused_attention=fused, keep_memory=False
+                "cpu",
+                "fp32",
+                channels_last=False,
+                fused_attention=fused,
+                keep_memory=False,
+                threads=1,
             )
         )
         torch.manual_seed(0)
