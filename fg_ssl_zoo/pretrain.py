@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
@@ -127,7 +126,7 @@ def _prepare_backbone(recipe: Recipe) -> tuple[hardware.Switches, Backbone]:
 def _open_run(
     recipe: Recipe, switches: hardware.Switches, train: Images, test: Images | None
 ) -> Run:
-    accelerator = _accelerator(switches)
+    accelerator = hardware.create_accelerator(switches)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise ValueError(
@@ -142,20 +141,6 @@ def _open_run(
     run = Run(recipe, folder, accelerator, train, test, switches, monitor, commit())
     run.say(_headline(run))
     return run
-
-
-def _accelerator(switches: hardware.Switches) -> Accelerator:
-    """An Accelerator of these switches, whatever precision an earlier one of this process had.
-
-    Accelerate keeps the precision of the first for all and refuses another; two runs in a notebook
-    or a test may differ. The process group stays.
-    """
-    AcceleratorState._reset_state()
-    return Accelerator(
-        cpu=switches.device == "cpu",
-        mixed_precision="bf16" if switches.precision == "bf16" else "no",
-        step_scheduler_with_optimizer=False,
-    )
 
 
 def _headline(run: Run) -> str:
@@ -365,7 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Pretrain a backbone without labels and export it.",
-        epilog=f"Without a recipe: {DEFAULT_RECIPE}, under three minutes on two cores, no download.",
+        epilog=f"Without a recipe: {DEFAULT_RECIPE}, under 3 minutes on two cores, no download.",
     )
     parser.add_argument(
         "words",

@@ -2,7 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from fg_ssl_zoo.cli import main, view_sheet
+from fg_ssl_zoo.cli import main
+from fg_ssl_zoo.cli.data import view_sheet
 from fg_ssl_zoo.config import load_recipe
 
 SMALL = ["data.num_images=16", "data.num_classes=4", "data.image_size=64", "backbone=test_resnet"]

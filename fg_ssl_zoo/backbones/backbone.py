@@ -59,9 +59,20 @@ class Backbone(nn.Module):
         Args:
             images: Normalised.
             indices: Stage or block numbers, negative ones from the end; an int takes the last n.
+
+        Raises:
+            ValueError: The model has no feature maps, or no such stage or block.
         """
         wanted = indices if isinstance(indices, int) else list(indices)
-        return self.model.forward_intermediates(images, indices=wanted, intermediates_only=True)
+        if not hasattr(self.model, "forward_intermediates"):
+            raise ValueError(f"{self.name} has no feature maps that timm can read")
+        try:
+            return self.model.forward_intermediates(images, indices=wanted, intermediates_only=True)
+        except AssertionError as error:  # timm's way to say that an index is out of range
+            count = len(getattr(self.model, "feature_info", ()))
+            raise ValueError(
+                f"{self.name} has {count} feature maps; there is no {indices}"
+            ) from error
 
     def normalize(self, pixels: UInt8[Tensor, "*n h w 3"]) -> Float[Tensor, "*n 3 h w"]:
         """Pixels as the loader ships them become what the network reads, on the pixels' device.
@@ -92,7 +103,7 @@ def create_backbone(
     """
     if "." in name or not timm.is_model(name):
         raise ValueError(f"unknown backbone '{name}'{nearest(name, timm.list_models())}")
-    options = {**_size_arguments(name, image_size), **options}
+    options = {**size_arguments(name, image_size), **options}
     if init == "scratch":
         return Backbone(_build(name, options), name, init=init, image_size=image_size)
     if init.endswith(".safetensors"):
@@ -130,7 +141,7 @@ def _build(name: str, arguments: dict[str, Any]) -> Any:
         ) from error
 
 
-def _size_arguments(name: str, image_size: int) -> dict[str, int]:
+def size_arguments(name: str, image_size: int) -> dict[str, int]:
     """`img_size` for the models whose weights depend on it; a size that does not fit is refused."""
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.fixed_input_size:

@@ -10,6 +10,7 @@ Everything else imports from here.
 from fg_ssl_zoo.config.files import (
     DEFAULT_RECIPE,
     as_dict,
+    data_of,
     find_recipe,
     flatten,
     load_recipe,
@@ -49,6 +50,7 @@ __all__ = [
     "Stage",
     "Train",
     "as_dict",
+    "data_of",
     "find_recipe",
     "flatten",
     "load_recipe",

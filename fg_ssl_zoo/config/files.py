@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from fg_ssl_zoo.config.recipe import Recipe
+from fg_ssl_zoo.config.recipe import Data, Recipe
 from fg_ssl_zoo.config.typed import RecipeError, nearest, parse
 
 DEFAULT_RECIPE = "fgssl_resnet18_drawn.simclr"
@@ -95,6 +95,26 @@ def recipe_of(words: Sequence[str]) -> Recipe:
         )
     overrides = [word for word in words if "=" in word]
     return load_recipe(recipes[0] if recipes else DEFAULT_RECIPE, overrides)
+
+
+def data_of(words: Sequence[str]) -> Data:
+    """The `data:` of a command line: a folder or a name, and `key=value`s in any order.
+
+    Raises:
+        RecipeError: As `load_recipe`, or neither folder nor name, or two of them.
+    """
+    places = [word for word in words if "=" not in word]
+    if len(places) > 1:
+        raise RecipeError(f"--data names one folder or data set, not {' and '.join(places)}")
+    content: dict[str, Any] = {}
+    for place in places:
+        path = Path(place).expanduser()
+        is_path = path.is_dir() or "/" in place
+        content |= {"name": path.resolve().name, "path": str(path)} if is_path else {"name": place}
+    for word in words:
+        if "=" in word:
+            _apply(content, word)
+    return parse(Data, content, where="data")
 
 
 def parse_recipe(content: Mapping[str, Any]) -> Recipe:

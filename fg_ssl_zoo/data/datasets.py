@@ -95,6 +95,15 @@ def fingerprint(images: Images) -> str:
     return digest.hexdigest()
 
 
+def image_name(images: Images, index: int) -> str:
+    """The file's path in its folder, or the set's name and the number of the picture."""
+    if isinstance(images, Subset):
+        return image_name(images.images, int(images.indices[index]))
+    if isinstance(images, FolderImages):
+        return images.paths[index]
+    return f"{images.name}[{index}]"
+
+
 def _identity(images: Images) -> str:
     if isinstance(images, DrawnBirds):
         return f"drawn {images.image_size} {images.seed}"

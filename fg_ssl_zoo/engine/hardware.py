@@ -17,6 +17,8 @@ from typing import Any
 import cv2
 import psutil
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from timm.layers.config import set_fused_attn
 from torch import nn
 
@@ -75,6 +77,27 @@ def switch_on(switches: Switches) -> None:
     torch.set_num_threads(switches.threads)
     if switches.keep_memory:
         _keep_memory()
+
+
+def create_accelerator(switches: Switches) -> Accelerator:
+    """An Accelerator of these switches, whatever precision an earlier one of this process had.
+
+    Accelerate keeps the precision of the first for all and refuses another; two runs in a notebook
+    or a test may differ. The process group stays.
+    """
+    AcceleratorState._reset_state()
+    return Accelerator(
+        cpu=switches.device == "cpu",
+        mixed_precision="bf16" if switches.precision == "bf16" else "no",
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def evaluation_accelerator(speed: Speed | None = None) -> Accelerator:
+    """For features: the switches that the hardware suggests, switched on."""
+    switches = choose(speed or Speed(), convolutional=True)
+    switch_on(switches)
+    return create_accelerator(switches)
 
 
 def is_convolutional(model: nn.Module) -> bool:

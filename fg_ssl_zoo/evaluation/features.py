@@ -1,6 +1,6 @@
 """Features of every picture of a set, the ground of all cheap protocols."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
@@ -15,6 +16,9 @@ from fg_ssl_zoo.data.loader import image_loader
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.data.views import CentreView
 from fg_ssl_zoo.ops.distributed import rank, world_size
+
+Read = Callable[[Backbone, Tensor], Tensor]
+"""Normalised images (b, 3, h, w) become features (b, d)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ def extract(
     max_images: int | None = None,
     batch_size: int = 128,
     num_workers: int = 0,
+    read: Read = Backbone.__call__,
 ) -> Features:
     """Pooled features in evaluation mode; each process takes a share, every process gets all.
 
@@ -52,6 +57,7 @@ def extract(
         max_images: Take this many, evenly spaced over the set.
         batch_size: Of the forward passes.
         num_workers: Loader processes.
+        read: What is taken from the backbone; its pooled features by default.
     """
     chosen = evenly(len(images), max_images)
     mine = chosen[rank() :: world_size()]
@@ -63,7 +69,7 @@ def extract(
             if not batch:
                 continue
             pixels = batch["image"].to(accelerator.device, non_blocking=True)
-            parts.append(backbone(backbone.normalize(pixels)).float().cpu())
+            parts.append(read(backbone, backbone.normalize(pixels)).float().cpu())
             seen.append(batch["index"])
     features = torch.cat(parts) if parts else torch.zeros(0, backbone.num_features)
     indices = torch.cat(seen) if seen else torch.zeros(0, dtype=torch.int64)
@@ -79,6 +85,26 @@ def extract(
         labels=None if labels is None else torch.from_numpy(np.asarray(labels))[indices],
         indices=indices,
     )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Reads the mean over one feature map instead of the pooled features.
+
+    Attributes:
+        number: Stage of a CNN or block of a ViT; negative ones count from the end.
+        grid: The map is pooled to grid x grid means, 1 being one mean over all of it.
+    """
+
+    number: int = -1
+    grid: int = 1
+
+    def __call__(
+        self, backbone: Backbone, images: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b _"]:
+        """(b, d * grid * grid)."""
+        (found,) = backbone.feature_maps(images, [self.number])
+        return nn.functional.adaptive_avg_pool2d(found, self.grid).flatten(1)
 
 
 def evenly(count: int, most: int | None) -> list[int]:

@@ -9,6 +9,32 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from fg_ssl_zoo.evaluation.task import Outcome, Task, classified, labels_of
+
+SETTINGS = {"knn_top1": (20, 0.07), "knn_200_top1": (200, 0.1)}
+"""Metric -> k and temperature: DINO's, and LCR's (arXiv 2303.01669)."""
+
+
+def knn(task: Task) -> list[Outcome]:
+    """`knn_top1` and `knn_200_top1`; the second needs 200 training pictures."""
+    train, labels = task.train.features, labels_of(task.train)
+    outcomes = []
+    for metric, (k, temperature) in SETTINGS.items():
+        if metric != "knn_top1" and k > len(train):
+            continue
+        predicted = knn_predict(
+            train,
+            labels,
+            task.test.features,
+            num_classes=len(task.classes),
+            k=k,
+            temperature=temperature,
+        ).numpy()
+        settings = {"k": k, "temperature": temperature, "similarity": "cosine"}
+        notes = (f"k is {len(train)}: there are no more pictures",) if k > len(train) else ()
+        outcomes.append(classified(metric, predicted, task.test, settings, notes))
+    return outcomes
+
 
 def knn_predict(
     train: Float[Tensor, "n d"],

@@ -1,12 +1,6 @@
-"""The `fgssl` command: thin verbs over the functions below.
-
-fgssl data list                                  the data sets known by name
-fgssl data show [RECIPE] [key.path=value ...]    a contact sheet of what the method will see
-"""
+"""`fgssl data list` and `fgssl data show`: pictures before anything is trained on them."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +12,8 @@ from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
 from fg_ssl_zoo.data.datasets import load_splits
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb; what a user typed wrong ends with one line and status 2."""
-    chosen = _parser().parse_args(arguments)
-    try:
-        chosen.run(chosen)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _parser() -> argparse.ArgumentParser:
-    verbatim = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=verbatim)
-    nouns = parser.add_subparsers(required=True, metavar="data")
+def add_verbs(nouns: Any) -> None:
+    """Give the command `fgssl data`."""
     data = nouns.add_parser("data", help="look at pictures before training on them")
     verbs = data.add_subparsers(required=True, metavar="list | show")
 
@@ -44,7 +26,6 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--draws", type=int, default=3, help="epochs to draw views of (default 3)")
     show.add_argument("--out", type=Path, default=Path("views.png"), help="default views.png")
     show.set_defaults(run=_show_data)
-    return parser
 
 
 def _list_data(chosen: argparse.Namespace) -> None:
@@ -85,7 +66,3 @@ def _pictures(seen: Any) -> list[np.ndarray]:
     arrays = [a for sample in seen for a in sample.values() if isinstance(a, np.ndarray)]
     shown = [a for a in arrays if a.dtype == np.uint8 and a.shape[-1] == 3 and a.ndim >= 3]
     return [picture for a in shown for picture in a.reshape(-1, *a.shape[-3:])]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,79 @@
+"""A backbone by whatever words a user has for it: ours or not, a folder, a Hub id, a timm name."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone, size_arguments
+from fg_ssl_zoo.config import nearest
+
+FORMS = (
+    "a run folder, an exported folder, hf-hub:OWNER/NAME, local-dir:FOLDER, a timm or fgssl name, "
+    "or ARCHITECTURE@INIT, where INIT is scratch, a pretrained tag or a .safetensors file"
+)
+"""The words that `open_backbone` understands."""
+
+
+def open_backbone(
+    words: str, *, image_size: int | None = None, pretrained: bool = True
+) -> Backbone:
+    """The backbone that these words mean, without its classifier.
+
+    Args:
+        words: One of
+
+            - `runs/NAME`, the folder of a run, or the exported folder itself;
+            - `hf-hub:OWNER/NAME` or `local-dir:FOLDER`, as timm writes them;
+            - `fgssl_resnet50_cub`, `resnet50.a1_in1k`: a name that has pretrained weights;
+            - `resnet18@scratch`, `resnet18@a1_in1k`, `resnet18@FILE.safetensors`: an architecture
+              and the `init` of a recipe.
+        image_size: Side of the input in pixels; the model's own when not given.
+        pretrained: Otherwise the same network as timm initialises it, under torch's seed.
+
+    Raises:
+        ValueError: Nothing is meant by these words, or the size does not fit; the message names
+            what would be right.
+    """
+    architecture, at, init = words.partition("@")
+    if at:
+        own = timm.get_pretrained_cfg(architecture)
+        size = image_size or (own.input_size[-1] if own else 224)
+        init = init if pretrained else "scratch"
+        return create_backbone(architecture, init=init, image_size=size)
+    source = _source(words)
+    shape = timm.create_model(source, num_classes=0, pretrained=False)
+    cfg: Any = shape.pretrained_cfg
+    size = image_size or cfg["input_size"][-1]
+    name = cfg.get("architecture") or words
+    arguments: dict[str, Any] = size_arguments(name, size)
+    model = timm.create_model(source, num_classes=0, pretrained=pretrained, **arguments)
+    return Backbone(model, name, init=words, image_size=size, mean=cfg["mean"], std=cfg["std"])
+
+
+def _source(words: str) -> str:
+    """What timm calls the model."""
+    if words.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        return words
+    folder = Path(words).expanduser()
+    if folder.is_dir():
+        return f"local-dir:{_exported(folder).resolve()}"
+    name, _, tag = words.partition(".")
+    if not timm.is_model(name):
+        known = [*timm.list_models(), *timm.list_pretrained("fgssl*")]
+        raise ValueError(f"no model '{words}'{nearest(words, known)}; a model is {FORMS}")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
+    if tag and tag not in tags:
+        raise ValueError(f"{name} has no weights '{tag}'{nearest(tag, tags)}")
+    if not tags:
+        raise ValueError(f"{name} has no pretrained weights; {name}@scratch is it untrained")
+    return words
+
+
+def _exported(folder: Path) -> Path:
+    for place in (folder, folder / "export"):
+        if (place / "config.json").is_file():
+            return place
+    raise ValueError(
+        f"neither {folder} nor {folder / 'export'} holds a config.json; a run exports when it ends"
+    )

@@ -1,0 +1,28 @@
+"""The `fgssl` command: thin verbs over the functions below, one module for each noun.
+
+fgssl data list                                  the data sets known by name
+fgssl data show [RECIPE] [key.path=value ...]    a contact sheet of what the method will see
+fgssl eval MODEL... --data DATA                  how good are these backbones?
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from fg_ssl_zoo.cli import data, evaluation
+
+VERBATIM = argparse.RawDescriptionHelpFormatter
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb; what a user typed wrong ends with one line and status 2."""
+    parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=VERBATIM)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for module in (data, evaluation):
+        module.add_verbs(verbs)
+    chosen = parser.parse_args(arguments)
+    try:
+        chosen.run(chosen)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,79 @@
+"""`fgssl eval`: how good are these backbones?"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fg_ssl_zoo.config import Data, data_of
+
+CHEAP = "knn linear low_shot retrieval"
+
+
+def add_verbs(verbs: Any) -> None:
+    """Give the command `fgssl eval`."""
+    eval_ = verbs.add_parser("eval", help="score backbones on labelled pictures")
+    add_models(eval_)
+    eval_.add_argument(
+        "--protocols", nargs="+", default=CHEAP.split(), metavar="P",
+        help=f"of knn linear linear_sgd low_shot retrieval keypoints finetune (default {CHEAP})",
+    )  # fmt: skip
+    eval_.add_argument("--no-untrained", action="store_true", help="without the untrained rows")
+    eval_.add_argument("--out", type=Path, help="folder for results.json, results.csv, results.md")
+    eval_.set_defaults(run=_evaluate)
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """The arguments that all verbs about models share."""
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL",
+        help="a run or exported folder, hf-hub:OWNER/NAME, a timm or fgssl name, "
+        "ARCHITECTURE@scratch, ARCHITECTURE@FILE.safetensors",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="DATA",
+        help="a folder or a name (fgssl data list), and key=value such as num_images=500",
+    )  # fmt: skip
+    parser.add_argument("--image-size", type=int, help="pixels; each model's own by default")
+    parser.add_argument(
+        "--layer", type=int, help="feature map to score, instead of the pooled features"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, help="folder for feature files")
+
+
+def data_from(chosen: argparse.Namespace) -> Data:
+    """What `--data` says."""
+    return data_of(chosen.data)
+
+
+def _evaluate(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.engine.hardware import evaluation_accelerator
+    from fg_ssl_zoo.evaluation import table
+    from fg_ssl_zoo.evaluation.evaluate import evaluate
+
+    accelerator = evaluation_accelerator()
+    main = accelerator.is_main_process
+    evaluation = evaluate(
+        chosen.models,
+        data_from(chosen),
+        accelerator,
+        protocols=chosen.protocols,
+        image_size=chosen.image_size,
+        layer=chosen.layer,
+        with_untrained=not chosen.no_untrained,
+        seed=chosen.seed,
+        cache=chosen.cache,
+        say=print if main else lambda line: None,
+    )
+    if not main:
+        return
+    print(f"\n{table.terminal(evaluation)}")
+    if chosen.out:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        for name, text in (
+            ("results.json", table.as_json(evaluation)),
+            ("results.csv", table.as_csv(evaluation)),
+            ("results.md", table.markdown(evaluation) + "\n"),
+        ):
+            (chosen.out / name).write_text(text, encoding="utf-8")
+        print(f"\n{chosen.out}/results.json, .csv, .md")

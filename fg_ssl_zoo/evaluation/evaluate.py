@@ -1,0 +1,296 @@
+"""How good are these backbones on this data? One call for several models and protocols.
+
+    evaluation = evaluate(["runs/x", "resnet50.a1_in1k"], data, protocols=["knn", "linear"])
+    print(markdown(evaluation))                                     # evaluation/table.py
+
+The untrained network of every architecture is a row of its own.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from fg_ssl_zoo.backbones.any_backbone import open_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.config import Data, nearest
+from fg_ssl_zoo.data.datasets import fingerprint, load_splits
+from fg_ssl_zoo.data.loader import resolve_num_workers
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.engine.hardware import is_convolutional
+from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
+from fg_ssl_zoo.evaluation import statistics
+from fg_ssl_zoo.evaluation.feature_store import features_of, weights_fingerprint
+from fg_ssl_zoo.evaluation.features import Layer
+from fg_ssl_zoo.evaluation.finetune import finetune
+from fg_ssl_zoo.evaluation.keypoints import keypoints
+from fg_ssl_zoo.evaluation.knn import knn
+from fg_ssl_zoo.evaluation.linear import linear, linear_sgd
+from fg_ssl_zoo.evaluation.low_shot import low_shot
+from fg_ssl_zoo.evaluation.retrieval import retrieval
+from fg_ssl_zoo.evaluation.task import Outcome, Task, labels_of
+from fg_ssl_zoo.ops.distributed import world_size
+
+PROTOCOLS: dict[str, Callable[[Task], list[Outcome]]] = {
+    "knn": knn,
+    "linear": linear,
+    "linear_sgd": linear_sgd,
+    "low_shot": low_shot,
+    "retrieval": retrieval,
+    "keypoints": keypoints,
+    "finetune": finetune,
+}
+"""Name on the command line -> protocol."""
+
+CHEAP = ("knn", "linear", "low_shot", "retrieval")
+"""Those that read nothing but the features."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backbone.
+
+    Attributes:
+        name: For the table: the words without their path.
+        words: As the user wrote them; `ARCHITECTURE, untrained` for a start.
+        backbone: Architecture, input and start.
+        outcomes: Metric -> outcome.
+        intervals: Metric -> 95 % bootstrap interval over the test pictures.
+    """
+
+    name: str
+    words: str
+    backbone: dict[str, Any]
+    outcomes: dict[str, Outcome]
+    intervals: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Several backbones on one data set.
+
+    Attributes:
+        data: Name, counts, fingerprints of the splits, and the floors (chance, majority).
+        rows: In the order asked for, each architecture's untrained network behind its first model.
+        labels: (m,) of the test pictures.
+        p_values: Metric -> {(name, name): p of equal means on the same pictures}.
+        settings: What held for all rows, versions, commit and hardware included.
+    """
+
+    data: dict[str, Any]
+    rows: list[Row]
+    labels: np.ndarray
+    p_values: dict[str, dict[tuple[str, str], float]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> list[str]:
+        """All that some row has, in the order of the protocols."""
+        return list(dict.fromkeys(metric for row in self.rows for metric in row.outcomes))
+
+
+def evaluate(
+    models: Sequence[str],
+    data: Data,
+    accelerator: Accelerator,
+    *,
+    protocols: Iterable[str] = CHEAP,
+    image_size: int | None = None,
+    crop_pct: float | None = None,
+    layer: int | None = None,
+    with_untrained: bool = True,
+    seed: int = 0,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Evaluation:
+    """Score every model with every protocol on the same pictures.
+
+    Args:
+        models: Words for `open_backbone`.
+        data: Where the labelled pictures are.
+        accelerator: Device, precision and processes.
+        protocols: Keys of `PROTOCOLS`.
+        image_size: Side of the input in pixels; each model's own when not given.
+        crop_pct: Of the centre crop; that of the data (0.875) when not given.
+        layer: Score the mean over this feature map (stage or block) instead of the pooled features.
+        with_untrained: Add each architecture's untrained network as a row.
+        seed: Of untrained weights and of all draws.
+        cache: Folder of feature files.
+        say: Called with a line before each piece of work.
+
+    Raises:
+        ValueError: An unknown model or protocol, pictures without labels, test classes that
+            training lacks, features that are not finite; the message says what would be right.
+    """
+    chosen = known_protocols(protocols)
+    train, test = labelled_splits(data, seed)
+    crop_pct = data.crop_pct if crop_pct is None else crop_pct
+    starts = (True, False) if with_untrained else (True,)
+    rows: list[Row] = []
+    seen: set[tuple[str, int, str]] = set()
+    labels = np.zeros(0, dtype=np.int64)
+    for words, pretrained in product(models, starts):
+        torch.manual_seed(seed)
+        backbone = open_backbone(words, image_size=image_size, pretrained=pretrained)
+        key = (backbone.name, backbone.image_size, weights_fingerprint(backbone))
+        if key in seen:
+            continue
+        seen.add(key)
+        name = row_name(words, backbone, pretrained, [row.name for row in rows])
+        say(f"{name}: features of {len(train) + len(test)} pictures, {backbone.image_size} px")
+        task = make_task(
+            backbone, train, test, accelerator,
+            crop_pct=crop_pct, layer=layer, seed=seed, cache=cache,
+        )  # fmt: skip
+        labels = labels_of(task.test).numpy()
+        outcomes = {}
+        for protocol in chosen:
+            say(f"{name}: {protocol}")
+            outcomes |= {found.metric: found for found in PROTOCOLS[protocol](task)}
+        rows.append(_row(name, words, backbone, outcomes, seed))
+    return Evaluation(
+        data=_about(data, train, test, labels),
+        rows=rows,
+        labels=labels,
+        p_values=_p_values(rows, seed),
+        settings={
+            "protocols": chosen,
+            "crop_pct": crop_pct,
+            "image_size": image_size,
+            "layer": layer,
+            "seed": seed,
+            "interval": {"level": 0.95, "draws": statistics.DRAWS, "over": "test pictures"},
+            "test": {"kind": "sign flips of paired differences", "draws": statistics.DRAWS},
+            "precision": accelerator.mixed_precision,
+            "processes": accelerator.num_processes,
+            "hardware": describe_hardware(),
+            "versions": versions(),
+            "commit": commit(),
+        },
+    )
+
+
+def known_protocols(names: Iterable[str]) -> list[str]:
+    """The names, once each.
+
+    Raises:
+        ValueError: One of them is unknown; names the nearest.
+    """
+    names = list(dict.fromkeys(names))
+    for name in names:
+        if name not in PROTOCOLS:
+            raise ValueError(f"unknown protocol '{name}'{nearest(name, PROTOCOLS)}")
+    return names
+
+
+def labelled_splits(data: Data, seed: int = 0) -> tuple[Images, Images]:
+    """Training and test pictures that protocols can score.
+
+    Raises:
+        ValueError: No labels, no test pictures, or test classes that training lacks.
+    """
+    train, test = load_splits(data, seed)
+    if train.labels is None or test is None or test.labels is None:
+        raise ValueError(
+            f"{train.name} has no labels; put each class into a folder of its own. Without labels, "
+            "`fgssl embed` and `fgssl report` work"
+        )
+    lacking = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
+    if lacking:
+        names = ", ".join(test.classes[label] for label in lacking[:5])
+        raise ValueError(f"{len(lacking)} test classes have no training pictures: {names}")
+    return train, test
+
+
+def make_task(
+    backbone: Backbone,
+    train: Images,
+    test: Images,
+    accelerator: Accelerator,
+    *,
+    crop_pct: float = 0.875,
+    layer: int | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> Task:
+    """Features of both splits, computed or read; arguments as for `evaluate`."""
+    backbone.to(accelerator.device).eval()
+    if is_convolutional(backbone.model):
+        torch.nn.Module.to(backbone, memory_format=torch.channels_last)
+    workers = resolve_num_workers("auto", world_size())
+    reader = None if layer is None else Layer(layer)
+    features = [
+        features_of(
+            backbone, images, accelerator,
+            crop_pct=crop_pct, layer=reader, num_workers=workers, cache=cache,
+        )
+        for images in (train, test)
+    ]  # fmt: skip
+    return Task(
+        train=features[0],
+        test=features[1],
+        classes=train.classes,
+        backbone=backbone,
+        train_images=train,
+        test_images=test,
+        accelerator=accelerator,
+        crop_pct=crop_pct,
+        num_workers=workers,
+        seed=seed,
+    )
+
+
+def row_name(words: str, backbone: Backbone, pretrained: bool, taken: Iterable[str] = ()) -> str:
+    """A short name for a table that no other row has."""
+    if not pretrained or words.endswith("@scratch"):
+        name = f"{backbone.name}, untrained"
+    elif "@" in words:
+        name = f"{backbone.name}@{Path(words.partition('@')[2]).stem}"
+    else:
+        parts = [part for part in Path(words.partition(":")[2] or words).parts if part != "export"]
+        name = parts[-1] if parts else words
+    number = sum(other == name or other.startswith(f"{name} #") for other in taken)
+    return f"{name} #{number + 1}" if number else name
+
+
+def _row(name: str, words: str, backbone: Backbone, outcomes: dict[str, Outcome], seed: int) -> Row:
+    about = {
+        "architecture": backbone.name,
+        "init": backbone.init,
+        "image_size": backbone.image_size,
+        "num_features": backbone.num_features,
+        "weights": weights_fingerprint(backbone),
+    }
+    intervals = {
+        metric: statistics.bootstrap_interval(found.values, seed=seed)
+        for metric, found in outcomes.items()
+    }
+    return Row(name, words, about, outcomes, intervals)
+
+
+def _p_values(rows: list[Row], seed: int) -> dict[str, dict[tuple[str, str], float]]:
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    for a, b in combinations(rows, 2):
+        for metric in a.outcomes.keys() & b.outcomes.keys():
+            p = statistics.paired_p(a.outcomes[metric].values, b.outcomes[metric].values, seed=seed)
+            found.setdefault(metric, {})[a.name, b.name] = p
+    return found
+
+
+def _about(data: Data, train: Images, test: Images, labels: np.ndarray) -> dict[str, Any]:
+    return {
+        "name": train.name,
+        "num_train": len(train),
+        "num_test": len(test),
+        "num_scored": len(labels),
+        "num_classes": len(train.classes),
+        "chance": 1 / len(train.classes),
+        "majority": statistics.majority_rate(labels),
+        "train_fingerprint": fingerprint(train),
+        "test_fingerprint": fingerprint(test),
+    }

@@ -1,0 +1,115 @@
+"""Features that are computed once: a file for each backbone, split and view.
+
+A file's name is the fingerprint of all that decides its content: weights, architecture, pictures,
+input size, crop, layer and precision. Nothing else is trusted, and nothing is unpickled.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from huggingface_hub import cached_assets_path
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.data.datasets import fingerprint, image_name
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.evaluation.features import Features, Layer, extract
+
+
+def features_of(
+    backbone: Backbone,
+    images: Images,
+    accelerator: Accelerator,
+    *,
+    crop_pct: float = 0.875,
+    layer: Layer | None = None,
+    num_workers: int = 0,
+    cache: Path | None = None,
+) -> Features:
+    """`extract`, or its file if the same was asked before; equal on every process.
+
+    Args:
+        backbone: As for `extract`.
+        images: As for `extract`.
+        accelerator: As for `extract`.
+        crop_pct: As for `extract`.
+        num_workers: As for `extract`.
+        layer: Instead of the pooled features.
+        cache: Folder of the files; `assets/fg_ssl_zoo` of the Hugging Face cache by default.
+
+    Raises:
+        ValueError: Features that are not finite; the message names the pictures.
+    """
+    about = {
+        "backbone": backbone.name,
+        "weights": weights_fingerprint(backbone),
+        "pictures": fingerprint(images),
+        "image_size": backbone.image_size,
+        "mean": backbone.mean,
+        "std": backbone.std,
+        "crop_pct": crop_pct,
+        "layer": None if layer is None else [layer.number, layer.grid],
+        "precision": accelerator.mixed_precision,
+        "format": 1,
+    }
+    text = json.dumps(about, sort_keys=True)
+    folder = cache or cached_assets_path("fg_ssl_zoo", namespace="features")
+    path = folder / f"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.safetensors"
+    accelerator.wait_for_everyone()
+    found = _read(path)
+    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+    if found is None:
+        read: Any = {} if layer is None else {"read": layer}
+        found = extract(
+            backbone, images, accelerator, crop_pct=crop_pct, num_workers=num_workers, **read
+        )
+        _check_finite(found, images, backbone)
+        if accelerator.is_main_process:
+            _write(path, found, text)
+    return found
+
+
+def weights_fingerprint(backbone: Backbone) -> str:
+    """Twelve hex digits that change with any weight."""
+    digest = hashlib.blake2b(digest_size=6)
+    for key, value in backbone.model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _check_finite(found: Features, images: Images, backbone: Backbone) -> None:
+    bad = (~found.features.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        names = [image_name(images, int(found.indices[row])) for row in bad[:5]]
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise ValueError(
+            f"{backbone.init}: the features of {', '.join(names)}{more} are not finite; "
+            "speed.precision=fp32 may help, or the weights are broken"
+        )
+
+
+def _read(path: Path) -> Features | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):  # cut off while it was written: made anew
+        return None
+    return Features(tensors["features"], tensors.get("labels"), tensors["indices"])
+
+
+def _write(path: Path, found: Features, about: str) -> None:
+    tensors = {"features": found.features, "indices": found.indices}
+    if found.labels is not None:
+        tensors["labels"] = found.labels
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file(tensors, part, metadata={"about": about})
+    part.replace(path)

@@ -1,0 +1,47 @@
+"""Few labels: logistic regression on 1, 2, 5 and 10 pictures a class, over several draws."""
+
+import numpy as np
+import torch
+
+from fg_ssl_zoo.evaluation.linear import logistic_regression
+from fg_ssl_zoo.evaluation.task import Outcome, Task, labels_of
+
+SHOTS = (1, 2, 5, 10)
+DRAWS = 5
+
+
+def low_shot(task: Task, *, shots: tuple[int, ...] = SHOTS, draws: int = DRAWS) -> list[Outcome]:
+    """`low_shot_1_top1`, ...: the share of the draws in which a test picture is right.
+
+    Draw i of every model takes the same training pictures. A class with fewer pictures than asked
+    for gives all it has; where no class has that many, the number is left out.
+
+    Args:
+        task: Features of both splits.
+        shots: Labelled pictures of each class.
+        draws: Independent choices of them.
+    """
+    labels, test_labels = labels_of(task.train), labels_of(task.test).numpy()
+    largest = int(labels.bincount().max())
+    outcomes = []
+    for count in (shot for shot in shots if shot <= largest):
+        right = []
+        for draw in range(draws):
+            rows = draw_shots(labels.numpy(), count, seed=1000 * task.seed + draw)
+            features, few = task.train.features[rows], labels[rows]
+            predicted, _ = logistic_regression(features, few, task.test.features)
+            right.append(predicted == test_labels)
+        settings = {
+            "shots": count, "draws": draws, "seed": task.seed, "c": 1.0,
+            "std_over_draws": float(np.std([r.mean() for r in right])),
+        }  # fmt: skip
+        values = np.stack(right).astype(np.float64).mean(axis=0)
+        outcomes.append(Outcome(f"low_shot_{count}_top1", values, None, settings))
+    return outcomes
+
+
+def draw_shots(labels: np.ndarray, count: int, seed: int) -> torch.Tensor:
+    """Sorted rows: `count` of each class, or all it has; a smaller count takes a part of them."""
+    order = np.random.default_rng([seed, len(labels)]).permutation(len(labels))
+    chosen = [order[labels[order] == name][:count] for name in np.unique(labels)]
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))

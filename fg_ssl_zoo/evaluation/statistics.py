@@ -1,0 +1,71 @@
+"""How sure a number is, and whether one model is better than another on the same pictures."""
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+DRAWS = 2000
+"""Resamples of a bootstrap interval and sign flips of a paired test."""
+
+CHUNK = 100
+
+
+def bootstrap_interval(
+    values: Float64[np.ndarray, " m"], *, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean over test pictures drawn with replacement.
+
+    Args:
+        values: For each picture; NaN where it is not scored.
+        level: Share of the resampled means inside.
+        seed: Of the draws.
+    """
+    scored = values[~np.isnan(values)]
+    generator = np.random.default_rng(seed)
+    chance = np.full(len(scored), 1 / len(scored))
+    means = [
+        generator.multinomial(len(scored), chance, size=CHUNK) @ scored / len(scored)
+        for _ in range(DRAWS // CHUNK)
+    ]
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_p(a: Float64[np.ndarray, " m"], b: Float64[np.ndarray, " m"], *, seed: int = 0) -> float:
+    """Two-sided p-value of equal means on the same pictures, by flipping signs of differences.
+
+    1 / (draws + 1) is the smallest value there is.
+    """
+    difference = a - b
+    difference = difference[~np.isnan(difference) & (difference != 0)]
+    if not len(difference):
+        return 1.0
+    generator = np.random.default_rng(seed)
+    seen = abs(difference.sum()) - 1e-9
+    extreme = 0
+    for _ in range(DRAWS // CHUNK):
+        signs = generator.integers(0, 2, size=(CHUNK, len(difference)), dtype=np.int8) * 2 - 1
+        extreme += int((abs(signs @ difference) >= seen).sum())
+    return (extreme + 1) / (DRAWS + 1)
+
+
+def per_class_mean(values: Float64[np.ndarray, " m"], labels: Int64[np.ndarray, " m"]) -> float:
+    """Mean over the classes of their means: rare classes count as much as frequent ones."""
+    scored = ~np.isnan(values)
+    return float(
+        np.mean([values[scored & (labels == c)].mean() for c in np.unique(labels[scored])])
+    )
+
+
+def macro_f1(predicted: Int64[np.ndarray, " m"], labels: Int64[np.ndarray, " m"]) -> float:
+    """Mean F1 over the classes that occur in the test split."""
+    scores = [_f1(predicted == name, labels == name) for name in np.unique(labels)]
+    return float(np.mean(scores))
+
+
+def _f1(predicted: np.ndarray, true: np.ndarray) -> float:
+    return 2 * float((predicted & true).sum()) / float(predicted.sum() + true.sum())
+
+
+def majority_rate(labels: Int64[np.ndarray, " m"]) -> float:
+    """Accuracy of always naming the most frequent test class: the floor of unbalanced sets."""
+    return float(np.bincount(labels).max() / len(labels))

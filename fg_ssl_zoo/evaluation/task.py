@@ -1,0 +1,83 @@
+"""What a protocol reads and what it says: a `Task` goes in, `Outcome`s come out."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.evaluation.features import Features
+
+
+@dataclass(frozen=True)
+class Task:
+    """One backbone and one data set, with the features that all cheap protocols read.
+
+    Attributes:
+        train, test: Features of the two splits, labelled.
+        classes: Class names in the order of the labels.
+        backbone: For protocols that go behind the pooled features.
+        train_images, test_images: The pictures, likewise.
+        accelerator: Device and precision, likewise.
+        crop_pct: Of the centre crop that the features saw.
+        num_workers: Loader processes.
+        seed: Of every draw.
+    """
+
+    train: Features
+    test: Features
+    classes: list[str]
+    backbone: Backbone
+    train_images: Images
+    test_images: Images
+    accelerator: Accelerator
+    crop_pct: float = 0.875
+    num_workers: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One number of one protocol, kept for every test picture so that models can be compared.
+
+    Attributes:
+        metric: `knn_top1`, `retrieval_map`, ...; every value is a share, 1 is perfect.
+        values: (m,) for each row of `Task.test`; NaN where a picture is not scored. Their mean is
+            the result.
+        predictions: (m,) class numbers, where the protocol names a class.
+        settings: All that could move the number; goes into the results file.
+        notes: Lines for the reader: what was skipped, what did not converge.
+    """
+
+    metric: str
+    values: Float64[np.ndarray, " m"]
+    predictions: Int64[np.ndarray, " m"] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def value(self) -> float:
+        """The mean over the pictures that are scored, in 0..1."""
+        return float(np.nanmean(self.values))
+
+
+def labels_of(part: Features) -> Int64[Tensor, " n"]:
+    """The labels of a split; `evaluate` refuses unlabelled ones before any protocol runs."""
+    assert part.labels is not None
+    return part.labels
+
+
+def classified(
+    metric: str,
+    predicted: Int64[np.ndarray, " m"],
+    test: Features,
+    settings: dict[str, Any],
+    notes: tuple[str, ...] = (),
+) -> Outcome:
+    """Right or wrong for every test picture."""
+    right = (predicted == labels_of(test).numpy()).astype(np.float64)
+    return Outcome(metric, right, predicted.astype(np.int64), settings, notes)
