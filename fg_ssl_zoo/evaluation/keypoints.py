@@ -65,21 +65,22 @@ def ridge_points(
 ) -> Float[Tensor, "m k 2"]:
     """Predicted places; each keypoint is fitted on the pictures where it is visible.
 
-    Solved in the space of the pictures (dual form), as there are fewer of them than features.
+    Solved in the space of the pictures (dual form), as there are fewer of them than features. The
+    features are centred on the pictures of each fit, so that the intercept has no penalty.
     """
     train, test, seen = train.double(), test.double(), seen.double()
-    centre = train.mean(dim=0)
-    train, test = train - centre, test - centre
-    penalty = PENALTY * train.square().sum(dim=1).mean()
     gram, across = train @ train.T, test @ train.T
+    penalty = PENALTY * (train - train.mean(dim=0)).square().sum(dim=1).mean()
     places = mean_places(seen)
     found = places.expand(len(test), -1, -1).clone()
     for k in range(seen.shape[1]):
         rows = seen[:, k, 2] > 0
         if rows.any():
-            kernel = gram[rows][:, rows] + penalty * torch.eye(int(rows.sum()), dtype=gram.dtype)
-            weights = torch.linalg.solve(kernel, seen[rows, k, :2] - places[k])
-            found[:, k] += across[:, rows] @ weights
+            inner, outer = gram[rows][:, rows], across[:, rows]
+            outer = outer - outer.mean(dim=1, keepdim=True) - inner.mean(dim=0) + inner.mean()
+            inner = inner - inner.mean(dim=1, keepdim=True) - inner.mean(dim=0) + inner.mean()
+            damped = inner + penalty * torch.eye(len(inner), dtype=inner.dtype)
+            found[:, k] += outer @ torch.linalg.solve(damped, seen[rows, k, :2] - places[k])
     return found
 
 

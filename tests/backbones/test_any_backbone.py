@@ -1,0 +1,99 @@
+import pytest
+import torch
+
+from fg_ssl_zoo.backbones.any_backbone import open_backbone
+from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.config import parse_recipe
+from fg_ssl_zoo.hub.export import export
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder with the export of a ViT of an unusual size, and its backbone."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    folder.mkdir()
+    recipe = parse_recipe({
+        "name": "fgssl_test_vit_drawn.simclr",
+        "backbone": "test_vit",
+        "data": {"name": "drawn", "image_size": 64},
+        "stages": [{"method": "simclr"}],
+    })  # fmt: skip
+    torch.manual_seed(3)
+    backbone = create_backbone("test_vit", image_size=64)
+    backbone.mean = (0.4, 0.5, 0.6)
+    rows = [{"name": "untrained", "knn_top1": 0.1}, {"name": "trained", "knn_top1": 0.2}]
+    export(backbone, folder / "export", recipe, {"name": recipe.name, "seed": 0, "rows": rows})
+    return folder, backbone
+
+
+def same_weights(a, b):
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return all(x.shape == y.shape and torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("form", ["{run}", "{run}/export", "local-dir:{run}/export"])
+def test_a_run_and_its_export_open_as_they_were_trained(run, form):
+    folder, backbone = run
+    found = open_backbone(form.format(run=folder))
+    assert same_weights(found, backbone)
+    assert (found.name, found.image_size, found.mean) == ("test_vit", 64, (0.4, 0.5, 0.6))
+    assert found.init == form.format(run=folder)
+
+
+def test_another_size_and_the_untrained_network(run):
+    folder, backbone = run
+    assert open_backbone(str(folder), image_size=96).image_size == 96
+    start = open_backbone(str(folder), pretrained=False)
+    assert start.name == "test_vit"
+    assert start.image_size == 64
+    assert not same_weights(start, backbone)
+
+
+def test_an_architecture_with_its_start(run, tmp_path):
+    torch.manual_seed(0)
+    scratch = open_backbone("test_resnet@scratch", image_size=64)
+    torch.manual_seed(0)
+    assert same_weights(scratch, create_backbone("test_resnet", image_size=64))
+    weights = run[0] / "export" / "model.safetensors"
+    found = open_backbone(f"test_vit@{weights}", image_size=64)
+    assert same_weights(found, run[1])
+    assert not same_weights(
+        open_backbone(f"test_vit@{weights}", image_size=64, pretrained=False), run[1]
+    )
+
+
+def test_our_names_open_from_our_folder(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("FG_SSL_ZOO_DIR", str(tmp_path))
+    torch.manual_seed(1)
+    trained = create_backbone("resnet18", image_size=64)
+    recipe = parse_recipe({
+        "name": "fgssl_resnet18_drawn.simclr",
+        "backbone": "resnet18",
+        "data": {"name": "drawn", "image_size": 64},
+        "stages": [{"method": "simclr"}],
+    })  # fmt: skip
+    rows = [{"name": "untrained", "knn_top1": 0.1}, {"name": "trained", "knn_top1": 0.2}]
+    export(trained, tmp_path / recipe.name, recipe, {"name": recipe.name, "seed": 0, "rows": rows})
+    found = open_backbone("fgssl_resnet18_drawn")
+    assert same_weights(found, trained)
+    assert found.image_size == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("resnet81", r"no model 'resnet81'; did you mean resnet.*; a model is a run folder"),
+        ("resnet18.a1_in1", r"resnet18 has no weights 'a1_in1'; did you mean a1_in1k"),
+        ("resnet18@a1_in1", r"init: 'a1_in1' is neither scratch"),
+        ("test_resnet@nowhere.safetensors", r"there is no file nowhere.safetensors"),
+        ("resnet12t@scratch", r"unknown backbone 'resnet12t'"),
+    ],
+)
+def test_words_that_mean_nothing_are_answered_with_what_would(words, message):
+    with pytest.raises(ValueError, match=message):
+        open_backbone(words)
+
+
+def test_a_folder_without_an_export_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"holds a config.json; a run exports when it ends"):
+        open_backbone(str(tmp_path))

@@ -1,0 +1,176 @@
+"""Several models in one call, and the same numbers from two processes as from one."""
+
+import csv
+import io
+import json
+
+import cv2
+import numpy as np
+import pytest
+from accelerate import Accelerator
+
+from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.cli import main
+from fg_ssl_zoo.config import Data
+from fg_ssl_zoo.data.drawn import DrawnBirds
+from fg_ssl_zoo.evaluation import table
+from fg_ssl_zoo.evaluation.evaluate import Evaluation, evaluate, row_name
+from tests.engine.test_processes import launch
+
+DATA = Data(name="drawn", num_images=24, num_classes=4, image_size=48)
+MODELS = ["test_resnet@scratch", "test_vit@scratch"]
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory) -> Evaluation:
+    cache = tmp_path_factory.mktemp("cache")
+    return evaluate(
+        MODELS,
+        DATA,
+        Accelerator(cpu=True),
+        protocols=["knn", "retrieval"],
+        image_size=64,
+        cache=cache,
+    )
+
+
+def test_every_model_has_every_metric_with_its_interval(evaluation):
+    assert [row.name for row in evaluation.rows] == [
+        "test_resnet, untrained",
+        "test_vit, untrained",
+    ]
+    assert evaluation.metrics == ["knn_top1", "retrieval_rank1", "retrieval_rank5", "retrieval_map"]
+    for row in evaluation.rows:
+        assert row.outcomes["knn_top1"].values.shape == (6,)
+        for metric, (low, high) in row.intervals.items():
+            assert low <= row.outcomes[metric].value <= high
+    assert evaluation.data["num_scored"] == 6
+    assert evaluation.data["chance"] == 0.25
+
+
+def test_what_could_move_a_number_is_written_down(evaluation):
+    plain = json.loads(table.as_json(evaluation))
+    assert plain["crop_pct"] == 0.875
+    assert plain["seed"] == 0
+    assert plain["data"]["test_fingerprint"] != plain["data"]["train_fingerprint"]
+    assert plain["versions"]["timm"]
+    score = plain["rows"][0]["scores"]["knn_top1"]
+    assert score["settings"] == {"k": 20, "temperature": 0.07, "similarity": "cosine"}
+    assert score["notes"] == []
+    assert {"value", "low", "high", "mean_per_class", "macro_f1"} <= score.keys()
+    assert plain["p_values"]["knn_top1"][0].keys() == {"a", "b", "p"}
+
+
+def test_markdown_csv_and_terminal_say_the_same(evaluation):
+    value = f"{evaluation.rows[1].outcomes['retrieval_map'].value:.1%}"
+    assert value in table.markdown(evaluation).splitlines()[3]
+    assert value in table.terminal(evaluation)
+    lines = list(csv.DictReader(io.StringIO(table.as_csv(evaluation))))
+    assert len(lines) == 8
+    assert f"{float(lines[7]['value']):.1%}" == value
+    assert lines[7]["metric"] == "retrieval_map"
+    assert lines[7]["macro_f1"] == ""
+
+
+def test_the_best_is_marked_and_so_is_what_does_not_differ(evaluation):
+    cells = [line.split(" | ")[2] for line in table.markdown(evaluation).splitlines()[2:4]]
+    best = int(np.argmax([row.outcomes["knn_top1"].value for row in evaluation.rows]))
+    assert cells[best].endswith("*")
+    assert cells[1 - best].endswith("=")  # six pictures tell nothing
+
+
+def test_an_architecture_has_one_untrained_row(tmp_path):
+    found = evaluate(
+        ["test_resnet@scratch", "test_resnet@scratch"], DATA, Accelerator(cpu=True),
+        protocols=["knn"], image_size=48, cache=tmp_path,
+    )  # fmt: skip
+    assert len(found.rows) == 1
+
+
+def test_names_of_rows_are_short_and_differ():
+    backbone = create_backbone("test_vit", image_size=32)
+    assert row_name("runs/a/export", backbone, True) == "a"
+    assert row_name("hf-hub:me/b", backbone, True) == "b"
+    assert row_name("test_vit@x/y.safetensors", backbone, True) == "test_vit@y"
+    assert row_name("runs/a", backbone, False) == "test_vit, untrained"
+    assert row_name("other/a", backbone, True, taken=["a"]) == "a #2"
+
+
+def numbers_of_a_share(path):
+    found = evaluate(
+        MODELS[:1], DATA, Accelerator(cpu=True), protocols=["knn", "retrieval", "keypoints"],
+        image_size=48, cache=path / "two",
+    )  # fmt: skip
+    if Accelerator().is_main_process:
+        values = [outcome.values for row in found.rows for outcome in row.outcomes.values()]
+        np.save(path / "values.npy", np.stack(values))
+
+
+def test_two_processes_score_as_one(tmp_path):
+    launch(numbers_of_a_share, tmp_path)
+    found = evaluate(
+        MODELS[:1], DATA, Accelerator(cpu=True), protocols=["knn", "retrieval", "keypoints"],
+        image_size=48, cache=tmp_path / "one",
+    )  # fmt: skip
+    values = [outcome.values for row in found.rows for outcome in row.outcomes.values()]
+    np.testing.assert_allclose(np.load(tmp_path / "values.npy"), np.stack(values))
+
+
+@pytest.fixture
+def garden(tmp_path):
+    """Sixteen pictures of four species in train/ and test/."""
+    birds = DrawnBirds(16, num_classes=4, image_size=48)
+    for index in range(16):
+        folder = (
+            tmp_path / "garden" / ("test" if index >= 12 else "train") / f"s{birds.labels[index]}"
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{index}.png"), birds[index]["image"][..., ::-1])
+    return tmp_path / "garden"
+
+
+def test_the_command_prints_and_writes(garden, tmp_path, capsys):
+    words = ["eval", "test_resnet@scratch", "--data", str(garden), "--image-size", "48"]
+    out = tmp_path / "out"
+    main([*words, "--protocols", "knn", "--cache", str(tmp_path), "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert "knn_top1" in printed
+    assert "garden: 12 training and 4 test pictures" in printed
+    assert "k is 12: there are no more pictures" in printed
+    assert sorted(path.name for path in out.iterdir()) == [
+        "results.csv", "results.json", "results.md",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--protocols", "kn"], "unknown protocol 'kn'; did you mean knn"),
+        (["--data", "nowhere/pictures"], "nowhere/pictures"),
+        (["--data", "cubs"], "unknown data set 'cubs'; did you mean cub"),
+        (
+            ["--data", "drawn", "num_imags=3"],
+            "data.num_imags: unknown key; did you mean num_images",
+        ),
+        (["--data", "drawn", "cub"], "--data names one folder or data set, not drawn and cub"),
+        (["--layer", "77"], "test_resnet has"),
+        (["--protocols", "keypoints"], "garden has no keypoints"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_line(garden, tmp_path, change, message, capsys):
+    words = ["eval", "test_resnet@scratch", "--data", str(garden), "--image-size", "48"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--cache", str(tmp_path), *change])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_unlabelled_pictures_are_refused_with_what_works(tmp_path, capsys):
+    birds = DrawnBirds(4, num_classes=2, image_size=48)
+    for index in range(4):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), birds[index]["image"])
+    with pytest.raises(SystemExit):
+        main(["eval", "test_resnet@scratch", "--data", str(tmp_path)])
+    assert "has no labels; put each class into a folder of its own" in capsys.readouterr().err

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from accelerate import Accelerator
+
+from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.evaluation import feature_store
+from fg_ssl_zoo.evaluation.feature_store import features_of, weights_fingerprint
+from fg_ssl_zoo.evaluation.features import Layer, extract
+
+
+@pytest.fixture
+def backbone():
+    torch.manual_seed(0)
+    return create_backbone("test_resnet", image_size=48).eval()
+
+
+@pytest.fixture
+def extractions(monkeypatch):
+    """How often features were computed."""
+    count = []
+
+    def counted(*arguments, **keywords):
+        count.append(1)
+        return extract(*arguments, **keywords)
+
+    monkeypatch.setattr(feature_store, "extract", counted)
+    return count
+
+
+def test_the_same_is_computed_once_and_read_back_equal(backbone, birds, tmp_path, extractions):
+    first, second = (
+        features_of(backbone, birds, Accelerator(cpu=True), cache=tmp_path) for _ in range(2)
+    )
+    assert len(extractions) == 1
+    for name in ("features", "labels", "indices"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+
+
+def test_whatever_changes_the_features_has_a_file_of_its_own(
+    backbone, birds, tmp_path, extractions
+):
+    def read(**options):
+        features_of(backbone, birds, Accelerator(cpu=True), cache=tmp_path, **options)
+
+    read()
+    read(crop_pct=1.0)
+    read(layer=Layer(-2))
+    backbone.image_size = 32
+    read()
+    with torch.no_grad():
+        next(backbone.parameters()).add_(1e-3)
+    read()
+    assert len(extractions) == 5
+    assert len(list(tmp_path.glob("*.safetensors"))) == 5
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_damaged_file_is_made_anew(backbone, birds, tmp_path, extractions):
+    expected = features_of(backbone, birds, Accelerator(cpu=True), cache=tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    again = features_of(backbone, birds, Accelerator(cpu=True), cache=tmp_path)
+    assert torch.equal(again.features, expected.features)
+    assert len(extractions) == 2
+
+
+def test_features_that_are_no_numbers_name_the_pictures(backbone, birds, tmp_path):
+    torch.nn.init.constant_(next(backbone.parameters()), float("nan"))
+    with pytest.raises(ValueError, match=r"features of drawn\[0\], .* and 11 more are not finite"):
+        features_of(backbone, birds, Accelerator(cpu=True), cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_fingerprint_follows_every_weight(backbone):
+    before = weights_fingerprint(backbone)
+    assert before == weights_fingerprint(backbone)
+    backbone.model.state_dict()["bn1.running_mean"][0] = 7
+    assert weights_fingerprint(backbone) != before
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_a_layer_is_the_mean_of_its_map(name, birds, tmp_path):
+    backbone = create_backbone(name, image_size=48).eval()
+    pixels = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        (found,) = backbone.feature_maps(pixels, [0])
+        torch.testing.assert_close(Layer(0)(backbone, pixels), found.mean((2, 3)))
+        assert Layer(0, 2)(backbone, pixels).shape == (2, 4 * found.shape[1])
+    with pytest.raises(ValueError, match=rf"{name} has \d+ feature maps; there is no \[99\]"):
+        Layer(99)(backbone, pixels)
