@@ -27,16 +27,13 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models", nargs="+", metavar="MODEL",
         help="a run or exported folder, hf-hub:OWNER/NAME, a timm or fgssl name, "
-        "ARCHITECTURE@scratch, ARCHITECTURE@FILE.safetensors",
+        "ARCHITECTURE@scratch, ARCHITECTURE@FILE.safetensors; #3 at the end reads feature map 3",
     )  # fmt: skip
     parser.add_argument(
         "--data", nargs="+", required=True, metavar="DATA",
         help="a folder or a name (fgssl data list), and key=value such as num_images=500",
     )  # fmt: skip
     parser.add_argument("--image-size", type=int, help="pixels; each model's own by default")
-    parser.add_argument(
-        "--layer", type=int, help="feature map to score, instead of the pooled features"
-    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, help="folder for feature files")
 
@@ -59,7 +56,6 @@ def _evaluate(chosen: argparse.Namespace) -> None:
         accelerator,
         protocols=chosen.protocols,
         image_size=chosen.image_size,
-        layer=chosen.layer,
         with_untrained=not chosen.no_untrained,
         seed=chosen.seed,
         cache=chosen.cache,

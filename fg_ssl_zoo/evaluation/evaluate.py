@@ -6,6 +6,7 @@
 The untrained network of every architecture is a row of its own.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
@@ -102,7 +103,6 @@ def evaluate(
     protocols: Iterable[str] = CHEAP,
     image_size: int | None = None,
     crop_pct: float | None = None,
-    layer: int | None = None,
     with_untrained: bool = True,
     seed: int = 0,
     cache: Path | None = None,
@@ -111,13 +111,13 @@ def evaluate(
     """Score every model with every protocol on the same pictures.
 
     Args:
-        models: Words for `open_backbone`.
+        models: Words for `open_backbone`; `#3` at their end scores the mean over feature map 3
+            (stage of a CNN, block of a ViT) instead of the pooled features.
         data: Where the labelled pictures are.
         accelerator: Device, precision and processes.
         protocols: Keys of `PROTOCOLS`.
         image_size: Side of the input in pixels; each model's own when not given.
         crop_pct: Of the centre crop; that of the data (0.875) when not given.
-        layer: Score the mean over this feature map (stage or block) instead of the pooled features.
         with_untrained: Add each architecture's untrained network as a row.
         seed: Of untrained weights and of all draws.
         cache: Folder of feature files.
@@ -132,12 +132,13 @@ def evaluate(
     crop_pct = data.crop_pct if crop_pct is None else crop_pct
     starts = (True, False) if with_untrained else (True,)
     rows: list[Row] = []
-    seen: set[tuple[str, int, str]] = set()
+    seen: set[tuple[int | None, int, str]] = set()
     labels = np.zeros(0, dtype=np.int64)
     for words, pretrained in product(models, starts):
         torch.manual_seed(seed)
-        backbone = open_backbone(words, image_size=image_size, pretrained=pretrained)
-        key = (backbone.name, backbone.image_size, weights_fingerprint(backbone))
+        source, layer = with_layer(words)
+        backbone = open_backbone(source, image_size=image_size, pretrained=pretrained)
+        key = (layer, backbone.image_size, weights_fingerprint(backbone))
         if key in seen:
             continue
         seen.add(key)
@@ -152,7 +153,7 @@ def evaluate(
         for protocol in chosen:
             say(f"{name}: {protocol}")
             outcomes |= {found.metric: found for found in PROTOCOLS[protocol](task)}
-        rows.append(_row(name, words, backbone, outcomes, seed))
+        rows.append(_row(name, words, backbone, layer, outcomes, seed))
     return Evaluation(
         data=_about(data, train, test, labels),
         rows=rows,
@@ -162,7 +163,6 @@ def evaluate(
             "protocols": chosen,
             "crop_pct": crop_pct,
             "image_size": image_size,
-            "layer": layer,
             "seed": seed,
             "interval": {"level": 0.95, "draws": statistics.DRAWS, "over": "test pictures"},
             "test": {"kind": "sign flips of paired differences", "draws": statistics.DRAWS},
@@ -173,6 +173,12 @@ def evaluate(
             "commit": commit(),
         },
     )
+
+
+def with_layer(words: str) -> tuple[str, int | None]:
+    """`resnet18@scratch#3` -> `resnet18@scratch` and feature map 3; without a number, `None`."""
+    source, _, number = words.rpartition("#")
+    return (source, int(number)) if re.fullmatch(r"-?\d+", number) and source else (words, None)
 
 
 def known_protocols(names: Iterable[str]) -> list[str]:
@@ -247,23 +253,35 @@ def make_task(
 
 def row_name(words: str, backbone: Backbone, pretrained: bool, taken: Iterable[str] = ()) -> str:
     """A short name for a table that no other row has."""
-    if not pretrained or words.endswith("@scratch"):
+    source, layer = with_layer(words)
+    if not pretrained or source.endswith("@scratch"):
         name = f"{backbone.name}, untrained"
-    elif "@" in words:
-        name = f"{backbone.name}@{Path(words.partition('@')[2]).stem}"
+    elif "@" in source:
+        name = f"{backbone.name}@{Path(source.partition('@')[2]).stem}"
     else:
-        parts = [part for part in Path(words.partition(":")[2] or words).parts if part != "export"]
-        name = parts[-1] if parts else words
-    number = sum(other == name or other.startswith(f"{name} #") for other in taken)
-    return f"{name} #{number + 1}" if number else name
+        parts = [
+            part for part in Path(source.partition(":")[2] or source).parts if part != "export"
+        ]
+        name = parts[-1] if parts else source
+    name = name if layer is None else f"{name}#{layer}"
+    number = sum(other == name or other.startswith(f"{name} (") for other in taken)
+    return f"{name} ({number + 1})" if number else name
 
 
-def _row(name: str, words: str, backbone: Backbone, outcomes: dict[str, Outcome], seed: int) -> Row:
+def _row(
+    name: str,
+    words: str,
+    backbone: Backbone,
+    layer: int | None,
+    outcomes: dict[str, Outcome],
+    seed: int,
+) -> Row:
     about = {
         "architecture": backbone.name,
         "init": backbone.init,
         "image_size": backbone.image_size,
         "num_features": backbone.num_features,
+        "feature_map": layer,
         "weights": weights_fingerprint(backbone),
     }
     intervals = {

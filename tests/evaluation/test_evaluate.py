@@ -14,7 +14,7 @@ from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.evaluation import table
-from fg_ssl_zoo.evaluation.evaluate import Evaluation, evaluate, row_name
+from fg_ssl_zoo.evaluation.evaluate import Evaluation, evaluate, row_name, with_layer
 from tests.engine.test_processes import launch
 
 DATA = Data(name="drawn", num_images=24, num_classes=4, image_size=48)
@@ -87,13 +87,27 @@ def test_an_architecture_has_one_untrained_row(tmp_path):
     assert len(found.rows) == 1
 
 
+def test_a_number_behind_the_words_scores_that_feature_map(tmp_path):
+    words = ["test_resnet@scratch#1", "test_resnet@scratch#3"]
+    with pytest.raises(ValueError, match=r"test_resnet has \d+ feature maps; there is no \[99\]"):
+        evaluate(["test_resnet@scratch#99"], DATA, Accelerator(cpu=True), cache=tmp_path)
+    found = evaluate(
+        words, DATA, Accelerator(cpu=True), protocols=["knn"], image_size=48, cache=tmp_path
+    )
+    assert [row.name for row in found.rows] == [
+        "test_resnet, untrained#1", "test_resnet, untrained#3",
+    ]  # fmt: skip
+    assert with_layer("folder#1/x") == ("folder#1/x", None)
+
+
 def test_names_of_rows_are_short_and_differ():
     backbone = create_backbone("test_vit", image_size=32)
     assert row_name("runs/a/export", backbone, True) == "a"
     assert row_name("hf-hub:me/b", backbone, True) == "b"
     assert row_name("test_vit@x/y.safetensors", backbone, True) == "test_vit@y"
     assert row_name("runs/a", backbone, False) == "test_vit, untrained"
-    assert row_name("other/a", backbone, True, taken=["a"]) == "a #2"
+    assert row_name("other/a", backbone, True, taken=["a"]) == "a (2)"
+    assert row_name("test_vit@scratch#-2", backbone, True) == "test_vit, untrained#-2"
 
 
 def numbers_of_a_share(path):
@@ -153,7 +167,7 @@ def test_the_command_prints_and_writes(garden, tmp_path, capsys):
             "data.num_imags: unknown key; did you mean num_images",
         ),
         (["--data", "drawn", "cub"], "--data names one folder or data set, not drawn and cub"),
-        (["--layer", "77"], "test_resnet has"),
+        (["--protocols", "linear_sdg"], "did you mean linear_sgd"),
         (["--protocols", "keypoints"], "garden has no keypoints"),
     ],
 )
