@@ -137,6 +137,8 @@ def evaluate(
     for words, pretrained in product(models, starts):
         torch.manual_seed(seed)
         source, layer = with_layer(words)
+        if layer is not None and {*chosen} & {"keypoints", "finetune"}:
+            raise ValueError(f"{words}: keypoints and finetune do not read a single feature map")
         backbone = open_backbone(source, image_size=image_size, pretrained=pretrained)
         key = (layer, backbone.image_size, weights_fingerprint(backbone))
         if key in seen:
