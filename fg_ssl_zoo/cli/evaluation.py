@@ -1,6 +1,7 @@
 """`fgssl eval`: how good are these backbones?"""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,14 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     )
     if not main:
         return
-    print(f"\n{table.terminal(evaluation)}")
+    results = table.as_plain(evaluation)
+    print(f"\n{table.terminal(results)}")
     if chosen.out:
         chosen.out.mkdir(parents=True, exist_ok=True)
         for name, text in (
-            ("results.json", table.as_json(evaluation)),
-            ("results.csv", table.as_csv(evaluation)),
-            ("results.md", table.markdown(evaluation) + "\n"),
+            ("results.json", json.dumps(results, indent=2) + "\n"),
+            ("results.csv", table.as_csv(results)),
+            ("results.md", table.markdown(results) + "\n"),
         ):
             (chosen.out / name).write_text(text, encoding="utf-8")
         print(f"\n{chosen.out}/results.json, .csv, .md")

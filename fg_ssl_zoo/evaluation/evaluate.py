@@ -1,7 +1,7 @@
 """How good are these backbones on this data? One call for several models and protocols.
 
     evaluation = evaluate(["runs/x", "resnet50.a1_in1k"], data, protocols=["knn", "linear"])
-    print(markdown(evaluation))                                     # evaluation/table.py
+    print(markdown(as_plain(evaluation)))                           # evaluation/table.py
 
 The untrained network of every architecture is a row of its own.
 """
@@ -88,11 +88,6 @@ class Evaluation:
     labels: np.ndarray
     p_values: dict[str, dict[tuple[str, str], float]]
     settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def metrics(self) -> list[str]:
-        """All that some row has, in the order of the protocols."""
-        return list(dict.fromkeys(metric for row in self.rows for metric in row.outcomes))
 
 
 def evaluate(

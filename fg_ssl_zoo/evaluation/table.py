@@ -1,12 +1,15 @@
-"""An evaluation for eyes and for programs: terminal, markdown, JSON, CSV."""
+"""A results file for eyes: terminal, markdown, CSV. All are made from the file's content alone.
+
+results = as_plain(evaluation)        # what results.json holds
+print(markdown(results))
+"""
 
 import csv
 import io
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fg_ssl_zoo.evaluation.evaluate import Evaluation, Row
+from fg_ssl_zoo.evaluation.evaluate import Evaluation
 from fg_ssl_zoo.evaluation.statistics import macro_f1, per_class_mean
 
 ALPHA = 0.05
@@ -17,76 +20,12 @@ LEGEND = (
     "metric and = what does not differ from it (paired test, p >= 0.05)."
 )
 
-
-def markdown(evaluation: Evaluation) -> str:
-    """A row for each model, then the legend, the floors of the data and the notes."""
-    return "\n".join([*_table(_cells(evaluation)), "", *_below(evaluation)])
-
-
-def terminal(evaluation: Evaluation) -> str:
-    """The same in aligned columns, a line for each metric: there are more of them than models."""
-    columns = list(zip(*_cells(evaluation), strict=True))
-    widths = [max(len(cell) for cell in column) for column in zip(*columns, strict=True)]
-    lines = [
-        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])])
-        for cells in columns
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *_below(evaluation)])
-
-
-def _cells(evaluation: Evaluation) -> list[list[str]]:
-    """Rows of text, the titles first."""
-    metrics = evaluation.metrics
-    rows = [
-        [
-            row.name,
-            str(row.backbone["image_size"]),
-            *(_cell(evaluation, row, metric) for metric in metrics),
-        ]
-        for row in evaluation.rows
-    ]
-    return [["model", "px", *metrics], *rows]
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    rule = "|---" + "|---:" * (len(rows[0]) - 1) + "|"
-    lines = [f"| {' | '.join(cells)} |" for cells in rows]
-    return [lines[0], rule, *lines[1:]]
-
-
-def _below(evaluation: Evaluation) -> list[str]:
-    about = evaluation.data
-    floors = (
-        f"{about['name']}: {about['num_train']} training and {about['num_scored']} test pictures, "
-        f"{about['num_classes']} classes; chance {about['chance']:.1%}, the most frequent class "
-        f"{about['majority']:.1%}."
-    )
-    notes = [
-        f"{row.name}, {metric}: {note}."
-        for row in evaluation.rows
-        for metric, outcome in row.outcomes.items()
-        for note in outcome.notes
-    ]
-    return [floors, LEGEND, *notes]
-
-
-def as_csv(evaluation: Evaluation) -> str:
-    """One line for each model and metric."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(next(_scores(evaluation), {})), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_scores(evaluation))
-    return out.getvalue()
-
-
-def as_json(evaluation: Evaluation) -> str:
-    """Everything but the values of single pictures; the results file."""
-    return json.dumps(as_plain(evaluation), indent=2) + "\n"
+Results = Mapping[str, Any]
+"""The content of a results file."""
 
 
 def as_plain(evaluation: Evaluation) -> dict[str, Any]:
-    """The content of the results file."""
-    scores = list(_scores(evaluation))
+    """The content of the results file: everything but the values of single pictures."""
     return {
         "data": evaluation.data,
         "rows": [
@@ -95,13 +34,18 @@ def as_plain(evaluation: Evaluation) -> dict[str, Any]:
                 "words": row.words,
                 **row.backbone,
                 "scores": {
-                    score["metric"]: {
-                        **{k: v for k, v in score.items() if k not in ("data", "model", "metric")},
-                        "settings": row.outcomes[score["metric"]].settings,
-                        "notes": list(row.outcomes[score["metric"]].notes),
+                    metric: {
+                        "value": found.value,
+                        "low": row.intervals[metric][0],
+                        "high": row.intervals[metric][1],
+                        "mean_per_class": per_class_mean(found.values, evaluation.labels),
+                        "macro_f1": None
+                        if found.predictions is None
+                        else macro_f1(found.predictions, evaluation.labels),
+                        "settings": found.settings,
+                        "notes": list(found.notes),
                     }
-                    for score in scores
-                    if score["model"] == row.name
+                    for metric, found in row.outcomes.items()
                 },
             }
             for row in evaluation.rows
@@ -114,43 +58,95 @@ def as_plain(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def best(evaluation: Evaluation, metric: str) -> Row:
-    """The row with the highest value."""
-    rows = [row for row in evaluation.rows if metric in row.outcomes]
-    return max(rows, key=lambda row: row.outcomes[metric].value)
+def markdown(results: Results) -> str:
+    """A row for each model, then the floors of the data, the legend and the notes."""
+    rows = cells(results)
+    rule = "|---" + "|---:" * (len(rows[0]) - 1) + "|"
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], rule, *lines[1:], "", *_below(results)])
 
 
-def p_value(evaluation: Evaluation, metric: str, a: str, b: str) -> float:
+def terminal(results: Results) -> str:
+    """The same in aligned columns, a line for each metric: there are more of them than models."""
+    columns = list(zip(*cells(results), strict=True))
+    widths = [max(len(cell) for cell in column) for column in zip(*columns, strict=True)]
+    lines = [
+        "  ".join([column[0].ljust(widths[0]), *map(str.rjust, column[1:], widths[1:])])
+        for column in columns
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *_below(results)])
+
+
+def as_csv(results: Results) -> str:
+    """One line for each model and metric."""
+    out = io.StringIO()
+    numbers = ["value", "low", "high", "mean_per_class", "macro_f1"]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["data", "model", "metric", *numbers])
+    for row, metric, score in _scores(results):
+        names = [results["data"]["name"], row["name"], metric]
+        writer.writerow([*names, *(score[number] for number in numbers)])
+    return out.getvalue()
+
+
+def metrics_of(results: Results) -> list[str]:
+    """All metrics that some row has, in the order of the protocols."""
+    return list(dict.fromkeys(metric for _, metric, _ in _scores(results)))
+
+
+def cells(results: Results) -> list[list[str]]:
+    """Rows of text, the titles first."""
+    metrics = metrics_of(results)
+    rows = [
+        [row["name"], str(row["image_size"]), *(_cell(results, row, metric) for metric in metrics)]
+        for row in results["rows"]
+    ]
+    return [["model", "px", *metrics], *rows]
+
+
+def best(results: Results, metric: str) -> str:
+    """Name of the row with the highest value."""
+    rows = [row for row in results["rows"] if metric in row["scores"]]
+    return max(rows, key=lambda row: row["scores"][metric]["value"])["name"]
+
+
+def p_value(results: Results, metric: str, a: str, b: str) -> float:
     """Of equal means of two rows, in either order."""
-    found = evaluation.p_values.get(metric, {})
-    return found[a, b] if (a, b) in found else found[b, a]
+    (found,) = [
+        pair["p"] for pair in results["p_values"][metric] if {pair["a"], pair["b"]} == {a, b}
+    ]
+    return found
 
 
-def _cell(evaluation: Evaluation, row: Row, metric: str) -> str:
-    if metric not in row.outcomes:
+def _cell(results: Results, row: Mapping[str, Any], metric: str) -> str:
+    if metric not in row["scores"]:
         return "-"
-    low, high = row.intervals[metric]
-    first = best(evaluation, metric)
+    score = row["scores"][metric]
+    first = best(results, metric)
     mark = ""
-    if row is first:
+    if row["name"] == first:
         mark = " *"
-    elif p_value(evaluation, metric, row.name, first.name) >= ALPHA:
+    elif p_value(results, metric, row["name"], first) >= ALPHA:
         mark = " ="
-    return f"{row.outcomes[metric].value:.1%} ± {50 * (high - low):.1f}{mark}"
+    return f"{score['value']:.1%} ± {50 * (score['high'] - score['low']):.1f}{mark}"
 
 
-def _scores(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    for row in evaluation.rows:
-        for metric, found in row.outcomes.items():
-            low, high = row.intervals[metric]
-            predicted = found.predictions
-            yield {
-                "data": evaluation.data["name"],
-                "model": row.name,
-                "metric": metric,
-                "value": found.value,
-                "low": low,
-                "high": high,
-                "mean_per_class": per_class_mean(found.values, evaluation.labels),
-                "macro_f1": None if predicted is None else macro_f1(predicted, evaluation.labels),
-            }
+def _scores(results: Results) -> Iterator[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:
+    for row in results["rows"]:
+        for metric, score in row["scores"].items():
+            yield row, metric, score
+
+
+def _below(results: Results) -> list[str]:
+    about = results["data"]
+    floors = (
+        f"{about['name']}: {about['num_train']} training and {about['num_scored']} test pictures, "
+        f"{about['num_classes']} classes; chance {about['chance']:.1%}, the most frequent class "
+        f"{about['majority']:.1%}."
+    )
+    notes = [
+        f"{row['name']}, {metric}: {note}."
+        for row, metric, score in _scores(results)
+        for note in score["notes"]
+    ]
+    return [floors, LEGEND, *notes]
