@@ -63,7 +63,8 @@ def features(name: str, image_size: int, words: list[str]) -> None:
     forward = seconds(bare) * len(images) / (rounds * BATCH)
     whole = seconds(lambda: extract(backbone, images, accelerator, batch_size=BATCH))
     print(f"{name}, {image_size} px, {len(images)} pictures of {images.name}")
-    print(f"  bare forward  {forward:6.1f} s\n  features      {whole:6.1f} s  ({whole / forward:.2f} x)")
+    print(f"  bare forward  {forward:6.1f} s")
+    print(f"  features      {whole:6.1f} s  ({whole / forward:.2f} x)")
 
 
 def protocols() -> None:

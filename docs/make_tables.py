@@ -1,8 +1,9 @@
-"""Write the tables and curves of the README from results files.
+"""Write the tables and curves of the README and of docs/results.md from results files.
 
     python docs/make_tables.py
 
-It reads benchmarks/results/*.json and writes README.md and docs/images/knn_curve.png.
+It reads benchmarks/results/*.json and writes README.md and docs/images/knn_curve.png; and it reads
+benchmarks/results/evaluation/*.json, which `fgssl eval --out` wrote, for docs/results.md.
 A results file is the `results.json` of a run, as it is. The README keeps its words; what stands
 between `<!-- results -->` and `<!-- end of results -->` is replaced.
 """
@@ -16,8 +17,20 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+from fg_ssl_zoo.evaluation.table import markdown
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+SHOWN = [
+    "knn_top1",
+    "linear_top1",
+    "low_shot_1_top1",
+    "low_shot_10_top1",
+    "retrieval_rank1",
+    "retrieval_map",
+]
+"""Metrics of docs/results.md; the files hold more."""
+
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 
@@ -69,14 +82,28 @@ def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
-    """Replace the table in the README and the picture of the curves."""
-    results = load()
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
+def evaluations() -> str:
+    """A section for each data set that models were compared on."""
+    files = sorted((RESULTS / "evaluation").glob("*.json"))
+    sections = []
+    for results in (json.loads(path.read_text(encoding="utf-8")) for path in files):
+        about = f"Seed {results['seed']}, commit {results['commit']}, {results['hardware']}."
+        sections.append(f"## {results['data']['name']}\n\n{markdown(results, SHOWN)}\n{about}")
+    return "\n\n".join(sections)
+
+
+def replace(page: Path, content: str) -> None:
+    """Put the content between the marks of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n{content}\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Replace the tables of the pages and the picture of the curves."""
+    results = load()
+    replace(ROOT / "README.md", table(results))
+    replace(ROOT / "docs" / "results.md", evaluations())
     several = [result for result in results if len(result["curve"]) > 2]
     if several:
         draw_curves(several, ROOT / "docs" / "images" / "knn_curve.png")

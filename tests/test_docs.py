@@ -10,8 +10,11 @@ import yaml
 
 from fg_ssl_zoo.config import parse_recipe
 from fg_ssl_zoo.data.views import PRESETS
+from fg_ssl_zoo.evaluation import feature_store
+from fg_ssl_zoo.evaluation.evaluate import PROTOCOLS
 
 ROOT = Path(__file__).parent.parent
+EVALUATIONS = sorted((ROOT / "benchmarks" / "results" / "evaluation").glob("*.json"))
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
@@ -19,6 +22,32 @@ def test_the_readmes_table_is_made_from_the_results_files():
     tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert tables["table"](tables["load"]()) in text
+
+
+def test_the_evaluations_are_made_from_their_files():
+    tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
+    assert tables["evaluations"]() in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_an_evaluation_names_no_machine_and_has_untrained_rows(path):
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert any(row["name"].endswith(", untrained") for row in results["rows"])
+    assert not any(row["words"].startswith("/") for row in results["rows"])
+    assert results["commit"]
+
+
+def test_the_python_of_the_evaluation_page_runs(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(feature_store, "cached_assets_path", lambda *_, **__: tmp_path)
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    exec(compile(shown, "evaluation.md", "exec"), {})
+    assert "| test_resnet, untrained | 160 |" in capsys.readouterr().out
+
+
+def test_every_protocol_stands_in_the_table_of_the_evaluation_page():
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \| `", text, re.MULTILINE) == list(PROTOCOLS)
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -61,12 +61,13 @@ def test_the_commands_for_ones_own_pictures_run(tmp_path, monkeypatch, birds):
     ran = []
     for words in commands():
         if words[0] == "fgssl":
-            cli.main(words[1:])
+            small = [word.replace("resnet18", "test_resnet") for word in words[1:]]
+            cli.main([*small, *(["--cache", "cache"] if words[1] == "eval" else [])])
             ran.append(words[1])
         elif words[:3] == ["accelerate", "launch", "train.py"]:
             pretrain.main([*words[3:], *FEW, "backbone=test_resnet"])
             ran.append("train")
-    assert ran == ["data", "train", "train"]
+    assert ran == ["data", "train", "train", "eval"]
     assert (tmp_path / "views.png").stat().st_size > 10_000
 
 

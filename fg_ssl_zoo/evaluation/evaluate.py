@@ -129,6 +129,7 @@ def evaluate(
     rows: list[Row] = []
     seen: set[tuple[int | None, int, str]] = set()
     labels = np.zeros(0, dtype=np.int64)
+    unscored: dict[str, str] = {}
     for words, pretrained in product(models, starts):
         torch.manual_seed(seed)
         source, layer = with_layer(words)
@@ -149,7 +150,11 @@ def evaluate(
         outcomes = {}
         for protocol in chosen:
             say(f"{name}: {protocol}")
-            outcomes |= {found.metric: found for found in PROTOCOLS[protocol](task)}
+            for found in PROTOCOLS[protocol](task):
+                if np.isnan(found.values).all():
+                    unscored[found.metric] = "; ".join(found.notes)
+                else:
+                    outcomes[found.metric] = found
         rows.append(_row(name, words, backbone, layer, outcomes, seed))
     return Evaluation(
         data=_about(data, train, test, labels),
@@ -158,6 +163,7 @@ def evaluate(
         p_values=_p_values(rows, seed),
         settings={
             "protocols": chosen,
+            "unscored": unscored,
             "crop_pct": crop_pct,
             "image_size": image_size,
             "seed": seed,

@@ -6,7 +6,7 @@ print(markdown(results))
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fg_ssl_zoo.evaluation.evaluate import Evaluation
@@ -58,9 +58,14 @@ def as_plain(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def markdown(results: Results) -> str:
-    """A row for each model, then the floors of the data, the legend and the notes."""
-    rows = cells(results)
+def markdown(results: Results, metrics: Sequence[str] | None = None) -> str:
+    """A row for each model, then the floors of the data, the legend and the notes.
+
+    Args:
+        results: Content of a results file.
+        metrics: Columns; all when not given.
+    """
+    rows = cells(results, metrics)
     rule = "|---" + "|---:" * (len(rows[0]) - 1) + "|"
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], rule, *lines[1:], "", *_below(results)])
@@ -94,9 +99,9 @@ def metrics_of(results: Results) -> list[str]:
     return list(dict.fromkeys(metric for _, metric, _ in _scores(results)))
 
 
-def cells(results: Results) -> list[list[str]]:
+def cells(results: Results, metrics: Sequence[str] | None = None) -> list[list[str]]:
     """Rows of text, the titles first."""
-    metrics = metrics_of(results)
+    metrics = metrics or metrics_of(results)
     rows = [
         [row["name"], str(row["image_size"]), *(_cell(results, row, metric) for metric in metrics)]
         for row in results["rows"]
@@ -148,5 +153,9 @@ def _below(results: Results) -> list[str]:
         f"{row['name']}, {metric}: {note}."
         for row, metric, score in _scores(results)
         for note in score["notes"]
+    ]
+    notes += [
+        f"{metric}: no picture is scored ({why})."
+        for metric, why in results.get("unscored", {}).items()
     ]
     return [floors, LEGEND, *notes]

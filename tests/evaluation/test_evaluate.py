@@ -108,6 +108,17 @@ def test_a_number_behind_the_words_scores_that_feature_map(tmp_path):
     assert with_layer("folder#1/x") == ("folder#1/x", None)
 
 
+def test_a_metric_that_scores_no_picture_is_left_out_and_says_why(tmp_path):
+    data = Data(name="drawn", num_images=8, num_classes=4, image_size=48)  # one test picture each
+    found = evaluate(
+        MODELS[:1], data, Accelerator(cpu=True), protocols=["knn", "retrieval"],
+        image_size=48, cache=tmp_path,
+    )  # fmt: skip
+    text = table.terminal(table.as_plain(found))
+    assert table.metrics_of(table.as_plain(found)) == ["knn_top1"]
+    assert "retrieval_map: no picture is scored (4 pictures alone in their class" in text
+
+
 def test_names_of_rows_are_short_and_differ():
     backbone = create_backbone("test_vit", image_size=32)
     assert row_name("runs/a/export", backbone, True) == "a"
