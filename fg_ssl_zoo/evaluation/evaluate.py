@@ -122,7 +122,7 @@ def evaluate(
         ValueError: An unknown model or protocol, pictures without labels, test classes that
             training lacks, features that are not finite; the message says what would be right.
     """
-    chosen = known_protocols(protocols)
+    chosen, began_at = known_protocols(protocols), commit()
     train, test = labelled_splits(data, seed)
     crop_pct = data.crop_pct if crop_pct is None else crop_pct
     starts = (True, False) if with_untrained else (True,)
@@ -173,7 +173,7 @@ def evaluate(
             "processes": accelerator.num_processes,
             "hardware": describe_hardware(),
             "versions": versions(),
-            "commit": commit(),
+            "commit": began_at,
         },
     )
 

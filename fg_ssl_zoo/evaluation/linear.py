@@ -51,10 +51,11 @@ def logistic_regression(
 ) -> tuple[Int64[np.ndarray, " m"], bool]:
     """Class of each test row, and whether the fit converged.
 
-    With fewer pictures than features both are turned into the span of the training features: the
-    penalty is the same in every direction, so the solution is too, and the fit is much cheaper.
+    In single precision, as the features are: on real features as many pictures are right as in
+    double, in half the time. With fewer pictures than features both are turned into the span of the
+    training features: the penalty is the same in every direction, so the solution is too, and the
+    fit is much cheaper.
     """
-    train, test = train.double(), test.double()
     if len(train) < train.shape[1]:
         basis = torch.linalg.qr(train.T).Q  # (d, n)
         train, test = train @ basis, test @ basis
