@@ -7,7 +7,6 @@ python -m fg_ssl_zoo.pretrain [RECIPE] [key.path=value ...]
 import argparse
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -127,11 +126,6 @@ def _open_run(
     recipe: Recipe, switches: hardware.Switches, train: Images, test: Images | None
 ) -> Run:
     accelerator = hardware.create_accelerator(switches)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        raise ValueError(
-            f"{launched} processes were launched but each trains alone; see docs/launching.md"
-        )
     folder = RunFolder(recipe.folder)
     if accelerator.is_main_process:
         folder.claim(recipe)

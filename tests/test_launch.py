@@ -23,6 +23,11 @@ pytestmark = pytest.mark.slow
 
 
 def run(command, folder, *words):
+    """A training run of few steps."""
+    return call(command, folder.parent, *TINY, f"output={folder}", *words)
+
+
+def call(command, folder, *words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     script = [str(ROOT / word) if word == "train.py" else word for word in shlex.split(command)]
     while "=" in script[0]:
@@ -30,11 +35,11 @@ def run(command, folder, *words):
         environment[name] = value
     script[0] = str(Path(sys.executable).parent / script[0])
     ran = subprocess.run(
-        [*script, *TINY, f"output={folder}", *words],
+        [*script, *words],
         capture_output=True,
         text=True,
         env=environment,
-        cwd=folder.parent,
+        cwd=folder,
         timeout=280,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
@@ -64,3 +69,17 @@ def test_one_and_two_processes_end_with_the_same_results(tmp_path):
     for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert two["rankme"] == pytest.approx(one["rankme"], rel=1e-2)
         assert two["feature_std"] == pytest.approx(one["feature_std"], rel=1e-2)
+
+
+@pytest.mark.parametrize("command", documented("torchrun"))
+def test_an_evaluation_by_two_processes_equals_that_by_one(command, tmp_path):
+    words = ["eval", "test_resnet@scratch", "--data", "drawn", "num_images=40", "num_classes=4"]
+    words += ["--image-size", "48", "--protocols", "knn", "linear", "retrieval"]
+    two = command.replace("train.py", "-m fg_ssl_zoo.cli")
+    found = []
+    for name, start in (("one", "python -m fg_ssl_zoo.cli"), ("two", two)):
+        call(start, tmp_path, *words, "--out", name, "--cache", f"cache_{name}")
+        found.append(json.loads((tmp_path / name / "results.json").read_text()))
+    assert [results["processes"] for results in found] == [1, 2]
+    one, two = (results["rows"][0]["scores"] for results in found)
+    assert one == two

@@ -84,13 +84,22 @@ def create_accelerator(switches: Switches) -> Accelerator:
 
     Accelerate keeps the precision of the first for all and refuses another; two runs in a notebook
     or a test may differ. The process group stays.
+
+    Raises:
+        ValueError: Several processes were launched in a way that leaves each on its own.
     """
     AcceleratorState._reset_state()
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=switches.device == "cpu",
         mixed_precision="bf16" if switches.precision == "bf16" else "no",
         step_scheduler_with_optimizer=False,
     )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched but each works alone; see docs/launching.md"
+        )
+    return accelerator
 
 
 def evaluation_accelerator(speed: Speed | None = None) -> Accelerator:
