@@ -1,25 +1,33 @@
-"""Edits of one picture that a recipe can put before a view.
+"""Edits of one picture, and the seven SimCLR pairs of SSL-Cassava that they make.
 
-An edit takes (h, w, 3) uint8 and a generator, and gives the same out.
+    edit       (h, w, 3) uint8 and a generator in, the same shape out
+    PAIRS      name in a recipe -> which view is edited, with what, and when
 
-    EDITS = {name: edit}      `pair: gamma` in a SimCLR recipe edits the second view's picture
+Source: Breiki, Ridzuan & Grandhe, 2021 (arXiv 2107.13973) and its released notebooks, in which an
+edit was made once per picture and stored. Here it is drawn anew in every epoch from the generator
+of (seed, epoch, index). Lengths are theirs on pictures of 512 pixels, as shares of the short side.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import cv2
 import numpy as np
 
+from fg_ssl_zoo.ops.permutations import SHUFFLES, join_tiles, split_tiles
+
 Edit = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+SIDE = 512
+"""Side in pixels of the paper's pictures."""
 
 
 def gamma(
     image: np.ndarray, generator: np.random.Generator, low: float = 0.5, high: float = 2.5
 ) -> np.ndarray:
-    """Power law with a random exponent; black and white stay where they are.
-
-    SSL-Cassava (Breiki et al., 2021, arXiv 2107.13973): exponent uniform in [0.5, 2.5].
-    """
+    """Power law with an exponent drawn uniformly; black and white stay where they are."""
     return power_law(image, generator.uniform(low, high))
 
 
@@ -29,4 +37,133 @@ def power_law(image: np.ndarray, exponent: float) -> np.ndarray:
     return cv2.LUT(image, table)
 
 
-EDITS: dict[str, Edit] = {"gamma": gamma}
+def coarse_dropout(
+    image: np.ndarray,
+    generator: np.random.Generator,
+    holes: tuple[int, int] = (5, 20),
+    side: tuple[int, int] = (10, 25),
+) -> np.ndarray:
+    """Black square holes at random places.
+
+    Args:
+        image: Is not changed.
+        generator: Draws number, sides and places.
+        holes: Fewest and most of them.
+        side: Smallest and largest, in pixels of 512.
+    """
+    edited = image.copy()
+    height, width = image.shape[:2]
+    for _ in range(generator.integers(holes[0], holes[1] + 1)):
+        length = _pixels(image, generator.uniform(*side))
+        y = int(generator.integers(0, height - length + 1))
+        x = int(generator.integers(0, width - length + 1))
+        edited[y : y + length, x : x + length] = 0
+    return edited
+
+
+def cropped_region(
+    image: np.ndarray, generator: np.random.Generator, side: tuple[int, int] = (200, 300)
+) -> np.ndarray:
+    """The liveliest window of the picture in the middle of a white canvas of its size.
+
+    Width and height of the window are drawn; its place is where the mean length of the gradient is
+    largest. (The notebooks ask a saliency package for the place, and their canvas offset fits one
+    size of window only.)
+    """
+    height, width = image.shape[:2]
+    w, h = (min(_pixels(image, generator.uniform(*side)), limit) for limit in (width, height))
+    x, y = liveliest_window(image, w, h)
+    canvas = np.full_like(image, 255)
+    top, left = (height - h) // 2, (width - w) // 2
+    canvas[top : top + h, left : left + w] = image[y : y + h, x : x + w]
+    return canvas
+
+
+def liveliest_window(image: np.ndarray, w: int, h: int) -> tuple[int, int]:
+    """X and y of the w x h window with the largest mean gradient; the first of equal ones."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    dx, dy = (cv2.Sobel(grey, cv2.CV_32F, *axis) for axis in ((1, 0), (0, 1)))
+    sums = cv2.integral(cv2.magnitude(dx, dy))
+    windows = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
+    y, x = np.unravel_index(windows.argmax(), windows.shape)
+    return int(x), int(y)
+
+
+def patch_swap(image: np.ndarray, generator: np.random.Generator, side: int = 200) -> np.ndarray:
+    """A square of the upper half and one that begins in the middle change places.
+
+    The lower square begins between the middle and 50 pixels (of 512) below it.
+    """
+    height, width = image.shape[:2]
+    length = min(_pixels(image, side), width, height // 2)
+    upper = int(generator.integers(0, height // 2 - length + 1))
+    lowest = min(height // 2 + _pixels(image, 50), height - length)
+    lower = int(generator.integers(height // 2, lowest + 1))
+    x, x2 = (int(generator.integers(0, width - length + 1)) for _ in range(2))
+    edited = image.copy()
+    edited[upper : upper + length, x : x + length] = image[lower : lower + length, x2 : x2 + length]
+    edited[lower : lower + length, x2 : x2 + length] = image[upper : upper + length, x : x + length]
+    return edited
+
+
+def tile_shuffle(
+    image: np.ndarray,
+    generator: np.random.Generator,
+    grid: int = 4,
+    shuffle: str = "uniform",
+    border: int = 0,
+) -> np.ndarray:
+    """The tiles of a grid in another order.
+
+    Args:
+        image: What the grid does not divide is cut off on both sides, and the rest scaled back.
+        generator: Draws the order.
+        grid: Tiles along a side; 1 is the identity.
+        shuffle: A name of `ops.permutations.SHUFFLES`.
+        border: Cut off on each side first, in pixels of 512.
+    """
+    height, width = image.shape[:2]
+    if min(height, width) < grid:
+        raise ValueError(f"a picture of {width} x {height} pixels has no {grid} x {grid} tiles")
+    cut = _pixels(image, border) if border else 0
+    tall, wide = ((side - 2 * cut) // grid * grid for side in (height, width))
+    top, left = (height - tall) // 2, (width - wide) // 2
+    tiles = split_tiles(image[top : top + tall, left : left + wide], grid)
+    shuffled = join_tiles(tiles[SHUFFLES[shuffle](generator, grid)])
+    return shuffled if shuffled.shape == image.shape else cv2.resize(shuffled, (width, height))
+
+
+def _pixels(image: np.ndarray, length: float) -> int:
+    """A length on pictures of 512 pixels, on this one."""
+    return max(1, round(length / SIDE * min(image.shape[:2])))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """How the two views of one picture differ beyond their random crops and colours.
+
+    Attributes:
+        first, second: Edit of each view, if any.
+        after: The edits are made on the finished views instead of the picture.
+    """
+
+    first: Edit | None = None
+    second: Edit | None = None
+    after: bool = False
+
+
+PairName = Literal[
+    "original", "gamma", "coarse_dropout", "cropped_region", "patch_swap", "dcl_jigsaw",
+    "random_jigsaw",
+]  # fmt: skip
+
+PAIRS: dict[PairName, Pair] = {
+    "original": Pair(),
+    "gamma": Pair(second=gamma),
+    "coarse_dropout": Pair(second=coarse_dropout),
+    "cropped_region": Pair(second=cropped_region),
+    "patch_swap": Pair(second=patch_swap),
+    "dcl_jigsaw": Pair(first=partial(tile_shuffle, grid=7, shuffle="dcl", border=10)),
+    "random_jigsaw": Pair(first=partial(tile_shuffle, grid=4, shuffle="pmg"), after=True),
+}
+"""Name in a recipe -> pair; rows of the paper's notebooks."""

@@ -36,7 +36,8 @@ class Augmentation:
     """How one view is drawn; strengths are the half-widths of torchvision's ColorJitter.
 
     Attributes:
-        crop_scale: Area of the crop as a share of the picture, drawn uniformly.
+        crop_scale: Area of the crop as a share of the picture, drawn uniformly; 1 to 1 is all of
+            the picture, whatever its shape.
         crop_ratio: Width to height of the crop, drawn uniformly in the logarithm.
         flip: Probability of a mirror image.
         jitter: Probability that brightness, contrast, saturation and hue are changed.
@@ -84,16 +85,16 @@ PRESETS: dict[str, tuple[Augmentation, Augmentation]] = {
 
 
 def augmentations_of(
-    preset: str, changes: Mapping[str, Any] | None = None
+    preset: str | tuple[Augmentation, Augmentation], changes: Mapping[str, Any] | None = None
 ) -> tuple[Augmentation, Augmentation]:
     """The two views of a preset with some strengths replaced.
 
     Raises:
         ValueError: Unknown preset or strength, or a value out of range.
     """
-    if preset not in PRESETS:
+    if isinstance(preset, str) and preset not in PRESETS:
         raise ValueError(f"augmentation: unknown preset '{preset}'{nearest(preset, PRESETS)}")
-    first, second = PRESETS[preset]
+    first, second = PRESETS[preset] if isinstance(preset, str) else preset
     return _changed(first, changes), _changed(second, changes)
 
 
@@ -135,6 +136,8 @@ def draw_view(
     ratio = math.exp(_between(u[1], (math.log(low), math.log(high))))
     w = max(1, min(width, round(math.sqrt(area * ratio))))
     h = max(1, min(height, round(math.sqrt(area / ratio))))
+    if how.crop_scale[0] >= 1:
+        w, h = width, height
     box = (int(u[2] * (width - w + 1)), int(u[3] * (height - h + 1)), w, h)
     jitters = u[4] < how.jitter
     brightness, contrast, saturation, turn = (
@@ -219,21 +222,26 @@ class RandomViews:
     Attributes:
         size: Side in pixels.
         augmentations: One for each view.
-        edits: Made on the picture before its view; `None` leaves it as it is.
+        edits: Of the picture of each view; `None` leaves it as it is.
+        after: Whether the edits are made on the finished views instead.
     """
 
     size: int
     augmentations: Sequence[Augmentation]
     edits: Sequence[Edit | None]
+    after: bool = False
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
         """The views of one sample."""
         views = []
         for how, edit in zip(self.augmentations, self.edits, strict=True):
-            image = edit(sample["image"], generator) if edit else sample["image"]
+            image = sample["image"]
+            if edit and not self.after:
+                image = edit(image, generator)
             height, width = image.shape[:2]
             view = draw_view(generator, height, width, self.size, how)
-            views.append(render(image, view, self.size))
+            seen = render(image, view, self.size)
+            views.append(edit(seen, generator) if edit and self.after else seen)
         return {"images": np.stack(views)}
 
 

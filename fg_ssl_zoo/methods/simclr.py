@@ -7,24 +7,37 @@ Paper: Chen, Kornblith, Norouzi & Hinton, 2020 (arXiv 2002.05709).
     project    z = projector(h)
     loss       NT-Xent over the views of all processes (eq. 1)
 
-The gamma pair is SSL-Cassava's (Breiki, Ridzuan & Grandhe, 2021, arXiv 2107.13973): the second view
-is drawn from the picture after a power law with exponent in [0.5, 2.5].
+The pairs beside the original one are those of SSL-Cassava (Breiki, Ridzuan & Grandhe, 2021, arXiv
+2107.13973): one of the two views is drawn from the picture after a power law, with holes, with two
+patches exchanged, ... (`data/augment.py`). `preset: paper` takes the views of its notebooks, which
+crop in the first two pairs only.
 
 Deviations: colour jitter is one affine map (see `data/views.py`); the edit of a pair is drawn anew
 in every epoch, where the paper's code made it once per picture.
 """
 
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.data.augment import EDITS
+from fg_ssl_zoo.data.augment import PAIRS, SIDE, PairName
 from fg_ssl_zoo.data.sample import Views
-from fg_ssl_zoo.data.views import RandomViews, augmentations_of
+from fg_ssl_zoo.data.views import Augmentation, RandomViews, augmentations_of
 from fg_ssl_zoo.layers.heads import mlp
 from fg_ssl_zoo.method import Batch, Method, MethodOutput
 from fg_ssl_zoo.ops.contrastive import nt_xent
+
+# The views of SSL-Cassava's notebooks, at 512 pixels there.
+_WHOLE = Augmentation(
+    crop_scale=(1, 1), jitter=0.3, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2,
+    grayscale=0.2, blur=0.0,
+)  # fmt: skip
+_CROPPED = replace(_WHOLE, crop_scale=(0.08, 1.0))
+_ORIGINAL = replace(
+    _CROPPED, flip=0.0, jitter=0.4, blur=0.5, blur_sigma=(0.1 * 224 / SIDE, 2 * 224 / SIDE)
+)
 
 
 class SimCLR(Method):
@@ -38,9 +51,9 @@ class SimCLR(Method):
         projection_size: Of `z`; 128 in the paper.
         projector_layers: 2 in the paper, 3 in the official repository.
         projector_norm: BatchNorm without scale and shift on `z`.
-        preset: Views of `fg_ssl_zoo.data.views.PRESETS`.
+        preset: Views of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for SSL-Cassava's.
         augmentation: Strengths of `Augmentation` that replace those of the preset.
-        pair: `original` draws both views from the picture, `gamma` the second from its power law.
+        pair: A name of `fg_ssl_zoo.data.augment.PAIRS`; `original` draws both views alike.
     """
 
     papers = (
@@ -59,7 +72,7 @@ class SimCLR(Method):
         projector_norm: bool = True,
         preset: str = "fine_grained",
         augmentation: dict[str, Any] | None = None,
-        pair: Literal["original", "gamma"] = "original",
+        pair: PairName = "original",
     ) -> None:
         super().__init__(backbone)
         hidden = [hidden_size] * (projector_layers - 1)
@@ -67,12 +80,15 @@ class SimCLR(Method):
             [backbone.num_features, *hidden, projection_size], last_norm=projector_norm
         )
         self.temperature = temperature
-        self.augmentations = augmentations_of(preset, augmentation)
-        self.pair = pair
+        self.pair = PAIRS[pair]
+        paper = {"original": _ORIGINAL, "gamma": _CROPPED}.get(pair, _WHOLE)
+        start = (paper, paper) if preset == "paper" else preset
+        self.augmentations = augmentations_of(start, augmentation)
 
     def views(self, image_size: int) -> Views:
         """Two views: `images` (2, s, s, 3)."""
-        return RandomViews(image_size, self.augmentations, (None, EDITS.get(self.pair)))
+        pair = self.pair
+        return RandomViews(image_size, self.augmentations, (pair.first, pair.second), pair.after)
 
     def forward(self, batch: Batch) -> MethodOutput:
         """NT-Xent of `images` (b, 2, h, w, 3); both views take one pass."""

@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 import torch
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
-from fg_ssl_zoo.data.augment import gamma
+from fg_ssl_zoo.data.augment import PAIRS, gamma
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.simclr import SimCLR
 from fg_ssl_zoo.ops.contrastive import nt_xent
@@ -55,3 +56,29 @@ def _after_first_view(birds):
     generator = np.random.default_rng(5)
     generator.random(16)
     return generator
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("preset", ["fine_grained", "paper"])
+def test_every_pair_gives_two_views_and_the_unedited_one_is_plain(pair, preset, birds):
+    seen = build(pair=pair, preset=preset).views(64)(birds[0], np.random.default_rng(5))["images"]
+    assert seen.shape == (2, 64, 64, 3)
+    again = build(pair=pair, preset=preset).views(64)(birds[0], np.random.default_rng(5))["images"]
+    np.testing.assert_array_equal(seen, again)
+    if PAIRS[pair].first is None:
+        plain = build(pair=pair, preset=preset)
+        plain.pair = PAIRS["original"]
+        first = plain.views(64)(birds[0], np.random.default_rng(5))["images"][0]
+        np.testing.assert_array_equal(seen[0], first)
+
+
+def test_the_papers_views_crop_in_two_pairs_only():
+    scales = {pair: build(pair=pair, preset="paper").augmentations[0].crop_scale for pair in PAIRS}
+    assert [pair for pair, scale in scales.items() if scale == (0.08, 1.0)] == ["original", "gamma"]
+    original, gamma_pair = (
+        build(pair=p, preset="paper").augmentations[0] for p in ("original", "gamma")
+    )
+    assert (original.jitter, original.flip, original.blur) == (0.4, 0.0, 0.5)
+    assert (gamma_pair.jitter, gamma_pair.flip, gamma_pair.blur) == (0.3, 0.5, 0.0)
+    replaced = build(pair="gamma", preset="paper", augmentation={"flip": 0.0}).augmentations[1]
+    assert replaced.flip == 0.0

@@ -1,0 +1,142 @@
+"""Orders of tiles: permutation sets for jigsaw puzzles, and the shuffles that are easy to confuse.
+
+An order says which tile goes where: `shuffled[i] = tiles[order[i]]`. Every shuffle takes a numpy
+generator and the side `n` of its grid, and returns an order of n * n tiles, row by row.
+"""
+
+from collections.abc import Callable
+from importlib.resources import files
+from itertools import permutations
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+Shuffle = Callable[[np.random.Generator, int], np.ndarray]
+
+STORED = "permutations_3x3.txt"
+"""1,000 orders of nine tiles, in the order in which `maximal_hamming` chose them."""
+
+
+def maximal_hamming(num_tiles: int, count: int, seed: int = 0) -> UInt8[np.ndarray, "p t"]:
+    """Permutations that differ from each other in as many places as possible.
+
+    Greedy (Noroozi & Favaro, 2016, arXiv 1603.09246, algorithm 1 with the maximum): the first is
+    random, each further one is the permutation with the largest minimal distance to those before
+    it, of all there are; ties are broken at random. Twenty seconds for 1,000 of nine tiles.
+
+    Args:
+        num_tiles: At most 9: all permutations are looked at.
+        count: How many.
+        seed: Of the first one and of the ties.
+    """
+    generator = np.random.default_rng(seed)
+    every = np.array(list(permutations(range(num_tiles))), dtype=np.uint8)
+    nearest = np.full(len(every), num_tiles + 1)
+    chosen = []
+    for _ in range(count):
+        best = generator.choice(np.flatnonzero(nearest == nearest.max()))
+        chosen.append(every[best])
+        nearest = np.minimum(nearest, (every != every[best]).sum(axis=1))
+    return np.stack(chosen)
+
+
+def stored_permutations(count: int) -> Int64[np.ndarray, "p 9"]:
+    """The first `count` of the stored orders of nine tiles.
+
+    Raises:
+        ValueError: There are not so many.
+    """
+    lines = (files("fg_ssl_zoo.ops") / STORED).read_text(encoding="ascii").split()
+    if not 2 <= count <= len(lines):
+        raise ValueError(f"num_permutations: {count} is not between 2 and {len(lines)}")
+    return np.array([[int(digit) for digit in line] for line in lines[:count]], dtype=np.int64)
+
+
+def smallest_distance(orders: np.ndarray) -> int:
+    """The smallest number of places in which two of the permutations differ."""
+    apart = (orders[:, None] != orders[None]).sum(axis=-1)
+    return int(apart[~np.eye(len(orders), dtype=bool)].min())
+
+
+# --------------------------------------------------------------------------- shuffles of a grid
+
+
+def uniform(generator: np.random.Generator, n: int) -> Int64[np.ndarray, " t"]:
+    """Every order is equally likely."""
+    return generator.permutation(n * n).astype(np.int64)
+
+
+def dcl(generator: np.random.Generator, n: int, k: int = 2) -> Int64[np.ndarray, " t"]:
+    """Region confusion as DCL defines it (Chen et al., CVPR 2019): a move is below 2 k.
+
+    Every index of a row gets a draw of U(-k, k) on top and the row is sorted; then the columns
+    likewise.
+    """
+    grid = np.arange(n * n).reshape(n, n)
+    grid = np.take_along_axis(grid, _jittered(generator, n, k), axis=1)
+    return np.take_along_axis(grid, _jittered(generator, n, k).T, axis=0).ravel()
+
+
+def _jittered(generator: np.random.Generator, n: int, k: int) -> np.ndarray:
+    """(n, n): an order of 0..n-1 in each row."""
+    return (np.arange(n) + generator.uniform(-k, k, size=(n, n))).argsort(axis=1)
+
+
+def dcl_release(generator: np.random.Generator, n: int) -> Int64[np.ndarray, " t"]:
+    """The rule of DCL's released code: neighbours change places one pair after the other.
+
+    Going along a row, the newest tile and the one before it stay or change places, by chance; then
+    the rows likewise. A tile can be carried all the way: its move is not bounded.
+    """
+    grid = [_carried(generator, list(range(row * n, row * n + n))) for row in range(n)]
+    return np.array(_carried(generator, grid), dtype=np.int64).ravel()
+
+
+def _carried(generator: np.random.Generator, items: list) -> list:
+    for i in range(1, len(items)):
+        if generator.random() < 0.5:
+            items[i - 1], items[i] = items[i], items[i - 1]
+    return items
+
+
+def pmg(generator: np.random.Generator, n: int) -> Int64[np.ndarray, " t"]:
+    """The jigsaw generator of PMG's released code: tile 0 changes places with every tile once.
+
+    It is always one cycle through all tiles, so none stays where it was.
+    """
+    order = np.arange(n * n)
+    for other in generator.permutation(n * n):
+        order[[0, other]] = order[[other, 0]]
+    return order
+
+
+SHUFFLES: dict[str, Shuffle] = {
+    "uniform": uniform,
+    "dcl": dcl,
+    "dcl_release": dcl_release,
+    "pmg": pmg,
+}
+"""Name in a recipe -> shuffle."""
+
+
+def split_tiles(image: UInt8[np.ndarray, "h w c"], n: int) -> UInt8[np.ndarray, "t th tw c"]:
+    """N * n tiles, row by row.
+
+    Raises:
+        ValueError: A side that n does not divide, with the nearest that would do.
+    """
+    height, width, channels = image.shape
+    for side in (height, width):
+        if side % n or side < n:
+            fitting = max(n, round(side / n) * n)
+            raise ValueError(f"a side of {side} pixels has no {n} equal tiles; {fitting} would")
+    tiles = image.reshape(n, height // n, n, width // n, channels).swapaxes(1, 2)
+    return tiles.reshape(n * n, height // n, width // n, channels)
+
+
+def join_tiles(tiles: UInt8[np.ndarray, "t th tw c"]) -> UInt8[np.ndarray, "h w c"]:
+    """The picture that `split_tiles` took apart."""
+    n = round(len(tiles) ** 0.5)
+    height, width, channels = tiles.shape[1:]
+    grid = tiles.reshape(n, n, height, width, channels).swapaxes(1, 2)
+    return np.ascontiguousarray(grid.reshape(n * height, n * width, channels))
