@@ -2,6 +2,7 @@
 
     python docs/make_images.py        all of them, into docs/images/ (the package is installed)
 
+`simclr_pairs.png` shows one bird and what the edit of each SimCLR pair makes of it.
 `drawn_birds.png` shows four species of `DrawnBirds` with six individuals each, one picture as it
 would look with six species, and the part masks of that row.
 """
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fg_ssl_zoo.data.augment import PAIRS
 from fg_ssl_zoo.data.drawn import DrawnBirds, part_overlay
 
 FOLDER = Path(__file__).parent / "images"
@@ -72,8 +74,23 @@ def drawn_birds() -> Image.Image:
     return with_palette(np.concatenate(rows)[:-GAP])
 
 
+def simclr_pairs() -> Image.Image:
+    """One picture, edited as each pair does; captions above."""
+    picture = tile(DrawnBirds(8, image_size=OVERSAMPLING * TILE, seed=3)[2]["image"])
+    page = Image.new("RGB", (len(PAIRS) * (TILE + GAP) - GAP, CAPTION + TILE), "white")
+    font = ImageFont.load_default(size=15)
+    for column, (name, pair) in enumerate(PAIRS.items()):
+        edit = pair.first or pair.second
+        shown = edit(picture, np.random.default_rng(1)) if edit else picture
+        x = column * (TILE + GAP)
+        ImageDraw.Draw(page).text((x + 1, 4), name, fill=(60, 60, 60), font=font)
+        page.paste(Image.fromarray(shown), (x, CAPTION))
+    return with_palette(np.asarray(page))
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / "drawn_birds.png"
-    drawn_birds().save(path, optimize=True)
-    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+    for draw in (drawn_birds, simclr_pairs):
+        path = FOLDER / f"{draw.__name__}.png"
+        draw().save(path, optimize=True)
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")

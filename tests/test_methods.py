@@ -8,16 +8,22 @@ from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
 from fg_ssl_zoo.methods import METHODS, create_method
 
 BACKBONES = ["test_resnet", "test_vit"]
-OPTIONS = {"simclr": {"hidden_size": 32, "projection_size": 16}}
+OPTIONS = {
+    "jigsaw": {"num_permutations": 10, "dropout": 0.0},
+    "simclr": {"hidden_size": 32, "projection_size": 16},
+}
+SIZES = {"jigsaw": 96}
+"""Side of the input in pixels, where 64 does not suit."""
 
 
 def build(name, backbone, seed=0):
     torch.manual_seed(seed)
-    return create_method(name, create_backbone(backbone, image_size=64), **OPTIONS.get(name, {}))
+    shape = create_backbone(backbone, image_size=SIZES.get(name, 64))
+    return create_method(name, shape, **OPTIONS.get(name, {}))
 
 
 def batch_for(method, birds):
-    dataset = ViewDataset(birds, method.views(64), seed=0)
+    dataset = ViewDataset(birds, method.views(method.backbone.image_size), seed=0)
     return next(iter(step_loader(dataset, Order(len(birds), 8, 0), range(1), num_workers=0)))
 
 

@@ -9,6 +9,7 @@ import timm
 import torch
 from jaxtyping import Float, UInt8
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers.format import Format
 from torch import Tensor, nn
 
 from fg_ssl_zoo.config import nearest
@@ -26,6 +27,7 @@ class Backbone(nn.Module):
         num_features: `d`, the width of the pooled feature.
         image_size: Side of the input in pixels.
         mean, std: Per channel, of pixels in 0..1.
+        patch_size: Of a ViT, in pixels; `None` for others.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Backbone(nn.Module):
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.num_features: int = self.model.num_features
+        self.patch_size = patch_size_of(model)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Pooled features `h` of normalised images."""
@@ -159,9 +162,33 @@ def size_arguments(name: str, image_size: int) -> dict[str, int]:
 
 def _patch_size(name: str) -> int:
     with torch.device("meta"):
-        model = _build(name, {})
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
-    return int(patch[0] if isinstance(patch, tuple | list) else patch)
+        return patch_size_of(_build(name, {})) or 1
+
+
+def patch_size_of(model: nn.Module) -> int | None:
+    """Side of a ViT's patch in pixels; `None` for a network that takes any size."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    return int(patch[0] if isinstance(patch, tuple | list) else patch) if patch else None
+
+
+def accept_any_size(backbone: Backbone) -> None:
+    """Let a ViT read pictures of other sizes: position embeddings are interpolated on the way.
+
+    What timm's `dynamic_img_size=True` does while it builds; weights and the native size are as
+    before. A network without patches reads every size anyway.
+
+    Raises:
+        ValueError: A transformer that timm cannot feed other sizes.
+    """
+    model = backbone.model
+    if backbone.patch_size is None or getattr(model, "dynamic_img_size", False):
+        return
+    if not hasattr(model, "dynamic_img_size"):
+        raise ValueError(f"{backbone.name} reads one size of pictures; this method needs others")
+    model.dynamic_img_size = True
+    model.patch_embed.strict_img_size = False
+    model.patch_embed.flatten = False
+    model.patch_embed.output_fmt = Format.NHWC
 
 
 def _load_file(model: nn.Module, path: Path) -> None:

@@ -10,6 +10,7 @@ from fg_ssl_zoo.config import RecipeError, nearest, parse
 from fg_ssl_zoo.method import Method
 
 METHODS = {
+    "jigsaw": "Jigsaw",
     "simclr": "SimCLR",
 }
 """Name in a recipe and file of this folder -> class."""

@@ -1,0 +1,154 @@
+"""Jigsaw: name the order in which the nine tiles of a picture were shown.
+
+Paper: Breiki, Ridzuan & Grandhe, 2021 (arXiv 2107.13973), after Noroozi & Favaro, 2016 (arXiv
+1603.09246).
+
+    views      the centre of the picture as 3 x 3 tiles, each cropped at random inside its cell and
+               made darker or brighter, in the order p of a fixed set
+    features   f(tile), the same backbone for all tiles
+    loss       cross entropy of W [f(t_p(1)); ...; f(t_p(9))] against the number of p
+
+The gap between tiles and the brightness of each keep the network from matching edges and shades.
+
+Deviations: the set of orders is chosen greedily for its smallest Hamming distance (the code at hand
+only asks that an order and its neighbour differ everywhere); dropout is off in evaluation (theirs
+stays on); pixels are normalised with the mean and std that every later use has (theirs are not).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Le, Lt
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fg_ssl_zoo.backbones.backbone import Backbone, accept_any_size
+from fg_ssl_zoo.data.sample import Sample, Views
+from fg_ssl_zoo.data.views import CentreView
+from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.ops.permutations import split_tiles, stored_permutations
+
+GRID = 3
+TILE = 64 / 75
+"""Side of a tile as a share of its cell's: 64 of 75 pixels in the paper's code."""
+
+CENTRE = 225 / 256
+"""Share of the shorter side that is cut into tiles."""
+
+
+class Jigsaw(Method):
+    """Permutation classification around a backbone.
+
+    Args:
+        backbone: Sees one tile at a time.
+        num_permutations: Orders to tell apart; 100 in the paper, 200 in the code it comes from.
+        pool: Side of the grid that the last feature map is averaged to, 2 in the paper's code for
+            a ResNet-18; 0 takes the backbone's pooled features, as a ViT always does.
+        dropout: Before the classifier.
+        brightness: Factors are drawn from 1 +- this, for each tile.
+        tile_norm: Give each tile mean 0 and std 1 per channel, the usual guard against shortcuts by
+            colour.
+    """
+
+    papers = (
+        "Breiki, Ridzuan, Grandhe: Self-Supervised Learning for Fine-Grained Image Classification. "
+        "arXiv 2107.13973, 2021.",
+        "Noroozi, Favaro: Unsupervised Learning of Visual Representations by Solving Jigsaw "
+        "Puzzles. ECCV 2016, arXiv 1603.09246.",
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        num_permutations: Annotated[int, Ge(2)] = 100,
+        pool: Annotated[int, Ge(0)] = 2,
+        dropout: Annotated[float, Ge(0), Lt(1)] = 0.5,
+        brightness: Annotated[float, Ge(0), Le(1)] = 0.5,
+        tile_norm: bool = False,
+    ) -> None:
+        super().__init__(backbone)
+        accept_any_size(backbone)
+        self.orders = stored_permutations(num_permutations)
+        self.pool = 0 if backbone.patch_size else pool
+        self.brightness, self.tile_norm = brightness, tile_norm
+        width = backbone.num_features * max(self.pool, 1) ** 2
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(GRID**2 * width, num_permutations)
+
+    def views(self, image_size: int) -> Views:
+        """`tiles` (9, t, t, 3) in the order that `permutation` names.
+
+        Raises:
+            ValueError: A size that three tiles do not divide, or tiles smaller than a patch.
+        """
+        if image_size % GRID or image_size < GRID:
+            fitting = max(GRID, round(image_size / GRID) * GRID)
+            raise ValueError(
+                f"data.image_size: {image_size} has no {GRID} equal tiles; {fitting} would"
+            )
+        patch = self.backbone.patch_size or 1
+        tile = round(image_size // GRID * TILE) // patch * patch
+        if not tile:
+            raise ValueError(
+                f"data.image_size: a tile of {image_size} pixels is below a patch of {patch}; "
+                f"{GRID * int(np.ceil(patch / TILE))} would do"
+            )
+        return Tiles(image_size, tile, self.orders, self.brightness)
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """Cross entropy over the orders; all tiles of the batch take one pass."""
+        tiles = self.backbone.normalize(batch["tiles"].flatten(0, 1))  # (b * 9, 3, t, t)
+        features = self.tile_features(standardised(tiles) if self.tile_norm else tiles)
+        logits = self.classifier(self.dropout(features.reshape(len(batch["tiles"]), -1)))
+        right = (logits.argmax(dim=1) == batch["permutation"]).float().mean()
+        loss = F.cross_entropy(logits, batch["permutation"])
+        return MethodOutput(loss, {"train/accuracy": right.detach()})
+
+    def tile_features(self, tiles: Float[Tensor, "n 3 t t"]) -> Float[Tensor, "n d"]:
+        """Pooled features, or the last map averaged to a grid."""
+        if not self.pool:
+            return self.backbone(tiles)
+        (last,) = self.backbone.feature_maps(tiles, [-1])
+        return F.adaptive_avg_pool2d(last, self.pool).flatten(1)
+
+
+def standardised(tiles: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Mean 0 and std 1 of every channel of every tile."""
+    std, mean = torch.std_mean(tiles, dim=(2, 3), keepdim=True)
+    return (tiles - mean) / (std + 1e-5)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Cuts a picture into tiles and shows them in a random order of a set.
+
+    Attributes:
+        size: Side of the square that is cut, in pixels.
+        tile: Side of a tile.
+        orders: (p, 9); tile `orders[y][i]` is shown at place i.
+        brightness: Factors are drawn from 1 +- this.
+    """
+
+    size: int
+    tile: int
+    orders: np.ndarray
+    brightness: float
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
+        """`tiles` (9, t, t, 3) and `permutation`, the number of their order."""
+        square = CentreView(self.size, CENTRE)(sample, generator)["image"]
+        cells = split_tiles(square, GRID)
+        room = cells.shape[1] - self.tile
+        places = generator.integers(0, room + 1, size=(GRID**2, 2)).tolist()
+        factors = generator.uniform(1 - self.brightness, 1 + self.brightness, GRID**2).tolist()
+        tiles = [
+            cv2.convertScaleAbs(cell[y : y + self.tile, x : x + self.tile], alpha=factor)
+            for cell, (y, x), factor in zip(cells, places, factors, strict=True)
+        ]
+        number = int(generator.integers(len(self.orders)))
+        return {"tiles": np.stack(tiles)[self.orders[number]], "permutation": number}
