@@ -12,7 +12,6 @@ from bokeh.embed import components
 from bokeh.models import (
     BoxZoomTool,
     ColumnDataSource,
-    CrosshairTool,
     FixedTicker,
     HoverTool,
     NumeralTickFormatter,
@@ -112,17 +111,23 @@ def map_figure(
             ZoomInTool(), ZoomOutTool(), ResetTool(),
         ],
         match_aspect=True,
+        name="map-plot",
     )  # fmt: skip
     plot.axis.visible = False
     plot.grid.visible = False
     size = float(np.clip(260 / max(len(points), 1) ** 0.5, 6, 12))
     drawn = plot.scatter(
         "x", "y", source=source, size=size, marker="mark", fill_color="colour", line_color="colour",
-        fill_alpha="alpha", line_alpha="alpha", line_width=1.6, hover_line_color=GREY,
+        fill_alpha="alpha", line_alpha="alpha", line_width=1.6, name="points",
+    )  # fmt: skip
+    plot.image_url(
+        "picture", "x", "y", source=source, w=28, h=28, w_units="screen", h_units="screen",
+        anchor="center", global_alpha="alpha", visible=False, name="pictures",
     )  # fmt: skip
     plot.add_tools(
         HoverTool(
             renderers=[drawn],
+            visible=False,  # always on: a button for it would only fill the bar
             point_policy="snap_to_data",
             tooltips=TOOLTIP.replace("{lines}", CLASSES if classes else ""),
         )
@@ -150,13 +155,13 @@ def training_figure(lines: Sequence[Line], *, percent: bool) -> Any:
 
 def _lines(lines: Sequence[Line], *, x: str, percent: bool, log: bool = False) -> Any:
     plot = _blank(tools=[], x_axis_type="log" if log else "linear")
-    plot.xaxis.axis_label = x
     if percent:
         plot.yaxis.formatter = NumeralTickFormatter(format="0%")
     else:
         plot.yaxis.formatter = NumeralTickFormatter(format="0[.]0")
     plot.y_range.start = 0
     value = "@y{0.0%}" if percent else "@y{0.00}"
+    dots = []
     for line in lines:
         source = ColumnDataSource({"x": line.x, "y": line.y, "name": [line.name] * len(line.x)})
         if line.low and not line.dashed:
@@ -165,19 +170,12 @@ def _lines(lines: Sequence[Line], *, x: str, percent: bool, log: bool = False) -
             "x", "y", source=source, line_color=line.colour, line_width=2,
             line_dash="dashed" if line.dashed else "solid",
         )  # fmt: skip
-        few = len(line.x) <= 12
-        dots = plot.scatter(
-            "x", "y", source=source, size=6 if few else 3, fill_color=line.colour, line_color=None
+        size = 6 if len(line.x) <= 12 else 3
+        dots.append(
+            plot.scatter("x", "y", source=source, size=size, color=line.colour, line_color=None)
         )
-        plot.add_tools(
-            HoverTool(
-                renderers=[dots],
-                mode="mouse",
-                tooltips=f'<div style="font:13px/1.4 system-ui"><b>@name</b><div>{value} at @x {x}'
-                "</div></div>",
-            )
-        )
-    plot.add_tools(CrosshairTool(dimensions="height", line_color=GREY, line_alpha=0.4))
+    tip = f'<div style="font:13px/1.4 system-ui"><b>@name</b><div>{value} at @x {x}</div></div>'
+    plot.add_tools(HoverTool(renderers=dots, visible=False, tooltips=tip))
     return plot
 
 
@@ -192,12 +190,12 @@ def _blank(**options: Any) -> Any:
         **options,
     )
     plot.toolbar.logo = None
+    plot.toolbar.visible = bool(options.get("tools"))
     for axis in plot.axis:
         axis.axis_line_color = axis.major_tick_line_color = GREY
         axis.minor_tick_line_color = None
-        axis.major_label_text_color = axis.axis_label_text_color = GREY
-        axis.major_label_text_font = axis.axis_label_text_font = FONT
-        axis.major_label_text_font_size = axis.axis_label_text_font_size = "12px"
-        axis.axis_label_text_font_style = "normal"
+        axis.major_label_text_color = GREY
+        axis.major_label_text_font = FONT
+        axis.major_label_text_font_size = "12px"
     plot.grid.grid_line_color = FAINT
     return plot

@@ -129,14 +129,14 @@ def patch_colours(maps: Float[Tensor, "b d h w"]) -> Float[np.ndarray, "b h w 3"
 def glow(
     pixels: UInt8[np.ndarray, "s s 3"], heat: Float[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """The picture, pale and grey where it is cold, warm in its own colours where it is hot."""
+    """The picture in pale grey, covered with a light from red to yellow where it is hot."""
     size = pixels.shape[0]
     soft = cv2.resize(heat.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
-    soft = soft.clip(0, 1)[..., None] ** 0.7
+    soft = soft.clip(0, 1)[..., None]
     grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    cold = 0.5 * grey.astype(np.float32) + 45
-    warm = 0.7 * pixels + 0.3 * np.array([255.0, 150.0, 20.0])
-    return (cold * (1 - soft) + warm * soft).clip(0, 255).astype(np.uint8)
+    light = (1 - soft) * np.array([215.0, 40.0, 20.0]) + soft * np.array([255.0, 225.0, 70.0])
+    cover = 0.75 * soft**0.7
+    return ((0.65 * grey + 45) * (1 - cover) + light * cover).clip(0, 255).astype(np.uint8)
 
 
 def enlarged(colours: Float[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:

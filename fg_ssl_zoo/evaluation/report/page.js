@@ -8,39 +8,65 @@
       for (const plot of document_.roots()) {
         for (const axis of [...plot.below, ...plot.left]) {
           axis.major_label_text_color = colour;
-          axis.axis_label_text_color = colour;
         }
       }
     }
   };
 
-  const source = () => {
+  const named = (name) => {
     for (const document_ of Bokeh.documents) {
-      const found = document_.get_model_by_name("map");
+      const found = document_.get_model_by_name(name);
       if (found) return found;
     }
   };
 
   // Classes that stay bright on the map; an empty list is all of them.
   const show = (classes) => {
-    const points = source();
-    if (!points || !points.data.label) return;
+    const points = named("map");
     const chosen = new Set(classes);
     points.data.alpha = Array.from(points.data.label, (label) =>
       chosen.size === 0 ? 0.85 : chosen.has(label) ? 1 : 0.07);
     points.change.emit();
     const select = document.getElementById("classes-on-map");
-    if (select) select.value = classes.length === 1 ? String(classes[0]) : "";
+    select.value = classes.length === 1 ? String(classes[0]) : "";
+    document.getElementById("all-on-map").hidden = chosen.size === 0;
+    document.getElementById("shown-on-map").replaceChildren(...classes.map((label) => {
+      const item = document.createElement("span");
+      const dot = document.createElement("i");
+      dot.textContent = "●";
+      dot.style.color = points.data.colour[Array.from(points.data.label).indexOf(label)];
+      item.append(dot, " ", select.options[label + 1].textContent);
+      return item;
+    }));
+  };
+
+  // A finger scrolls the page; it has smaller points and zooms with the tools.
+  const touch = () => {
+    const points = named("points");
+    const plot = named("map-plot");
+    if (matchMedia("(max-width: 760px)").matches) points.glyph.size = { value: 6 };
+    if (matchMedia("(pointer: coarse)").matches) {
+      for (const tool of plot.toolbar.tools) if (tool.type === "PanTool") tool.active = false;
+    }
+  };
+
+  const toggle = (event) => {
+    const pictures = named("pictures");
+    pictures.visible = !pictures.visible;
+    event.target.setAttribute("aria-pressed", String(pictures.visible));
+    event.target.textContent = pictures.visible ? "Show points" : "Show the pictures themselves";
   };
 
   const ready = () => {
-    if (typeof Bokeh === "undefined" || !source()) return setTimeout(ready, 50);
+    if (typeof Bokeh === "undefined" || !named("map")) return setTimeout(ready, 50);
     ink();
+    touch();
     dark.addEventListener("change", ink);
+    document.getElementById("pictures-on-map").addEventListener("click", toggle);
     const select = document.getElementById("classes-on-map");
-    if (select) {
-      select.addEventListener("change", () => show(select.value === "" ? [] : [Number(select.value)]));
-    }
+    if (!select) return;
+    select.addEventListener("change", () => show(select.value === "" ? [] : [Number(select.value)]));
+    document.getElementById("all-on-map").addEventListener("click", () => show([]));
     for (const button of document.querySelectorAll(".on-map")) {
       button.addEventListener("click", () => {
         show(button.dataset.classes.split(",").map(Number));

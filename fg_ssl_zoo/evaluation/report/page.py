@@ -168,7 +168,7 @@ def _training(
                 "title": title,
                 "meaning": meaning,
                 "lines": lines,
-                "last": f"{last:.1%}" if key == "eval/knn_top1" else f"{last:.3g}",
+                "last": f"{100 * last:.1f} %" if key == "eval/knn_top1" else f"{last:.3g}",
             }
         )
     return found
@@ -223,10 +223,11 @@ def _glance(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
 
 def _made(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
     """How the page was made, for the foot."""
+    init = subject.backbone.init  # without the folders of the machine
     size, crop_pct = subject.backbone.image_size, subject.seen_pictures.crop_pct
     made = {
         "architecture": subject.backbone.name,
-        "weights": subject.backbone.init,
+        "weights": Path(init).name if Path(init).exists() else init,
         "input": f"{size} px, centre crop {crop_pct:g}",
         "features": subject.backbone.num_features,
         "seed": subject.seed,
