@@ -15,9 +15,10 @@ from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.drawn import DrawnBirds
+from fg_ssl_zoo.evaluation.evaluate import Evaluation, Row
 from fg_ssl_zoo.evaluation.report import figures, looks
 from fg_ssl_zoo.evaluation.report.confusion import class_scores, confused_pairs
-from fg_ssl_zoo.evaluation.report.curves import training_curves
+from fg_ssl_zoo.evaluation.report.curves import colours_of, training_curves
 from fg_ssl_zoo.evaluation.report.embedding import plane
 from fg_ssl_zoo.evaluation.report.neighbours import choose_queries, nearest
 from fg_ssl_zoo.evaluation.report.page import write_report
@@ -312,6 +313,19 @@ def test_curves_of_a_run_that_still_writes(tmp_path):
         "eval/knn_top1": ([0, 20], [0.1, 0.4]),
         "eval/rankme": ([0], [5.0]),
     }
+
+
+def test_a_start_has_the_colour_of_its_model_and_models_differ():
+    names = ["resnet18, untrained", "a", "vit, untrained", "b"]
+    architectures = ["resnet18", "resnet18", "vit", "resnet18"]
+    rows = [
+        Row(name, name, {"architecture": architecture}, {}, {})
+        for name, architecture in zip(names, architectures, strict=True)
+    ]
+    found = colours_of(Evaluation({}, rows, np.zeros(0, dtype=np.int64), {}))
+    assert found["resnet18, untrained"] == (found["a"][0], True)
+    assert not found["a"][1]
+    assert len({found[name] for name in ("a", "b", "vit, untrained")}) == 3
 
 
 def test_class_names_are_shown_without_numbers_where_they_stay_different():

@@ -5,6 +5,7 @@
     page         what goes onto the page, and the page
     subject      the model and the pictures that all details are about
     scores       the table of results, curves over labels and over training
+    details      the pictures of the page as plain data
     confusion    class pairs that are taken for each other, accuracy of each class
     neighbours   the nearest pictures of some queries
     looks        where the evidence for a class lies; patch features as colours

@@ -42,17 +42,16 @@ class Line:
 
 
 def colours_of(evaluation: Evaluation) -> dict[str, tuple[str, bool]]:
-    """Row name -> colour and whether it is untrained; a start has the colour of its model."""
-    found: dict[str, tuple[str, bool]] = {}
+    """Row name -> colour and whether it is untrained; a start has the colour of its model.
+
+    A start that stands alone has a colour of its own.
+    """
     architectures: dict[str, str] = {}
-    trained = [row for row in evaluation.rows if not _untrained(row)]
-    for number, row in enumerate(trained):
-        colour = PALETTE[number % len(PALETTE)]
-        found[row.name] = (colour, False)
-        architectures.setdefault(row.backbone["architecture"], colour)
-    for row in evaluation.rows:
-        if _untrained(row):
-            found[row.name] = (architectures.get(row.backbone["architecture"], "#8a8a8a"), True)
+    found: dict[str, tuple[str, bool]] = {}
+    for row in sorted(evaluation.rows, key=_untrained):  # the trained ones choose first
+        architecture, fresh = row.backbone["architecture"], PALETTE[len(found) % len(PALETTE)]
+        colour = architectures.setdefault(architecture, fresh)
+        found[row.name] = (colour if _untrained(row) else fresh, _untrained(row))
     return found
 
 

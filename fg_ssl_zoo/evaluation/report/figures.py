@@ -18,6 +18,7 @@ from bokeh.models import (
     PanTool,
     ResetTool,
     Span,
+    TapTool,
     WheelZoomTool,
     ZoomInTool,
     ZoomOutTool,
@@ -120,6 +121,8 @@ def map_figure(
         "x", "y", source=source, size=size, marker="mark", fill_color="colour", line_color="colour",
         fill_alpha="alpha", line_alpha="alpha", line_width=1.6, name="points",
     )  # fmt: skip
+    drawn.nonselection_glyph = drawn.selection_glyph = None  # a tap asks, it does not choose
+    plot.add_tools(TapTool(renderers=[drawn], visible=False))
     plot.image_url(
         "picture", "x", "y", source=source, w=28, h=28, w_units="screen", h_units="screen",
         anchor="center", global_alpha="alpha", visible=False, name="pictures",

@@ -46,8 +46,26 @@
     const plot = named("map-plot");
     if (matchMedia("(max-width: 760px)").matches) points.glyph.size = { value: 6 };
     if (matchMedia("(pointer: coarse)").matches) {
-      for (const tool of plot.toolbar.tools) if (tool.type === "PanTool") tool.active = false;
+      for (const tool of plot.toolbar.tools) {
+        if (tool.type === "PanTool" || tool.type === "HoverTool") tool.active = false;
+      }
     }
+  };
+
+  // The picture that was clicked or tapped, below the map.
+  const pick = () => {
+    const points = named("map");
+    const [row] = points.selected.indices;
+    if (row === undefined) return;
+    points.selected.indices = [];
+    const panel = document.getElementById("picked");
+    panel.hidden = false;
+    const said = (column) => (column in points.data ? points.data[column][row] : "");
+    const [truth, verdict, file] = panel.querySelectorAll("b, span, small");
+    truth.textContent = said("truth");
+    verdict.textContent = said("verdict");
+    file.textContent = said("file");
+    panel.querySelector("img").src = said("picture");
   };
 
   const toggle = (event) => {
@@ -62,6 +80,7 @@
     ink();
     touch();
     dark.addEventListener("change", ink);
+    named("map").selected.properties.indices.change.connect(pick);
     document.getElementById("pictures-on-map").addEventListener("click", toggle);
     const select = document.getElementById("classes-on-map");
     if (!select) return;
