@@ -148,7 +148,7 @@ def test_an_unlabelled_page_says_so_and_has_the_rest(unlabelled):
     page = Page(unlabelled)
     assert page.ids >= ALWAYS
     assert not page.ids & SUPERVISED
-    assert "no labels" in page.text
+    assert "no labelled test pictures" in page.text
     assert page.without_alt == 0
 
 

@@ -125,7 +125,7 @@ def map_figure(
     plot.add_tools(TapTool(renderers=[drawn], visible=False))
     plot.image_url(
         "picture", "x", "y", source=source, w=28, h=28, w_units="screen", h_units="screen",
-        anchor="center", global_alpha="alpha", visible=False, name="pictures",
+        anchor="center", global_alpha="alpha", visible=labels is None, name="pictures",
     )  # fmt: skip
     plot.add_tools(
         HoverTool(

@@ -68,11 +68,14 @@
     panel.querySelector("img").src = said("picture");
   };
 
-  const toggle = (event) => {
-    const pictures = named("pictures");
+  const toggle = (pictures) => {
     pictures.visible = !pictures.visible;
-    event.target.setAttribute("aria-pressed", String(pictures.visible));
-    event.target.textContent = pictures.visible ? "Show points" : "Show the pictures themselves";
+    label(pictures);
+  };
+
+  const label = (pictures) => {
+    const button = document.getElementById("pictures-on-map");
+    button.textContent = pictures.visible ? "Show points" : "Show the pictures themselves";
   };
 
   const ready = () => {
@@ -81,7 +84,9 @@
     touch();
     dark.addEventListener("change", ink);
     named("map").selected.properties.indices.change.connect(pick);
-    document.getElementById("pictures-on-map").addEventListener("click", toggle);
+    const pictures = named("pictures");
+    label(pictures);
+    document.getElementById("pictures-on-map").addEventListener("click", () => toggle(pictures));
     const select = document.getElementById("classes-on-map");
     if (!select) return;
     select.addEventListener("change", () => show(select.value === "" ? [] : [Number(select.value)]));

@@ -56,7 +56,8 @@ def write_report(
     how: dict[str, Any] = {"image_size": image_size, "crop_pct": crop_pct, "layer": layer}
     how |= {"seed": seed, "cache": cache}
     if train.labels is None or test is None:
-        say(f"{train.name} has no labelled test pictures: map, neighbours and looks only")
+        others = f" of {models[0]}" if len(models) > 1 else ""
+        say(f"{train.name} has no labelled test pictures: map, neighbours and looks{others} only")
         subject = unlabelled_subject(models[0], train, accelerator, **how)
         evaluation = None
     else:
@@ -85,6 +86,7 @@ def page_content(
     content: dict[str, Any] = {
         "title": subject.name,
         "data_name": data_name,
+        "num_models": len(models),
         "num_seen": len(subject.seen.features),
         "classes": subject.classes,
         "table": None,
