@@ -23,6 +23,8 @@ assert fg_ssl_zoo.load_recipe().name == "fgssl_resnet18_drawn.simclr"
 from fg_ssl_zoo.hub.card import template_path
 assert template_path() == home / "MODEL_CARD.md"
 assert template_path().is_file()
+report = home / "evaluation" / "report"
+assert all((report / name).is_file() for name in ("page.html.jinja", "page.css", "page.js"))
 print("the wheel is whole")
 """
 

@@ -1,0 +1,44 @@
+"""`fgssl report`: why is a backbone good or bad? One page to look at."""
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fg_ssl_zoo.cli.evaluation import add_models, data_from
+
+NEEDED = ("bokeh", "jinja2")
+"""What `fg-ssl-zoo[report]` brings."""
+
+
+def add_verbs(verbs: Any) -> None:
+    """Give the command `fgssl report`."""
+    report = verbs.add_parser("report", help="a page that shows why a backbone is good or bad")
+    add_models(report)
+    report.add_argument("--out", type=Path, default=Path("report.html"), help="the page")
+    report.set_defaults(run=_report)
+
+
+def _report(chosen: argparse.Namespace) -> None:
+    for package in NEEDED:
+        if find_spec(package) is None:
+            raise ValueError(f"fgssl report needs {package}: pip install 'fg-ssl-zoo[report]'")
+    from fg_ssl_zoo.engine.hardware import evaluation_accelerator
+    from fg_ssl_zoo.evaluation.report.page import write_report
+
+    accelerator = evaluation_accelerator()
+    main = accelerator.is_main_process
+    html = write_report(
+        chosen.models,
+        data_from(chosen),
+        accelerator,
+        image_size=chosen.image_size,
+        layer=chosen.layer,
+        seed=chosen.seed,
+        cache=chosen.cache,
+        say=print if main else lambda line: None,
+    )
+    if main:
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
+        chosen.out.write_text(html, encoding="utf-8")
+        print(f"{chosen.out} ({len(html.encode()) / 1e6:.1f} MB)")

@@ -1,0 +1,252 @@
+"""What goes onto the page, and the page.
+
+    write_report(models, data, accelerator) -> HTML
+
+Numbers and curves are of all models; everything else is about the first one.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from fg_ssl_zoo.config import Data
+from fg_ssl_zoo.data.datasets import load_splits
+from fg_ssl_zoo.engine.provenance import commit, versions
+from fg_ssl_zoo.evaluation.evaluate import CHEAP, Evaluation, evaluate
+from fg_ssl_zoo.evaluation.features import evenly
+from fg_ssl_zoo.evaluation.report import curves, figures
+from fg_ssl_zoo.evaluation.report.details import (
+    class_bars,
+    confusions,
+    looks,
+    neighbourhoods,
+)
+from fg_ssl_zoo.evaluation.report.embedding import plane
+from fg_ssl_zoo.evaluation.report.scores import results_table
+from fg_ssl_zoo.evaluation.report.subject import Subject, labelled_subject, unlabelled_subject
+from fg_ssl_zoo.evaluation.table import LEGEND
+from fg_ssl_zoo.ops.spectrum import rankme
+
+MAP_PICTURES, MAP_SIZE = 3000, 56
+"""Pictures on the map at most, and the side of their thumbnails in pixels."""
+
+
+def write_report(
+    models: Sequence[str],
+    data: Data,
+    accelerator: Accelerator,
+    *,
+    image_size: int | None = None,
+    crop_pct: float | None = None,
+    layer: int | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> str:
+    """The page as one HTML text; arguments and errors as for `evaluate`.
+
+    Without labels there are no scores: the page has the map, the neighbours and the looks.
+    """
+    train, test = load_splits(data, seed)
+    crop_pct = data.crop_pct if crop_pct is None else crop_pct
+    how: dict[str, Any] = {"image_size": image_size, "crop_pct": crop_pct, "layer": layer}
+    how |= {"seed": seed, "cache": cache}
+    if train.labels is None or test is None:
+        others = f" of {models[0]}" if len(models) > 1 else ""
+        say(f"{train.name} has no labelled test pictures: map, neighbours and looks{others} only")
+        subject = unlabelled_subject(models[0], train, accelerator, **how)
+        evaluation = None
+    else:
+        evaluation = evaluate(models, data, accelerator, protocols=CHEAP, say=say, **how)
+        subject = labelled_subject(models[0], evaluation, train, test, accelerator, cache=cache)
+    return render(page_content(models, subject, evaluation, train.name, say))
+
+
+def page_content(
+    models: Sequence[str],
+    subject: Subject,
+    evaluation: Evaluation | None,
+    data_name: str,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """All that the template reads.
+
+    Args:
+        models: As the user wrote them, for the folders of runs.
+        subject: The first of them.
+        evaluation: All of them; `None` without labels.
+        data_name: Of the data set.
+        say: Called with a line before each piece of work.
+    """
+    plots: dict[str, Any] = {}
+    content: dict[str, Any] = {
+        "title": subject.name,
+        "data_name": data_name,
+        "num_models": len(models),
+        "num_seen": len(subject.seen.features),
+        "classes": subject.classes,
+        "table": None,
+        "pairs": [],
+        "bars": [],
+    }
+    colours = {} if evaluation is None else curves.colours_of(evaluation)
+    if evaluation is not None:
+        labels, predicted = subject.labels, subject.linear
+        assert labels is not None
+        assert predicted is not None
+        say(f"{subject.name}: the most confused classes")
+        lines = curves.label_curves(evaluation)
+        plots["labels"] = figures.label_figure(lines, evaluation.data["chance"])
+        content |= {
+            "table": results_table(evaluation),
+            "label_lines": lines,
+            "pairs": confusions(subject, labels, predicted),
+            "bars": class_bars(subject, labels, predicted),
+        }
+    content["curves"] = _training(models, subject, evaluation, colours, plots)
+    say(f"{subject.name}: map of {min(len(subject.seen.features), MAP_PICTURES)} pictures")
+    content["num_mapped"] = _map(subject, plots)
+    say(f"{subject.name}: neighbours, and where it looks")
+    content["neighbourhoods"] = neighbourhoods(subject)
+    content["looks"], content["looks_note"] = looks(subject)
+    content["glance"] = _glance(subject, evaluation)
+    content["made"] = _made(subject, evaluation)
+    script, places = figures.embed(plots)
+    content["script"] = Markup(script)
+    content["plots"] = {name: Markup(place) for name, place in places.items()}
+    content["bokeh"] = Markup(figures.scripts())
+    content["legend"] = LEGEND
+    return content
+
+
+def render(content: dict[str, Any]) -> str:
+    """The template filled; every name is escaped."""
+    place = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(place),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f} %"
+    return environment.get_template("page.html.jinja").render(content)
+
+
+# --------------------------------------------------------------------------- pieces
+
+
+def _training(
+    models: Sequence[str],
+    subject: Subject,
+    evaluation: Evaluation | None,
+    colours: dict[str, tuple[str, bool]],
+    plots: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """A diagram for each logged number of the runs among the models."""
+    if evaluation is None:
+        names = {models[0]: subject.name}
+    else:
+        names = {
+            row.words: row.name for row in reversed(evaluation.rows) if not colours[row.name][1]
+        }
+    runs = {
+        names[words]: folder
+        for words in models
+        if words in names and (folder := curves.run_folder(words)) is not None
+    }
+    found = []
+    for key, lines in curves.training_curves(runs, colours).items():
+        title, meaning = curves.LOGGED[key]
+        plots[key] = figures.training_figure(lines, percent=key == "eval/knn_top1")
+        last = lines[0].y[-1]
+        found.append(
+            {
+                "key": key,
+                "title": title,
+                "meaning": meaning,
+                "lines": lines,
+                "last": f"{100 * last:.1f} %" if key == "eval/knn_top1" else f"{last:.3g}",
+            }
+        )
+    return found
+
+
+def _map(subject: Subject, plots: dict[str, Any]) -> int:
+    """Put the map into `plots`; how many pictures it shows."""
+    rows = evenly(len(subject.seen.features), MAP_PICTURES)
+    plots["map"] = figures.map_figure(
+        plane(subject.seen.features[rows], subject.seed),
+        [subject.uri(row, MAP_SIZE) for row in rows],
+        [subject.file(row) for row in rows],
+        classes=subject.classes,
+        labels=None if subject.labels is None else subject.labels[rows],
+        predicted=None if subject.linear is None else subject.linear[rows],
+    )
+    return len(rows)
+
+
+def _glance(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
+    """The figures at the top of the page."""
+    if evaluation is None:
+        sample = subject.seen.features[evenly(len(subject.seen.features), 2048)]
+        rank, most = rankme(sample), min(sample.shape)
+        return {"rank": f"{rank:.0f}", "most": most, "numbers": []}
+    first = evaluation.rows[0]
+    start = next(
+        (
+            row
+            for row in evaluation.rows[1:]
+            if row.name == f"{first.backbone['architecture']}, untrained"
+        ),
+        None,
+    )
+    numbers = [
+        {
+            "title": title,
+            "meaning": meaning,
+            "value": first.outcomes[metric].value,
+            "start": None if start is None else start.outcomes[metric].value,
+        }
+        for metric, title, meaning in (
+            ("linear_top1", "linear probe", "named rightly by a linear classifier on all labels"),
+            ("knn_top1", "nearest neighbours", "named rightly by the 20 most similar pictures"),
+            ("low_shot_5_top1", "five labels", "named rightly from five labelled pictures a class"),
+            ("retrieval_rank1", "retrieval", "whose most similar test picture is of their class"),
+        )
+        if metric in first.outcomes
+    ]
+    return {"numbers": numbers[:4], "chance": evaluation.data["chance"]}
+
+
+def _made(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
+    """How the page was made, for the foot."""
+    init = subject.backbone.init  # without the folders of the machine
+    size, crop_pct = subject.backbone.image_size, subject.seen_pictures.crop_pct
+    made = {
+        "architecture": subject.backbone.name,
+        "weights": Path(init).name if Path(init).exists() else init,
+        "input": f"{size} px, centre crop {crop_pct:g}",
+        "features": subject.backbone.num_features,
+        "seed": subject.seed,
+    }
+    if evaluation is not None:
+        about = evaluation.data
+        made |= {
+            "training pictures": f"{about['num_train']} ({about['train_fingerprint']})",
+            "test pictures": f"{about['num_scored']} ({about['test_fingerprint']})",
+            "classes": about["num_classes"],
+            "notes": "; ".join(
+                f"{row.name}, {metric}: {note}"
+                for row in evaluation.rows
+                for metric, outcome in row.outcomes.items()
+                for note in outcome.notes
+            ),
+        }
+    made["versions"] = ", ".join(f"{name} {number}" for name, number in versions().items())
+    made["commit"] = commit()
+    return {name: value for name, value in made.items() if value not in (None, "")}

@@ -1,0 +1,48 @@
+"""Thumbnails that lie inside a page: what the backbone saw, as JPEG data URIs."""
+
+import base64
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from fg_ssl_zoo.data.datasets import image_name
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.data.views import CentreView
+
+QUALITY = 82
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """Pictures of a set through the centre crop of the evaluation.
+
+    Attributes:
+        images: The set.
+        crop_pct: Of the centre crop.
+    """
+
+    images: Images
+    crop_pct: float = 0.875
+
+    def pixels(self, index: int, size: int) -> UInt8[np.ndarray, "s s 3"]:
+        """The crop, `size` pixels a side."""
+        return CentreView(size, self.crop_pct)(self.images[index], np.random.default_rng(0))[
+            "image"
+        ]
+
+    def uri(self, index: int, size: int) -> str:
+        """The crop for an `src`."""
+        return jpeg_uri(self.pixels(index, size))
+
+    def name(self, index: int) -> str:
+        """The file's path in its folder."""
+        return image_name(self.images, index)
+
+
+def jpeg_uri(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
+    """RGB pixels as `data:image/jpeg;base64,...`."""
+    how = [cv2.IMWRITE_JPEG_QUALITY, QUALITY, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), how)
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()

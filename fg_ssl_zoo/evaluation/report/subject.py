@@ -1,0 +1,162 @@
+"""What the details of a page are about: one model, the pictures it is shown, what it says."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from fg_ssl_zoo.backbones.any_backbone import open_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.data.loader import resolve_num_workers
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.evaluation.evaluate import Evaluation, make_task, row_name
+from fg_ssl_zoo.evaluation.feature_store import features_of
+from fg_ssl_zoo.evaluation.features import Features, Layer, Read
+from fg_ssl_zoo.evaluation.report.pictures import Thumbnails
+from fg_ssl_zoo.ops.distributed import world_size
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The first model of a page and its pictures.
+
+    Attributes:
+        name: Of the model.
+        backbone: On its device.
+        read: How its features are read.
+        classes: Class names as they are shown; empty without labels.
+        seen: Features of the pictures that are shown: test, or all where nothing is labelled.
+        seen_pictures: Those pictures.
+        known: Features that neighbours come from: train, or the same again.
+        known_pictures: Those pictures.
+        linear, knn: Class numbers that the two classifiers name for `seen`; `None` without labels.
+        device: Of the forward passes.
+        seed: Of every draw.
+    """
+
+    name: str
+    backbone: Backbone
+    read: Read
+    classes: list[str]
+    seen: Features
+    seen_pictures: Thumbnails
+    known: Features
+    known_pictures: Thumbnails
+    linear: Int64[np.ndarray, " m"] | None
+    knn: Int64[np.ndarray, " m"] | None
+    device: torch.device
+    seed: int = 0
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " m"] | None:
+        """True class numbers of `seen`."""
+        labels = self.seen.labels
+        return None if labels is None or self.linear is None else labels.numpy()
+
+    def file(self, row: int) -> str:
+        """Name of a shown picture."""
+        return self.seen_pictures.name(int(self.seen.indices[row]))
+
+    def uri(self, row: int, size: int) -> str:
+        """A shown picture for an `src`."""
+        return self.seen_pictures.uri(int(self.seen.indices[row]), size)
+
+    def inputs(self, rows: Sequence[int]) -> Float[Tensor, "b 3 s s"]:
+        """Shown pictures as the backbone reads them."""
+        size = self.backbone.image_size
+        crops = [self.seen_pictures.pixels(int(self.seen.indices[row]), size) for row in rows]
+        pixels = torch.from_numpy(np.stack(crops)).to(self.device)
+        return self.backbone.normalize(pixels)
+
+
+def labelled_subject(
+    words: str,
+    evaluation: Evaluation,
+    train: Images,
+    test: Images,
+    accelerator: Accelerator,
+    *,
+    cache: Path | None = None,
+) -> Subject:
+    """The first model of an evaluation; its features are read from the files of that evaluation."""
+    settings = evaluation.settings
+    backbone = _opened(words, settings["image_size"], settings["seed"])
+    task = make_task(
+        backbone, train, test, accelerator,
+        crop_pct=settings["crop_pct"], layer=settings["layer"], seed=settings["seed"], cache=cache,
+    )  # fmt: skip
+    first = evaluation.rows[0]
+    return Subject(
+        name=first.name,
+        backbone=backbone,
+        read=_reader(settings["layer"]),
+        classes=readable(task.classes),
+        seen=task.test,
+        seen_pictures=Thumbnails(test, task.crop_pct),
+        known=task.train,
+        known_pictures=Thumbnails(train, task.crop_pct),
+        linear=first.outcomes["linear_top1"].predictions,
+        knn=first.outcomes["knn_top1"].predictions,
+        device=accelerator.device,
+        seed=task.seed,
+    )
+
+
+def unlabelled_subject(
+    words: str,
+    images: Images,
+    accelerator: Accelerator,
+    *,
+    image_size: int | None,
+    crop_pct: float,
+    layer: int | None,
+    seed: int,
+    cache: Path | None,
+) -> Subject:
+    """A model on pictures without labels: every one is shown and is a neighbour of the others."""
+    backbone = _opened(words, image_size, seed).to(accelerator.device).eval()
+    reader = None if layer is None else Layer(layer)
+    workers = resolve_num_workers("auto", world_size())
+    features = features_of(
+        backbone, images, accelerator,
+        crop_pct=crop_pct, layer=reader, num_workers=workers, cache=cache,
+    )  # fmt: skip
+    pictures = Thumbnails(images, crop_pct)
+    return Subject(
+        name=row_name(words, backbone, pretrained=True),
+        backbone=backbone,
+        read=_reader(layer),
+        classes=[],
+        seen=features,
+        seen_pictures=pictures,
+        known=features,
+        known_pictures=pictures,
+        linear=None,
+        knn=None,
+        device=accelerator.device,
+        seed=seed,
+    )
+
+
+def _opened(words: str, image_size: int | None, seed: int) -> Backbone:
+    torch.manual_seed(seed)  # an untrained model is the same one that was evaluated
+    return open_backbone(words, image_size=image_size)
+
+
+def _reader(layer: int | None) -> Read:
+    return Backbone.__call__ if layer is None else Layer(layer)
+
+
+def readable(classes: Sequence[str]) -> list[str]:
+    """Class names without their number and with spaces: `001.Black_footed_Albatross`.
+
+    As they are where two would become one.
+    """
+    names = [re.sub(r"^\d+\.", "", name).replace("_", " ").strip() or name for name in classes]
+    return names if len(set(names)) == len(names) else list(classes)
