@@ -33,7 +33,6 @@ def _report(chosen: argparse.Namespace) -> None:
         data_from(chosen),
         accelerator,
         image_size=chosen.image_size,
-        layer=chosen.layer,
         seed=chosen.seed,
         cache=chosen.cache,
         say=print if main else lambda line: None,

@@ -42,7 +42,6 @@ def write_report(
     *,
     image_size: int | None = None,
     crop_pct: float | None = None,
-    layer: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -53,7 +52,7 @@ def write_report(
     """
     train, test = load_splits(data, seed)
     crop_pct = data.crop_pct if crop_pct is None else crop_pct
-    how: dict[str, Any] = {"image_size": image_size, "crop_pct": crop_pct, "layer": layer}
+    how: dict[str, Any] = {"image_size": image_size, "crop_pct": crop_pct}
     how |= {"seed": seed, "cache": cache}
     if train.labels is None or test is None:
         others = f" of {models[0]}" if len(models) > 1 else ""

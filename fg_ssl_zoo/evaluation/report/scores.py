@@ -1,9 +1,11 @@
 """The numbers of all models, as cells of a table."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from fg_ssl_zoo.evaluation.evaluate import Evaluation, Row
-from fg_ssl_zoo.evaluation.table import ALPHA, best, p_value
+from fg_ssl_zoo.evaluation.evaluate import Evaluation
+from fg_ssl_zoo.evaluation.table import ALPHA, Results, as_plain, best, metrics_of, p_value
 
 TITLES = {
     "linear_top1": ("Linear probe", "top-1"),
@@ -45,27 +47,25 @@ class Table:
 
 def results_table(evaluation: Evaluation) -> Table:
     """All models and metrics."""
-    known = [metric for metric in TITLES if metric in evaluation.metrics]
-    metrics = [*known, *(metric for metric in evaluation.metrics if metric not in TITLES)]
+    results = as_plain(evaluation)
+    found = metrics_of(results)
+    metrics = [metric for metric in TITLES if metric in found]
+    metrics += [metric for metric in found if metric not in TITLES]
     return Table(
         [TITLES.get(metric, (metric, "")) for metric in metrics],
         [
-            (
-                row.name,
-                row.backbone["image_size"],
-                [_cell(evaluation, row, metric) for metric in metrics],
-            )
-            for row in evaluation.rows
+            (row["name"], row["image_size"], [_cell(results, row, metric) for metric in metrics])
+            for row in results["rows"]
         ],
     )
 
 
-def _cell(evaluation: Evaluation, row: Row, metric: str) -> Cell:
-    if metric not in row.outcomes:
+def _cell(results: Results, row: Mapping[str, Any], metric: str) -> Cell:
+    if metric not in row["scores"]:
         return Cell(None)
-    low, high = row.intervals[metric]
-    first = best(evaluation, metric)
+    score = row["scores"][metric]
+    first = best(results, metric)
     mark = "best"
-    if row is not first:
-        mark = "equal" if p_value(evaluation, metric, row.name, first.name) >= ALPHA else ""
-    return Cell(row.outcomes[metric].value, (high - low) / 2, mark)
+    if row["name"] != first:
+        mark = "equal" if p_value(results, metric, row["name"], first) >= ALPHA else ""
+    return Cell(score["value"], (score["high"] - score["low"]) / 2, mark)

@@ -15,7 +15,7 @@ from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.evaluation.evaluate import Evaluation, make_task, row_name
+from fg_ssl_zoo.evaluation.evaluate import Evaluation, make_task, row_name, with_layer
 from fg_ssl_zoo.evaluation.feature_store import features_of
 from fg_ssl_zoo.evaluation.features import Features, Layer, Read
 from fg_ssl_zoo.evaluation.report.pictures import Thumbnails
@@ -86,16 +86,16 @@ def labelled_subject(
 ) -> Subject:
     """The first model of an evaluation; its features are read from the files of that evaluation."""
     settings = evaluation.settings
-    backbone = _opened(words, settings["image_size"], settings["seed"])
+    backbone, layer = _opened(words, settings["image_size"], settings["seed"])
     task = make_task(
         backbone, train, test, accelerator,
-        crop_pct=settings["crop_pct"], layer=settings["layer"], seed=settings["seed"], cache=cache,
+        crop_pct=settings["crop_pct"], layer=layer, seed=settings["seed"], cache=cache,
     )  # fmt: skip
     first = evaluation.rows[0]
     return Subject(
         name=first.name,
         backbone=backbone,
-        read=_reader(settings["layer"]),
+        read=_reader(layer),
         classes=readable(task.classes),
         seen=task.test,
         seen_pictures=Thumbnails(test, task.crop_pct),
@@ -115,12 +115,12 @@ def unlabelled_subject(
     *,
     image_size: int | None,
     crop_pct: float,
-    layer: int | None,
     seed: int,
     cache: Path | None,
 ) -> Subject:
     """A model on pictures without labels: every one is shown and is a neighbour of the others."""
-    backbone = _opened(words, image_size, seed).to(accelerator.device).eval()
+    backbone, layer = _opened(words, image_size, seed)
+    backbone.to(accelerator.device).eval()
     reader = None if layer is None else Layer(layer)
     workers = resolve_num_workers("auto", world_size())
     features = features_of(
@@ -144,9 +144,11 @@ def unlabelled_subject(
     )
 
 
-def _opened(words: str, image_size: int | None, seed: int) -> Backbone:
+def _opened(words: str, image_size: int | None, seed: int) -> tuple[Backbone, int | None]:
+    """The backbone, and the feature map that is scored instead of its pooled features."""
     torch.manual_seed(seed)  # an untrained model is the same one that was evaluated
-    return open_backbone(words, image_size=image_size)
+    source, layer = with_layer(words)
+    return open_backbone(source, image_size=image_size), layer
 
 
 def _reader(layer: int | None) -> Read:
