@@ -86,6 +86,12 @@ def load_images(data: Data, split: Literal["train", "test"], *, seed: int = 0) -
     return test
 
 
+def all_splits(data: Data, *, seed: int = 0) -> dict[str, Images]:
+    """`train` and, where there is one, `test`, labelled or not; arguments and errors as above."""
+    train, test = _load(data, seed)
+    return {"train": train} if test is None else {"train": train, "test": test}
+
+
 def fingerprint(images: Images) -> str:
     """Twelve hex digits that change with the pictures, their order, or their labels."""
     digest = hashlib.blake2b(digest_size=6)
@@ -102,6 +108,13 @@ def image_name(images: Images, index: int) -> str:
     if isinstance(images, FolderImages):
         return images.paths[index]
     return f"{images.name}[{index}]"
+
+
+def image_root(images: Images) -> str | None:
+    """The folder that `image_name` starts from; `None` where the pictures are no files."""
+    if isinstance(images, Subset):
+        return image_root(images.images)
+    return images.root if isinstance(images, FolderImages) else None
 
 
 def _identity(images: Images) -> str:
