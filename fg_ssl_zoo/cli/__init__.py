@@ -3,13 +3,14 @@
 fgssl data list                                  the data sets known by name
 fgssl data show [RECIPE] [key.path=value ...]    a contact sheet of what the method will see
 fgssl eval MODEL... --data DATA                  how good are these backbones?
+fgssl embed MODEL --data DATA --out x.parquet    features of all pictures, in a file
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from fg_ssl_zoo.cli import data, evaluation
+from fg_ssl_zoo.cli import data, embed, evaluation
 
 VERBATIM = argparse.RawDescriptionHelpFormatter
 
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; what a user typed wrong ends with one line and status 2."""
     parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=VERBATIM)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for module in (data, evaluation):
+    for module in (data, evaluation, embed):
         module.add_verbs(verbs)
     chosen = parser.parse_args(arguments)
     try:

@@ -1,0 +1,83 @@
+"""`fgssl embed`, `fgssl search`, `fgssl compare-splits`: what features say of many pictures."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fg_ssl_zoo.config import Speed, data_of
+
+MODEL = (
+    "a run or exported folder, hf-hub:OWNER/NAME, a timm or fgssl name, ARCHITECTURE@scratch, "
+    "ARCHITECTURE@FILE.safetensors"
+)
+DATA = "a folder or a name (fgssl data list), and key=value such as num_images=500"
+
+
+def add_verbs(verbs: Any) -> None:
+    """Give the three commands."""
+    embed = verbs.add_parser("embed", help="write the features of all pictures into a file")
+    embed.add_argument("model", metavar="MODEL", help=MODEL)
+    embed.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
+    embed.add_argument(
+        "--out", type=Path, required=True, help="a .parquet, .npz or .safetensors file"
+    )
+    embed.add_argument("--split", choices=("train", "test"), help="this split only")
+    embed.add_argument("--image-size", type=int, help="pixels; the model's own by default")
+    embed.add_argument("--batch-size", type=_count, default=128)
+    embed.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto",
+        help="of the forward passes; auto follows the hardware. What is stored is float32",
+    )  # fmt: skip
+    embed.add_argument("--seed", type=int, default=0, help="of drawn pictures and of num_images")
+    embed.add_argument("--overwrite", action="store_true", help="replace an earlier file")
+    embed.set_defaults(run=_embed)
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count} is not 1 or more")
+    return count
+
+
+def _embed(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.data.datasets import all_splits, load_images
+    from fg_ssl_zoo.data.loader import resolve_num_workers
+    from fg_ssl_zoo.engine.hardware import evaluation_accelerator
+    from fg_ssl_zoo.evaluation.embed import embed
+    from fg_ssl_zoo.evaluation.embedder import load
+    from fg_ssl_zoo.ops.distributed import world_size
+
+    data = data_of(chosen.data)
+    if chosen.split:
+        splits = {chosen.split: load_images(data, chosen.split, seed=chosen.seed)}
+    else:
+        splits = all_splits(data, seed=chosen.seed)
+    embedder = load(
+        chosen.model,
+        image_size=chosen.image_size,
+        crop_pct=data.crop_pct,
+        accelerator=evaluation_accelerator(Speed(precision=chosen.precision)),
+    )
+    main = embedder.accelerator.is_main_process
+    try:
+        done = embed(
+            embedder, splits, chosen.out,
+            model=chosen.model,
+            batch_size=chosen.batch_size,
+            num_workers=resolve_num_workers(data.num_workers, world_size()),
+            overwrite=chosen.overwrite,
+            say=lambda line: print(line, flush=True),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on after the last complete part")
+        raise SystemExit(130) from None
+    if not main:
+        return
+    if done.made == 0 and done.found:
+        print("nothing to do: all parts were there")
+    elif done.found:
+        print(f"went on after {done.found} complete parts")
+    print(f"{done.path}: {done.num_rows} pictures, {embedder.backbone.num_features} features each")
+    if done.skipped:
+        print(f"{done.path}.skipped.txt: {len(done.skipped)} pictures that cannot be read")
