@@ -12,6 +12,7 @@ not need the memory, but whoever opens them does.
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -209,10 +210,15 @@ def _as_numbers(array: np.ndarray) -> np.ndarray:
 
 
 def _write_npz(path: Path, embeddings: Path, arrays: dict[str, np.ndarray]) -> None:
+    """What `np.savez` writes, without holding the embeddings and without the time of day."""
     with zipfile.ZipFile(path, "w") as file:
-        file.write(embeddings, "embedding.npy")
+        with (
+            file.open(zipfile.ZipInfo("embedding.npy"), "w", force_zip64=True) as entry,
+            embeddings.open("rb") as content,
+        ):
+            shutil.copyfileobj(content, entry, 1 << 20)
         for name, array in arrays.items():
-            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+            with file.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
