@@ -4,6 +4,7 @@ fgssl data list                                  the data sets known by name
 fgssl data show [RECIPE] [key.path=value ...]    a contact sheet of what the method will see
 fgssl eval MODEL... --data DATA                  how good are these backbones?
 fgssl embed MODEL --data DATA --out x.parquet    features of all pictures, in a file
+fgssl search MODEL --index x.parquet --query a.jpg  the nearest pictures of that file
 """
 
 import argparse

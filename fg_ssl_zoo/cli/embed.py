@@ -32,6 +32,18 @@ def add_verbs(verbs: Any) -> None:
     embed.add_argument("--overwrite", action="store_true", help="replace an earlier file")
     embed.set_defaults(run=_embed)
 
+    search = verbs.add_parser("search", help="the nearest pictures of an embedding file")
+    search.add_argument("model", metavar="MODEL", help=MODEL)
+    search.add_argument(
+        "--index", type=Path, required=True, help="a .parquet file of fgssl embed with this model"
+    )
+    search.add_argument(
+        "--query", nargs="+", required=True, metavar="PICTURE", help="files or folders"
+    )
+    search.add_argument("--k", type=_count, default=8, help="neighbours (default 8)")
+    search.add_argument("--out", type=Path, help="a .png with the query and its neighbours")
+    search.set_defaults(run=_search)
+
 
 def _count(text: str) -> int:
     count = int(text)
@@ -81,3 +93,37 @@ def _embed(chosen: argparse.Namespace) -> None:
     print(f"{done.path}: {done.num_rows} pictures, {embedder.backbone.num_features} features each")
     if done.skipped:
         print(f"{done.path}.skipped.txt: {len(done.skipped)} pictures that cannot be read")
+
+
+def _search(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
+    from fg_ssl_zoo.data.given import GivenImages
+    from fg_ssl_zoo.evaluation.embedder import load
+    from fg_ssl_zoo.evaluation.embedding_file import EmbeddingFile
+    from fg_ssl_zoo.evaluation.search import check_same_model, search, sheet_rows
+
+    _check_png(chosen.out)
+    index = EmbeddingFile(chosen.index)
+    queries = GivenImages(chosen.query)
+    size, crop = index.about["image_size"], index.about["crop_pct"]
+    embedder = load(chosen.model, image_size=size, crop_pct=crop)
+    check_same_model(index, embedder.backbone, chosen.model)
+    found = search(index, embedder.embed(queries.items), chosen.k)
+    captions = []
+    for query, hits in zip(queries.items, found, strict=True):
+        print(query)
+        for rank, hit in enumerate(hits, start=1):
+            print(f"{rank:4}  {hit.similarity:.4f}  {hit.class_name or '':30}  {hit.file}")
+        told = ", ".join(f"{hit.similarity:.2f} {hit.class_name or hit.file}" for hit in hits)
+        captions.append(f"{query.name}: {told}")
+    if chosen.out:
+        pictures = [queries[number]["image"] for number in range(len(queries))]
+        rows, missing = sheet_rows(index, pictures, found)
+        save_png(chosen.out, contact_sheet(rows, captions))
+        lost = f"; {missing} pictures were not found and are white" if missing else ""
+        print(f"{chosen.out}: a row for each query, the query first{lost}")
+
+
+def _check_png(out: Path | None) -> None:
+    if out is not None and out.suffix.lower() != ".png":
+        raise ValueError(f"{out}: the suffix of a sheet is .png")
