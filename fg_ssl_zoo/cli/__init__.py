@@ -4,14 +4,15 @@ fgssl data list                                  the data sets known by name
 fgssl data show [RECIPE] [key.path=value ...]    a contact sheet of what the method will see
 fgssl eval MODEL... --data DATA                  how good are these backbones?
 fgssl embed MODEL --data DATA --out x.parquet    features of all pictures, in a file
-fgssl search MODEL --index x.parquet --query a.jpg  the nearest pictures of that file
+fgssl search MODEL --index x.parquet --query P   the nearest pictures of that file
+fgssl compare-splits --data DATA                 test pictures that training has seen
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from fg_ssl_zoo.cli import data, embed, evaluation
+from fg_ssl_zoo.cli import data, embed, evaluation, overlap
 
 VERBATIM = argparse.RawDescriptionHelpFormatter
 
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; what a user typed wrong ends with one line and status 2."""
     parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=VERBATIM)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for module in (data, evaluation, embed):
+    for module in (data, evaluation, embed, overlap):
         module.add_verbs(verbs)
     chosen = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""`fgssl embed`, `fgssl search`, `fgssl compare-splits`: what features say of many pictures."""
+"""`fgssl embed` and `fgssl search`: features of many pictures, and the nearest of them."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ DATA = "a folder or a name (fgssl data list), and key=value such as num_images=5
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the three commands."""
+    """Give the two commands."""
     embed = verbs.add_parser("embed", help="write the features of all pictures into a file")
     embed.add_argument("model", metavar="MODEL", help=MODEL)
     embed.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
@@ -64,7 +64,7 @@ def _embed(chosen: argparse.Namespace) -> None:
     if chosen.split:
         splits = {chosen.split: load_images(data, chosen.split, seed=chosen.seed)}
     else:
-        splits = all_splits(data, seed=chosen.seed)
+        splits = all_splits(data, seed=chosen.seed, hold_out=False)
     embedder = load(
         chosen.model,
         image_size=chosen.image_size,
@@ -102,7 +102,7 @@ def _search(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.evaluation.embedding_file import EmbeddingFile
     from fg_ssl_zoo.evaluation.search import check_same_model, search, sheet_rows
 
-    _check_png(chosen.out)
+    check_png(chosen.out)
     index = EmbeddingFile(chosen.index)
     queries = GivenImages(chosen.query)
     size, crop = index.about["image_size"], index.about["crop_pct"]
@@ -124,6 +124,7 @@ def _search(chosen: argparse.Namespace) -> None:
         print(f"{chosen.out}: a row for each query, the query first{lost}")
 
 
-def _check_png(out: Path | None) -> None:
+def check_png(out: Path | None) -> None:
+    """Refuse another suffix before anything is computed."""
     if out is not None and out.suffix.lower() != ".png":
         raise ValueError(f"{out}: the suffix of a sheet is .png")

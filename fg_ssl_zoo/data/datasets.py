@@ -86,9 +86,15 @@ def load_images(data: Data, split: Literal["train", "test"], *, seed: int = 0) -
     return test
 
 
-def all_splits(data: Data, *, seed: int = 0) -> dict[str, Images]:
-    """`train` and, where there is one, `test`, labelled or not; arguments and errors as above."""
-    train, test = _load(data, seed)
+def all_splits(data: Data, *, seed: int = 0, hold_out: bool = True) -> dict[str, Images]:
+    """`train` and, where there is one, `test`, labelled or not.
+
+    Args:
+        data: As for `load_splits`, which raises the same errors.
+        seed: Likewise.
+        hold_out: Give up a part of the training pictures where there are no labelled test pictures.
+    """
+    train, test = _load(data, seed, hold_out)
     return {"train": train} if test is None else {"train": train, "test": test}
 
 
@@ -126,14 +132,14 @@ def _identity(images: Images) -> str:
 # --------------------------------------------------------------------------- sources
 
 
-def _load(data: Data, seed: int) -> tuple[Images, Images | None]:
+def _load(data: Data, seed: int, hold_out: bool = True) -> tuple[Images, Images | None]:
     """Both splits of the source, the training pictures down to `num_images`."""
     if data.path is None and data.hub_id is None and data.name == "drawn":
         return _draw(data, seed)
     train, test = _load_folder(data) if data.path is not None else load_hub(data)
     if train.labels is not None and data.test_split == NO_TEST:
         test = None
-    elif train.labels is not None and (test is None or test.labels is None):
+    elif hold_out and train.labels is not None and (test is None or test.labels is None):
         train, test = _hold_out(train)
     if data.num_images is not None and data.num_images < len(train):
         train = Subset(train, balanced(train.labels, len(train), data.num_images, seed))
