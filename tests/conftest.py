@@ -14,6 +14,8 @@ from accelerate.state import AcceleratorState
 
 from fg_ssl_zoo.data.drawn import DrawnBirds
 
+FUSED_ATTENTION = timm.layers.config._USE_FUSED_ATTN
+
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
 
@@ -33,4 +35,4 @@ def own_precision() -> None:
 @pytest.fixture(autouse=True)
 def own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command switches fused attention for its process; the next test has timm's own again."""
-    monkeypatch.setattr(timm.layers.config, "_USE_FUSED_ATTN", timm.layers.config._USE_FUSED_ATTN)
+    monkeypatch.setattr(timm.layers.config, "_USE_FUSED_ATTN", FUSED_ATTENTION)

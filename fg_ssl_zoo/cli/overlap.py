@@ -80,7 +80,9 @@ def _compare(chosen: argparse.Namespace) -> None:
     if chosen.out:
         _write_csv(chosen.out, overlap.pairs)
         print(f"{chosen.out}: {len(overlap.pairs)} pairs")
-    if chosen.sheet and overlap.pairs:
+    if chosen.sheet and not overlap.pairs:
+        print(f"{chosen.sheet}: not written, there are no pairs")
+    elif chosen.sheet:
         _write_sheet(chosen.sheet, train, test, overlap.pairs[:ON_SHEET])
         print(f"{chosen.sheet}: training picture left, test picture right")
 
