@@ -8,10 +8,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import cv2
 import pytest
+import timm.layers.config
 import torch
 from accelerate.state import AcceleratorState
 
 from fg_ssl_zoo.data.drawn import DrawnBirds
+
+FUSED_ATTENTION = timm.layers.config._USE_FUSED_ATTN
 
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
@@ -27,3 +30,9 @@ def birds() -> DrawnBirds:
 def own_precision() -> None:
     """Accelerate would keep the precision of the first test of the process for all others."""
     AcceleratorState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command switches fused attention for its process; the next test has timm's own again."""
+    monkeypatch.setattr(timm.layers.config, "_USE_FUSED_ATTN", FUSED_ATTENTION)

@@ -3,15 +3,20 @@
 import json
 import re
 import runpy
+import shlex
 from pathlib import Path
 
+import cv2
 import pytest
 import yaml
 
-from fg_ssl_zoo.config import parse_recipe
+from fg_ssl_zoo import cli
+from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.config import load_recipe, parse_recipe
 from fg_ssl_zoo.data.views import PRESETS
 from fg_ssl_zoo.evaluation import feature_store
 from fg_ssl_zoo.evaluation.evaluate import PROTOCOLS
+from fg_ssl_zoo.hub.export import export
 
 ROOT = Path(__file__).parent.parent
 EVALUATIONS = sorted((ROOT / "benchmarks" / "results" / "evaluation").glob("*.json"))
@@ -71,3 +76,28 @@ def test_every_preset_stands_in_the_table_with_its_crops(preset):
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     (row,) = re.findall(rf"^\| `{preset}` \| ([\d.]+)-([\d.]+) \|", text, re.MULTILINE)
     assert tuple(map(float, row)) == PRESETS[preset][0].crop_scale
+
+
+def test_every_snippet_about_features_runs_in_its_order(tmp_path, monkeypatch, capsys, birds):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(overrides=["backbone=test_resnet", "data.image_size=48"])
+    export(create_backbone("test_resnet", image_size=48), "runs/x/export", recipe, {"rows": []})
+    for index in range(16):
+        split = "test" if index >= 12 else "train"
+        path = tmp_path / "photos" / split / birds.classes[birds.labels[index]] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), birds[index]["image"][..., ::-1])
+    cv2.imwrite("query.jpg", birds[3]["image"][..., ::-1])
+    text = (ROOT / "docs" / "embed.md").read_text(encoding="utf-8")
+    names = {}
+    for language, code in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if language == "python":
+            exec(compile(code, "embed.md", "exec"), names)
+            continue
+        for line in code.splitlines():
+            cli.main(shlex.split(line)[1:])
+    assert names["about"]["result"] == {"rows": 16, "skipped": 0}
+    assert names["features"].shape == (16, names["about"]["num_features"])
+    assert (tmp_path / "nearest.png").is_file()
+    assert (tmp_path / "pairs.csv").is_file()
+    assert "0 of 4" in capsys.readouterr().out

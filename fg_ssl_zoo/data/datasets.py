@@ -86,6 +86,18 @@ def load_images(data: Data, split: Literal["train", "test"], *, seed: int = 0) -
     return test
 
 
+def all_splits(data: Data, *, seed: int = 0, hold_out: bool = True) -> dict[str, Images]:
+    """`train` and, where there is one, `test`, labelled or not.
+
+    Args:
+        data: As for `load_splits`, which raises the same errors.
+        seed: Likewise.
+        hold_out: Give up a part of the training pictures where there are no labelled test pictures.
+    """
+    train, test = _load(data, seed, hold_out)
+    return {"train": train} if test is None else {"train": train, "test": test}
+
+
 def fingerprint(images: Images) -> str:
     """Twelve hex digits that change with the pictures, their order, or their labels."""
     digest = hashlib.blake2b(digest_size=6)
@@ -104,6 +116,13 @@ def image_name(images: Images, index: int) -> str:
     return f"{images.name}[{index}]"
 
 
+def image_root(images: Images) -> str | None:
+    """The folder that `image_name` starts from; `None` where the pictures are no files."""
+    if isinstance(images, Subset):
+        return image_root(images.images)
+    return images.root if isinstance(images, FolderImages) else None
+
+
 def _identity(images: Images) -> str:
     if isinstance(images, DrawnBirds):
         return f"drawn {images.image_size} {images.seed}"
@@ -113,14 +132,14 @@ def _identity(images: Images) -> str:
 # --------------------------------------------------------------------------- sources
 
 
-def _load(data: Data, seed: int) -> tuple[Images, Images | None]:
+def _load(data: Data, seed: int, hold_out: bool = True) -> tuple[Images, Images | None]:
     """Both splits of the source, the training pictures down to `num_images`."""
     if data.path is None and data.hub_id is None and data.name == "drawn":
         return _draw(data, seed)
     train, test = _load_folder(data) if data.path is not None else load_hub(data)
     if train.labels is not None and data.test_split == NO_TEST:
         test = None
-    elif train.labels is not None and (test is None or test.labels is None):
+    elif hold_out and train.labels is not None and (test is None or test.labels is None):
         train, test = _hold_out(train)
     if data.num_images is not None and data.num_images < len(train):
         train = Subset(train, balanced(train.labels, len(train), data.num_images, seed))

@@ -60,14 +60,14 @@ def _needs_pillow(encoded: bytes) -> bool:
 
 
 def _decode_with_pillow(encoded: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a damaged header is said below, or does not matter
             with Image.open(io.BytesIO(_without_padding(encoded))) as image:
                 image.load()
-                return _rgb(ImageOps.exif_transpose(image))
+                return from_pil(image)
     except UnidentifiedImageError:
         raise CorruptImage(f"{where}: not a picture ({_kind(encoded)})") from None
     except Exception as error:  # Pillow's plugins raise all kinds
@@ -80,7 +80,15 @@ def _without_padding(encoded: bytes) -> bytes:
     return encoded.rstrip(b"\0") if encoded.startswith((_JPEG, _PNG)) else encoded
 
 
-def _rgb(image: "Image.Image") -> UInt8[np.ndarray, "h w 3"]:
+def from_pil(image: "Image.Image") -> UInt8[np.ndarray, "h w 3"]:
+    """What `decode` makes of the same picture once it is Pillow's.
+
+    Raises:
+        ValueError: 32 bits a channel, whose range nobody knows.
+    """
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)

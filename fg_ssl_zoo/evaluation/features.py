@@ -1,6 +1,6 @@
 """Features of every picture of a set, the ground of all cheap protocols."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -59,18 +59,14 @@ def extract(
         num_workers: Loader processes.
         read: What is taken from the backbone; its pooled features by default.
     """
-    chosen = evenly(len(images), max_images)
-    mine = chosen[rank() :: world_size()]
-    views = CentreView(backbone.image_size, crop_pct)
-    loader = image_loader(images, views, mine, batch_size=batch_size, num_workers=num_workers)
-    parts, seen = [], []
-    with evaluating(backbone), accelerator.autocast(), torch.inference_mode():
-        for batch in loader:
-            if not batch:
-                continue
-            pixels = batch["image"].to(accelerator.device, non_blocking=True)
-            parts.append(read(backbone, backbone.normalize(pixels)).float().cpu())
-            seen.append(batch["index"])
+    mine = evenly(len(images), max_images)[rank() :: world_size()]
+    batches = list(
+        stream(
+            backbone, images, accelerator, mine,
+            crop_pct=crop_pct, batch_size=batch_size, num_workers=num_workers, read=read,
+        )
+    )  # fmt: skip
+    parts, seen = [rows for rows, _ in batches], [which for _, which in batches]
     features = torch.cat(parts) if parts else torch.zeros(0, backbone.num_features)
     indices = torch.cat(seen) if seen else torch.zeros(0, dtype=torch.int64)
     if world_size() > 1:
@@ -85,6 +81,38 @@ def extract(
         labels=None if labels is None else torch.from_numpy(np.asarray(labels))[indices],
         indices=indices,
     )
+
+
+def stream(
+    backbone: Backbone,
+    images: Images,
+    accelerator: Accelerator,
+    indices: Sequence[int],
+    *,
+    crop_pct: float = 0.875,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    read: Read = Backbone.__call__,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features of these pictures in this process, a batch at a time; arguments as `extract`.
+
+    Yields:
+        For every `batch_size` of the indices, (b, d) float32 on the CPU and (b,) which pictures
+        these are; what cannot be decoded is missing, and all of a batch may be.
+    """
+    loader = image_loader(
+        images, CentreView(backbone.image_size, crop_pct), indices,
+        batch_size=batch_size, num_workers=num_workers,
+    )  # fmt: skip
+    with evaluating(backbone):
+        for batch in loader:
+            if not batch:
+                yield torch.zeros(0, backbone.num_features), torch.zeros(0, dtype=torch.int64)
+                continue
+            with accelerator.autocast(), torch.inference_mode():
+                pixels = batch["image"].to(accelerator.device, non_blocking=True)
+                features = read(backbone, backbone.normalize(pixels)).float().cpu()
+            yield features, batch["index"]
 
 
 @dataclass(frozen=True)

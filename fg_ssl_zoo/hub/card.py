@@ -40,6 +40,9 @@ METRICS = {
 ACCURACIES = {"knn_top1": "knn", "linear_top1": "linear"}
 """Metrics that go into the card's model-index -> their protocol in the results."""
 
+NOT_COMPARED = "Near-duplicates between pretraining and test pictures: not checked"
+"""Where the results hold no `overlap`; `fgssl compare-splits` finds it."""
+
 _LABELS = ("name", "init")
 
 
@@ -92,6 +95,7 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
         settings=_settings(recipe),
         data=results.get("data", {}),
         knn=_knn_protocol(results),
+        overlap=results.get("overlap", {}).get("summary", NOT_COMPARED),
     )
     return str(card).rstrip() + "\n"
 

@@ -13,7 +13,15 @@ import pytest
 
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data import datasets
-from fg_ssl_zoo.data.datasets import balanced, fingerprint, held_out, load_images, load_splits
+from fg_ssl_zoo.data.datasets import (
+    all_splits,
+    balanced,
+    fingerprint,
+    held_out,
+    image_root,
+    load_images,
+    load_splits,
+)
 from fg_ssl_zoo.data.folders import PathList, list_images, natural
 from fg_ssl_zoo.data.sample import CorruptImage
 
@@ -55,6 +63,16 @@ def test_split_folders_with_classes(tmp_path):
     assert (sample["index"], sample["label"]) == (7, 1)
     np.testing.assert_array_equal(sample["image"], np.full((6, 8, 3), (2, 0, 3)))
     assert set(sample) == {"image", "index", "label"}
+
+
+def test_all_splits_hold_nothing_out_unless_asked(tmp_path):
+    draw_classes(tmp_path)
+    held = all_splits(data(tmp_path))
+    assert {split: len(images) for split, images in held.items()} == {"train": 8, "test": 2}
+    (whole,) = all_splits(data(tmp_path), hold_out=False).values()
+    assert paths(whole)[:2] == ["crow/0.png", "crow/1.png"]
+    assert (len(whole), image_root(whole)) == (10, str(tmp_path))
+    assert image_root(held["test"]) == str(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["val", "Valid", "validation", "Test"])

@@ -108,6 +108,15 @@ def test_the_card_says_which_pictures_were_seen(backbone):
     assert "on the **same** pictures" in render_card(backbone, same, RESULTS)
 
 
+def test_the_card_says_what_training_and_test_pictures_have_in_common(backbone):
+    card = render_card(backbone, recipe_of(), RESULTS)
+    assert "\n- Near-duplicates between pretraining and test pictures: not checked.\n" in card
+    found = {**RESULTS, "overlap": {"summary": "Near-duplicates: 4 of 1620; exact: 0", "near": 4}}
+    card = render_card(backbone, recipe_of(), found)
+    assert "\n- Near-duplicates: 4 of 1620; exact: 0.\n" in card
+    assert "not checked" not in card
+
+
 def test_what_is_missing_is_left_out(backbone):
     card = render_card(backbone, recipe_of(), {"name": "x"})
     assert "None were measured" in card

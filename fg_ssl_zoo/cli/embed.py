@@ -1,0 +1,130 @@
+"""`fgssl embed` and `fgssl search`: features of many pictures, and the nearest of them."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fg_ssl_zoo.config import Speed, data_of
+
+MODEL = (
+    "a run or exported folder, hf-hub:OWNER/NAME, a timm or fgssl name, ARCHITECTURE@scratch, "
+    "ARCHITECTURE@FILE.safetensors"
+)
+DATA = "a folder or a name (fgssl data list), and key=value such as num_images=500"
+
+
+def add_verbs(verbs: Any) -> None:
+    """Give the two commands."""
+    embed = verbs.add_parser("embed", help="write the features of all pictures into a file")
+    embed.add_argument("model", metavar="MODEL", help=MODEL)
+    embed.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
+    embed.add_argument(
+        "--out", type=Path, required=True, help="a .parquet, .npz or .safetensors file"
+    )
+    embed.add_argument("--split", choices=("train", "test"), help="this split only")
+    embed.add_argument("--image-size", type=int, help="pixels; the model's own by default")
+    embed.add_argument("--batch-size", type=_count, default=128)
+    embed.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto",
+        help="of the forward passes; auto follows the hardware. What is stored is float32",
+    )  # fmt: skip
+    embed.add_argument("--seed", type=int, default=0, help="of drawn pictures and of num_images")
+    embed.add_argument("--overwrite", action="store_true", help="replace an earlier file")
+    embed.set_defaults(run=_embed)
+
+    search = verbs.add_parser("search", help="the nearest pictures of an embedding file")
+    search.add_argument("model", metavar="MODEL", help=MODEL)
+    search.add_argument(
+        "--index", type=Path, required=True, help="a .parquet file of fgssl embed with this model"
+    )
+    search.add_argument(
+        "--query", nargs="+", required=True, metavar="PICTURE", help="files or folders"
+    )
+    search.add_argument("--k", type=_count, default=8, help="neighbours (default 8)")
+    search.add_argument("--out", type=Path, help="a .png with the query and its neighbours")
+    search.set_defaults(run=_search)
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count} is not 1 or more")
+    return count
+
+
+def _embed(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.data.datasets import all_splits, load_images
+    from fg_ssl_zoo.data.loader import resolve_num_workers
+    from fg_ssl_zoo.engine.hardware import evaluation_accelerator
+    from fg_ssl_zoo.evaluation.embed import embed
+    from fg_ssl_zoo.evaluation.embedder import load
+    from fg_ssl_zoo.ops.distributed import world_size
+
+    data = data_of(chosen.data)
+    if chosen.split:
+        splits = {chosen.split: load_images(data, chosen.split, seed=chosen.seed)}
+    else:
+        splits = all_splits(data, seed=chosen.seed, hold_out=False)
+    embedder = load(
+        chosen.model,
+        image_size=chosen.image_size,
+        crop_pct=data.crop_pct,
+        accelerator=evaluation_accelerator(Speed(precision=chosen.precision)),
+    )
+    main = embedder.accelerator.is_main_process
+    try:
+        done = embed(
+            embedder, splits, chosen.out,
+            model=chosen.model,
+            batch_size=chosen.batch_size,
+            num_workers=resolve_num_workers(data.num_workers, world_size()),
+            overwrite=chosen.overwrite,
+            say=lambda line: print(line, flush=True),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on after the last complete part")
+        raise SystemExit(130) from None
+    if not main:
+        return
+    if done.made == 0 and done.found:
+        print("nothing to do: all parts were there")
+    elif done.found:
+        print(f"went on after {done.found} complete parts")
+    print(f"{done.path}: {done.num_rows} pictures, {embedder.backbone.num_features} features each")
+    if done.skipped:
+        print(f"{done.path}.skipped.txt: {len(done.skipped)} pictures that cannot be read")
+
+
+def _search(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
+    from fg_ssl_zoo.data.given import GivenImages
+    from fg_ssl_zoo.evaluation.embedder import load
+    from fg_ssl_zoo.evaluation.embedding_file import EmbeddingFile
+    from fg_ssl_zoo.evaluation.search import check_same_model, search, sheet_rows
+
+    check_png(chosen.out)
+    index = EmbeddingFile(chosen.index)
+    queries = GivenImages(chosen.query)
+    size, crop = index.about["image_size"], index.about["crop_pct"]
+    embedder = load(chosen.model, image_size=size, crop_pct=crop)
+    check_same_model(index, embedder.backbone, chosen.model)
+    found = search(index, embedder.embed(queries.items), chosen.k)
+    captions = []
+    for query, hits in zip(queries.items, found, strict=True):
+        print(query)
+        for rank, hit in enumerate(hits, start=1):
+            print(f"{rank:4}  {hit.similarity:.4f}  {hit.class_name or '':30}  {hit.file}")
+        told = ", ".join(f"{hit.similarity:.2f} {hit.class_name or hit.file}" for hit in hits)
+        captions.append(f"{query.name}: {told}")
+    if chosen.out:
+        pictures = [queries[number]["image"] for number in range(len(queries))]
+        rows, missing = sheet_rows(index, pictures, found)
+        save_png(chosen.out, contact_sheet(rows, captions))
+        lost = f"; {missing} pictures were not found and are white" if missing else ""
+        print(f"{chosen.out}: a row for each query, the query first{lost}")
+
+
+def check_png(out: Path | None) -> None:
+    """Refuse another suffix before anything is computed."""
+    if out is not None and out.suffix.lower() != ".png":
+        raise ValueError(f"{out}: the suffix of a sheet is .png")

@@ -1,0 +1,159 @@
+"""`fgssl compare-splits`: are test pictures among the pretraining pictures?"""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fg_ssl_zoo.cli.embed import DATA, MODEL, check_png
+from fg_ssl_zoo.config import Data, data_of
+from fg_ssl_zoo.data.sample import Images
+
+if TYPE_CHECKING:
+    from fg_ssl_zoo.evaluation.overlap import Overlap, Pair
+
+SHOWN, ON_SHEET = 20, 50
+"""Pairs in the terminal, and on a sheet."""
+
+COLUMNS = (
+    "kind", "distance", "cosine", "train_file", "test_file", "train_class", "test_class", "conflict"
+)  # fmt: skip
+
+
+def add_verbs(verbs: Any) -> None:
+    """Give the command `fgssl compare-splits`."""
+    compare = verbs.add_parser(
+        "compare-splits", help="near-duplicates between training and test pictures"
+    )
+    compare.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
+    compare.add_argument(
+        "--against", nargs="+", metavar="DATA",
+        help="test pictures of another set (all of it, where it has no test pictures)",
+    )  # fmt: skip
+    compare.add_argument("--model", help=f"also by features: {MODEL}")
+    compare.add_argument("--image-size", type=int, help="pixels; the model's own by default")
+    compare.add_argument(
+        "--bits", type=_bits, help="of 256 in which hashes may differ (default 40)"
+    )
+    compare.add_argument("--cosine", type=_cosine, help="of similar features (default 0.95)")
+    compare.add_argument("--out", type=Path, help="a .csv file of all pairs")
+    compare.add_argument("--sheet", type=Path, help=f"a .png of the first {ON_SHEET} pairs")
+    compare.add_argument("--cache", type=Path, help="folder for feature files")
+    compare.set_defaults(run=_compare)
+
+
+def _bits(text: str) -> int:
+    bits = int(text)
+    if not 0 <= bits <= 128:
+        raise argparse.ArgumentTypeError(f"{bits} is not in 0 to 128")
+    return bits
+
+
+def _cosine(text: str) -> float:
+    cosine = float(text)
+    if not 0 < cosine <= 1:
+        raise argparse.ArgumentTypeError(f"{cosine} is not above 0 and up to 1")
+    return cosine
+
+
+def _compare(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.data.loader import resolve_num_workers
+    from fg_ssl_zoo.evaluation.overlap import NEAR, SIMILAR, compare_splits
+
+    check_png(chosen.sheet)
+    if chosen.out is not None and chosen.out.suffix.lower() != ".csv":
+        raise ValueError(f"--out {chosen.out}: the suffix is .csv")
+    data = data_of(chosen.data)
+    train, test = _sides(data, data_of(chosen.against) if chosen.against else None)
+    print(f"{len(train)} training pictures of {train.name}, {len(test)} of {test.name}", flush=True)
+    overlap = compare_splits(
+        train,
+        test,
+        threshold=NEAR if chosen.bits is None else chosen.bits,
+        features=_features(chosen, data, train, test) if chosen.model else None,
+        cosine=chosen.cosine or SIMILAR,
+        num_workers=resolve_num_workers(data.num_workers),
+    )
+    print(_table(overlap))
+    if chosen.out:
+        _write_csv(chosen.out, overlap.pairs)
+        print(f"{chosen.out}: {len(overlap.pairs)} pairs")
+    if chosen.sheet and not overlap.pairs:
+        print(f"{chosen.sheet}: not written, there are no pairs")
+    elif chosen.sheet:
+        _write_sheet(chosen.sheet, train, test, overlap.pairs[:ON_SHEET])
+        print(f"{chosen.sheet}: training picture left, test picture right")
+
+
+def _sides(data: Data, against: Data | None) -> tuple[Images, Images]:
+    """Training pictures, and the pictures that they should not contain."""
+    from fg_ssl_zoo.data.datasets import all_splits
+
+    splits = all_splits(data, hold_out=against is None)
+    if against is not None:
+        others = all_splits(against, hold_out=False)
+        return splits["train"], others.get("test", others["train"])
+    if "test" not in splits:
+        raise ValueError(f"{splits['train'].name} has no test pictures; name others with --against")
+    return splits["train"], splits["test"]
+
+
+def _features(
+    chosen: argparse.Namespace, data: Data, train: Images, test: Images
+) -> tuple[np.ndarray, np.ndarray]:
+    from fg_ssl_zoo.data.loader import resolve_num_workers
+    from fg_ssl_zoo.evaluation.embedder import load
+    from fg_ssl_zoo.evaluation.feature_store import features_of
+
+    embedder = load(chosen.model, image_size=chosen.image_size, crop_pct=data.crop_pct)
+
+    def rows(images: Images) -> np.ndarray:
+        found = features_of(
+            embedder.backbone, images, embedder.accelerator,
+            crop_pct=embedder.crop_pct, cache=chosen.cache,
+            num_workers=resolve_num_workers(data.num_workers),
+        )  # fmt: skip
+        every = np.zeros((len(images), found.features.shape[1]), np.float32)
+        every[found.indices.numpy()] = found.features.numpy()
+        return every
+
+    return rows(train), rows(test)
+
+
+# --------------------------------------------------------------------------- what is shown
+
+
+def _table(overlap: "Overlap") -> str:
+    lines = [_line(pair) for pair in overlap.pairs[:SHOWN]]
+    more = len(overlap.pairs) - len(lines)
+    lines += [f"... and {more} more pairs; --out writes them"] if more else []
+    if overlap.left_off:
+        lines.append(f"... and {overlap.left_off} pairs further apart, which are counted only")
+    return "\n".join([*lines, overlap.summary(), f"label conflicts: {overlap.conflicts} pairs"])
+
+
+def _line(pair: "Pair") -> str:
+    cosine = "" if pair.cosine is None else f"  cosine {pair.cosine:.3f}"
+    mark = "  LABEL CONFLICT" if pair.conflict else ""
+    where = f"{pair.train_file}  {pair.test_file}"
+    return f"{pair.kind:8}  {pair.distance:3} bits{cosine}  {where}{mark}"
+
+
+def _write_csv(path: Path, pairs: list["Pair"]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows([getattr(pair, name) for name in COLUMNS] for pair in pairs)
+
+
+def _write_sheet(path: Path, train: Images, test: Images, pairs: list["Pair"]) -> None:
+    from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
+
+    rows = [[train[pair.train]["image"], test[pair.test]["image"]] for pair in pairs]
+    captions = [
+        f"{pair.kind} {pair.distance} {'LABEL CONFLICT' if pair.conflict else ''}" for pair in pairs
+    ]
+    save_png(path, contact_sheet(rows, captions, cell=192))

@@ -1,0 +1,326 @@
+"""Embed a whole data set into one file, which an interruption at any time cannot break.
+
+    x.parquet.parts/00000.parquet   some thousand pictures each, written under another name first
+    x.parquet.parts/about.json      model, weights, data, input: who may go on here
+    x.parquet                       the parts, joined when all are there; they are then removed
+    x.parquet.skipped.txt           pictures that cannot be decoded, where there are any
+
+What lies in a part depends on its number alone, and a batch lies in one part. So neither the number
+of processes nor the places where a run was stopped can be seen in the file: processes take turns at
+the parts, and what is missing is made.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fg_ssl_zoo.config import flatten
+from fg_ssl_zoo.data.datasets import fingerprint, image_name, image_root
+from fg_ssl_zoo.data.sample import CorruptImage, Images
+from fg_ssl_zoo.evaluation.embedder import Embedder
+from fg_ssl_zoo.evaluation.embedding_file import (
+    FORMAT,
+    SUFFIXES,
+    merge,
+    part_table,
+    read_about,
+    skipped_in,
+    temporary,
+    write_table,
+)
+from fg_ssl_zoo.evaluation.feature_store import weights_fingerprint
+from fg_ssl_zoo.evaluation.features import stream
+from fg_ssl_zoo.ops.distributed import rank, world_size
+
+PART_ROWS = 2048
+"""Pictures of a part: what an interruption costs at most, for each process."""
+
+FREE = ("model", "data", "root", "result")
+"""What may differ when a file goes on: names of the same weights and pictures, and the outcome."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What became of it.
+
+    Attributes:
+        path: The file.
+        num_rows: Pictures in it.
+        skipped: A line for each picture that cannot be decoded.
+        found: Parts that an earlier run had left; all of them where the file was complete.
+        made: Parts that this run added, of all processes.
+    """
+
+    path: Path
+    num_rows: int
+    skipped: list[str]
+    found: int
+    made: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pictures `first` to `last` - 1 of a split."""
+
+    number: int
+    split: str
+    first: int
+    last: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.number:05}.parquet"
+
+
+def embed(
+    embedder: Embedder,
+    splits: Mapping[str, Images],
+    out: str | Path,
+    *,
+    model: str,
+    batch_size: int = 128,
+    part_rows: int = PART_ROWS,
+    num_workers: int = 0,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Embedded:
+    """Write the embeddings of all pictures, in their order; go on where an earlier call stopped.
+
+    Args:
+        embedder: The backbone, with device, precision and crop.
+        splits: Name of the split -> its pictures, labelled or not.
+        out: A .parquet, .npz or .safetensors file.
+        model: What the user calls it; for the file's description.
+        batch_size: Of the forward passes.
+        part_rows: Pictures of a part, rounded up to whole batches.
+        num_workers: Loader processes.
+        overwrite: Drop what an earlier call has left at `out`.
+        say: Called with a line for each part that is written.
+
+    Raises:
+        ValueError: Another suffix, an output of another model or of other pictures, features that
+            are not finite, or not one readable picture; the message says what to do.
+    """
+    out = Path(out).expanduser()
+    if out.suffix not in SUFFIXES:
+        raise ValueError(f"--out {out}: the suffix is one of {' '.join(SUFFIXES)}")
+    part_rows = ceil(part_rows / batch_size) * batch_size
+    about = _describe(embedder, splits, model, part_rows)
+    folder, parts = out.with_name(f"{out.name}.parts"), _plan(splits, part_rows)
+    everyone = embedder.accelerator.wait_for_everyone
+    everyone()
+    complete = _claim(out, folder, about, overwrite)
+    undone = [part for part in parts if overwrite or not (folder / part.name).is_file()]
+    everyone()  # nobody writes before everybody has looked
+    if not complete:
+        if rank() == 0:
+            _open(out, folder, about, overwrite)
+        everyone()
+        mine = undone[rank() :: world_size()]
+        for part in _fill(embedder, splits, mine, folder, batch_size, num_workers):
+            say(f"part {part.number + 1} of {len(parts)}: {part.split} to {part.last}")
+        everyone()
+        skipped = skipped_in(folder / part.name for part in parts)
+        if len(skipped) == sum(len(images) for images in splits.values()):
+            raise ValueError(f"none of the {len(skipped)} pictures can be read; {skipped[0]}")
+        if rank() == 0:
+            _finish(out, folder, parts, about, skipped)
+        everyone()
+    return _result(out, found=len(parts) - len(undone), made=len(undone), complete=complete)
+
+
+def _describe(
+    embedder: Embedder, splits: Mapping[str, Images], model: str, part_rows: int
+) -> dict[str, Any]:
+    """All that decides the content, and names for it."""
+    backbone = embedder.backbone
+    return {
+        "format": FORMAT,
+        "model": model,
+        "architecture": backbone.name,
+        "weights": weights_fingerprint(backbone),
+        "num_features": backbone.num_features,
+        "image_size": backbone.image_size,
+        "crop_pct": embedder.crop_pct,
+        "mean": list(backbone.mean),
+        "std": list(backbone.std),
+        "precision": embedder.accelerator.mixed_precision,
+        "part_rows": part_rows,
+        "pictures": {split: fingerprint(images) for split, images in splits.items()},
+        "data": {split: images.name for split, images in splits.items()},
+        "root": {split: image_root(images) for split, images in splits.items()},
+    }
+
+
+def _plan(splits: Mapping[str, Images], part_rows: int) -> list[Part]:
+    ranges = [
+        (split, first, min(first + part_rows, len(images)))
+        for split, images in splits.items()
+        for first in range(0, len(images), part_rows)
+    ]
+    return [Part(number, *which) for number, which in enumerate(ranges)]
+
+
+# --------------------------------------------------------------------------- who may go on
+
+
+def _claim(out: Path, folder: Path, about: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the file is there already; refuses one that is not this embedding."""
+    if out.exists():
+        found = read_about(out)
+        if found is None:
+            raise ValueError(f"{out} is there and not a file of `fgssl embed`; choose another")
+        if not overwrite:
+            _check_same(out, found, about)
+        return not overwrite
+    if folder.exists() and any(folder.iterdir()):
+        found = _read_json(folder / "about.json")
+        if found is None:
+            raise ValueError(f"{folder} holds files that are no parts of `fgssl embed`")
+        if not overwrite:
+            _check_same(folder, found, about)
+    return False
+
+
+def _check_same(where: Path, found: dict[str, Any], about: dict[str, Any]) -> None:
+    old, new = flatten(found), flatten(about)
+    keys = [key for key in {**old, **new} if not key.startswith(FREE)]
+    changed = [key for key in keys if old.get(key) != new.get(key)]
+    if changed:
+        told = ", ".join(
+            f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in changed[:3]
+        )
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ValueError(
+            f"{where} is of {found.get('model')} and differs in {told}{more}; "
+            "choose another file with --out, or replace it with --overwrite"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _open(out: Path, folder: Path, about: dict[str, Any], overwrite: bool) -> None:
+    """Make the folder of the parts this embedding's; what was never completed is removed."""
+    if overwrite:
+        out.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for cut_off in folder.glob(".*"):
+        cut_off.unlink()
+    path = folder / "about.json"
+    part = temporary(path)
+    part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+# --------------------------------------------------------------------------- parts
+
+
+def _fill(
+    embedder: Embedder,
+    splits: Mapping[str, Images],
+    parts: list[Part],
+    folder: Path,
+    batch_size: int,
+    num_workers: int,
+) -> Iterator[Part]:
+    """Write these parts; one loader serves all parts of a split."""
+    labelled = any(images.labels is not None for images in splits.values())
+    for split, group in groupby(parts, key=lambda part: part.split):
+        images, wanted = splits[split], list(group)
+        batches = stream(
+            embedder.backbone, images, embedder.accelerator,
+            [i for part in wanted for i in range(part.first, part.last)],
+            crop_pct=embedder.crop_pct, batch_size=batch_size, num_workers=num_workers,
+        )  # fmt: skip
+        for part in wanted:
+            count = ceil((part.last - part.first) / batch_size)
+            found = [next(batches) for _ in range(count)]
+            features = torch.cat([rows for rows, _ in found]).numpy()
+            indices = torch.cat([which for _, which in found]).numpy()
+            _write(folder / part.name, images, part, features, indices, labelled)
+            yield part
+
+
+def _write(
+    path: Path,
+    images: Images,
+    part: Part,
+    features: np.ndarray,
+    indices: np.ndarray,
+    labelled: bool,
+) -> None:
+    bad = indices[~np.isfinite(features).all(axis=1)]
+    if len(bad):
+        names = ", ".join(image_name(images, int(index)) for index in bad[:5])
+        raise ValueError(
+            f"the features of {len(bad)} pictures of this part are not finite: {names}; "
+            "are the weights broken?"
+        )
+    table = part_table(
+        features,
+        files=[image_name(images, int(index)) for index in indices],
+        split=part.split,
+        indices=indices,
+        labels=None if images.labels is None else images.labels[indices],
+        classes=images.classes,
+        labelled=labelled,
+    )
+    missing = sorted(set(range(part.first, part.last)) - set(indices.tolist()))
+    write_table(path, table, {"skipped": [_why(images, index) for index in missing]})
+
+
+def _why(images: Images, index: int) -> str:
+    try:
+        images[index]
+    except CorruptImage as error:
+        return str(error)
+    return f"{image_name(images, index)}: could not be read at first"
+
+
+# --------------------------------------------------------------------------- the end
+
+
+def _skipped_file(out: Path) -> Path:
+    return out.with_name(f"{out.name}.skipped.txt")
+
+
+def _finish(
+    out: Path, folder: Path, parts: list[Part], about: dict[str, Any], skipped: list[str]
+) -> None:
+    """The list of what was skipped, then the file, then no parts any more."""
+    names = _skipped_file(out)
+    names.unlink(missing_ok=True)
+    if skipped:
+        names.write_text("".join(f"{message}\n" for message in skipped), encoding="utf-8")
+    total = sum(part.last - part.first for part in parts)
+    result = {"rows": total - len(skipped), "skipped": len(skipped)}
+    merge([folder / part.name for part in parts], out, {**about, "result": result})
+    shutil.rmtree(folder)
+
+
+def _result(out: Path, *, found: int, made: int, complete: bool) -> Embedded:
+    about, names = read_about(out), _skipped_file(out)
+    assert about is not None
+    skipped = names.read_text(encoding="utf-8").splitlines() if about["result"]["skipped"] else []
+    return Embedded(
+        path=out,
+        num_rows=about["result"]["rows"],
+        skipped=skipped,
+        found=found + made if complete else found,
+        made=0 if complete else made,
+    )
