@@ -62,12 +62,13 @@ def test_the_commands_for_ones_own_pictures_run(tmp_path, monkeypatch, birds):
     for words in commands():
         if words[0] == "fgssl":
             small = [word.replace("resnet18", "test_resnet") for word in words[1:]]
-            cli.main([*small, *(["--cache", "cache"] if words[1] == "eval" else [])])
+            cached = words[1] in ("eval", "report")
+            cli.main([*small, *(["--cache", "cache"] if cached else [])])
             ran.append(words[1])
         elif words[:3] == ["accelerate", "launch", "train.py"]:
             pretrain.main([*words[3:], *FEW, "backbone=test_resnet"])
             ran.append("train")
-    assert ran == ["data", "train", "train", "eval"]
+    assert ran == ["data", "train", "train", "eval", "report", "embed", "compare-splits"]
     assert (tmp_path / "views.png").stat().st_size > 10_000
 
 
