@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone, size_arguments
 from fg_ssl_zoo.config import nearest
@@ -42,13 +45,26 @@ def open_backbone(
         init = init if pretrained else "scratch"
         return create_backbone(architecture, init=init, image_size=size)
     source = _source(words)
-    shape = timm.create_model(source, num_classes=0, pretrained=False)
+    shape = _created(source, words, pretrained=False)
     cfg: Any = shape.pretrained_cfg
     size = image_size or cfg["input_size"][-1]
     name = cfg.get("architecture") or words
     arguments: dict[str, Any] = size_arguments(name, size)
-    model = timm.create_model(source, num_classes=0, pretrained=pretrained, **arguments)
+    model = _created(source, words, pretrained=pretrained, **arguments)
     return Backbone(model, name, init=words, image_size=size, mean=cfg["mean"], std=cfg["std"])
+
+
+def _created(source: str, words: str, **arguments: Any) -> nn.Module:
+    """The timm model; what the Hub or a file answers names the words that asked.
+
+    Raises:
+        ValueError: The weights or their configuration cannot be had.
+    """
+    try:
+        return timm.create_model(source, num_classes=0, **arguments)
+    except (OSError, HfHubHTTPError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"no weights for {words}: {reason}") from error
 
 
 def _source(words: str) -> str:

@@ -29,7 +29,7 @@ from fg_ssl_zoo.evaluation import statistics
 from fg_ssl_zoo.evaluation.feature_store import features_of, weights_fingerprint
 from fg_ssl_zoo.evaluation.features import Layer
 from fg_ssl_zoo.evaluation.finetune import finetune
-from fg_ssl_zoo.evaluation.keypoints import keypoints
+from fg_ssl_zoo.evaluation.keypoints import keypoint_names, keypoints
 from fg_ssl_zoo.evaluation.knn import knn
 from fg_ssl_zoo.evaluation.linear import linear, linear_sgd
 from fg_ssl_zoo.evaluation.low_shot import low_shot
@@ -125,22 +125,15 @@ def evaluate(
     chosen, began_at = known_protocols(protocols), commit()
     train, test = labelled_splits(data, seed)
     crop_pct = data.crop_pct if crop_pct is None else crop_pct
-    starts = (True, False) if with_untrained else (True,)
+    if "keypoints" in chosen:
+        keypoint_names(train)
     rows: list[Row] = []
-    seen: set[tuple[int | None, int, str]] = set()
     labels = np.zeros(0, dtype=np.int64)
     unscored: dict[str, str] = {}
-    for words, pretrained in product(models, starts):
-        torch.manual_seed(seed)
-        source, layer = with_layer(words)
+    for contender in contenders(models, image_size, with_untrained=with_untrained, seed=seed):
+        name, backbone, layer = contender.name, contender.backbone, contender.layer
         if layer is not None and {*chosen} & {"keypoints", "finetune"}:
-            raise ValueError(f"{words}: keypoints and finetune do not read a single feature map")
-        backbone = open_backbone(source, image_size=image_size, pretrained=pretrained)
-        key = (layer, backbone.image_size, weights_fingerprint(backbone))
-        if key in seen:
-            continue
-        seen.add(key)
-        name = row_name(words, backbone, pretrained, [row.name for row in rows])
+            raise ValueError(f"{name}: keypoints and finetune do not read a single feature map")
         say(f"{name}: features of {len(train) + len(test)} pictures, {backbone.image_size} px")
         task = make_task(
             backbone, train, test, accelerator,
@@ -155,7 +148,7 @@ def evaluate(
                     unscored[found.metric] = "; ".join(found.notes)
                 else:
                     outcomes[found.metric] = found
-        rows.append(_row(name, words, backbone, layer, outcomes, seed))
+        rows.append(_row(contender, outcomes, seed))
     return Evaluation(
         data=_about(data, train, test, labels),
         rows=rows,
@@ -182,6 +175,41 @@ def with_layer(words: str) -> tuple[str, int | None]:
     """`resnet18@scratch#3` -> `resnet18@scratch` and feature map 3; without a number, `None`."""
     source, _, number = words.rpartition("#")
     return (source, int(number)) if re.fullmatch(r"-?\d+", number) and source else (words, None)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A backbone that is about to be scored.
+
+    Attributes:
+        name: Of its row.
+        words: As the user wrote them.
+        backbone: Opened.
+        layer: Feature map to score, `None` for the pooled features.
+    """
+
+    name: str
+    words: str
+    backbone: Backbone
+    layer: int | None
+
+
+def contenders(
+    models: Sequence[str], image_size: int | None, *, with_untrained: bool, seed: int
+) -> list[Contender]:
+    """All backbones, each once, opened before any of them is scored: a wrong name costs nothing."""
+    found: list[Contender] = []
+    seen: set[tuple[int | None, int, str]] = set()
+    for words, pretrained in product(models, (True, False) if with_untrained else (True,)):
+        torch.manual_seed(seed)
+        source, layer = with_layer(words)
+        backbone = open_backbone(source, image_size=image_size, pretrained=pretrained)
+        key = (layer, backbone.image_size, weights_fingerprint(backbone))
+        if key not in seen:
+            seen.add(key)
+            name = row_name(words, backbone, pretrained, [other.name for other in found])
+            found.append(Contender(name, words, backbone, layer))
+    return found
 
 
 def known_protocols(names: Iterable[str]) -> list[str]:
@@ -271,27 +299,21 @@ def row_name(words: str, backbone: Backbone, pretrained: bool, taken: Iterable[s
     return f"{name} ({number + 1})" if number else name
 
 
-def _row(
-    name: str,
-    words: str,
-    backbone: Backbone,
-    layer: int | None,
-    outcomes: dict[str, Outcome],
-    seed: int,
-) -> Row:
+def _row(contender: Contender, outcomes: dict[str, Outcome], seed: int) -> Row:
+    backbone = contender.backbone
     about = {
         "architecture": backbone.name,
         "init": backbone.init,
         "image_size": backbone.image_size,
         "num_features": backbone.num_features,
-        "feature_map": layer,
+        "feature_map": contender.layer,
         "weights": weights_fingerprint(backbone),
     }
     intervals = {
         metric: statistics.bootstrap_interval(found.values, seed=seed)
         for metric, found in outcomes.items()
     }
-    return Row(name, words, about, outcomes, intervals)
+    return Row(contender.name, contender.words, about, outcomes, intervals)
 
 
 def _p_values(rows: list[Row], seed: int) -> dict[str, dict[tuple[str, str], float]]:

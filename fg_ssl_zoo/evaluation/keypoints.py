@@ -32,12 +32,7 @@ def keypoints(task: Task) -> list[Outcome]:
     Raises:
         ValueError: The pictures carry no keypoints.
     """
-    names: list[str] = getattr(task.train_images, "keypoints", [])
-    if not names:
-        raise ValueError(
-            f"{task.train_images.name} has no keypoints; drawn, the official CUB_200_2011 folder "
-            "and folders with a parts.csv have (docs/data.md)"
-        )
+    names = keypoint_names(task.train_images)
     train, test = (
         extract(
             task.backbone, images, task.accelerator,
@@ -58,6 +53,21 @@ def keypoints(task: Task) -> list[Outcome]:
     hidden = int(np.isnan(values).sum())
     notes = (f"{hidden} test pictures show no keypoint",) if hidden else ()
     return [Outcome("keypoints_pck", values, None, settings, notes)]
+
+
+def keypoint_names(images: Images) -> list[str]:
+    """Names of the keypoints that the pictures carry.
+
+    Raises:
+        ValueError: They carry none.
+    """
+    names: list[str] = getattr(images, "keypoints", [])
+    if not names:
+        raise ValueError(
+            f"{images.name} has no keypoints; drawn, the official CUB_200_2011 folder and folders "
+            "with a parts.csv have (docs/data.md)"
+        )
+    return names
 
 
 def ridge_points(

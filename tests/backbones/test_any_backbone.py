@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -92,6 +94,18 @@ def test_our_names_open_from_our_folder(run, monkeypatch, tmp_path):
 def test_words_that_mean_nothing_are_answered_with_what_would(words, message):
     with pytest.raises(ValueError, match=message):
         open_backbone(words)
+
+
+def test_weights_that_cannot_be_had_name_the_words(run, tmp_path):
+    with pytest.raises(ValueError, match=r"no weights for resnet18: "):
+        open_backbone("resnet18")  # the tests are offline
+    with pytest.raises(ValueError, match=r"no weights for hf-hub:nobody/nothing: "):
+        open_backbone("hf-hub:nobody/nothing")
+    broken = tmp_path / "broken"
+    shutil.copytree(run[0] / "export", broken)
+    (broken / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"no weights for .*broken: "):
+        open_backbone(str(broken))
 
 
 def test_a_folder_without_an_export_says_so(tmp_path):

@@ -149,6 +149,16 @@ def test_two_processes_score_as_one(tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "values.npy"), np.stack(values))
 
 
+def test_a_wrong_name_among_several_costs_no_work(tmp_path):
+    said = []
+    with pytest.raises(ValueError, match="no model 'resnet81'"):
+        evaluate(
+            ["test_resnet@scratch", "resnet81"], DATA, Accelerator(cpu=True),
+            image_size=48, cache=tmp_path, say=said.append,
+        )  # fmt: skip
+    assert not said
+
+
 @pytest.fixture
 def garden(tmp_path):
     """Sixteen pictures of four species in train/ and test/."""

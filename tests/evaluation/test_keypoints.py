@@ -8,11 +8,12 @@ from fg_ssl_zoo.evaluation.evaluate import make_task
 from fg_ssl_zoo.evaluation.keypoints import (
     PointsInCrop,
     found_share,
+    keypoint_names,
     keypoints,
     mean_places,
     ridge_points,
 )
-from tests.evaluation.tasks import perfect_task
+from tests.pictures import SomeCorrupt
 
 
 def test_places_that_are_linear_in_the_features_are_found():
@@ -69,8 +70,6 @@ def test_drawn_birds_are_probed(birds, tmp_path):
     assert outcome.settings["keypoints"] == birds.keypoints
 
 
-def test_pictures_without_keypoints_are_refused():
-    task = perfect_task()
-    object.__setattr__(task, "train_images", type("Plain", (), {"name": "garden"})())
-    with pytest.raises(ValueError, match=r"garden has no keypoints; drawn, the official"):
-        keypoints(task)
+def test_pictures_without_keypoints_are_refused(birds):
+    with pytest.raises(ValueError, match=r"drawn has no keypoints; drawn, the official"):
+        keypoint_names(SomeCorrupt(birds))
