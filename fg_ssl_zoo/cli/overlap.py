@@ -40,6 +40,9 @@ def add_verbs(verbs: Any) -> None:
     compare.add_argument("--cosine", type=_cosine, help="of similar features (default 0.95)")
     compare.add_argument("--out", type=Path, help="a .csv file of all pairs")
     compare.add_argument("--sheet", type=Path, help=f"a .png of the first {ON_SHEET} pairs")
+    compare.add_argument(
+        "--card", type=Path, metavar="RUN", help="write the result into this run's results and card"
+    )
     compare.add_argument("--cache", type=Path, help="folder for feature files")
     compare.set_defaults(run=_compare)
 
@@ -80,11 +83,27 @@ def _compare(chosen: argparse.Namespace) -> None:
     if chosen.out:
         _write_csv(chosen.out, overlap.pairs)
         print(f"{chosen.out}: {len(overlap.pairs)} pairs")
+    if chosen.card:
+        print(f"{_to_card(chosen.card, overlap, train)}: says so")
     if chosen.sheet and not overlap.pairs:
         print(f"{chosen.sheet}: not written, there are no pairs")
     elif chosen.sheet:
         _write_sheet(chosen.sheet, train, test, overlap.pairs[:ON_SHEET])
         print(f"{chosen.sheet}: training picture left, test picture right")
+
+
+def _to_card(folder: Path, overlap: "Overlap", train: Images) -> Path:
+    """Put the result into a run that was trained on these pictures."""
+    from fg_ssl_zoo.data.datasets import fingerprint
+    from fg_ssl_zoo.hub.export import amend_results, read_results
+
+    trained_on = read_results(folder)["data"]["fingerprint"]
+    if trained_on != fingerprint(train):
+        raise ValueError(
+            f"--card {folder}: it was trained on other pictures than {train.name} holds here "
+            f"(fingerprint {trained_on}, not {fingerprint(train)})"
+        )
+    return amend_results(folder, {"overlap": overlap.entry()})
 
 
 def _sides(data: Data, against: Data | None) -> tuple[Images, Images]:

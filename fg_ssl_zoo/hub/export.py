@@ -22,9 +22,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.fgssl_models import CONFIG, WEIGHTS, stock_of, timm_cfg
-from fg_ssl_zoo.config import Recipe, to_yaml
+from fg_ssl_zoo.config import Recipe, load_recipe, to_yaml
 from fg_ssl_zoo.hub.card import render_card, usage
 
 CARD = "README.md"
@@ -67,6 +68,46 @@ def export(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def amend_results(folder: str | Path, entries: Mapping[str, Any]) -> Path:
+    """Add entries to the results of an exported folder and render its card anew.
+
+    Args:
+        folder: As `export` returned it, or the folder of its run.
+        entries: Keys of `results.json` with their new content.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: No export is there.
+    """
+    folder = _exported(folder)
+    results = {**read_results(folder), **entries}
+    recipe = load_recipe(folder / RECIPE)
+    card = render_card(open_backbone(str(folder)), recipe, results)
+    (folder / RESULTS).write_text(_json(results), encoding="utf-8")
+    (folder / CARD).write_text(card, encoding="utf-8")
+    return folder / CARD
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """The results of an exported folder, or of the folder of its run.
+
+    Raises:
+        ValueError: No export is there.
+    """
+    return json.loads((_exported(folder) / RESULTS).read_text(encoding="utf-8"))
+
+
+def _exported(folder: str | Path) -> Path:
+    """The export itself: the folder, or the one inside a run's."""
+    folder = Path(folder).expanduser()
+    for place in (folder, folder / "export"):
+        if all((place / file).is_file() for file in (CONFIG, RECIPE, RESULTS)):
+            return place
+    raise ValueError(f"there is no exported backbone in {folder}, nor in {folder / 'export'}")
 
 
 def usage_lines(folder: str | Path, recipe: Recipe) -> str:

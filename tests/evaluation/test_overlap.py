@@ -1,6 +1,7 @@
 """Overlap: planted copies are found whatever was done to them, and other pictures are not."""
 
 import csv
+import json
 
 import cv2
 import imagehash
@@ -9,10 +10,11 @@ import pytest
 from PIL import Image
 
 from fg_ssl_zoo.cli import main
-from fg_ssl_zoo.config import Data
+from fg_ssl_zoo.config import Data, recipe_of
 from fg_ssl_zoo.data.datasets import all_splits
 from fg_ssl_zoo.evaluation import overlap as module
 from fg_ssl_zoo.evaluation.overlap import compare_splits, hash_view, hashes_of
+from fg_ssl_zoo.pretrain import pretrain
 
 CLASSES = ("crow", "jay")
 
@@ -173,3 +175,28 @@ def test_what_is_typed_wrong_is_one_line(planted, tmp_path, monkeypatch, capsys,
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_run_that_was_trained_on_these_pictures_gets_it_into_its_card(planted, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["backbone=test_resnet", f"data.path={planted}", "data.name=garden", f"output={run}"]
+    steps = ["stages.0.train.steps=1", "stages.0.train.batch_size=2", "data.num_workers=0"]
+    pretrain(recipe_of([*words, *steps]))
+    card = run / "export" / "README.md"
+    assert "not checked" in card.read_text()
+    capsys.readouterr()
+    compare = ["compare-splits", "--data", str(planted), "name=garden", "--card"]
+    main([*compare, str(run)])
+    printed = capsys.readouterr().out
+    (summary,) = [line for line in printed.splitlines() if line.startswith("Near-duplicates")]
+    assert summary in card.read_text()
+    assert "not checked" not in card.read_text()
+    results = json.loads((run / "export" / "results.json").read_text())
+    assert results["overlap"]["summary"] == summary
+    assert results["rows"][1]["name"] == "trained"
+    with pytest.raises(SystemExit):
+        main(["compare-splits", "--data", "drawn", "num_images=20", "--card", str(run)])
+    assert "it was trained on other pictures than drawn holds here" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*compare, str(tmp_path / "nowhere")])
+    assert "there is no exported backbone in" in capsys.readouterr().err
