@@ -140,6 +140,8 @@ class Fit:
         found = self.measure()
         step = self.first_step + done
         self.record.measurements.append({"step": step, **found})
+        if not found:
+            return
         self.accelerator.log(found, step=step)
         values = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
         self.progress.say(f"{self.title}: step {done}, {values}")
