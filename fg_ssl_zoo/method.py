@@ -50,6 +50,11 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.backbone = backbone
 
+    @classmethod
+    def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """What papers report of the method with these options, for the card; a line each."""
+        return ()
+
     @abstractmethod
     def views(self, image_size: int) -> Views:
         """What it sees: one sample becomes views of `image_size` pixels."""

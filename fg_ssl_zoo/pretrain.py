@@ -328,6 +328,11 @@ def _results(run: Run, record: Record) -> dict[str, Any]:
             "images_per_second": round(record.images_per_second, 1),
         },
         "papers": list(dict.fromkeys(papers)),
+        "reported": [
+            line
+            for stage in recipe.stages
+            for line in method_class(stage.method).reported(stage.options)
+        ],
         "recipe": as_dict(recipe),
     }
 

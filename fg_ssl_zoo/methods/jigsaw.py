@@ -15,6 +15,7 @@ only asks that an order and its neighbour differ everywhere); dropout is off in 
 stays on); pixels are normalised with the mean and std that every later use has (theirs are not).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -79,6 +80,14 @@ class Jigsaw(Method):
         width = backbone.num_features * max(self.pool, 1) ** 2
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(GRID**2 * width, num_permutations)
+
+    @classmethod
+    def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """The figure of the cassava paper."""
+        return (
+            "about 68 % accuracy on 5 classes of cassava leaves, ResNet-18, fine-tuned "
+            "(arXiv 2107.13973)",
+        )
 
     def views(self, image_size: int) -> Views:
         """`tiles` (9, t, t, 3) in the order that `permutation` names.

@@ -144,3 +144,12 @@ def test_the_template_knows_every_name_it_uses(backbone, monkeypatch):
     assert "The pictures: research only" in card
     assert "- A paper.\n" in card
     assert template_path().is_file()
+
+
+def test_what_papers_report_stands_beside_our_numbers(backbone):
+    assert "Papers report" not in render_card(backbone, recipe_of(), RESULTS)
+    lines = ["73 % on leaves", "68 % on others"]
+    card = render_card(backbone, recipe_of(), {**RESULTS, "reported": lines})
+    assert (
+        "Papers report, on other pictures and with other budgets: 73 % on leaves; 68 % on" in card
+    )

@@ -82,3 +82,10 @@ def test_the_papers_views_crop_in_two_pairs_only():
     assert (gamma_pair.jitter, gamma_pair.flip, gamma_pair.blur) == (0.3, 0.5, 0.0)
     replaced = build(pair="gamma", preset="paper", augmentation={"flip": 0.0}).augmentations[1]
     assert replaced.flip == 0.0
+
+
+def test_the_paper_gives_figures_for_two_pairs():
+    figures = {pair: SimCLR.reported({"pair": pair}) for pair in PAIRS}
+    assert {pair for pair, lines in figures.items() if lines} == {"original", "gamma"}
+    assert SimCLR.reported({}) == figures["original"]
+    assert figures["gamma"][0].startswith("73.8 %")
