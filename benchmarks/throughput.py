@@ -1,6 +1,6 @@
 """Images per core-second of the data path, the step, and both together.
 
-    python benchmarks/throughput.py [RECIPE] [key.path=value ...] [--steps 12] [--threads 1]
+    python benchmarks/throughput.py [RECIPE] [key.path=value ...] [--steps 12] [--only data]
 
 One image is one source picture, that is two views. A core-second is a second of processor time of
 this process, so foreign load moves the figures little; with one thread and no workers it is all
@@ -10,11 +10,12 @@ there is.
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from accelerate.utils import send_to_device
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Recipe, recipe_of
@@ -32,12 +33,13 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="RECIPE or key.path=value")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", default=["data", "step", "both"], metavar="PART")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    measure(recipe_of(chosen.words), chosen.steps)
+    measure(recipe_of(chosen.words), chosen.steps, chosen.only)
 
 
-def measure(recipe: Recipe, steps: int) -> None:
+def measure(recipe: Recipe, steps: int, parts: Sequence[str]) -> None:
     """Time the data path, the step on one batch, and the step on batches as they are loaded."""
     model = create_backbone(recipe.backbone, image_size=recipe.data.image_size).model
     switches = hardware.choose(recipe.speed, convolutional=hardware.is_convolutional(model))
@@ -56,7 +58,7 @@ def measure(recipe: Recipe, steps: int) -> None:
 
     def step(batch: dict[str, torch.Tensor]) -> None:
         with torch.autocast(switches.device, torch.bfloat16, enabled=switches.precision == "bf16"):
-            loss = method({"images": batch["images"].to(switches.device)}).loss
+            loss = method(send_to_device(batch, switches.device)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -69,7 +71,8 @@ def measure(recipe: Recipe, steps: int) -> None:
         "step": lambda: step(still),
         "both": lambda: step(next(loader)),
     }.items():
-        print(f"{name}  {batch / _core_seconds(work, steps):8.1f} images per core-second")
+        if name in parts:
+            print(f"{name}  {batch / _core_seconds(work, steps):8.1f} images per core-second")
 
 
 def _core_seconds(work: Callable[[], object], times: int) -> float:

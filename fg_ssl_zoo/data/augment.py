@@ -1,6 +1,6 @@
 """Edits of one picture, and the seven SimCLR pairs of SSL-Cassava that they make.
 
-    edit       (h, w, 3) uint8 and a generator in, the same shape out
+    edit       (h, w, 3) uint8 and a generator in; the same out, at most cut at its border
     PAIRS      name in a recipe -> which view is edited, with what, and when
 
 Source: Breiki, Ridzuan & Grandhe, 2021 (arXiv 2107.13973) and its released notebooks, in which an
@@ -22,6 +22,9 @@ Edit = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 SIDE = 512
 """Side in pixels of the paper's pictures."""
+
+LOOK = 32
+"""Fewest pixels of the shorter side on which the liveliest window is looked for."""
 
 
 def gamma(
@@ -52,12 +55,14 @@ def coarse_dropout(
         side: Smallest and largest, in pixels of 512.
     """
     edited = image.copy()
-    height, width = image.shape[:2]
-    for _ in range(generator.integers(holes[0], holes[1] + 1)):
-        length = _pixels(image, generator.uniform(*side))
-        y = int(generator.integers(0, height - length + 1))
-        x = int(generator.integers(0, width - length + 1))
-        edited[y : y + length, x : x + length] = 0
+    lengths, ys, xs = generator.random((3, generator.integers(holes[0], holes[1] + 1)))
+    sides = np.rint((side[0] + lengths * (side[1] - side[0])) * _pixel(image)).clip(1).astype(int)
+    tops, lefts = (
+        (shares * (space - sides + 1)).astype(int).tolist()
+        for shares, space in zip((ys, xs), image.shape[:2], strict=True)
+    )
+    for top, left, pixels in zip(tops, lefts, sides.tolist(), strict=True):
+        edited[top : top + pixels, left : left + pixels] = 0
     return edited
 
 
@@ -79,14 +84,20 @@ def cropped_region(
     return canvas
 
 
-def liveliest_window(image: np.ndarray, w: int, h: int) -> tuple[int, int]:
-    """X and y of the w x h window with the largest mean gradient; the first of equal ones."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+def liveliest_window(image: np.ndarray, width: int, height: int) -> tuple[int, int]:
+    """Left and top of the window with the largest mean gradient; the first of equal ones.
+
+    Looked for on a picture whose shorter side has 32 to 64 pixels.
+    """
+    k = max(1, min(image.shape[:2]) // LOOK)
+    small = cv2.resize(image, None, fx=1 / k, fy=1 / k, interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     dx, dy = (cv2.Sobel(grey, cv2.CV_32F, *axis) for axis in ((1, 0), (0, 1)))
     sums = cv2.integral(cv2.magnitude(dx, dy))
+    w, h = max(1, min(width // k, grey.shape[1])), max(1, min(height // k, grey.shape[0]))
     windows = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
-    y, x = np.unravel_index(windows.argmax(), windows.shape)
-    return int(x), int(y)
+    y, x = divmod(int(windows.argmax()), windows.shape[1])
+    return min(x * k, image.shape[1] - width), min(y * k, image.shape[0] - height)
 
 
 def patch_swap(image: np.ndarray, generator: np.random.Generator, side: int = 200) -> np.ndarray:
@@ -116,7 +127,7 @@ def tile_shuffle(
     """The tiles of a grid in another order.
 
     Args:
-        image: What the grid does not divide is cut off on both sides, and the rest scaled back.
+        image: What the grid does not divide is cut off on both sides.
         generator: Draws the order.
         grid: Tiles along a side; 1 is the identity.
         shuffle: A name of `ops.permutations.SHUFFLES`.
@@ -129,13 +140,17 @@ def tile_shuffle(
     tall, wide = ((side - 2 * cut) // grid * grid for side in (height, width))
     top, left = (height - tall) // 2, (width - wide) // 2
     tiles = split_tiles(image[top : top + tall, left : left + wide], grid)
-    shuffled = join_tiles(tiles[SHUFFLES[shuffle](generator, grid)])
-    return shuffled if shuffled.shape == image.shape else cv2.resize(shuffled, (width, height))
+    return join_tiles(tiles[SHUFFLES[shuffle](generator, grid)])
 
 
 def _pixels(image: np.ndarray, length: float) -> int:
     """A length on pictures of 512 pixels, on this one."""
-    return max(1, round(length / SIDE * min(image.shape[:2])))
+    return max(1, round(length * _pixel(image)))
+
+
+def _pixel(image: np.ndarray) -> float:
+    """A pixel of pictures of 512 pixels, in pixels of this one."""
+    return min(image.shape[:2]) / SIDE
 
 
 @dataclass(frozen=True)

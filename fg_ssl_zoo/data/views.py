@@ -241,7 +241,10 @@ class RandomViews:
             height, width = image.shape[:2]
             view = draw_view(generator, height, width, self.size, how)
             seen = render(image, view, self.size)
-            views.append(edit(seen, generator) if edit and self.after else seen)
+            if edit and self.after:
+                seen = edit(seen, generator)
+            fits = seen.shape[0] == self.size
+            views.append(seen if fits else cv2.resize(seen, (self.size, self.size)))
         return {"images": np.stack(views)}
 
 

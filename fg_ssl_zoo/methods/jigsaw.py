@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone, accept_any_size
 from fg_ssl_zoo.data.sample import Sample, Views
-from fg_ssl_zoo.data.views import CentreView
+from fg_ssl_zoo.data.views import crop_resize
 from fg_ssl_zoo.method import Batch, Method, MethodOutput
 from fg_ssl_zoo.ops.permutations import split_tiles, stored_permutations
 
@@ -150,8 +150,10 @@ class Tiles:
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
         """`tiles` (9, t, t, 3) and `permutation`, the number of their order."""
-        square = CentreView(self.size, CENTRE)(sample, generator)["image"]
-        cells = split_tiles(square, GRID)
+        height, width = sample["image"].shape[:2]
+        side = round(min(height, width) * CENTRE)
+        box = ((width - side) // 2, (height - side) // 2, side, side)
+        cells = split_tiles(crop_resize(sample["image"], box, self.size), GRID)
         room = cells.shape[1] - self.tile
         places = generator.integers(0, room + 1, size=(GRID**2, 2)).tolist()
         factors = generator.uniform(1 - self.brightness, 1 + self.brightness, GRID**2).tolist()
