@@ -18,7 +18,7 @@ import cv2
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, is_initialized
 from timm.layers.config import set_fused_attn
 from torch import nn
 
@@ -88,10 +88,12 @@ def create_accelerator(switches: Switches) -> Accelerator:
     Raises:
         ValueError: Several processes were launched in a way that leaves each on its own.
     """
-    AcceleratorState._reset_state()
+    precision = "bf16" if switches.precision == "bf16" else "no"
+    if is_initialized() and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=switches.device == "cpu",
-        mixed_precision="bf16" if switches.precision == "bf16" else "no",
+        mixed_precision=precision,
         step_scheduler_with_optimizer=False,
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
