@@ -57,7 +57,7 @@ class PMG(Method):
         hidden_size: Of the blocks and classifiers.
         embedding_size: Of `e_k`.
         updates: `together` sums the losses in one step; `in_turn` takes one of them each step.
-        per_sample: An order for each picture instead of one for the batch.
+        per_sample: An order for each picture instead of one for the batch (of a process).
         whole_weight: Of the loss on the whole picture.
         backbone_rate: Learning rate of the backbone as a share of the heads'; 0.0002 of 0.002.
     """

@@ -42,7 +42,7 @@ def batch_of(method, birds, count=8):
 
 
 def exact(method, monkeypatch):
-    """The method in double precision and evaluation mode, with classifiers that are not alike."""
+    """The method in double precision and evaluation mode."""
     method.double().eval()
     monkeypatch.setattr(
         method.backbone, "normalize", lambda x: Backbone.normalize(method.backbone, x).double()
