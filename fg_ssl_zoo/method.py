@@ -42,9 +42,12 @@ class Method(nn.Module, ABC):
 
     Attributes:
         papers: Citation lines of the method, for the card.
+        needs_labels: Whether it learns from labels; `num_classes` is then an option, which the data
+            decides.
     """
 
     papers: ClassVar[tuple[str, ...]] = ()
+    needs_labels: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

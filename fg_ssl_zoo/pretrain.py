@@ -43,7 +43,7 @@ from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
 from fg_ssl_zoo.hub.card import results_table
 from fg_ssl_zoo.hub.export import export, usage_lines
 from fg_ssl_zoo.method import Method
-from fg_ssl_zoo.methods import check_options, create_method, method_class
+from fg_ssl_zoo.methods import check_options, complete_options, create_method, method_class
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,8 @@ def pretrain(recipe: Recipe) -> Backbone:
     set_seed(recipe.seed)
     switches, backbone = _prepare_backbone(recipe)
     train, test = load_splits(recipe.data, seed=recipe.seed)
-    for stage in recipe.stages:
+    for number, stage in enumerate(recipe.stages):
+        complete_options(stage.method, stage.options, train, where=f"stages[{number}].options")
         Order(len(train), stage.train.batch_size, recipe.seed)  # refuses a batch that is too large
     run = _open_run(recipe, switches, train, test)
     record = _run_stages(run, backbone)
@@ -169,7 +170,7 @@ def _run_stages(run: Run, backbone: Backbone) -> Record:
             if (number, round_number) < (newest.stage, newest.round):
                 continue
             if round_number == 0 or method is None:
-                method = _stage_method(stage, backbone, before=method)
+                method = _stage_method(stage, backbone, run.train, before=method)
             at = newest if state else Position(number, round_number)
             _one_round(run, method, stage, at, state, record)
             state = None
@@ -178,10 +179,11 @@ def _run_stages(run: Run, backbone: Backbone) -> Record:
     return record
 
 
-def _stage_method(stage: Stage, backbone: Backbone, before: Method | None) -> Method:
+def _stage_method(stage: Stage, backbone: Backbone, train: Images, before: Method | None) -> Method:
     """The method of a stage around the walking backbone, with what it inherits."""
     backbone.requires_grad_(True)
-    method = create_method(stage.method, backbone, **stage.options)
+    options = complete_options(stage.method, stage.options, train)
+    method = create_method(stage.method, backbone, **options)
     for name in stage.inherit:
         source, target = getattr(before, name, None), getattr(method, name, None)
         if before is not None and not (
@@ -333,6 +335,7 @@ def _results(run: Run, record: Record) -> dict[str, Any]:
             for stage in recipe.stages
             for line in method_class(stage.method).reported(stage.options)
         ],
+        "with_labels": any(method_class(s.method).needs_labels for s in recipe.stages),
         "recipe": as_dict(recipe),
     }
 

@@ -10,6 +10,7 @@ from fg_ssl_zoo.methods import METHODS, create_method
 BACKBONES = ["test_resnet", "test_vit"]
 OPTIONS = {
     "jigsaw": {"num_permutations": 10, "dropout": 0.0},
+    "pmg": {"num_classes": 4, "hidden_size": 16, "embedding_size": 32},
     "simclr": {"hidden_size": 32, "projection_size": 16},
 }
 SIZES = {"jigsaw": 96}

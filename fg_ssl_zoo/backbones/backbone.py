@@ -1,5 +1,6 @@
 """One face for every timm model: pooled features, feature maps, and the pixels it wants."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -189,6 +190,24 @@ def accept_any_size(backbone: Backbone) -> None:
     model.patch_embed.strict_img_size = False
     model.patch_embed.flatten = False
     model.patch_embed.output_fmt = Format.NHWC
+
+
+def parameters_behind(backbone: Backbone, index: int) -> list[nn.Parameter]:
+    """Parameters that a feature map does not depend on.
+
+    Behind map -2 these are the last stage of a CNN, or the last block and the norm of a ViT; behind
+    map -1 a ViT's norm, which its feature maps leave out. Found by the gradient of one empty
+    picture through a copy.
+    """
+    twin = copy.deepcopy(backbone).eval().requires_grad_(True)
+    parameters = list(twin.parameters())
+    size = backbone.image_size
+    with torch.enable_grad():
+        image = torch.zeros(1, 3, size, size, device=parameters[0].device)
+        (found,) = twin.feature_maps(image, [index])
+        gradients = torch.autograd.grad(found.sum(), parameters, allow_unused=True)
+    pairs = zip(backbone.parameters(), gradients, strict=True)
+    return [parameter for parameter, gradient in pairs if gradient is None]
 
 
 def _load_file(model: nn.Module, path: Path) -> None:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fg_ssl_zoo.config import Data, data_of
+from fg_ssl_zoo.config import Data, data_of, parse_words
 
 CHEAP = "knn linear low_shot retrieval"
 
@@ -17,6 +17,12 @@ def add_verbs(verbs: Any) -> None:
     eval_.add_argument(
         "--protocols", nargs="+", default=CHEAP.split(), metavar="P",
         help=f"of knn linear linear_sgd low_shot retrieval keypoints finetune (default {CHEAP})",
+    )  # fmt: skip
+    eval_.add_argument(
+        "--finetune", nargs="+", metavar="KEY=VALUE",
+        help="a variant of that protocol: epochs, batch_size, lr, backbone_rate, weight_decay, "
+        "train_what (all, last_stage, head), head (linear, mlp), hidden_size, dropout, "
+        "class_weights (none, inverse, sqrt_inverse)",
     )  # fmt: skip
     eval_.add_argument("--no-untrained", action="store_true", help="without the untrained rows")
     eval_.add_argument("--out", type=Path, help="folder for results.json, results.csv, results.md")
@@ -48,7 +54,9 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.engine.hardware import evaluation_accelerator
     from fg_ssl_zoo.evaluation import table
     from fg_ssl_zoo.evaluation.evaluate import evaluate
+    from fg_ssl_zoo.evaluation.finetune import Finetune
 
+    how = parse_words(Finetune, chosen.finetune or [], where="finetune")
     accelerator = evaluation_accelerator()
     main = accelerator.is_main_process
     evaluation = evaluate(
@@ -56,6 +64,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
         data_from(chosen),
         accelerator,
         protocols=chosen.protocols,
+        options={"finetune": {"how": how}} if chosen.finetune else {},
         image_size=chosen.image_size,
         with_untrained=not chosen.no_untrained,
         seed=chosen.seed,

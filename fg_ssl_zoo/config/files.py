@@ -117,6 +117,18 @@ def data_of(words: Sequence[str]) -> Data:
     return parse(Data, content, where="data")
 
 
+def parse_words(into: Any, words: Iterable[str], where: str) -> Any:
+    """The `key=value`s of a command line as a dataclass.
+
+    Raises:
+        RecipeError: One line, as `parse`.
+    """
+    content: dict[str, Any] = {}
+    for word in words:
+        _apply(content, word)
+    return parse(into, content, where=where)
+
+
 def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     """The typed recipe of a mapping.
 

@@ -7,7 +7,7 @@ The untrained network of every architecture is a row of its own.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
@@ -37,7 +37,7 @@ from fg_ssl_zoo.evaluation.retrieval import retrieval
 from fg_ssl_zoo.evaluation.task import Outcome, Task, labels_of
 from fg_ssl_zoo.ops.distributed import world_size
 
-PROTOCOLS: dict[str, Callable[[Task], list[Outcome]]] = {
+PROTOCOLS: dict[str, Callable[..., list[Outcome]]] = {
     "knn": knn,
     "linear": linear,
     "linear_sgd": linear_sgd,
@@ -96,6 +96,7 @@ def evaluate(
     accelerator: Accelerator,
     *,
     protocols: Iterable[str] = CHEAP,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     image_size: int | None = None,
     crop_pct: float | None = None,
     with_untrained: bool = True,
@@ -111,6 +112,7 @@ def evaluate(
         data: Where the labelled pictures are.
         accelerator: Device, precision and processes.
         protocols: Keys of `PROTOCOLS`.
+        options: Keywords of a protocol: `{"finetune": {"how": Finetune(epochs=20)}}`.
         image_size: Side of the input in pixels; each model's own when not given.
         crop_pct: Of the centre crop; that of the data (0.875) when not given.
         with_untrained: Add each architecture's untrained network as a row.
@@ -119,10 +121,17 @@ def evaluate(
         say: Called with a line before each piece of work.
 
     Raises:
-        ValueError: An unknown model or protocol, pictures without labels, test classes that
-            training lacks, features that are not finite; the message says what would be right.
+        ValueError: An unknown model or protocol, options of one that is not run, pictures without
+            labels, test classes that training lacks, features that are not finite; the message says
+            what would be right.
     """
     chosen, began_at = known_protocols(protocols), commit()
+    options = options or {}
+    for name in options:
+        if name not in chosen:
+            raise ValueError(
+                f"options of {name}, which is not run; add it to the protocols {chosen}"
+            )
     train, test = labelled_splits(data, seed)
     crop_pct = data.crop_pct if crop_pct is None else crop_pct
     if "keypoints" in chosen:
@@ -143,7 +152,7 @@ def evaluate(
         outcomes = {}
         for protocol in chosen:
             say(f"{name}: {protocol}")
-            for found in PROTOCOLS[protocol](task):
+            for found in PROTOCOLS[protocol](task, **options.get(protocol, {})):
                 if np.isnan(found.values).all():
                     unscored[found.metric] = "; ".join(found.notes)
                 else:

@@ -1,23 +1,30 @@
-"""Fine-tuning: the whole network with a linear classifier, by the loop that pretrains.
+"""Fine-tuning: the network, or its end, with a new classifier, by the loop that pretrains.
 
 Protocol (our choice, stated with each number): SGD with momentum 0.9, 0.01 for the backbone and 0.1
 for the classifier, batch 64, 50 epochs, cosine; random crops of at least a third and mirror images.
+
+    fgssl eval MODEL --data DATA --protocols finetune --finetune train_what=last_stage epochs=20
+
+The variants are those of SSL-Cassava (Breiki, Ridzuan & Grandhe, 2021, arXiv 2107.13973): the last
+stage and the head alone, a hidden layer, dropout, and weights for rare classes.
 """
 
 import copy
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from annotated_types import Ge, Gt, Lt
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.config import Train
+from fg_ssl_zoo.backbones.backbone import Backbone, parameters_behind
+from fg_ssl_zoo.config import STRICT, Train
 from fg_ssl_zoo.data.loader import ViewDataset
 from fg_ssl_zoo.data.sample import Sample, Views
 from fg_ssl_zoo.data.views import Augmentation, RandomViews
@@ -28,26 +35,70 @@ from fg_ssl_zoo.evaluation.features import extract
 from fg_ssl_zoo.evaluation.task import Outcome, Task, classified
 from fg_ssl_zoo.method import Batch, Method, MethodOutput
 
-TRAIN = Train(
-    epochs=50, batch_size=64, optimizer="sgd", lr=0.1, lr_scaling="none", weight_decay=1e-4,
-    warmup=0.02, checkpoint_every=1e9,
-)  # fmt: skip
-BACKBONE_RATE = 0.1
-"""Rate of the backbone as a share of the classifier's."""
+Weighting = Literal["none", "inverse", "sqrt_inverse"]
 
 CROPS = Augmentation(crop_scale=(1 / 3, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)
 
 
-def finetune(task: Task, *, train: Train = TRAIN) -> list[Outcome]:
+@dataclass(frozen=True)
+class Finetune:
+    """What can be chosen on the command line.
+
+    Attributes:
+        epochs: Passes over the training pictures.
+        batch_size: Images of one optimizer step, of all processes together; all where there are
+            fewer.
+        lr: Peak rate of the classifier at any batch size.
+        backbone_rate: Rate of the backbone as a share of the classifier's.
+        weight_decay: Not applied to biases and norms.
+        train_what: The whole network, its last stage (of a CNN; the last block and norm of a ViT)
+            and the head, or the head; the rest keeps its weights and its BatchNorm statistics.
+        head: One linear layer, or two with LeakyReLU 0.2 between them.
+        hidden_size: Of the `mlp`; 1,024 in the paper's code.
+        dropout: Before the last layer; 0.5, 0.7 and 0.9 in the paper's code.
+        class_weights: Of the loss; see `weights_of`.
+    """
+
+    epochs: Annotated[float, Gt(0)] = 50
+    batch_size: Annotated[int, Ge(1)] = 64
+    lr: Annotated[float, Gt(0)] = 0.1
+    backbone_rate: Annotated[float, Gt(0)] = 0.1
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    train_what: Literal["all", "last_stage", "head"] = "all"
+    head: Literal["linear", "mlp"] = "linear"
+    hidden_size: Annotated[int, Ge(1)] = 1024
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    class_weights: Weighting = "none"
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    @property
+    def train(self) -> Train:
+        """Settings of the loop."""
+        return Train(
+            epochs=self.epochs, batch_size=self.batch_size, optimizer="sgd", lr=self.lr,
+            lr_scaling="none", weight_decay=self.weight_decay, warmup=0.02, checkpoint_every=1e9,
+        )  # fmt: skip
+
+
+STANDARD = Finetune()
+
+
+def finetune(task: Task, *, how: Finetune = STANDARD) -> list[Outcome]:
     """`finetune_top1`: the task's backbone is copied, trained with its labels and scored once.
 
     Args:
         task: The pictures are read again in every epoch.
-        train: Settings of the loop.
+        how: The variant.
+
+    Raises:
+        ValueError: The training pictures have no labels, or all the same.
     """
+    counts = class_counts(task)
     torch.manual_seed(task.seed)
-    method = Classifier(copy.deepcopy(task.backbone), len(task.classes)).to(task.accelerator.device)
+    method = Classifier(copy.deepcopy(task.backbone), counts, how).to(task.accelerator.device)
     size = task.backbone.image_size
+    train = replace(how.train, batch_size=min(how.batch_size, len(task.train_images)))
     with tempfile.TemporaryDirectory() as scratch:
         job = Fit(
             train=train,
@@ -60,6 +111,7 @@ def finetune(task: Task, *, train: Train = TRAIN) -> list[Outcome]:
         )
         fit(method, job)
     task.accelerator.free_memory()
+    method.eval()  # the head too: its dropout has no part in a score
     found = extract(
         method.backbone,
         task.test_images,
@@ -70,42 +122,106 @@ def finetune(task: Task, *, train: Train = TRAIN) -> list[Outcome]:
     )
     predicted = found.features.argmax(dim=1).numpy()
     settings = {
+        **asdict(how),
         **asdict(train),
-        "backbone_rate": BACKBONE_RATE,
         "augmentation": asdict(CROPS),
         "seed": task.seed,
     }
     return [classified("finetune_top1", predicted, task.test, settings)]
 
 
+def class_counts(task: Task) -> Int64[Tensor, " c"]:
+    """Training pictures of every class.
+
+    Raises:
+        ValueError: There are no labels, or all are the same.
+    """
+    if task.train.labels is None:
+        raise ValueError("finetune learns from labels; put each class into a folder of its own")
+    counts = task.train.labels.bincount(minlength=len(task.classes))
+    if (counts > 0).sum() < 2:
+        raise ValueError("finetune tells classes apart; the training pictures have one, 2 would do")
+    return counts
+
+
+def weights_of(counts: Int64[Tensor, " c"], how: Weighting) -> Float[Tensor, " c"]:
+    """Weight of each class in the loss, for `n_c` training pictures of class c.
+
+        none            w_c = 1
+        inverse         w_c ~ 1 / n_c           every class has the same say
+        sqrt_inverse    w_c ~ 1 / sqrt(n_c)     half way
+
+    Scaled so that the mean over the training pictures is 1: sum_c n_c w_c = sum_c n_c. A class
+    without pictures weighs 0.
+    """
+    power = {"none": 0.0, "inverse": -1.0, "sqrt_inverse": -0.5}[how]
+    n = counts.double()
+    weights = torch.where(n > 0, n**power, 0.0)
+    return (weights * n.sum() / (n * weights).sum()).float()
+
+
 class Classifier(Method):
-    """Cross entropy of a linear classifier on the pooled features.
+    """Cross entropy of a classifier on the pooled features.
 
     Args:
-        backbone: Trained with it, at a tenth of its rate.
-        num_classes: Rows of the classifier.
+        backbone: Trained with it as far as `how` says; the rest is frozen.
+        counts: Training pictures of every class.
+        how: The variant.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+    def __init__(
+        self, backbone: Backbone, counts: Int64[Tensor, " c"], how: Finetune = STANDARD
+    ) -> None:
         super().__init__(backbone)
-        self.classifier = nn.Linear(backbone.num_features, num_classes)
+        backbone.requires_grad_(how.train_what == "all")
+        if how.train_what == "last_stage":
+            for parameter in parameters_behind(backbone, -2):
+                parameter.requires_grad_(True)
+        width, hidden, dropout = backbone.num_features, how.hidden_size, nn.Dropout(how.dropout)
+        self.classifier = (
+            nn.Sequential(dropout, nn.Linear(width, len(counts)))
+            if how.head == "linear"
+            else nn.Sequential(
+                nn.Linear(width, hidden), nn.LeakyReLU(0.2), dropout, nn.Linear(hidden, len(counts))
+            )
+        )
+        self.backbone_rate = how.backbone_rate
+        self.weights: Tensor
+        self.register_buffer("weights", weights_of(counts, how.class_weights))
 
     def views(self, image_size: int) -> Views:
         """One random crop with its label."""
         return LabelledView(image_size)
 
     def forward(self, batch: Batch) -> MethodOutput:
-        """Cross entropy, and the share that is right."""
-        images = self.backbone.normalize(batch["images"][:, 0])
+        """Mean of the weighted cross entropies, and the share that is right."""
+        images, labels = self.backbone.normalize(batch["images"][:, 0]), batch["label"]
         logits = self.classifier(self.backbone(images))
-        right = (logits.argmax(dim=1) == batch["label"]).float().mean()
-        loss = F.cross_entropy(logits, batch["label"])
+        right = (logits.argmax(dim=1) == labels).float().mean()
+        loss = (self.weights[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
         return MethodOutput(loss, {"train/accuracy": right.detach()})
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
-        """The classifier at the full rate, the backbone at a share of it."""
-        yield {"params": list(self.backbone.parameters()), "lr_scale": BACKBONE_RATE}
+        """The classifier at the full rate, what is trained of the backbone at a share of it."""
+        trained = [p for p in self.backbone.parameters() if p.requires_grad]
+        yield {"params": trained, "lr_scale": self.backbone_rate}
         yield {"params": list(self.classifier.parameters())}
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Frozen parts stay in evaluation mode: no BatchNorm statistics move, nothing drops out."""
+        super().train(mode)
+        _rest_where_frozen(self.backbone)
+        return self
+
+
+def _rest_where_frozen(module: nn.Module) -> None:
+    """Evaluation mode for every part whose parameters are all frozen."""
+    parameters = list(module.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        _rest_where_frozen(child)
 
 
 @dataclass(frozen=True)

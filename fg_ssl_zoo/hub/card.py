@@ -93,6 +93,7 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
         methods=", then ".join(dict.fromkeys(stage.method for stage in recipe.stages)),
         table=results_table(results.get("rows", ())),
         settings=_settings(recipe),
+        with_labels=results.get("with_labels", False),
         data=results.get("data", {}),
         knn=_knn_protocol(results),
         overlap=results.get("overlap", {}).get("summary", NOT_COMPARED),
@@ -105,7 +106,8 @@ def card_data(recipe: Recipe, results: Mapping[str, Any]) -> ModelCardData:
     evaluated = _eval_results(recipe, results)
     hub_id = results.get("data", {}).get("hub_id") or recipe.data.hub_id
     methods = [stage.method for stage in recipe.stages]
-    words = ["timm", "transformers", "self-supervised", "fine-grained", *methods, recipe.data.name]
+    kind = "supervised" if results.get("with_labels") else "self-supervised"
+    words = ["timm", "transformers", kind, "fine-grained", *methods, recipe.data.name]
     return ModelCardData(
         license=recipe.hub.license,
         library_name="timm",

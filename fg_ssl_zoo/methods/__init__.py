@@ -7,10 +7,12 @@ from typing import Any
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import RecipeError, nearest, parse
+from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.method import Method
 
 METHODS = {
     "jigsaw": "Jigsaw",
+    "pmg": "PMG",
     "simclr": "SimCLR",
 }
 """Name in a recipe and file of this folder -> class."""
@@ -61,3 +63,33 @@ def check_options(name: str, options: Mapping[str, Any], where: str = "options")
         option: parse(known[option].annotation, value, where=f"{where}.{option}")
         for option, value in options.items()
     }
+
+
+def complete_options(
+    name: str, options: Mapping[str, Any], images: Images, where: str = "options"
+) -> dict[str, Any]:
+    """Options with the `num_classes` of the data, for a method that learns from labels.
+
+    Args:
+        name: A key of `METHODS`.
+        options: As written in the recipe.
+        images: To train on.
+        where: Path of the options, for the error.
+
+    Raises:
+        RecipeError: Labels are needed and there are none, or all alike, or another number is given.
+    """
+    if not method_class(name).needs_labels:
+        return dict(options)
+    if images.labels is None:
+        raise RecipeError(
+            f"{name} learns from labels and {images.name} has none; put each class into a folder "
+            "of its own, or take a method that needs none, such as simclr"
+        )
+    found = len(images.classes)
+    if found < 2:
+        raise RecipeError(f"{name} tells classes apart and {images.name} has {found}; 2 would do")
+    given = options.get("num_classes", found)
+    if given != found:
+        raise RecipeError(f"{where}.num_classes: {images.name} has {found} classes, not {given}")
+    return {**options, "num_classes": found}

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.backbone import create_backbone, parameters_behind
 
 
 def test_features_and_maps_have_the_same_form_for_resnet_and_vit():
@@ -113,3 +113,28 @@ def test_options_reach_the_timm_constructor_and_leave_the_weights_loadable():
 def test_an_option_that_the_backbone_does_not_take_is_named():
     with pytest.raises(ValueError, match=r"backbone_options: test_vit .*zero_init_last"):
         create_backbone("test_vit", image_size=64, zero_init_last=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "expected"),
+    [
+        ("test_resnet", -2, {"layer4"}),
+        ("test_resnet", -1, set()),
+        ("test_resnet", 0, {"layer1", "layer2", "layer3", "layer4"}),
+        ("test_vit", -2, {"blocks.5", "norm"}),
+        ("test_vit", -1, {"norm"}),
+        ("test_convnext", -2, {"stages.3", "head"}),
+    ],
+)
+def test_what_lies_behind_a_feature_map_is_what_it_does_not_read(name, index, expected):
+    backbone = create_backbone(name, image_size=160)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    behind = {id(parameter) for parameter in parameters_behind(backbone, index)}
+    wanted = {
+        id(parameter)
+        for key, parameter in backbone.model.named_parameters()
+        if any(key.startswith(f"{part}.") for part in expected)
+    }
+    assert behind == wanted
+    assert backbone.training
+    assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())

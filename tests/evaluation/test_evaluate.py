@@ -196,6 +196,15 @@ def test_the_command_prints_and_writes(garden, tmp_path, capsys):
             "data.num_imags: unknown key; did you mean num_images",
         ),
         (["--data", "drawn", "cub"], "--data names one folder or data set, not drawn and cub"),
+        (["--finetune", "epochs=3"], "options of finetune, which is not run; add it to the prot"),
+        (
+            ["--protocols", "finetune", "--finetune", "class_weight=inverse"],
+            "finetune.class_weight: unknown key; did you mean class_weights",
+        ),
+        (
+            ["--protocols", "finetune", "--finetune", "train_what=layer4"],
+            "finetune.train_what: ",
+        ),
         (["--protocols", "linear_sdg"], "did you mean linear_sgd"),
         (["--protocols", "keypoints"], "garden has no keypoints"),
     ],

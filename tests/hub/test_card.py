@@ -136,6 +136,16 @@ def test_stages_are_told_one_by_one(backbone):
     assert "| stage 2: length | 7 steps, 3 rounds |" in card
 
 
+def test_a_network_that_learned_from_labels_is_not_called_self_supervised(backbone):
+    without = render_card(backbone, recipe_of(), RESULTS)
+    card = render_card(backbone, recipe_of(), {**RESULTS, "with_labels": True})
+    assert "trained without\nlabels" in without
+    assert "self-supervised" in ModelCard(without).data.tags
+    assert "trained with\nlabels" in card
+    assert "self-supervised" not in ModelCard(card).data.tags
+    assert "supervised" in ModelCard(card).data.tags
+
+
 def test_the_template_knows_every_name_it_uses(backbone, monkeypatch):
     strict = functools.partial(jinja2.Template, undefined=jinja2.StrictUndefined)
     monkeypatch.setattr(jinja2, "Template", strict)
