@@ -47,7 +47,8 @@ class Backbone(nn.Module):
         self.image_size = image_size
         self.mean = tuple(mean)
         self.std = tuple(std)
-        self.num_features: int = self.model.num_features
+        width = getattr(model, "head_hidden_size", None)  # MobileNet, VGG: a layer behind the map
+        self.num_features: int = width or self.model.num_features
         self.patch_size = patch_size_of(model)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
@@ -189,6 +190,42 @@ def accept_any_size(backbone: Backbone) -> None:
     model.patch_embed.strict_img_size = False
     model.patch_embed.flatten = False
     model.patch_embed.output_fmt = Format.NHWC
+
+
+def train_up_to_last_map(backbone: Backbone, side: int) -> tuple[int, int]:
+    """Freeze what the last feature map does not depend on, and tell that map's width and side.
+
+    A method that reads the map alone has no gradient for what timm keeps behind it, such as the
+    last norm of a ViT; a parameter without one stops data-parallel training.
+
+    Args:
+        backbone: In training; one gray picture goes through it.
+        side: Of the pictures that the method will show, in pixels.
+
+    Returns:
+        Channels and height of the map.
+
+    Raises:
+        ValueError: Pictures of this side are too small for the network.
+    """
+    parameters = [p for p in backbone.parameters() if p.requires_grad]
+    modes = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    with torch.enable_grad():
+        image = torch.zeros(1, 3, side, side, device=parameters[0].device)
+        try:
+            (last,) = backbone.feature_maps(image, [-1])
+        except RuntimeError as error:
+            raise ValueError(
+                f"data.image_size: {backbone.name} cannot read pictures of {side} pixels "
+                f"({error}); a larger size would do"
+            ) from error
+        gradients = torch.autograd.grad(last.sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+    for module, mode in modes.items():
+        module.training = mode
+    return last.shape[1], last.shape[2]
 
 
 def _load_file(model: nn.Module, path: Path) -> None:
