@@ -12,6 +12,8 @@ from fg_ssl_zoo.method import Method
 METHODS = {
     "jigsaw": "Jigsaw",
     "simclr": "SimCLR",
+    "srgan": "SRGAN",
+    "super_resolution": "SuperResolution",
 }
 """Name in a recipe and file of this folder -> class."""
 
