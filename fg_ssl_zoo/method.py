@@ -1,4 +1,4 @@
-"""All that a pretext method may do: see views, say how wrong it was, and three optional hooks."""
+"""All that a pretext method may do: see views, say how wrong it was, and four optional hooks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -79,6 +79,13 @@ class Method(nn.Module, ABC):
     def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
         """Notes on the training images, taken before each round and equal on every process."""
         return {}
+
+    def picture(self, batch: Batch) -> Tensor | None:
+        """A picture (h, w, 3) uint8 of what it makes of a batch, for the eye, if it makes any.
+
+        Asked for after each measurement, in evaluation mode and without gradient.
+        """
+        return None
 
     def on_step_end(self, progress: float) -> None:
         """Called after each optimizer step with the share of the stage that is done, in 0..1."""

@@ -12,6 +12,8 @@ OPTIONS = {
     "jigsaw": {"num_permutations": 10, "dropout": 0.0},
     "pmg": {"num_classes": 4, "hidden_size": 16, "embedding_size": 32},
     "simclr": {"hidden_size": 32, "projection_size": 16},
+    "srgan": {"width": 8, "discriminator_width": 8},
+    "super_resolution": {"width": 8},
 }
 SIZES = {"jigsaw": 96}
 """Side of the input in pixels, where 64 does not suit."""

@@ -48,7 +48,8 @@ class Backbone(nn.Module):
         self.image_size = image_size
         self.mean = tuple(mean)
         self.std = tuple(std)
-        self.num_features: int = self.model.num_features
+        width = getattr(model, "head_hidden_size", None)  # MobileNet, VGG: a layer behind the map
+        self.num_features: int = width or self.model.num_features
         self.patch_size = patch_size_of(model)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
@@ -196,18 +197,49 @@ def parameters_behind(backbone: Backbone, index: int) -> list[nn.Parameter]:
     """Parameters that a feature map does not depend on.
 
     Behind map -2 these are the last stage of a CNN, or the last block and the norm of a ViT; behind
-    map -1 a ViT's norm, which its feature maps leave out. Found by the gradient of one empty
-    picture through a copy.
+    map -1 a ViT's norm, which its feature maps leave out.
     """
+    return _reach(backbone, index, backbone.image_size)[1]
+
+
+def train_up_to_last_map(backbone: Backbone, side: int) -> tuple[int, int]:
+    """Freeze what the last feature map does not depend on, and tell that map's width and side.
+
+    A method that reads the map alone has no gradient for what timm keeps behind it, such as the
+    last norm of a ViT; a parameter without one stops data-parallel training.
+
+    Args:
+        backbone: Is changed in what requires grad only.
+        side: Of the pictures that the method will show, in pixels.
+
+    Returns:
+        Channels and height of the map.
+
+    Raises:
+        ValueError: Pictures of this side are too small for the network.
+    """
+    try:
+        last, behind = _reach(backbone, -1, side)
+    except RuntimeError as error:
+        raise ValueError(
+            f"data.image_size: {backbone.name} cannot read pictures of {side} pixels "
+            f"({error}); a larger size would do"
+        ) from error
+    for parameter in behind:
+        parameter.requires_grad_(False)
+    return last.shape[1], last.shape[2]
+
+
+def _reach(backbone: Backbone, index: int, side: int) -> tuple[Tensor, list[nn.Parameter]]:
+    """A feature map of an empty picture, and the parameters that have no gradient from it."""
     twin = copy.deepcopy(backbone).eval().requires_grad_(True)
     parameters = list(twin.parameters())
-    size = backbone.image_size
     with torch.enable_grad():
-        image = torch.zeros(1, 3, size, size, device=parameters[0].device)
+        image = torch.zeros(1, 3, side, side, device=parameters[0].device)
         (found,) = twin.feature_maps(image, [index])
         gradients = torch.autograd.grad(found.sum(), parameters, allow_unused=True)
     pairs = zip(backbone.parameters(), gradients, strict=True)
-    return [parameter for parameter, gradient in pairs if gradient is None]
+    return found.detach(), [parameter for parameter, gradient in pairs if gradient is None]
 
 
 def _load_file(model: nn.Module, path: Path) -> None:

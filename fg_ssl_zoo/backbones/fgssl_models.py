@@ -43,6 +43,7 @@ from timm.models import (
 )
 from torch import nn
 
+from fg_ssl_zoo.backbones import srgan_models
 from fg_ssl_zoo.config import Data, Hub, Recipe, nearest, read_yaml, recipe_files
 
 ORGANISATION = "fg-ssl-zoo"
@@ -125,7 +126,12 @@ def stock_of(name: str, model: nn.Module) -> tuple[str, dict[str, Any]]:
     """The stock architecture of a model built by `name`, and the options that our names bring."""
     stock = STOCK.get(name, Stock(name, {}))
     cfg: Any = model.pretrained_cfg
-    return stock.architecture, stock.options.get(cfg["tag"], {})
+    return stock.architecture, stock.options.get(cfg.get("tag", ""), {})
+
+
+def is_stock(architecture: str) -> bool:
+    """Whether timm has it without us."""
+    return not model_entrypoint(architecture).__module__.startswith(f"{__package__}.")
 
 
 def hub_repo(name: str, repo: str | None = None) -> str:
@@ -181,6 +187,8 @@ def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, Stock], dict[str, Pr
         try:
             backbone, options, cfg = _read(path)
             architecture, _, tag = name.partition(".")
+            if architecture in srgan_models.default_cfgs:
+                raise ValueError(f"{architecture} is an architecture; add _DATA to the file's name")
             stock = stocks.setdefault(architecture, Stock(backbone, {}))
             if stock.architecture != backbone:
                 raise ValueError(

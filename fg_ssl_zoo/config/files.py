@@ -160,8 +160,11 @@ def flatten(content: Any, path: str = "") -> dict[str, Any]:
 
 
 def short_name(backbone: str) -> str:
-    """The part of a timm name that a model name carries: `vit_small_patch16_224` -> `vit_small`."""
-    return re.sub(r"_patch\d+.*|_\d{3}$", "", backbone)
+    """The part of a timm name that a model name carries.
+
+    `vit_small_patch16_224` -> `vit_small`, and of a network of ours `fgssl_srresnet` -> `srresnet`.
+    """
+    return re.sub(r"_patch\d+.*|_\d{3}$", "", backbone.removeprefix("fgssl_"))
 
 
 def _rename(name: str, published: Mapping[str, Any], used: Mapping[str, Any]) -> str:

@@ -272,6 +272,39 @@ class CentreView:
         return {"image": cv2.resize(crop, (self.size, self.size), interpolation=how)}
 
 
+@dataclass(frozen=True)
+class LowAndHigh:
+    """A random crop at the picture's own resolution, and the same crop made smaller.
+
+    Attributes:
+        size: Side of the large crop in pixels; a smaller picture is first enlarged to it.
+        factor: Large side over small side.
+    """
+
+    size: int
+    factor: int
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
+        """`high` (s, s, 3) and `low` (s / factor, s / factor, 3), uint8.
+
+        The small one is bicubic with a kernel as wide as the reduction (Pillow's, which is also
+        MATLAB's), so that nothing is aliased.
+        """
+        from PIL import Image
+
+        image = sample["image"]
+        if min(image.shape[:2]) < self.size:
+            scale = self.size / min(image.shape[:2])
+            height, width = (max(self.size, round(side * scale)) for side in image.shape[:2])
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+        height, width = image.shape[:2]
+        y, x = (int(generator.integers(side - self.size + 1)) for side in (height, width))
+        high = np.ascontiguousarray(image[y : y + self.size, x : x + self.size])
+        side = self.size // self.factor
+        low = Image.fromarray(high).resize((side, side), Image.Resampling.BICUBIC)
+        return {"high": high, "low": np.array(low)}
+
+
 def _between(uniform: float, bounds: tuple[float, float]) -> float:
     return bounds[0] + uniform * (bounds[1] - bounds[0])
 

@@ -146,6 +146,20 @@ class Fit:
         values = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
         self.progress.say(f"{self.title}: step {done}, {values}")
 
+    def keep_picture(self, method: Method, batch: Batch, done: int) -> None:
+        """Write the method's picture of a batch, if it makes one; the method stays as it is."""
+        if not self.accelerator.is_main_process:
+            return
+        modes = {module: module.training for module in method.modules()}
+        method.eval()
+        with torch.no_grad():
+            picture = method.picture(batch)
+        for module, mode in modes.items():
+            module.training = mode
+        if picture is not None:
+            at = replace(self.start, step=done)
+            self.folder.keep_picture(at.file_name.replace(".pt", ".png"), picture.cpu().numpy())
+
     def save(self, method: nn.Module, optimizer: Any, done: int) -> Path:
         """Write a checkpoint on the main process; the others wait for it."""
         at = replace(self.start, step=done)
@@ -229,7 +243,7 @@ def fit(method: Method, job: Fit) -> None:
             seed_step(job.dataset.seed, job.start, step, accelerator.process_index)
             lr = lr_at(train, step / job.total)
             set_lr(optimizer, lr)
-            output = None
+            output = batch = None
             for part in range(train.accumulate):
                 asked = time.perf_counter()
                 batch = job.to_device(next(batches))
@@ -264,6 +278,8 @@ def fit(method: Method, job: Fit) -> None:
             job.progress.step(shown)
             if job.due(job.measure_every, done):
                 job.take_measure(done)
+                assert batch is not None
+                job.keep_picture(method, batch, done)
                 meter.reset()
             if save:
                 path = job.save(method, optimizer, done)

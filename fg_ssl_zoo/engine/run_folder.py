@@ -4,6 +4,7 @@ recipe.yaml        the resolved recipe
 metrics.jsonl      one line a log step or measurement
 tensorboard/       the same for TensorBoard
 checkpoints/       where it goes on
+pictures/          what the method made of a batch at each measurement, where it makes pictures
 corrupt_images.txt names of pictures that were skipped
 export/            the published form of the backbone
 """
@@ -13,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import yaml
 
 from fg_ssl_zoo.config import Recipe, as_dict, flatten, to_yaml
@@ -38,7 +41,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        recipe, metrics, checkpoints, corrupt, export: What lies in it.
+        recipe, metrics, checkpoints, pictures, corrupt, export: What lies in it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,6 +49,7 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.pictures = path / "pictures"
         self.corrupt = path / "corrupt_images.txt"
         self.export = path / "export"
 
@@ -73,6 +77,12 @@ class RunFolder:
         """Append to the list of unreadable pictures."""
         with self.corrupt.open("a", encoding="utf-8") as file:
             file.writelines(f"{message}\n" for message in messages)
+
+    def keep_picture(self, name: str, picture: np.ndarray) -> None:
+        """Write an RGB picture (h, w, 3) uint8."""
+        self.pictures.mkdir(exist_ok=True)
+        _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        (self.pictures / name).write_bytes(content.tobytes())
 
     def _check(self, recipe: Recipe) -> None:
         if not self.recipe.is_file():

@@ -13,11 +13,11 @@ from timm.models import get_arch_pretrained_cfgs
 
 import fg_ssl_zoo
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.fgssl_models import hub_repo, stock_of
+from fg_ssl_zoo.backbones.fgssl_models import hub_repo, is_stock, stock_of
 from fg_ssl_zoo.config import Recipe, flatten
 
 USAGE = """\
-import timm
+{imports}import timm
 from transformers import AutoImageProcessor, AutoModel
 
 # timm: model(transform(picture)[None]) is one row of {num_features} features
@@ -28,6 +28,9 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 processor = AutoImageProcessor.from_pretrained({transformers_name})
 model = AutoModel.from_pretrained({transformers_name})
 """
+
+IMPORT = "import fg_ssl_zoo  # gives timm this architecture\n"
+"""First line for an architecture that stock timm lacks."""
 
 METRICS = {
     "knn_top1": ("kNN top-1", "{:.1%}"),
@@ -53,15 +56,17 @@ def template_path() -> Path:
     return inside if inside.is_file() else package.parent / "MODEL_CARD.md"
 
 
-def usage(*, timm_name: str, transformers_name: str, num_features: int) -> str:
-    """Python lines that load a published model without fg_ssl_zoo.
+def usage(*, timm_name: str, transformers_name: str, num_features: int, architecture: str) -> str:
+    """Python lines that load a published model, without fg_ssl_zoo where timm has its architecture.
 
     Args:
         timm_name: `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
         transformers_name: `FOLDER` or `OWNER/NAME`.
         num_features: Width of the pooled feature.
+        architecture: As in `config.json`.
     """
     return USAGE.format(
+        imports="" if is_stock(architecture) else IMPORT,
         timm_name=json.dumps(timm_name, ensure_ascii=False),
         transformers_name=json.dumps(transformers_name, ensure_ascii=False),
         num_features=num_features,
@@ -77,8 +82,12 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
         results: As in `results.json`; every part but the name may be missing.
     """
     repo = hub_repo(recipe.name, recipe.hub.repo)
+    architecture = stock_of(backbone.name, backbone.model)[0]
     lines = usage(
-        timm_name=f"hf-hub:{repo}", transformers_name=repo, num_features=backbone.num_features
+        timm_name=f"hf-hub:{repo}",
+        transformers_name=repo,
+        num_features=backbone.num_features,
+        architecture=architecture,
     )
     card = ModelCard.from_template(
         card_data(recipe, results),
@@ -86,7 +95,8 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
         recipe=recipe,
         results=results,
         repo=repo,
-        architecture=stock_of(backbone.name, backbone.model)[0],
+        architecture=architecture,
+        stock=is_stock(architecture),
         num_features=backbone.num_features,
         num_parameters=sum(p.numel() for p in backbone.model.parameters()),
         usage=lines.strip(),

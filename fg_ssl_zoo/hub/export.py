@@ -8,6 +8,9 @@
 
 Two things are kept out of config.json, as transformers could not load it: `num_classes` among the
 `model_args` (timm 1.0.31's own writer puts it there) and a `model_type`.
+
+An architecture that stock timm lacks (`backbones/srgan_models.py`) is the exception to the first
+sentence: its folder opens after `import fg_ssl_zoo`, as usage lines and card say.
 """
 
 import json
@@ -49,7 +52,7 @@ def export(
         The folder, as an absolute path.
 
     Raises:
-        ValueError: The folder holds something else, or stock timm could not rebuild the backbone.
+        ValueError: The folder holds something else, or timm could not rebuild the backbone.
     """
     folder = Path(folder).expanduser().resolve()
     _check_replaceable(folder)
@@ -111,7 +114,7 @@ def _exported(folder: str | Path) -> Path:
 
 
 def usage_lines(folder: str | Path, recipe: Recipe) -> str:
-    """The Python lines that load an exported folder with stock timm and with transformers.
+    """The Python lines that load an exported folder with timm and with transformers.
 
     Args:
         folder: As `export` returned it.
@@ -123,6 +126,7 @@ def usage_lines(folder: str | Path, recipe: Recipe) -> str:
         timm_name=f"local-dir:{folder}",
         transformers_name=str(folder),
         num_features=config["num_features"],
+        architecture=config["architecture"],
     )
 
 

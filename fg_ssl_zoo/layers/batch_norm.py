@@ -30,7 +30,7 @@ class AnyDeviceSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         return (x * scale.view(shape) + shift.view(shape)).to(input.dtype)
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None:
+        if self.running_mean is None or self.running_var is None or not self.track_running_stats:
             return
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1

@@ -14,6 +14,8 @@ METHODS = {
     "jigsaw": "Jigsaw",
     "pmg": "PMG",
     "simclr": "SimCLR",
+    "srgan": "SRGAN",
+    "super_resolution": "SuperResolution",
 }
 """Name in a recipe and file of this folder -> class."""
 

@@ -77,7 +77,9 @@ class Jigsaw(Method):
         self.orders = stored_permutations(num_permutations)
         self.pool = 0 if backbone.patch_size else pool
         self.brightness, self.tile_norm = brightness, tile_norm
-        width = backbone.num_features * max(self.pool, 1) ** 2
+        width = backbone.num_features
+        if self.pool:
+            width = backbone.model.feature_info[-1]["num_chs"] * self.pool**2
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(GRID**2 * width, num_permutations)
 

@@ -1,0 +1,82 @@
+"""The second half of a super-resolution generator: from a feature map to a larger picture.
+
+The first half is the backbone. Source of the layers: Ledig et al., 2017 (SRGAN), figure 4.
+"""
+
+import math
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+FACTOR = 4
+"""Side of the restored picture over that of the small one."""
+
+
+class Generator(nn.Module):
+    """Decodes the last map of an encoder that has read the small picture.
+
+    A map as large as the picture (SRResNet's) enters the paper's up-sampling as it is. A smaller
+    one (any other network's) is first brought to the picture's size by the same blocks, and the
+    picture, through a 9 x 9 convolution, is added: what such an encoder has lost of the pixels.
+
+    Args:
+        channels: Of the map.
+        map_side: Side of the map in pixels.
+        low_side: Side of the small picture in pixels.
+        width: Channels of every layer; 64 in the paper.
+    """
+
+    def __init__(self, channels: int, map_side: int, low_side: int, *, width: int = 64) -> None:
+        super().__init__()
+        self.reads_picture = map_side < low_side
+        self.enter = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
+        if self.reads_picture:
+            doublings = math.ceil(math.log2(low_side / map_side))
+            self.enlarge = nn.Sequential(*[doubling(width) for _ in range(doublings)])
+            self.picture = nn.Sequential(nn.Conv2d(3, width, 9, padding=4), nn.PReLU())
+        doublings = round(math.log2(FACTOR))
+        self.up = nn.Sequential(*[doubling(width) for _ in range(doublings)])
+        self.last = nn.Conv2d(width, 3, 9, padding=4)
+
+    def forward(
+        self, feature_map: Float[Tensor, "b d i j"], low: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b 3 _ _"]:
+        """Pixels around 0..1, not cut, of 4 h x 4 w.
+
+        Args:
+            feature_map: Of `low`.
+            low: The small picture as the encoder reads it.
+        """
+        x = self.enter(feature_map)
+        if self.reads_picture:
+            x = self.enlarge(x)
+            if x.shape[2:] != low.shape[2:]:  # strides do not divide the picture
+                x = F.interpolate(x, size=low.shape[2:], mode="bilinear")
+            x = x + self.picture(low)
+        return self.last(self.up(x))
+
+
+def doubling(width: int) -> nn.Sequential:
+    """(b, width, h, w) -> (b, width, 2h, 2w): convolution to four times the width, shuffled."""
+    return nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2), nn.PReLU())
+
+
+def check_size(image_size: int, patch_size: int | None = None) -> None:
+    """Refuse a side of the large picture that the small one does not divide.
+
+    Args:
+        image_size: Of the large picture, in pixels.
+        patch_size: Of a ViT; the small picture is made of whole patches.
+
+    Raises:
+        ValueError: Naming the sizes on both sides that would do.
+    """
+    multiple = FACTOR * (patch_size or 1)
+    if image_size % multiple:
+        below, above = image_size // multiple * multiple, -(-image_size // multiple) * multiple
+        patches = f" of whole patches of {patch_size} pixels" if patch_size else ""
+        raise ValueError(
+            f"data.image_size: {image_size} is not {FACTOR} times a side{patches}; "
+            f"{f'{below} or {above}' if below else above} would be"
+        )

@@ -1,0 +1,174 @@
+"""SRGAN: restore a picture so that a second network takes it for a true one.
+
+Papers: Breiki, Ridzuan & Grandhe, 2021 (arXiv 2107.13973), second stage of its SRGAN, after Ledig
+et al., 2017 (arXiv 1609.04802).
+
+    views           high: a random crop; low: the same crop, bicubic, a quarter of the side
+    generator       G(low) = decoder(last feature map of the backbone(low), low)
+    discriminator   D, `backbones/srgan_models.py`: a logit, high for a picture that looks true
+    perceptual      phi, ImageNet features of VGG-19 up to its last ReLU (`features[:36]`)
+
+    L_G = MSE(G(low), high) + 0.006 MSE(phi(G(low)), phi(high)) + 0.001 BCE(D(G(low)), 1)
+    L_D = BCE(D(high), 1) + BCE(D(G(low)), 0)
+
+One loss L_G + L_D, whose gradients are disjoint: D is frozen while it judges for L_G, and L_D sees
+a detached G(low). Pixels are in 0..1 for all losses and for D.
+
+Deviations: G and D step together on the same weights (theirs: D, then G against the new D); D's
+logits enter the cross entropy once (theirs pass a sigmoid twice, which bounds each term from below
+by 0.313 or 0.693); phi is off unless its weights are given, and reads ImageNet-normalised pixels
+(theirs 0..1); any backbone may be the first half of G, and reads pixels normalised as every later
+use does; the loop's schedule of the rate (theirs drops it tenfold once, at half).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from fg_ssl_zoo.backbones.backbone import (
+    Backbone,
+    accept_any_size,
+    create_backbone,
+    train_up_to_last_map,
+)
+from fg_ssl_zoo.data.sample import Views
+from fg_ssl_zoo.data.views import LowAndHigh
+from fg_ssl_zoo.layers.frozen import frozen
+from fg_ssl_zoo.layers.generator import FACTOR, Generator, check_size
+from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.ops.image_quality import quality, strip
+
+PERCEPTUAL = "vgg19"
+"""timm name of phi's network."""
+
+PERCEPTUAL_LAYERS = 36
+"""Its layers that make phi: up to the ReLU behind the sixteenth convolution."""
+
+
+class SRGAN(Method):
+    """An adversarial restorer around a backbone.
+
+    Args:
+        backbone: Reads the small picture; the first half of the generator.
+        perceptual: Weights of phi: a pretrained tag of timm's vgg19 (`tv_in1k`), a `.safetensors`
+            file with timm's keys, `hf-hub:OWNER/NAME` or `local-dir:FOLDER`; `null` leaves that
+            term out.
+        perceptual_weight: 0.006 in the papers.
+        adversarial_weight: 0.001 in the papers.
+        width: Channels of the generator's second half; 64 in the papers.
+        discriminator_width: Channels of D's first layer; 64 in the papers.
+    """
+
+    papers = (
+        "Breiki, Ridzuan, Grandhe: Self-Supervised Learning for Fine-Grained Image Classification. "
+        "arXiv 2107.13973, 2021.",
+        "Ledig et al.: Photo-Realistic Single Image Super-Resolution Using a Generative "
+        "Adversarial Network. CVPR 2017, arXiv 1609.04802.",
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        perceptual: str | None = None,
+        perceptual_weight: Annotated[float, Ge(0)] = 0.006,
+        adversarial_weight: Annotated[float, Ge(0)] = 0.001,
+        width: Annotated[int, Ge(1)] = 64,
+        discriminator_width: Annotated[int, Ge(1)] = 64,
+    ) -> None:
+        super().__init__(backbone)
+        check_size(backbone.image_size, backbone.patch_size)
+        accept_any_size(backbone)
+        low = backbone.image_size // FACTOR
+        self.generator = Generator(*train_up_to_last_map(backbone, low), low, width=width)
+        self.discriminator = timm.create_model(
+            "fgssl_srgan_discriminator", num_classes=1, width=discriminator_width
+        )
+        self.perceptual = Perceptual(perceptual) if perceptual else None
+        self.perceptual_weight = perceptual_weight
+        self.adversarial_weight = adversarial_weight
+
+    @classmethod
+    def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """The figure of the cassava paper."""
+        return (
+            "83 % accuracy on 5 classes of cassava leaves, generator with dropout, fine-tuned "
+            "(arXiv 2107.13973)",
+        )
+
+    def views(self, image_size: int) -> Views:
+        """`high` (s, s, 3) and `low` (s / 4, s / 4, 3).
+
+        Raises:
+            ValueError: A size that four does not divide, or one that leaves no whole patches.
+        """
+        check_size(image_size, self.backbone.patch_size)
+        return LowAndHigh(image_size, FACTOR)
+
+    def param_groups(self) -> Iterator[dict[str, Any]]:
+        """The two players; Adam keeps its moments by parameter, so one Adam is two."""
+        for player in ([self.backbone, self.generator], [self.discriminator]):
+            yield {"params": [p for m in player for p in m.parameters() if p.requires_grad]}
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """L_G + L_D."""
+        real = batch["high"].movedim(-1, 1) / 255
+        fake = self.restore(batch["low"]).float()
+        pixel = F.mse_loss(fake, real)
+        with frozen(self.discriminator) as judge:
+            generator_loss = pixel + self.adversarial_weight * F.softplus(-judge(fake)).mean()
+        metrics = {"loss/pixel": pixel.detach(), **quality(fake, real)}
+        if self.perceptual is not None:
+            difference = F.mse_loss(self.perceptual(fake), self.perceptual(real))
+            generator_loss = generator_loss + self.perceptual_weight * difference
+            metrics["loss/perceptual"] = difference.detach()
+        discriminator_loss = self.discriminator_loss(real, fake.detach())
+        metrics["loss/generator"] = generator_loss.detach()
+        metrics["loss/discriminator"] = discriminator_loss.detach()
+        return MethodOutput(generator_loss + discriminator_loss, metrics)
+
+    def discriminator_loss(
+        self, real: Float[Tensor, "b 3 h w"], fake: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, ""]:
+        """L_D; with logits x, BCE(x, 1) = softplus(-x) and BCE(x, 0) = softplus(x)."""
+        logits_real, logits_fake = self.discriminator(real), self.discriminator(fake)
+        return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()
+
+    def restore(self, low: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 _ _"]:
+        """G(low): pixels around 0..1, four times as many a side."""
+        seen = self.backbone.normalize(low)
+        (last,) = self.backbone.feature_maps(seen, [-1])
+        return self.generator(last, seen)
+
+    def picture(self, batch: Batch) -> UInt8[Tensor, "p q 3"]:
+        """Low, restored and true, a row for each picture."""
+        return strip(batch["low"], self.restore(batch["low"]), batch["high"])
+
+
+class Perceptual(nn.Module):
+    """phi: fixed features of pixels in 0..1; plain convolutions, the same in training mode.
+
+    Args:
+        init: As for a backbone.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, init: str) -> None:
+        super().__init__()
+        network = create_backbone(PERCEPTUAL, init=init)
+        self.features = network.model.features[:PERCEPTUAL_LAYERS].requires_grad_(False)
+        for name in ("mean", "std"):
+            value = torch.tensor(getattr(network, name)).view(3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d i j"]:
+        """Features of ImageNet-normalised pixels."""
+        return self.features((pixels - self.mean) / self.std)

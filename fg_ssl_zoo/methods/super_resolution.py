@@ -1,0 +1,78 @@
+"""Super-resolution: restore a picture from one of a quarter of its side, pixel by pixel.
+
+Papers: Breiki, Ridzuan & Grandhe, 2021 (arXiv 2107.13973), first stage of its SRGAN, after Ledig
+et al., 2017 (arXiv 1609.04802).
+
+    views      high: a random crop; low: the same crop, bicubic, a quarter of the side
+    generator  G(low) = decoder(last feature map of the backbone(low), low), `layers/generator.py`
+    loss       mean squared error of G(low) and high, pixels in 0..1
+
+With the backbone `fgssl_srresnet`, G is the generator of the paper.
+
+Deviations: any backbone may be the first half of G; it reads pixels normalised by the mean and std
+that every later use has, as for all methods here (theirs reads 0..1 while training and normalises
+downstream); the loop's schedule of the rate (theirs drops it tenfold once, at half).
+"""
+
+from typing import Annotated
+
+import torch.nn.functional as F
+from annotated_types import Ge
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from fg_ssl_zoo.backbones.backbone import Backbone, accept_any_size, train_up_to_last_map
+from fg_ssl_zoo.data.sample import Views
+from fg_ssl_zoo.data.views import LowAndHigh
+from fg_ssl_zoo.layers.generator import FACTOR, Generator, check_size
+from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.ops.image_quality import quality, strip
+
+
+class SuperResolution(Method):
+    """Pixel regression around a backbone.
+
+    Args:
+        backbone: Reads the small picture; the first half of the generator.
+        width: Channels of the generator's second half; 64 in the paper.
+    """
+
+    papers = (
+        "Breiki, Ridzuan, Grandhe: Self-Supervised Learning for Fine-Grained Image Classification. "
+        "arXiv 2107.13973, 2021.",
+        "Ledig et al.: Photo-Realistic Single Image Super-Resolution Using a Generative "
+        "Adversarial Network. CVPR 2017, arXiv 1609.04802.",
+    )
+
+    def __init__(self, backbone: Backbone, *, width: Annotated[int, Ge(1)] = 64) -> None:
+        super().__init__(backbone)
+        check_size(backbone.image_size, backbone.patch_size)
+        accept_any_size(backbone)
+        low = backbone.image_size // FACTOR
+        self.generator = Generator(*train_up_to_last_map(backbone, low), low, width=width)
+
+    def views(self, image_size: int) -> Views:
+        """`high` (s, s, 3) and `low` (s / 4, s / 4, 3).
+
+        Raises:
+            ValueError: A size that four does not divide, or one that leaves no whole patches.
+        """
+        check_size(image_size, self.backbone.patch_size)
+        return LowAndHigh(image_size, FACTOR)
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """Mean squared error over pixels."""
+        high = batch["high"].movedim(-1, 1) / 255
+        restored = self.restore(batch["low"])
+        loss = F.mse_loss(restored.float(), high)
+        return MethodOutput(loss, {"loss/pixel": loss.detach(), **quality(restored, high)})
+
+    def restore(self, low: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 _ _"]:
+        """G(low): pixels around 0..1, four times as many a side."""
+        seen = self.backbone.normalize(low)
+        (last,) = self.backbone.feature_maps(seen, [-1])
+        return self.generator(last, seen)
+
+    def picture(self, batch: Batch) -> UInt8[Tensor, "p q 3"]:
+        """Low, restored and true, a row for each picture."""
+        return strip(batch["low"], self.restore(batch["low"]), batch["high"])

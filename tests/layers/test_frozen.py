@@ -1,0 +1,40 @@
+import copy
+
+import torch
+from torch import nn
+
+from fg_ssl_zoo.layers.batch_norm import synchronise
+from fg_ssl_zoo.layers.frozen import frozen
+
+
+def judge():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 1))
+
+
+def test_a_judge_passes_gradients_on_and_keeps_none():
+    network, images = judge(), torch.randn(5, 3, 6, 6, requires_grad=True)
+    before = copy.deepcopy(network.state_dict())
+    with frozen(network) as same:
+        assert same is network
+        out = same(images)
+    out.sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    for key, value in network.state_dict().items():  # running statistics and their count too
+        assert torch.equal(value, before[key]), key
+
+
+def test_a_judge_judges_as_in_training_and_is_released_as_it_was():
+    network, images = judge(), torch.randn(5, 3, 6, 6)
+    network[3].bias.requires_grad_(False)
+    for converted in (False, True):
+        if converted:
+            synchronise(network, torch.device("cpu"))
+        with frozen(network) as same:
+            judged = same(images)
+        twin = copy.deepcopy(network)
+        assert torch.equal(judged, twin(images))
+        assert network[1].track_running_stats
+        assert [p.requires_grad for p in network.parameters()] == [True] * 5 + [False]
