@@ -1,5 +1,7 @@
 """The contract that every method keeps, on a tiny ResNet and a tiny ViT."""
 
+from statistics import median
+
 import pytest
 import torch
 
@@ -61,7 +63,7 @@ def test_thirty_steps_on_one_batch_lower_the_loss(name, backbone, birds):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
+    assert median(losses[-10:]) < 0.9 * losses[0]  # two players may jump now and then
 
 
 @every_method

@@ -199,7 +199,7 @@ def test_it_names_new_pictures_of_the_species_it_has_learned():
     pictures = torch.from_numpy(np.stack([birds[index]["image"] for index in range(32, 72)]))
     with torch.no_grad():
         named = method.classify(pictures).argmax(dim=1)
-    assert (named.numpy() == birds.labels[32:]).mean() > 0.7  # chance is a half
+    assert (named.numpy() == birds.labels[32:]).mean() > 0.6  # chance is a half; 0.72 to 0.85 over seeds
 
 
 # --------------------------------------------------------------------------- the backbone
