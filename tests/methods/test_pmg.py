@@ -199,7 +199,8 @@ def test_it_names_new_pictures_of_the_species_it_has_learned():
     pictures = torch.from_numpy(np.stack([birds[index]["image"] for index in range(32, 72)]))
     with torch.no_grad():
         named = method.classify(pictures).argmax(dim=1)
-    assert (named.numpy() == birds.labels[32:]).mean() > 0.6  # chance is a half; 0.72 to 0.85 over seeds
+    right = (named.numpy() == birds.labels[32:]).mean()
+    assert right > 0.6  # chance is a half; seeds give 0.72 to 0.85
 
 
 # --------------------------------------------------------------------------- the backbone
