@@ -9,6 +9,7 @@ whoever opens such a model imports fg_ssl_zoo first. timm lists models under the
 module's name, hence this file's.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ FULL_MAP = 6
 """Side of the discriminator's last map at 96 pixels, and at 88; other maps are pooled to it."""
 
 
-class _Chain(nn.Module):
+class _Chain(nn.Module, ABC):
     """What timm asks of a model, for networks that are told by the maps they pass through."""
 
     num_features: int
@@ -32,9 +33,9 @@ class _Chain(nn.Module):
     feat_mult: int
     pool: SelectAdaptivePool2d
 
+    @abstractmethod
     def maps(self, x: Tensor) -> Iterator[Tensor]:
         """All feature maps (b, c, h, w) of `feature_info`, one after the other."""
-        raise NotImplementedError
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map."""

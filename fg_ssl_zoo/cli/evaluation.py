@@ -3,9 +3,12 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fg_ssl_zoo.config import Data, data_of, parse_words
+from fg_ssl_zoo.config import data_of, parse_words
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 CHEAP = "knn linear low_shot retrieval"
 
@@ -45,9 +48,14 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, help="folder for feature files")
 
 
-def data_from(chosen: argparse.Namespace) -> Data:
-    """What `--data` says."""
-    return data_of(chosen.data)
+def common(chosen: argparse.Namespace, accelerator: "Accelerator") -> dict[str, Any]:
+    """The keywords that all functions behind these verbs share."""
+    return {
+        "image_size": chosen.image_size,
+        "seed": chosen.seed,
+        "cache": chosen.cache,
+        "say": print if accelerator.is_main_process else lambda line: None,
+    }
 
 
 def _evaluate(chosen: argparse.Namespace) -> None:
@@ -58,20 +66,16 @@ def _evaluate(chosen: argparse.Namespace) -> None:
 
     how = parse_words(Finetune, chosen.finetune or [], where="finetune")
     accelerator = evaluation_accelerator()
-    main = accelerator.is_main_process
     evaluation = evaluate(
         chosen.models,
-        data_from(chosen),
+        data_of(chosen.data),
         accelerator,
         protocols=chosen.protocols,
         options={"finetune": {"how": how}} if chosen.finetune else {},
-        image_size=chosen.image_size,
         with_untrained=not chosen.no_untrained,
-        seed=chosen.seed,
-        cache=chosen.cache,
-        say=print if main else lambda line: None,
+        **common(chosen, accelerator),
     )
-    if not main:
+    if not accelerator.is_main_process:
         return
     results = table.as_plain(evaluation)
     print(f"\n{table.terminal(results)}")

@@ -5,7 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fg_ssl_zoo.cli.evaluation import add_models, data_from
+from fg_ssl_zoo.cli.evaluation import add_models, common
+from fg_ssl_zoo.config import data_of
 
 NEEDED = ("bokeh", "jinja2")
 """What `fg-ssl-zoo[report]` brings."""
@@ -27,17 +28,13 @@ def _report(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.evaluation.report.page import write_report
 
     accelerator = evaluation_accelerator()
-    main = accelerator.is_main_process
     html = write_report(
         chosen.models,
-        data_from(chosen),
+        data_of(chosen.data),
         accelerator,
-        image_size=chosen.image_size,
-        seed=chosen.seed,
-        cache=chosen.cache,
-        say=print if main else lambda line: None,
+        **common(chosen, accelerator),
     )
-    if main:
+    if accelerator.is_main_process:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
         chosen.out.write_text(html, encoding="utf-8")
         print(f"{chosen.out} ({len(html.encode()) / 1e6:.1f} MB)")

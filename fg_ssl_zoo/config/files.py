@@ -111,19 +111,21 @@ def data_of(words: Sequence[str]) -> Data:
         path = Path(place).expanduser()
         is_path = path.is_dir() or "/" in place
         content |= {"name": path.resolve().name, "path": str(path)} if is_path else {"name": place}
-    for word in words:
-        if "=" in word:
-            _apply(content, word)
-    return parse(Data, content, where="data")
+    return parse_words(Data, [word for word in words if "=" in word], "data", **content)
 
 
-def parse_words(into: Any, words: Iterable[str], where: str) -> Any:
+def parse_words(into: Any, words: Iterable[str], where: str, **content: Any) -> Any:
     """The `key=value`s of a command line as a dataclass.
+
+    Args:
+        into: The dataclass.
+        words: Later ones replace earlier ones.
+        where: Path of the keys, for the error.
+        **content: What they start from.
 
     Raises:
         RecipeError: One line, as `parse`.
     """
-    content: dict[str, Any] = {}
     for word in words:
         _apply(content, word)
     return parse(into, content, where=where)

@@ -34,6 +34,7 @@ from fg_ssl_zoo.engine.log import Meter, Progress
 from fg_ssl_zoo.engine.optim import create_optimizer, lr_at, set_lr
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.layers.batch_norm import synchronise
+from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.method import Batch, Method
 
 LOG_EVERY = 10
@@ -150,12 +151,8 @@ class Fit:
         """Write the method's picture of a batch, if it makes one; the method stays as it is."""
         if not self.accelerator.is_main_process:
             return
-        modes = {module: module.training for module in method.modules()}
-        method.eval()
-        with torch.no_grad():
+        with evaluating(method), torch.no_grad():
             picture = method.picture(batch)
-        for module, mode in modes.items():
-            module.training = mode
         if picture is not None:
             at = replace(self.start, step=done)
             self.folder.keep_picture(at.file_name.replace(".pt", ".png"), picture.cpu().numpy())

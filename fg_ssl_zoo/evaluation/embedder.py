@@ -17,8 +17,8 @@ from jaxtyping import Float32
 from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.data.given import GivenImages
-from fg_ssl_zoo.engine.hardware import evaluation_accelerator, is_convolutional
-from fg_ssl_zoo.evaluation.features import stream
+from fg_ssl_zoo.engine.hardware import evaluation_accelerator
+from fg_ssl_zoo.evaluation.features import ready, stream
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,5 @@ def load(
     """
     torch.manual_seed(0)  # ARCHITECTURE@scratch is the same network each time, in every process
     accelerator = accelerator or evaluation_accelerator()
-    backbone = open_backbone(model, image_size=image_size).to(accelerator.device).eval()
-    if is_convolutional(backbone.model):
-        torch.nn.Module.to(backbone, memory_format=torch.channels_last)
-    return Embedder(backbone, accelerator, crop_pct)
+    backbone = open_backbone(model, image_size=image_size)
+    return Embedder(ready(backbone, accelerator), accelerator, crop_pct)

@@ -23,11 +23,10 @@ from fg_ssl_zoo.config import Data, nearest
 from fg_ssl_zoo.data.datasets import fingerprint, load_splits
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.engine.hardware import is_convolutional
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.evaluation import statistics
 from fg_ssl_zoo.evaluation.feature_store import features_of, weights_fingerprint
-from fg_ssl_zoo.evaluation.features import Layer
+from fg_ssl_zoo.evaluation.features import Layer, ready
 from fg_ssl_zoo.evaluation.finetune import finetune
 from fg_ssl_zoo.evaluation.keypoints import keypoint_names, keypoints
 from fg_ssl_zoo.evaluation.knn import knn
@@ -139,10 +138,14 @@ def evaluate(
     rows: list[Row] = []
     labels = np.zeros(0, dtype=np.int64)
     unscored: dict[str, str] = {}
-    for contender in contenders(models, image_size, with_untrained=with_untrained, seed=seed):
+    entered = contenders(models, image_size, with_untrained=with_untrained, seed=seed)
+    for contender in entered:
+        if contender.layer is not None and {*chosen} & {"keypoints", "finetune"}:
+            raise ValueError(
+                f"{contender.name}: keypoints and finetune do not read a single feature map"
+            )
+    for contender in entered:
         name, backbone, layer = contender.name, contender.backbone, contender.layer
-        if layer is not None and {*chosen} & {"keypoints", "finetune"}:
-            raise ValueError(f"{name}: keypoints and finetune do not read a single feature map")
         say(f"{name}: features of {len(train) + len(test)} pictures, {backbone.image_size} px")
         task = make_task(
             backbone, train, test, accelerator,
@@ -195,12 +198,14 @@ class Contender:
         words: As the user wrote them.
         backbone: Opened.
         layer: Feature map to score, `None` for the pooled features.
+        weights: Fingerprint of its weights.
     """
 
     name: str
     words: str
     backbone: Backbone
     layer: int | None
+    weights: str
 
 
 def contenders(
@@ -210,15 +215,23 @@ def contenders(
     found: list[Contender] = []
     seen: set[tuple[int | None, int, str]] = set()
     for words, pretrained in product(models, (True, False) if with_untrained else (True,)):
-        torch.manual_seed(seed)
-        source, layer = with_layer(words)
-        backbone = open_backbone(source, image_size=image_size, pretrained=pretrained)
-        key = (layer, backbone.image_size, weights_fingerprint(backbone))
+        backbone, layer = opened(words, image_size, seed=seed, pretrained=pretrained)
+        weights = weights_fingerprint(backbone)
+        key = (layer, backbone.image_size, weights)
         if key not in seen:
             seen.add(key)
             name = row_name(words, backbone, pretrained, [other.name for other in found])
-            found.append(Contender(name, words, backbone, layer))
+            found.append(Contender(name, words, backbone, layer, weights))
     return found
+
+
+def opened(
+    words: str, image_size: int | None, *, seed: int, pretrained: bool = True
+) -> tuple[Backbone, int | None]:
+    """The backbone of these words, an untrained one under this seed, and which map is scored."""
+    torch.manual_seed(seed)
+    source, layer = with_layer(words)
+    return open_backbone(source, image_size=image_size, pretrained=pretrained), layer
 
 
 def known_protocols(names: Iterable[str]) -> list[str]:
@@ -265,9 +278,7 @@ def make_task(
     cache: Path | None = None,
 ) -> Task:
     """Features of both splits, computed or read; arguments as for `evaluate`."""
-    backbone.to(accelerator.device).eval()
-    if is_convolutional(backbone.model):
-        torch.nn.Module.to(backbone, memory_format=torch.channels_last)
+    ready(backbone, accelerator)
     workers = resolve_num_workers("auto", world_size())
     reader = None if layer is None else Layer(layer)
     features = [
@@ -316,7 +327,7 @@ def _row(contender: Contender, outcomes: dict[str, Outcome], seed: int) -> Row:
         "image_size": backbone.image_size,
         "num_features": backbone.num_features,
         "feature_map": contender.layer,
-        "weights": weights_fingerprint(backbone),
+        "weights": contender.weights,
     }
     intervals = {
         metric: statistics.bootstrap_interval(found.values, seed=seed)

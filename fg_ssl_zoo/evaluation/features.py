@@ -1,7 +1,6 @@
 """Features of every picture of a set, the ground of all cheap protocols."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,8 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.data.loader import image_loader
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.data.views import CentreView
+from fg_ssl_zoo.engine.hardware import is_convolutional
+from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.ops.distributed import rank, world_size
 
 Read = Callable[[Backbone, Tensor], Tensor]
@@ -142,13 +143,9 @@ def evenly(count: int, most: int | None) -> list[int]:
     return [int(i) for i in np.linspace(0, count - 1, most).round()]
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, each part's own mode again outside."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
+def ready(backbone: Backbone, accelerator: Accelerator) -> Backbone:
+    """The same backbone for features: on its device, evaluating, in the layout that is fast."""
+    backbone.to(accelerator.device).eval()
+    if is_convolutional(backbone.model):
+        nn.Module.to(backbone, memory_format=torch.channels_last)
+    return backbone

@@ -23,7 +23,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.evaluation.features import Read, evaluating
+from fg_ssl_zoo.evaluation.features import Read
+from fg_ssl_zoo.layers.modes import evaluating
 
 EVIDENCE_CELLS, COLOUR_CELLS = 6, 10
 """Cells a side that a map needs to be shown; the deepest such map is taken."""

@@ -11,13 +11,12 @@ from accelerate import Accelerator
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.evaluation.evaluate import Evaluation, make_task, row_name, with_layer
+from fg_ssl_zoo.evaluation.evaluate import Evaluation, make_task, opened, row_name
 from fg_ssl_zoo.evaluation.feature_store import features_of
-from fg_ssl_zoo.evaluation.features import Features, Layer, Read
+from fg_ssl_zoo.evaluation.features import Features, Layer, Read, ready
 from fg_ssl_zoo.evaluation.report.pictures import Thumbnails
 from fg_ssl_zoo.ops.distributed import world_size
 
@@ -86,7 +85,7 @@ def labelled_subject(
 ) -> Subject:
     """The first model of an evaluation; its features are read from the files of that evaluation."""
     settings = evaluation.settings
-    backbone, layer = _opened(words, settings["image_size"], settings["seed"])
+    backbone, layer = opened(words, settings["image_size"], seed=settings["seed"])
     task = make_task(
         backbone, train, test, accelerator,
         crop_pct=settings["crop_pct"], layer=layer, seed=settings["seed"], cache=cache,
@@ -119,8 +118,8 @@ def unlabelled_subject(
     cache: Path | None,
 ) -> Subject:
     """A model on pictures without labels: every one is shown and is a neighbour of the others."""
-    backbone, layer = _opened(words, image_size, seed)
-    backbone.to(accelerator.device).eval()
+    backbone, layer = opened(words, image_size, seed=seed)
+    ready(backbone, accelerator)
     reader = None if layer is None else Layer(layer)
     workers = resolve_num_workers("auto", world_size())
     features = features_of(
@@ -142,13 +141,6 @@ def unlabelled_subject(
         device=accelerator.device,
         seed=seed,
     )
-
-
-def _opened(words: str, image_size: int | None, seed: int) -> tuple[Backbone, int | None]:
-    """The backbone, and the feature map that is scored instead of its pooled features."""
-    torch.manual_seed(seed)  # an untrained model is the same one that was evaluated
-    source, layer = with_layer(words)
-    return open_backbone(source, image_size=image_size), layer
 
 
 def _reader(layer: int | None) -> Read:
