@@ -1,4 +1,4 @@
-"""All that a pretext method may do: see views, say how wrong it was, and four optional hooks."""
+"""All that a pretext method may do: see views, say how wrong it was, and some optional hooks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -78,6 +78,14 @@ class Method(nn.Module, ABC):
 
     def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
         """Notes on the training images, taken before each round and equal on every process."""
+        return {}
+
+    def companions(self) -> Mapping[str, Backbone]:
+        """Other networks of the method that are worth publishing, each under a short name.
+
+        Asked for when the last stage has ended; each is scored once and exported beside the
+        backbone, into `export_NAME`.
+        """
         return {}
 
     def picture(self, batch: Batch) -> Tensor | None:

@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,9 +103,13 @@ def pretrain(recipe: Recipe) -> Backbone:
         complete_options(stage.method, stage.options, train, where=f"stages[{number}].options")
         Order(len(train), stage.train.batch_size, recipe.seed)  # refuses a batch that is too large
     run = _open_run(recipe, switches, train, test)
-    record = _run_stages(run, backbone)
+    method, record = _run_stages(run, backbone)
     backbone.eval().to(memory_format=torch.contiguous_format)  # as whoever loads the export has it
-    return _finish(run, backbone, record)
+    _finish(run, backbone, record)
+    for name, companion in method.companions().items():
+        _finish_companion(run, name, companion, record)
+    run.accelerator.end_training()
+    return backbone
 
 
 def _prepare_backbone(recipe: Recipe) -> tuple[hardware.Switches, Backbone]:
@@ -154,8 +158,8 @@ def _headline(run: Run) -> str:
 # --------------------------------------------------------------------------- stages and rounds
 
 
-def _run_stages(run: Run, backbone: Backbone) -> Record:
-    """Train all rounds that are not done; returns what the whole run has been through."""
+def _run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
+    """Train all rounds that are not done: the last method, and what the run has been through."""
     found = checkpoint.positions(run.folder.checkpoints)
     newest = max(found, default=Position())
     state = checkpoint.load(found[newest]) if found else None
@@ -176,7 +180,8 @@ def _run_stages(run: Run, backbone: Backbone) -> Record:
             state = None
     for tracker in trackers:
         tracker.finish()
-    return record
+    assert method is not None
+    return method, record
 
 
 def _stage_method(stage: Stage, backbone: Backbone, train: Images, before: Method | None) -> Method:
@@ -268,7 +273,7 @@ def _steps_before(run: Run, at: Position) -> int:
 # --------------------------------------------------------------------------- results
 
 
-def _finish(run: Run, backbone: Backbone, record: Record) -> Backbone:
+def _finish(run: Run, backbone: Backbone, record: Record) -> None:
     """Write results and the exported folder, print the table and the lines that load it."""
     if run.accelerator.is_main_process:
         results = _results(run, record)
@@ -280,8 +285,26 @@ def _finish(run: Run, backbone: Backbone, record: Record) -> Backbone:
         run.say(f"\nexported to {run.folder.export}; load it with\n")
         run.say(usage_lines(run.folder.export, run.recipe))
     run.accelerator.wait_for_everyone()
-    run.accelerator.end_training()
-    return backbone
+
+
+def _finish_companion(run: Run, name: str, companion: Backbone, record: Record) -> None:
+    """Score another network of the method, trained and untrained, and export it too."""
+    companion.eval().to(memory_format=torch.contiguous_format)
+    torch.manual_seed(run.recipe.seed)
+    start = create_backbone(companion.name, image_size=companion.image_size, **companion.options)
+    start.mean, start.std = companion.mean, companion.std
+    rows = [
+        {"name": row, "init": "scratch", **_plain(run.monitor(network, run.accelerator))}
+        for row, network in (("untrained", start), ("trained", companion))
+    ]
+    if run.accelerator.is_main_process:
+        recipe = replace(run.recipe, name=f"{run.recipe.name}_{name}")
+        folder = run.folder.path / f"export_{name}"
+        results = {**_results(run, record), "name": recipe.name, "companion": name, "rows": rows}
+        results.pop("curve")
+        export(companion, folder, recipe, results)
+        run.say(f"\nexported its {name} to {folder}\n\n{results_table(rows)}")
+    run.accelerator.wait_for_everyone()
 
 
 def _results(run: Run, record: Record) -> dict[str, Any]:

@@ -186,3 +186,28 @@ def test_a_collapsed_run_stops_and_says_what_to_try(recipe, monkeypatch):
     monkeypatch.setattr("fg_ssl_zoo.evaluation.monitor.COLLAPSED_STD", 10.0)
     with pytest.raises(Collapsed, match=r"have collapsed: their std is .* effective rank .* Try a"):
         pretrain(load_recipe(recipe))
+
+
+def test_the_discriminator_is_published_beside_the_backbone(recipe, tmp_path):
+    gan = recipe.with_name("fgssl_test_resnet_drawn.srgan.yaml")
+    gan.write_text(TINY.replace("simclr", "srgan").replace(
+        "{hidden_size: 16, projection_size: 8}", "{width: 8, discriminator_width: 8}"
+    ))  # fmt: skip
+    pretrain(load_recipe(gan))
+    run = tmp_path / "runs" / "fgssl_test_resnet_drawn.srgan"
+    folder = run / "export_discriminator"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == "fgssl_srgan_discriminator"
+    assert config["model_args"] == {"width": 8}
+    assert config["pretrained_cfg"]["mean"] == [0.0, 0.0, 0.0]  # it reads pixels
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    newest = checkpoint.positions(run / "checkpoints")
+    trained = checkpoint.load(newest[max(newest)])["method"]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, trained[f"discriminator.{key}"]), key
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["companion"], results["name"]) == (
+        "discriminator", "fgssl_test_resnet_drawn.srgan_discriminator",
+    )  # fmt: skip
+    assert [row["name"] for row in results["rows"]] == ["untrained", "trained"]
+    assert "It is the discriminator of that training" in (folder / "README.md").read_text()

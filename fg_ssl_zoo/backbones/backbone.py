@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Backbone(nn.Module):
         image_size: Side of the input in pixels.
         mean, std: Per channel, of pixels in 0..1.
         patch_size: Of a ViT, in pixels; `None` for others.
+        options: Keywords of its timm constructor that an export has to carry.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Backbone(nn.Module):
         image_size: int = 224,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.options = dict(options or {})
         self.model: Any = model
         self.name = name
         self.init = init
@@ -108,13 +111,14 @@ def create_backbone(
     """
     if "." in name or not timm.is_model(name):
         raise ValueError(f"unknown backbone '{name}'{nearest(name, timm.list_models())}")
-    options = {**size_arguments(name, image_size), **options}
+    given, options = options, {**size_arguments(name, image_size), **options}
     if init == "scratch":
-        return Backbone(_build(name, options), name, init=init, image_size=image_size)
+        model = _build(name, options)
+        return Backbone(model, name, init=init, image_size=image_size, options=given)
     if init.endswith(".safetensors"):
         model = _build(name, options)
         _load_file(model, Path(init))
-        return Backbone(model, name, init=init, image_size=image_size)
+        return Backbone(model, name, init=init, image_size=image_size, options=given)
     if init.startswith(("hf-hub:", "local-dir:")):
         source = init
     else:
@@ -131,7 +135,13 @@ def create_backbone(
     if found != name:
         raise ValueError(f"init: {init} holds a {found}; the recipe's backbone is {name}")
     return Backbone(
-        model, name, init=init, image_size=image_size, mean=start["mean"], std=start["std"]
+        model,
+        name,
+        init=init,
+        image_size=image_size,
+        mean=start["mean"],
+        std=start["std"],
+        options=given,
     )
 
 

@@ -62,8 +62,13 @@ class Train:
         lr: Learning rate at a batch of 256 images (SimCLR, section 2.2: lr = 0.3 * batch / 256).
         lr_scaling: How the rate follows the batch size.
         weight_decay: Not applied to biases and norms.
+        weight_decay_end: Value that a cosine brings it to at the end; constant when not given (0.4
+            in DINO).
         momentum: Of `lars` and `sgd`.
         warmup: Share of the steps over which the rate rises from 0.
+        head_warmup: Share of the steps in which the backbone keeps the weights it started with and
+            the rest learns, so that random heads do not destroy a good start. The running
+            statistics of its norms move.
         lr_end: Share of the rate that the cosine ends at.
         clip_grad_norm: Largest norm of the gradient, if any.
         checkpoint_every: Epochs between checkpoints; the last step and an interrupt always write
@@ -78,8 +83,10 @@ class Train:
     lr: Positive = 0.3
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     weight_decay: Annotated[float, Ge(0)] = 1e-4
+    weight_decay_end: Annotated[float, Ge(0)] | None = None
     momentum: Share = 0.9
     warmup: Share = 0.1
+    head_warmup: Share = 0.0
     lr_end: Share = 0.0
     clip_grad_norm: Positive | None = None
     checkpoint_every: Positive = 1

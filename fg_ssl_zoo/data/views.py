@@ -74,7 +74,10 @@ _FINE_GRAINED = replace(
     _MOCO_V2, crop_scale=(0.6, 1.0), saturation=0.2, hue=0.0, grayscale=0.0, blur=0.0
 )
 
-PRESETS: dict[str, tuple[Augmentation, Augmentation]] = {
+Pair = tuple[Augmentation, Augmentation]
+"""How the first and the second view are drawn."""
+
+PRESETS: dict[str, Pair] = {
     # Strengths of the official repositories; the two entries are the first and the second view.
     "simclr": (_SIMCLR, _SIMCLR),  # google-research/simclr
     "moco_v2": (_MOCO_V2, _MOCO_V2),  # facebookresearch/moco
@@ -85,16 +88,23 @@ PRESETS: dict[str, tuple[Augmentation, Augmentation]] = {
 
 
 def augmentations_of(
-    preset: str | tuple[Augmentation, Augmentation], changes: Mapping[str, Any] | None = None
-) -> tuple[Augmentation, Augmentation]:
+    preset: str, changes: Mapping[str, Any] | None = None, *, paper: str | Pair = "simclr"
+) -> Pair:
     """The two views of a preset with some strengths replaced.
+
+    Args:
+        preset: A name of `PRESETS`, or `paper`.
+        changes: Fields of `Augmentation` with other values, for both views.
+        paper: What `paper` means for the method that asks: a name of `PRESETS`, or two
+            views.
 
     Raises:
         ValueError: Unknown preset or strength, or a value out of range.
     """
-    if isinstance(preset, str) and preset not in PRESETS:
-        raise ValueError(f"augmentation: unknown preset '{preset}'{nearest(preset, PRESETS)}")
-    first, second = PRESETS[preset] if isinstance(preset, str) else preset
+    known = {**PRESETS, "paper": PRESETS[paper] if isinstance(paper, str) else paper}
+    if preset not in known:
+        raise ValueError(f"preset: unknown '{preset}'{nearest(preset, known)}")
+    first, second = known[preset]
     return _changed(first, changes), _changed(second, changes)
 
 

@@ -31,7 +31,7 @@ from fg_ssl_zoo.data.loader import (
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import Meter, Progress
-from fg_ssl_zoo.engine.optim import create_optimizer, lr_at, set_lr
+from fg_ssl_zoo.engine.optim import create_optimizer, schedule
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.layers.batch_norm import synchronise
 from fg_ssl_zoo.layers.modes import evaluating
@@ -238,8 +238,7 @@ def fit(method: Method, job: Fit) -> None:
         for step in range(job.start.step, job.total):
             began, waited = time.perf_counter(), 0.0
             seed_step(job.dataset.seed, job.start, step, accelerator.process_index)
-            lr = lr_at(train, step / job.total)
-            set_lr(optimizer, lr)
+            lr = schedule(optimizer, train, step / job.total)
             output = batch = None
             for part in range(train.accumulate):
                 asked = time.perf_counter()

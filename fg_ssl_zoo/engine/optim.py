@@ -1,4 +1,4 @@
-"""From a recipe's `train` to a timm optimizer, and the learning rate of every step."""
+"""From a recipe's `train` to a timm optimizer, and the rates of every step."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from timm.optim import (
 
 from fg_ssl_zoo.config import Train, nearest
 from fg_ssl_zoo.method import Method
-from fg_ssl_zoo.ops.schedules import warmup_cosine
+from fg_ssl_zoo.ops.schedules import cosine, warmup_cosine
 
 LR_BATCH = 256
 """Images that a recipe's learning rate is stated for."""
@@ -58,17 +58,48 @@ def create_optimizer(method: Method, train: Train) -> torch.optim.Optimizer:
 
 
 def _split_decay(method: Method, weight_decay: float) -> Iterator[dict[str, Any]]:
-    """Each group of the method as one with weight decay and one without."""
+    """Each group of the method by two questions: is it the backbone's, and does it decay.
+
+    The answers stay with the group, as `backbone` and `decays`.
+    """
+    backbone = {id(p) for p in method.backbone.parameters()}
     for group in method.param_groups():
         params = list(group["params"])
-        own = {"weight_decay": weight_decay, **{k: v for k, v in group.items() if k != "params"}}
-        for decayed in (True, False):
-            chosen = [p for p in params if (p.ndim > 1) == decayed]
-            if chosen:
-                yield {**own, "params": chosen, **({} if decayed else {"weight_decay": 0.0})}
+        for of_backbone in (True, False):
+            for decays in (True, False):
+                chosen = [
+                    p for p in params
+                    if (id(p) in backbone) == of_backbone and (p.ndim > 1) == decays
+                ]  # fmt: skip
+                if chosen:
+                    yield {
+                        **group,
+                        "params": chosen,
+                        "backbone": of_backbone,
+                        "decays": decays,
+                        "weight_decay": weight_decay if decays else 0.0,
+                    }
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its rate: `lr` times the group's `lr_scale`, 1 when it has none."""
+def schedule(optimizer: torch.optim.Optimizer, train: Train, progress: float) -> float:
+    """Give every group its rate and its weight decay for the step at `progress`.
+
+    A group's rate is `lr_at` times its `lr_scale` (1 when it has none); with `constant_lr` it is
+    the peak rate instead. The backbone's is 0 as long as `head_warmup` lasts.
+
+    Returns:
+        The rate of a plain group.
+    """
+    lr, decay = lr_at(train, progress), weight_decay_at(train, progress)
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        rate = base_lr(train) if group.get("constant_lr") else lr
+        resting = group["backbone"] and progress < train.head_warmup
+        group["lr"] = 0.0 if resting else rate * group.get("lr_scale", 1.0)
+        group["weight_decay"] = decay if group["decays"] else 0.0
+    return lr
+
+
+def weight_decay_at(train: Train, progress: float) -> float:
+    """Weight decay after a share of the steps: constant, or a cosine to `weight_decay_end`."""
+    end = train.weight_decay_end
+    return train.weight_decay if end is None else cosine(train.weight_decay, end, progress)

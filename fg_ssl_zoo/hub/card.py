@@ -124,7 +124,7 @@ def card_data(recipe: Recipe, results: Mapping[str, Any]) -> ModelCardData:
         pipeline_tag="image-feature-extraction",
         tags=[*words, *recipe.hub.tags],
         datasets=[hub_id] if hub_id else None,
-        base_model=_base_model(recipe),
+        base_model=None if results.get("companion") else _base_model(recipe),
         model_name=recipe.name,
         eval_results=evaluated or None,
     )

@@ -146,7 +146,7 @@ def model_config(backbone: Backbone, recipe: Recipe) -> dict[str, Any]:
         crop_pct=recipe.data.crop_pct,
         license=recipe.hub.license,
     )
-    options = {**options, **recipe.backbone_options}
+    options = {**options, **backbone.options}
     if cfg["fixed_input_size"]:
         options["img_size"] = backbone.image_size
     return {

@@ -83,8 +83,7 @@ class SimCLR(Method):
         self.temperature = temperature
         self.pair = PAIRS[pair]
         paper = {"original": _ORIGINAL, "gamma": _CROPPED}.get(pair, _WHOLE)
-        start = (paper, paper) if preset == "paper" else preset
-        self.augmentations = augmentations_of(start, augmentation)
+        self.augmentations = augmentations_of(preset, augmentation, paper=(paper, paper))
 
     @classmethod
     def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ by 0.313 or 0.693); phi is off unless its weights are given, and reads ImageNet-
 use does; the loop's schedule of the rate (theirs drops it tenfold once, at half).
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -90,6 +91,7 @@ class SRGAN(Method):
         self.discriminator = timm.create_model(
             "fgssl_srgan_discriminator", num_classes=1, width=discriminator_width
         )
+        self.discriminator_width = discriminator_width
         self.perceptual = Perceptual(perceptual) if perceptual else None
         self.perceptual_weight = perceptual_weight
         self.adversarial_weight = adversarial_weight
@@ -132,6 +134,18 @@ class SRGAN(Method):
         metrics["loss/generator"] = generator_loss.detach()
         metrics["loss/discriminator"] = discriminator_loss.detach()
         return MethodOutput(generator_loss + discriminator_loss, metrics)
+
+    def companions(self) -> Mapping[str, Backbone]:
+        """The discriminator: it has learnt textures too, and the paper classifies with it."""
+        model: Any = copy.deepcopy(self.discriminator)
+        model.reset_classifier(0)
+        cfg = model.pretrained_cfg
+        return {
+            "discriminator": Backbone(
+                model, cfg["architecture"], image_size=self.backbone.image_size, mean=cfg["mean"],
+                std=cfg["std"], options={"width": self.discriminator_width},
+            )
+        }  # fmt: skip
 
     def discriminator_loss(
         self, real: Float[Tensor, "b 3 h w"], fake: Float[Tensor, "b 3 h w"]

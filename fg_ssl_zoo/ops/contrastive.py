@@ -28,4 +28,29 @@ def nt_xent(
     return F.cross_entropy(logits, own.roll(len(z0)))
 
 
+def info_nce(
+    queries: Float[Tensor, "n d"],
+    keys: Float[Tensor, "n d"],
+    negatives: Float[Tensor, "k d"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Cross entropy of each query's own key against `k` shared negatives (MoCo, eq. 1).
+
+    ln(1 + k) where all vectors are equal. Computed in float32 or better.
+
+    Args:
+        queries: Of this process's images.
+        keys: Of the same images, in the same order; without gradient in MoCo.
+        negatives: The queue; of length 1 already.
+        temperature: Divides the cosine similarities.
+    """
+    queries, keys = (
+        F.normalize(x.float() if x.dtype in _HALF else x, dim=-1) for x in (queries, keys)
+    )
+    positive = (queries * keys).sum(dim=1, keepdim=True)
+    logits = torch.cat([positive, queries @ negatives.to(queries).T], dim=1)  # (n, 1 + k)
+    own = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    return F.cross_entropy(logits / temperature, own)
+
+
 _HALF = (torch.bfloat16, torch.float16)

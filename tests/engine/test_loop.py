@@ -17,7 +17,7 @@ from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import JsonlTracker
 from fg_ssl_zoo.engine.loop import Fit, Interrupted, TrainingStopped, fit
-from fg_ssl_zoo.engine.optim import base_lr, create_optimizer, describe_lr, lr_at
+from fg_ssl_zoo.engine.optim import base_lr, create_optimizer, describe_lr, lr_at, schedule
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.method import Method, MethodOutput
 from fg_ssl_zoo.methods import create_method
@@ -168,6 +168,33 @@ def test_biases_and_norms_are_not_decayed_and_everything_is_optimised():
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     for name, parameter in method.named_parameters():
         assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0), name
+
+
+def test_every_group_has_its_own_rate_and_decay_at_every_step():
+    method = create_method("simclr", create_backbone("test_resnet", image_size=64))
+    heads = list(method.projector.parameters())
+    groups = [
+        {"params": list(method.backbone.parameters()), "lr_scale": 0.1},
+        {"params": heads[:1]},
+        {"params": heads[1:], "constant_lr": True},
+    ]
+    method.param_groups = lambda: iter(groups)
+    train = Train(
+        optimizer="sgd", lr=2.0, lr_scaling="none", warmup=0.0, head_warmup=0.25,
+        weight_decay=0.04, weight_decay_end=0.4,
+    )  # fmt: skip
+    optimizer = create_optimizer(method, train)
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    backbone, plain, fixed = of[id(groups[0]["params"][0])], of[id(heads[0])], of[id(heads[1])]
+    for progress in (0.0, 0.2, 0.25, 0.5, 1.0):
+        lr = schedule(optimizer, train, progress)
+        half = (1 + math.cos(math.pi * progress)) / 2
+        assert lr == plain["lr"] == pytest.approx(2 * half)
+        assert backbone["lr"] == pytest.approx(0.0 if progress < 0.25 else 0.2 * half)
+        assert fixed["lr"] == 2.0
+        assert plain["weight_decay"] == pytest.approx(0.4 - 0.36 * half)
+        norms = {id(p) for p in method.parameters() if p.ndim < 2}
+        assert all(of[p]["weight_decay"] == 0 for p in norms)
 
 
 def test_an_unknown_optimizer_names_the_nearest():

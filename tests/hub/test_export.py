@@ -49,11 +49,9 @@ def test_the_config_is_what_timm_and_transformers_need():
     assert (cfg["tag"], cfg["license"], cfg["crop_pct"]) == ("simclr", "mit", 0.875)
     assert (cfg["first_conv"], cfg["classifier"]) == ("patch_embed.proj", "head")
     assert "model_args" not in model_config(backbone_of("test_resnet"), recipe_of("test_resnet"))
-    narrow = recipe_of("test_resnet", backbone_options=OPTIONS["test_resnet"])
-    assert model_config(backbone, narrow)["model_args"] == {
-        **OPTIONS["test_resnet"],
-        "img_size": 64,
-    }
+    narrow = backbone_of("test_resnet", **OPTIONS["test_resnet"])
+    arguments = model_config(narrow, recipe_of("test_resnet"))["model_args"]
+    assert arguments == OPTIONS["test_resnet"]
 
 
 def test_a_backbone_built_by_our_name_is_published_under_timms():
