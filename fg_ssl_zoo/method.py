@@ -43,7 +43,7 @@ class Method(nn.Module, ABC):
     Attributes:
         papers: Citation lines of the method, for the card.
         needs_labels: Whether it learns from labels; `num_classes` is then an option, which the data
-            decides.
+            decides, and `classify` tells what it has learnt.
     """
 
     papers: ClassVar[tuple[str, ...]] = ()
@@ -87,6 +87,13 @@ class Method(nn.Module, ABC):
         backbone, into `export_NAME`.
         """
         return {}
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Class scores (b, c) of normalised pictures (b, 3, h, w), where `needs_labels`.
+
+        Every measurement scores them as `eval/own_top1`.
+        """
+        raise NotImplementedError
 
     def picture(self, batch: Batch) -> Tensor | None:
         """A picture (h, w, 3) uint8 of what it makes of a batch, for the eye, if it makes any.

@@ -223,7 +223,10 @@ def _one_round(
         folder=run.folder,
         start=start,
         state=state,
-        measure=lambda: run.monitor(method.backbone, run.accelerator),
+        measure=lambda: {
+            **run.monitor(method.backbone, run.accelerator),
+            **run.monitor.own_accuracy(method, run.accelerator),
+        },
         measure_every=recipe.monitor.every,
         num_workers=recipe.data.num_workers,
         first_step=_steps_before(run, start),

@@ -13,11 +13,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.layers.generator import doubling
 
 FULL_MAP = 6
 """Side of the discriminator's last map at 96 pixels, and at 88; other maps are pooled to it."""
@@ -137,6 +141,8 @@ class SRResNet(_Chain):
         drop_last_blocks: How many of these are left out, from the end.
         width: Channels of every layer; 64 in the paper.
         pool_size: Side of the grid that pooling leaves; 4 gives 1,024 features.
+        upsample: Go on with the two enlargements that the whole generator makes: the last map is
+            four times as large as the picture, as in the paper's downstream classifier.
         drop_rate: Before the classifier.
     """
 
@@ -149,31 +155,70 @@ class SRResNet(_Chain):
         drop_last_blocks: int = 0,
         width: int = 64,
         pool_size: int = 1,
+        upsample: bool = False,
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= drop_last_blocks < num_blocks:
-            raise ValueError(
-                f"drop_last_blocks: {drop_last_blocks} of {num_blocks} blocks leave none; "
-                f"0 to {num_blocks - 1} would do"
-            )
         self.stem = nn.Sequential(nn.Conv2d(in_chans, width, 9, padding=4), nn.PReLU())
-        kept = num_blocks - drop_last_blocks
-        self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(kept)])
+        self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(num_blocks)])
         self.fuse = _conv_norm(width, width)
+        self.up = nn.Sequential(*[doubling(width) for _ in range(2 * upsample)])
         self.num_features, self.pool_size = width, pool_size
-        names = ["stem", *(f"blocks.{number}" for number in range(kept)), "fuse"]
-        self.feature_info = [{"num_chs": width, "reduction": 1, "module": n} for n in names]
+        self.drop_last_blocks(drop_last_blocks)
         self._make_head(num_classes, global_pool, drop_rate)
 
+    def drop_last_blocks(self, count: int) -> None:
+        """Leave out residual blocks from the end; what lies behind them stays.
+
+        Raises:
+            ValueError: No block would be left.
+        """
+        there = len(self.blocks)
+        if not 0 <= count < there:
+            raise ValueError(
+                f"drop_last_blocks: {count} of {there} blocks leave none; 0 to {there - 1} would do"
+            )
+        self.blocks = self.blocks[: there - count]
+        flat = ["stem", *(f"blocks.{number}" for number in range(len(self.blocks))), "fuse"]
+        reductions = [(name, 1) for name in flat]
+        reductions += [(f"up.{number}", 0.5 ** (number + 1)) for number in range(len(self.up))]
+        width = self.num_features
+        self.feature_info = [
+            {"num_chs": width, "reduction": by, "module": name} for name, by in reductions
+        ]
+
     def maps(self, x: Tensor) -> Iterator[Tensor]:
-        """After the stem, after every block, and the sum at the end."""
+        """After the stem, after every block, their sum, and after every enlargement."""
         first = x = self.stem(x)
         yield x
         for block in self.blocks:
             x = block(x)
             yield x
-        yield first + self.fuse(x)
+        x = first + self.fuse(x)
+        yield x
+        for enlargement in self.up:
+            x = enlargement(x)
+            yield x
+
+
+def generator_of(trunk: Backbone, up: nn.Sequential) -> Backbone | None:
+    """SRGAN's whole generator up to its last convolution, as a backbone.
+
+    Args:
+        trunk: Any backbone; `None` is returned for one that is not SRResNet's trunk.
+        up: The enlargements that were trained behind it; `None` is returned for another width.
+    """
+    first: Any = up[0]
+    if not isinstance(trunk.model, SRResNet) or first[0].in_channels != trunk.model.num_features:
+        return None
+    options = {**trunk.options, "upsample": True}
+    model = timm.create_model(trunk.name, num_classes=0, **options)
+    weights = {**trunk.model.state_dict(), **{f"up.{k}": v for k, v in up.state_dict().items()}}
+    model.load_state_dict(weights)
+    return Backbone(
+        model, trunk.name, init=trunk.init, image_size=trunk.image_size, mean=trunk.mean,
+        std=trunk.std, options=options,
+    )  # fmt: skip
 
 
 class ResidualBlock(nn.Module):

@@ -24,8 +24,8 @@ def add_verbs(verbs: Any) -> None:
     eval_.add_argument(
         "--finetune", nargs="+", metavar="KEY=VALUE",
         help="a variant of that protocol: epochs, batch_size, lr, backbone_rate, weight_decay, "
-        "train_what (all, last_stage, head), head (linear, mlp), hidden_size, dropout, "
-        "class_weights (none, inverse, sqrt_inverse)",
+        "train_what (all, last_stage, head), head (linear, mlp, paper), hidden_size, dropout, "
+        "drop_last_blocks, class_weights (none, inverse, sqrt_inverse)",
     )  # fmt: skip
     eval_.add_argument("--no-untrained", action="store_true", help="without the untrained rows")
     eval_.add_argument("--out", type=Path, help="folder for results.json, results.csv, results.md")

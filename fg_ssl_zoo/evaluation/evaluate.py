@@ -310,13 +310,18 @@ def row_name(words: str, backbone: Backbone, pretrained: bool, taken: Iterable[s
     elif "@" in source:
         name = f"{backbone.name}@{Path(source.partition('@')[2]).stem}"
     else:
-        parts = [
-            part for part in Path(source.partition(":")[2] or source).parts if part != "export"
-        ]
-        name = parts[-1] if parts else source
+        name = _folder_name(Path(source.partition(":")[2] or source)) or source
     name = name if layer is None else f"{name}#{layer}"
     number = sum(other == name or other.startswith(f"{name} (") for other in taken)
     return f"{name} ({number + 1})" if number else name
+
+
+def _folder_name(path: Path) -> str:
+    """`runs/NAME/export` and `runs/NAME` are NAME, `runs/NAME/export_teacher` is NAME_teacher."""
+    if path.name == "export":
+        return path.parent.name
+    kind = path.name.removeprefix("export_")
+    return path.name if kind == path.name else f"{path.parent.name}_{kind}"
 
 
 def _row(contender: Contender, outcomes: dict[str, Outcome], seed: int) -> Row:

@@ -10,6 +10,7 @@ stage and the head alone, a hidden layer, dropout, and weights for rare classes.
 """
 
 import copy
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +24,7 @@ from annotated_types import Ge, Gt, Lt
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, parameters_behind
+from fg_ssl_zoo.backbones.backbone import Backbone, parameters_behind, train_up_to_last_map
 from fg_ssl_zoo.config import STRICT, Train
 from fg_ssl_zoo.data.loader import ViewDataset
 from fg_ssl_zoo.data.sample import Sample, Views
@@ -53,9 +54,11 @@ class Finetune:
         weight_decay: Not applied to biases and norms.
         train_what: The whole network, its last stage (of a CNN; the last block and norm of a ViT)
             and the head, or the head; the rest keeps its weights and its BatchNorm statistics.
-        head: One linear layer, or two with LeakyReLU 0.2 between them.
-        hidden_size: Of the `mlp`; 1,024 in the paper's code.
+        head: One linear layer; two with LeakyReLU 0.2 between them (`mlp`); or the one of the paper
+            on the last feature map (`paper`), see `paper_head`.
+        hidden_size: Of `mlp` and `paper`; 1,024 in the paper's code.
         dropout: Before the last layer; 0.5, 0.7 and 0.9 in the paper's code.
+        drop_last_blocks: Of SRGAN's generator; 2, 4, 6 and 8 of 16 in the paper's code.
         class_weights: Of the loss; see `weights_of`.
     """
 
@@ -65,9 +68,10 @@ class Finetune:
     backbone_rate: Annotated[float, Gt(0)] = 0.1
     weight_decay: Annotated[float, Ge(0)] = 1e-4
     train_what: Literal["all", "last_stage", "head"] = "all"
-    head: Literal["linear", "mlp"] = "linear"
+    head: Literal["linear", "mlp", "paper"] = "linear"
     hidden_size: Annotated[int, Ge(1)] = 1024
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    drop_last_blocks: Annotated[int, Ge(0)] = 0
     class_weights: Weighting = "none"
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
@@ -118,7 +122,7 @@ def finetune(task: Task, *, how: Finetune = STANDARD) -> list[Outcome]:
         task.accelerator,
         crop_pct=task.crop_pct,
         num_workers=task.num_workers,
-        read=lambda backbone, images: method.classifier(backbone(images)),
+        read=lambda backbone, images: method.classify(images),
     )
     predicted = found.features.argmax(dim=1).numpy()
     settings = {
@@ -160,6 +164,42 @@ def weights_of(counts: Int64[Tensor, " c"], how: Weighting) -> Float[Tensor, " c
     return (weights * n.sum() / (n * weights).sum()).float()
 
 
+def paper_head(
+    channels: int, side: int, hidden: int, dropout: float, num_classes: int
+) -> nn.Sequential:
+    """The classifier of SSL-Cassava's notebooks behind a generator's map (b, channels, side, side).
+
+    Convolution to 3 channels with stride 2, BatchNorm, LeakyReLU 0.2, and two linear layers on all
+    its pixels. On the map of SRGAN's whole generator, 352 pixels a side for pictures of 88, the
+    first of them has 3 * 176 * 176 * 1024 = 95 million weights.
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, 3, 3, stride=2, padding=1),
+        nn.BatchNorm2d(3),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        nn.Linear(3 * math.ceil(side / 2) ** 2, hidden),
+        nn.LeakyReLU(0.2),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, num_classes),
+    )
+
+
+def _drop_last_blocks(backbone: Backbone, count: int) -> None:
+    """Cut residual blocks off SRGAN's generator.
+
+    Raises:
+        ValueError: It is another network, or no block would be left.
+    """
+    drop = getattr(backbone.model, "drop_last_blocks", None)
+    if drop is None:
+        raise ValueError(
+            f"finetune.drop_last_blocks: {backbone.name} is not the generator of SRGAN "
+            "(fgssl_srresnet); 0 would do"
+        )
+    drop(count)
+
+
 class Classifier(Method):
     """Cross entropy of a classifier on the pooled features.
 
@@ -172,19 +212,25 @@ class Classifier(Method):
     def __init__(
         self, backbone: Backbone, counts: Int64[Tensor, " c"], how: Finetune = STANDARD
     ) -> None:
+        if how.drop_last_blocks:
+            _drop_last_blocks(backbone, how.drop_last_blocks)
         super().__init__(backbone)
         backbone.requires_grad_(how.train_what == "all")
         if how.train_what == "last_stage":
             for parameter in parameters_behind(backbone, -2):
                 parameter.requires_grad_(True)
-        width, hidden, dropout = backbone.num_features, how.hidden_size, nn.Dropout(how.dropout)
-        self.classifier = (
-            nn.Sequential(dropout, nn.Linear(width, len(counts)))
-            if how.head == "linear"
-            else nn.Sequential(
-                nn.Linear(width, hidden), nn.LeakyReLU(0.2), dropout, nn.Linear(hidden, len(counts))
+        self.reads_map = how.head == "paper"
+        hidden, dropout, last = how.hidden_size, nn.Dropout(how.dropout), len(counts)
+        if self.reads_map:
+            channels, side = train_up_to_last_map(backbone, backbone.image_size)
+            self.classifier = paper_head(channels, side, hidden, how.dropout, last)
+        elif how.head == "mlp":
+            first = nn.Linear(backbone.num_features, hidden)
+            self.classifier = nn.Sequential(
+                first, nn.LeakyReLU(0.2), dropout, nn.Linear(hidden, last)
             )
-        )
+        else:
+            self.classifier = nn.Sequential(dropout, nn.Linear(backbone.num_features, last))
         self.backbone_rate = how.backbone_rate
         self.weights: Tensor
         self.register_buffer("weights", weights_of(counts, how.class_weights))
@@ -196,10 +242,16 @@ class Classifier(Method):
     def forward(self, batch: Batch) -> MethodOutput:
         """Mean of the weighted cross entropies, and the share that is right."""
         images, labels = self.backbone.normalize(batch["images"][:, 0]), batch["label"]
-        logits = self.classifier(self.backbone(images))
+        logits = self.classify(images)
         right = (logits.argmax(dim=1) == labels).float().mean()
         loss = (self.weights[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
         return MethodOutput(loss, {"train/accuracy": right.detach()})
+
+    def classify(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+        """Logits of normalised pictures."""
+        if self.reads_map:
+            return self.classifier(self.backbone.feature_maps(images, [-1])[0])
+        return self.classifier(self.backbone(images))
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
         """The classifier at the full rate, what is trained of the backbone at a share of it."""

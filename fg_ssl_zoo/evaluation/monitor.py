@@ -9,6 +9,8 @@ from fg_ssl_zoo.config import Monitor
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.features import Features, evenly, extract
 from fg_ssl_zoo.evaluation.knn import knn_top1
+from fg_ssl_zoo.layers.modes import evaluating
+from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.ops.spectrum import feature_std, rankme
 
 RANK_IMAGES = 2048
@@ -65,6 +67,24 @@ class OnlineMonitor:
         measured |= {"eval/rankme": rankme(sample), "eval/feature_std": feature_std(sample)}
         _check(measured)
         return measured
+
+    def own_accuracy(self, method: Method, accelerator: Accelerator) -> dict[str, float]:
+        """`eval/own_top1` (0..1) of a method that names classes itself, on the labelled split."""
+        if self.test is None or not method.needs_labels:
+            return {}
+        with evaluating(method):
+            found = extract(
+                method.backbone,
+                self.test,
+                accelerator,
+                crop_pct=self.crop_pct,
+                max_images=self.settings.max_images,
+                num_workers=self.num_workers,
+                read=lambda backbone, images: method.classify(images),
+            )
+        assert found.labels is not None
+        right = found.features.argmax(dim=1) == found.labels
+        return {"eval/own_top1": right.double().mean().item()}
 
     def _features(self, backbone: Backbone, images: Images, accelerator: Accelerator) -> Features:
         return extract(

@@ -35,6 +35,7 @@ IMPORT = "import fg_ssl_zoo  # gives timm this architecture\n"
 METRICS = {
     "knn_top1": ("kNN top-1", "{:.1%}"),
     "linear_top1": ("linear top-1", "{:.1%}"),
+    "own_top1": ("top-1 of its own classifier", "{:.1%}"),
     "rankme": ("RankMe", "{:.1f}"),
     "feature_std": ("feature std", "{:.3f}"),
 }

@@ -128,7 +128,8 @@ class PMG(Method):
         terms, metrics = [], {}
         for turn in due:
             if turn == whole:
-                logits = self.classifiers[-1](torch.cat(self.embed(images), dim=1))
+                seen = self.backbone.normalize(images)
+                logits = self.classifiers[-1](torch.cat(self.embed(seen), dim=1))
                 right = (logits.argmax(dim=1) == labels).float().mean()
                 terms.append(self.whole_weight * F.cross_entropy(logits, labels))
                 metrics |= {"loss/whole": terms[-1].detach(), "train/accuracy": right.detach()}
@@ -136,7 +137,8 @@ class PMG(Method):
                 n = self.grids[turn]
                 orders = batch[f"order_{n}"]
                 orders = orders if self.per_sample else orders[:1].expand_as(orders)
-                (embedding,) = self.embed(shuffle_tiles(images, orders), turn)
+                seen = self.backbone.normalize(shuffle_tiles(images, orders))
+                (embedding,) = self.embed(seen, turn)
                 terms.append(F.cross_entropy(self.classifiers[turn](embedding), labels))
                 metrics[f"loss/grid_{n}"] = terms[-1].detach()
         loss = torch.stack(terms).sum()
@@ -144,16 +146,15 @@ class PMG(Method):
             loss = loss + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return MethodOutput(loss, metrics)
 
-    def embed(self, pixels: UInt8[Tensor, "b h w 3"], k: int | None = None) -> list[Tensor]:
-        """`e_k` (b, e) of stage `k`, of all stages when it is not given."""
+    def embed(self, images: Float[Tensor, "b 3 h w"], k: int | None = None) -> list[Tensor]:
+        """`e_k` (b, e) of stage `k` of normalised pictures, of all stages when it is not given."""
         chosen = range(len(self.stages)) if k is None else [k]
-        images = self.backbone.normalize(pixels)
         maps = self.backbone.feature_maps(images, [self.stages[i] for i in chosen])
         return [self.blocks[i](found).amax((2, 3)) for i, found in zip(chosen, maps, strict=True)]
 
-    def classify(self, pixels: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b c"]:
+    def classify(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
         """Sum of the logits of all classifiers on whole pictures: the paper's combined score."""
-        parts = self.embed(pixels)
+        parts = self.embed(images)
         seen = [*parts, torch.cat(parts, dim=1)]
         return torch.stack([f(e) for f, e in zip(self.classifiers, seen, strict=True)]).sum(dim=0)
 

@@ -38,6 +38,7 @@ from fg_ssl_zoo.backbones.backbone import (
     create_backbone,
     train_up_to_last_map,
 )
+from fg_ssl_zoo.backbones.srgan_models import generator_of
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import LowAndHigh
 from fg_ssl_zoo.layers.frozen import frozen
@@ -136,16 +137,17 @@ class SRGAN(Method):
         return MethodOutput(generator_loss + discriminator_loss, metrics)
 
     def companions(self) -> Mapping[str, Backbone]:
-        """The discriminator: it has learnt textures too, and the paper classifies with it."""
+        """The discriminator, and the whole generator of the paper: both classify there."""
         model: Any = copy.deepcopy(self.discriminator)
         model.reset_classifier(0)
         cfg = model.pretrained_cfg
-        return {
-            "discriminator": Backbone(
-                model, cfg["architecture"], image_size=self.backbone.image_size, mean=cfg["mean"],
-                std=cfg["std"], options={"width": self.discriminator_width},
-            )
-        }  # fmt: skip
+        discriminator = Backbone(
+            model, cfg["architecture"], image_size=self.backbone.image_size, mean=cfg["mean"],
+            std=cfg["std"], options={"width": self.discriminator_width},
+        )  # fmt: skip
+        generator = generator_of(self.backbone, self.generator.up)
+        found = {"discriminator": discriminator, "generator": generator}
+        return {name: network for name, network in found.items() if network}
 
     def discriminator_loss(
         self, real: Float[Tensor, "b 3 h w"], fake: Float[Tensor, "b 3 h w"]

@@ -58,6 +58,20 @@ def test_the_last_blocks_can_be_left_out_and_the_grid_be_finer():
         timm.create_model("fgssl_srresnet", drop_last_blocks=16)
 
 
+def test_the_whole_generator_ends_with_two_enlargements():
+    model = timm.create_model("fgssl_srresnet", num_classes=0, upsample=True, num_blocks=3).eval()
+    x = images(24)
+    with torch.no_grad():
+        maps = model.forward_intermediates(x, intermediates_only=True)
+        assert [m.shape[-1] for m in maps] == [24] * 5 + [48, 96]
+        assert [24 / info["reduction"] for info in model.feature_info] == [24] * 5 + [48, 96]
+        torch.testing.assert_close(model.up(maps[4]), model.forward_features(x))
+    model.drop_last_blocks(2)
+    assert [info["module"] for info in model.feature_info] == [
+        "stem", "blocks.0", "fuse", "up.0", "up.1",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("side", [96, 88])
 def test_the_judge_reads_96_and_88_pixels_and_flattens_six_by_six(side):
     model = timm.create_model("fgssl_srgan_discriminator", num_classes=1).eval()

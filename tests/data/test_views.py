@@ -181,7 +181,7 @@ def test_a_misspelt_strength_or_preset_names_the_nearest():
         RecipeError, match=r"augmentation\.grayscal: unknown key; did you mean gray"
     ):
         augmentations_of("simclr", {"grayscal": 0})
-    with pytest.raises(ValueError, match="preset: unknown .simclar.; did you mean simclr"):
+    with pytest.raises(ValueError, match=r"preset: unknown .simclar.; did you mean simclr"):
         augmentations_of("simclar")
     with pytest.raises(RecipeError, match=r"augmentation\.flip: should be less than or equal to 1"):
         augmentations_of("simclr", {"flip": 2})

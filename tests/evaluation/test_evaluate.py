@@ -122,6 +122,7 @@ def test_a_metric_that_scores_no_picture_is_left_out_and_says_why(tmp_path):
 def test_names_of_rows_are_short_and_differ():
     backbone = create_backbone("test_vit", image_size=32)
     assert row_name("runs/a/export", backbone, True) == "a"
+    assert row_name("runs/a/export_teacher", backbone, True) == "a_teacher"
     assert row_name("hf-hub:me/b", backbone, True) == "b"
     assert row_name("test_vit@x/y.safetensors", backbone, True) == "test_vit@y"
     assert row_name("runs/a", backbone, False) == "test_vit, untrained"

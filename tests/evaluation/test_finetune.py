@@ -71,7 +71,7 @@ def test_the_backbone_learns_at_a_tenth_of_the_classifiers_rate():
         ("test_vit", "all", {""}),
     ],
 )
-@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("head", ["linear", "mlp", "paper"])
 def test_one_step_moves_what_is_trained_and_nothing_else(name, train_what, trained, head, birds):
     method = build(name, train_what=train_what, head=head, hidden_size=8)
     optimizer = create_optimizer(method, Train(optimizer="sgd", lr=1.0, weight_decay=0.1))
@@ -83,6 +83,7 @@ def test_one_step_moves_what_is_trained_and_nothing_else(name, train_what, train
     for key, parameter in method.named_parameters():
         part = key.removeprefix("backbone.model.")
         meant = part.startswith("classifier.") or any(part.startswith(t) for t in trained)
+        meant &= not (head == "paper" and part.startswith("norm"))  # behind the map that it reads
         assert parameter.requires_grad == meant, key
         assert (id(parameter) in optimised) == meant, key
         assert torch.equal(parameter, before[key]) != meant, key
@@ -146,6 +147,32 @@ def test_the_hidden_layer_is_that_of_the_paper():
     hidden = torch.where(hidden > 0, hidden, 0.2 * hidden)
     torch.testing.assert_close(method.classifier(h), hidden @ last.weight.T + last.bias)
     assert dropout.p == 0.7
+
+
+def test_the_papers_head_reads_the_whole_generators_map_and_has_95_million_weights():
+    with torch.device("meta"):
+        head = module.paper_head(64, 4 * 88, 1024, 0.5, 5)
+        map_of_88_pixels = torch.empty(1, 64, 352, 352)
+        assert head(map_of_88_pixels).shape == (1, 5)
+    assert sum(p.numel() for p in head[4].parameters()) == 3 * 176 * 176 * 1024 + 1024
+    generator = {"num_blocks": 4, "width": 8, "upsample": True}
+    backbone = create_backbone("fgssl_srresnet", image_size=16, **generator)
+    how = Finetune(head="paper", drop_last_blocks=3, hidden_size=8, dropout=0.9)
+    method = Classifier(backbone, COUNTS, how).eval()
+    assert len(method.backbone.model.blocks) == 1
+    assert method.classifier[4].in_features == 3 * 32 * 32
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(
+        method.classify(x), method.classifier(backbone.model.forward_features(x))
+    )
+
+
+def test_blocks_are_cut_off_the_generator_only():
+    with pytest.raises(ValueError, match=r"drop_last_blocks: test_resnet is not the generator"):
+        build(drop_last_blocks=1)
+    short = create_backbone("fgssl_srresnet", image_size=16, num_blocks=2, width=8)
+    with pytest.raises(ValueError, match="2 of 2 blocks leave none; 0 to 1 would do"):
+        Classifier(short, COUNTS, Finetune(drop_last_blocks=2))
 
 
 # --------------------------------------------------------------------------- class weights

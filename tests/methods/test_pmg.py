@@ -6,11 +6,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
-from fg_ssl_zoo.config import load_recipe
+from fg_ssl_zoo.config import Monitor, load_recipe
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
+from fg_ssl_zoo.evaluation.monitor import OnlineMonitor
+from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.methods import complete_options, create_method
 from fg_ssl_zoo.methods.pmg import CROP, PMG, LabelledPuzzle, shuffle_tiles
 from fg_ssl_zoo.ops.permutations import join_tiles, split_tiles
@@ -138,7 +141,9 @@ def test_the_loss_is_the_papers_sum_over_stages_and_the_whole_picture(birds, mon
         output = method(batch)
         assert output.loss.item() == pytest.approx(expected, rel=1e-12)
         singles = [method.classifiers[k](part) for k, part in enumerate(parts)]
-        torch.testing.assert_close(method.classify(batch["image"]), sum(singles) + whole)
+        torch.testing.assert_close(
+            method.classify(method.backbone.normalize(batch["image"])), sum(singles) + whole
+        )
     right = (whole.argmax(dim=1) == batch["label"]).double().mean().item()
     assert output.metrics["train/accuracy"].item() == pytest.approx(right)
 
@@ -198,7 +203,7 @@ def test_it_names_new_pictures_of_the_species_it_has_learned():
     method.eval()
     pictures = torch.from_numpy(np.stack([birds[index]["image"] for index in range(32, 72)]))
     with torch.no_grad():
-        named = method.classify(pictures).argmax(dim=1)
+        named = method.classify(method.backbone.normalize(pictures)).argmax(dim=1)
     right = (named.numpy() == birds.labels[32:]).mean()
     assert right > 0.6  # chance is a half; seeds give 0.72 to 0.85
 
@@ -291,7 +296,23 @@ def test_one_class_alone_is_refused(birds):
         complete_options("pmg", {}, alike)
 
 
+def test_its_own_accuracy_is_the_share_of_pictures_it_names(birds):
+    method = build(num_classes=4)
+    monitor = OnlineMonitor(birds, birds, Monitor(), crop_pct=1.0)
+    measured = monitor.own_accuracy(method, Accelerator(cpu=True))
+    assert method.training
+    with evaluating(method), torch.no_grad():
+        pixels = torch.stack([torch.from_numpy(birds[i]["image"]) for i in range(len(birds))])
+        named = method.classify(method.backbone.normalize(pixels)).argmax(dim=1)
+    right = (named == torch.from_numpy(birds.labels)).double().mean().item()
+    assert measured == {"eval/own_top1": right}
+
+
 def test_a_run_says_that_it_saw_labels(recipe, tmp_path):
     pretrain(load_recipe(recipe, ["output=run"]))
-    assert "trained with\nlabels by pmg" in (tmp_path / "run/export/README.md").read_text()
-    assert json.loads((tmp_path / "run/results.json").read_text())["with_labels"]
+    card = (tmp_path / "run/export/README.md").read_text()
+    assert "trained with\nlabels by pmg" in card
+    assert "top-1 of its own classifier" in card
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["with_labels"]
+    assert all(0 <= row["own_top1"] <= 1 for row in results["rows"])

@@ -140,6 +140,17 @@ def test_judging_moves_no_statistic_of_the_discriminator(batch):
             assert value == 2
 
 
+def test_the_papers_generator_is_published_whole(batch):
+    narrow = {"num_blocks": 2, "pool_size": 4, "width": 8}
+    method = build("fgssl_srresnet", backbone_options=narrow).eval()
+    generator = method.companions()["generator"].eval()
+    low = batch["low"]
+    with torch.no_grad():
+        enlarged = generator.model.forward_features(generator.normalize(low))
+        torch.testing.assert_close(method.generator.last(enlarged), method.restore(low))
+    assert set(build().companions()) == {"discriminator"}
+
+
 def test_an_untrained_judge_cannot_tell_and_speaks_in_logits(batch):
     """Defect 3: a sigmoid before the cross entropy keeps each term above 0.313 or 0.693."""
     method = build(discriminator_width=64)
