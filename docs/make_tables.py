@@ -4,11 +4,14 @@
 
 It reads benchmarks/results/*.json and writes README.md and docs/images/knn_curve.png; and it reads
 benchmarks/results/evaluation/*.json, which `fgssl eval --out` wrote, for docs/results.md.
-A results file is the `results.json` of a run, as it is. The README keeps its words; what stands
-between `<!-- results -->` and `<!-- end of results -->` is replaced.
+A results file is the `results.json` of a run, as it is. Comparisons of methods are folders of
+benchmarks/results/comparisons/: DATA.json is what `fgssl eval --out` wrote, and runs/ROW.json the
+results of the run behind a row. The pages keep their words; what stands between `<!-- NAME -->` and
+`<!-- end of NAME -->` is replaced.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from fg_ssl_zoo.evaluation.table import markdown
+from fg_ssl_zoo.evaluation.table import cells, floors, markdown
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,12 +34,18 @@ SHOWN = [
 ]
 """Metrics of docs/results.md; the files hold more."""
 
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+COMPARED = ["knn_top1", "linear_top1", "finetune_top1"]
+"""Metrics of a comparison of methods."""
 
 
 def load() -> list[dict[str, Any]]:
     """All results, by file name."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    return [read(path) for path in sorted(RESULTS.glob("*.json"))]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of one results file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -86,17 +95,44 @@ def evaluations() -> str:
     """A section for each data set that models were compared on."""
     files = sorted((RESULTS / "evaluation").glob("*.json"))
     sections = []
-    for results in (json.loads(path.read_text(encoding="utf-8")) for path in files):
+    for results in map(read, files):
         about = f"Seed {results['seed']}, commit {results['commit']}, {results['hardware']}."
         sections.append(f"## {results['data']['name']}\n\n{markdown(results, SHOWN)}\n{about}")
     return "\n\n".join(sections)
 
 
-def replace(page: Path, content: str) -> None:
+def comparison(folder: Path) -> str:
+    """A table for each data set, with the minutes of training behind each row."""
+    runs = {path.stem: read(path) for path in sorted((folder / "runs").glob("*.json"))}
+    return "\n\n".join(compared(read(path), runs) for path in sorted(folder.glob("*.json")))
+
+
+def compared(results: dict[str, Any], runs: Mapping[str, dict[str, Any]]) -> str:
+    """One data set: what `fgssl eval` said, and steps and minutes of the runs."""
+    data = results["data"]
+    metrics = [m for m in COMPARED if any(m in row["scores"] for row in results["rows"])]
+    titles, *rows = cells(results, metrics)
+    lines = []
+    for row in rows:
+        run = runs.get(row[0]) or runs.get(row[0].rpartition("_")[0])
+        train = run["train"] if run else {}
+        cost = [str(train["steps"]), f"{train['seconds'] / 60:.1f}"] if train else ["", ""]
+        lines.append([row[0].removeprefix(f"{data['name']}."), *row[2:], *cost])
+    titles = ["", *titles[2:], "steps", "minutes"]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in [titles, *lines])
+    first, _, rest = text.partition("\n")
+    rule = "|---" + "|---:" * (len(titles) - 1) + "|"
+    size = results["rows"][0]["image_size"]
+    return f"### {data['name']}, {size} px\n\n{first}\n{rule}\n{rest}\n\n{floors(results)}"
+
+
+def replace(page: Path, content: str, name: str = "results") -> None:
     """Put the content between the marks of a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n{content}\n{END}{after}", encoding="utf-8")
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"{page} has no {begin} ... {end} to write between")
+    page.write_text(f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def main() -> None:
@@ -104,6 +140,8 @@ def main() -> None:
     results = load()
     replace(ROOT / "README.md", table(results))
     replace(ROOT / "docs" / "results.md", evaluations())
+    for folder in sorted((RESULTS / "comparisons").iterdir()):
+        replace(ROOT / "docs" / "results.md", comparison(folder), folder.name)
     several = [result for result in results if len(result["curve"]) > 2]
     if several:
         draw_curves(several, ROOT / "docs" / "images" / "knn_curve.png")

@@ -1,6 +1,6 @@
 """The words of the data path: a sample, what turns it into views, and a source of samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -61,3 +61,23 @@ class Images(Protocol):
 
 class CorruptImage(ValueError):
     """A picture that cannot be decoded: empty, truncated, or no picture at all."""
+
+
+def refuse_single_pictures(labels: np.ndarray, classes: Sequence[str], learner: str) -> None:
+    """A class of one picture teaches that picture and no class.
+
+    Args:
+        labels: (n,) int64 class numbers of the training pictures.
+        classes: Their names.
+        learner: Who is to learn from them, for the message.
+
+    Raises:
+        ValueError: There are such classes; the first five are named.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    single = [name for name, count in zip(classes, counts, strict=False) if count == 1]
+    if single:
+        raise ValueError(
+            f"{learner} learns classes from several pictures; {len(single)} of {len(classes)} have "
+            f"one training picture ({', '.join(single[:5])}); add some, or leave those classes out"
+        )

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from fg_ssl_zoo.backbones.backbone import Backbone, parameters_behind, train_up_to_last_map
 from fg_ssl_zoo.config import STRICT, Train
 from fg_ssl_zoo.data.loader import ViewDataset
-from fg_ssl_zoo.data.sample import Sample, Views
+from fg_ssl_zoo.data.sample import Sample, Views, refuse_single_pictures
 from fg_ssl_zoo.data.views import Augmentation, RandomViews
 from fg_ssl_zoo.engine.hardware import is_convolutional
 from fg_ssl_zoo.engine.loop import Fit, fit
@@ -138,13 +138,14 @@ def class_counts(task: Task) -> Int64[Tensor, " c"]:
     """Training pictures of every class.
 
     Raises:
-        ValueError: There are no labels, or all are the same.
+        ValueError: There are no labels, all are the same, or a class has one picture.
     """
     if task.train.labels is None:
         raise ValueError("finetune learns from labels; put each class into a folder of its own")
     counts = task.train.labels.bincount(minlength=len(task.classes))
     if (counts > 0).sum() < 2:
         raise ValueError("finetune tells classes apart; the training pictures have one, 2 would do")
+    refuse_single_pictures(task.train.labels.numpy(), task.classes, "finetune")
     return counts
 
 

@@ -142,13 +142,17 @@ def _scores(results: Results) -> Iterator[tuple[Mapping[str, Any], str, Mapping[
             yield row, metric, score
 
 
-def _below(results: Results) -> list[str]:
+def floors(results: Results) -> str:
+    """What the data are, and what guessing gives."""
     about = results["data"]
-    floors = (
+    return (
         f"{about['name']}: {about['num_train']} training and {about['num_scored']} test pictures, "
         f"{about['num_classes']} classes; chance {about['chance']:.1%}, the most frequent class "
         f"{about['majority']:.1%}."
     )
+
+
+def _below(results: Results) -> list[str]:
     notes = [
         f"{row['name']}, {metric}: {note}."
         for row, metric, score in _scores(results)
@@ -158,4 +162,4 @@ def _below(results: Results) -> list[str]:
         f"{metric}: no picture is scored ({why})."
         for metric, why in results.get("unscored", {}).items()
     ]
-    return [floors, LEGEND, *notes]
+    return [floors(results), LEGEND, *notes]

@@ -7,7 +7,7 @@ from typing import Any
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import RecipeError, nearest, parse
-from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.data.sample import Images, refuse_single_pictures
 from fg_ssl_zoo.method import Method
 
 METHODS = {
@@ -79,7 +79,8 @@ def complete_options(
         where: Path of the options, for the error.
 
     Raises:
-        RecipeError: Labels are needed and there are none, or all alike, or another number is given.
+        ValueError: Labels are needed and there are none, or all are alike, or a class has a single
+            picture, or another number is given.
     """
     if not method_class(name).needs_labels:
         return dict(options)
@@ -91,6 +92,7 @@ def complete_options(
     found = len(images.classes)
     if found < 2:
         raise RecipeError(f"{name} tells classes apart and {images.name} has {found}; 2 would do")
+    refuse_single_pictures(images.labels, images.classes, name)
     given = options.get("num_classes", found)
     if given != found:
         raise RecipeError(f"{where}.num_classes: {images.name} has {found} classes, not {given}")

@@ -232,6 +232,12 @@ def test_labels_that_say_nothing_are_refused(task):
     alike = replace(task, train=replace(task.train, labels=torch.zeros(16, dtype=torch.int64)))
     with pytest.raises(ValueError, match="the training pictures have one, 2 would do"):
         finetune(alike)
+    labels = task.train.labels.clone()
+    labels[labels == 2] = 1
+    labels[3] = 2
+    lonely = replace(task, train=replace(task.train, labels=labels))
+    with pytest.raises(ValueError, match="finetune learns classes from several pictures; 1 of 4"):
+        finetune(lonely)
 
 
 def test_the_command_takes_the_variant_and_writes_it_down(birds, tmp_path):

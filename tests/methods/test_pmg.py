@@ -296,6 +296,14 @@ def test_one_class_alone_is_refused(birds):
         complete_options("pmg", {}, alike)
 
 
+def test_a_class_with_one_picture_is_refused(birds):
+    lonely = copy.copy(birds)
+    lonely.classes = [*birds.classes, "dodo"]
+    lonely.labels = np.where(np.arange(len(birds)) == 5, len(birds.classes), birds.labels)
+    with pytest.raises(ValueError, match=r"1 of 5 have one training picture \(dodo\); add some"):
+        complete_options("pmg", {}, lonely)
+
+
 def test_its_own_accuracy_is_the_share_of_pictures_it_names(birds):
     method = build(num_classes=4)
     monitor = OnlineMonitor(birds, birds, Monitor(), crop_pct=1.0)

@@ -89,3 +89,18 @@ def test_the_paper_gives_figures_for_two_pairs():
     assert {pair for pair, lines in figures.items() if lines} == {"original", "gamma"}
     assert SimCLR.reported({}) == figures["original"]
     assert figures["gamma"][0].startswith("73.8 %")
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_both_views_show_the_picture_that_the_sample_holds(pair):
+    """The code of SSL-Cassava walked two folders in no order and could pair two pictures."""
+    plain = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "crop_scale": [0.9, 1.0]}
+    method = build(pair=pair, augmentation=plain)
+    views = method.views(32)
+    for colour in ([200, 40, 40], [40, 200, 40], [40, 40, 200]):
+        image = np.broadcast_to(np.array(colour, np.uint8), (64, 64, 3)).copy()
+        seen = views({"image": image, "index": 0}, np.random.default_rng(0))["images"]
+        for view in seen:
+            middle = view[12:20, 12:20].reshape(-1, 3).astype(int)
+            strongest = middle[middle.sum(axis=1) > 0].mean(axis=0)  # holes are black
+            assert strongest.argmax() == np.argmax(colour)
