@@ -43,7 +43,13 @@ from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
 from fg_ssl_zoo.hub.card import results_table
 from fg_ssl_zoo.hub.export import export, usage_lines
 from fg_ssl_zoo.method import Method
-from fg_ssl_zoo.methods import check_options, complete_options, create_method, method_class
+from fg_ssl_zoo.methods import (
+    check_options,
+    check_queue,
+    complete_options,
+    create_method,
+    method_class,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +101,12 @@ def pretrain(recipe: Recipe) -> Backbone:
         Interrupted: A signal came; the checkpoint is written.
     """
     for number, stage in enumerate(recipe.stages):
-        check_options(stage.method, stage.options, where=f"stages[{number}].options")
+        where, at_once = (
+            f"stages[{number}].options",
+            stage.train.batch_size // stage.train.accumulate,
+        )
+        options = check_options(stage.method, stage.options, where=where)
+        check_queue(stage.method, options, at_once, where=where)
     set_seed(recipe.seed)
     switches, backbone = _prepare_backbone(recipe)
     train, test = load_splits(recipe.data, seed=recipe.seed)

@@ -82,7 +82,8 @@ PRESETS: dict[str, Pair] = {
     "simclr": (_SIMCLR, _SIMCLR),  # google-research/simclr
     "moco_v2": (_MOCO_V2, _MOCO_V2),  # facebookresearch/moco
     "byol": (replace(_BYOL, blur=1.0), replace(_BYOL, blur=0.1, solarize=0.2)),  # deepmind, byol
-    # Colour and small parts tell species apart: they are kept (our choice, docs/recipes.md).
+    # Colour and small parts tell species apart: large crops keep the parts, no grey and no hue keep
+    # the colour (our choice, docs/recipes.md). The preset of the 448-pixel recipes.
     "fine_grained": (_FINE_GRAINED, _FINE_GRAINED),
 }
 
