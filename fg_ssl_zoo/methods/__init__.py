@@ -12,6 +12,7 @@ from fg_ssl_zoo.method import Method
 
 METHODS = {
     "jigsaw": "Jigsaw",
+    "lcr": "LCR",
     "pmg": "PMG",
     "simclr": "SimCLR",
     "srgan": "SRGAN",
