@@ -13,14 +13,15 @@ Representation for Fine-Grained Visual Recognition Problems, CVPR 2023. Code: `G
 After training the attention weighs the mean over the positions. That network is published beside
 the backbone, as `fgssl_attentive`; the backbone itself is pooled as stock timm pools it.
 
-Deviations: G and a are stretched to 0..1 in every image by itself (theirs: a over the whole batch,
-so that features depend on their neighbours, and G not at all, so that it shrinks with the batch);
-the softmax of the KL runs over the whole map (theirs over each row), which is averaged over images
-(theirs, a sum, weighs 0.01); where a map is constant it counts as even, which is the plain mean.
-The KL's gradient flows through the attention into the backbone. Momentum and queue are those for
-small sets, 0.99 to 0.999 and 4,096 (theirs 0.999 and 65,536). No norm is shuffled: those of several
-processes share their statistics. Their second attention and second queue, which never enter the
-loss, are left out.
+Deviations: a is stretched to 0..1 in every image by itself (theirs: over the whole batch, so that
+features depend on their neighbours), and so is G, from the gradient of each image's own loss
+(theirs: of the batch's mean, so that its scale depends on the batch); the softmax of the KL runs
+over the whole map (theirs over each row) and the KL is averaged over images with a weight of 1
+(theirs is a sum and weighs 0.01); where a map is constant it counts as even, which is the plain
+mean. The KL's gradient flows through the attention into the backbone. Momentum and queue are those
+for small sets, 0.99 to 0.999 and 4,096 (theirs 0.999 and 65,536). No norm is shuffled: those of
+several processes share their statistics. Their second attention and second queue, which never
+enter the loss, are left out.
 """
 
 from collections.abc import Mapping
@@ -63,7 +64,8 @@ class LCR(Method):
         momentum: Of the teacher at the start; 0.999 throughout in the paper's code.
         momentum_end: At the end; a cosine leads there.
         projection_size: Of `z`; 128 in MoCo v2, 256 in the paper's code.
-        attention_weight: Of the KL.
+        attention_weight: Of the KL; 0.01 of a sum in the paper's code. With its SGD, 0.01 of our
+            mean teaches the branch nothing, 1 does (docs/methods.md).
         attention_channels: 32 in the paper's code.
         preset: Views of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for those of MoCo v2.
         augmentation: Strengths of `Augmentation` that replace those of the preset.
