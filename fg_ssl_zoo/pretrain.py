@@ -302,13 +302,13 @@ def _finish(run: Run, backbone: Backbone, record: Record) -> None:
 
 
 def _finish_companion(run: Run, name: str, companion: Backbone, record: Record) -> None:
-    """Score another network of the method, trained and untrained, and export it too."""
+    """Score another network of the method, as it is and with random weights, and export it."""
     companion.eval().to(memory_format=torch.contiguous_format)
     torch.manual_seed(run.recipe.seed)
     start = create_backbone(companion.name, image_size=companion.image_size, **companion.options)
     start.mean, start.std = companion.mean, companion.std
     rows = [
-        {"name": row, "init": "scratch", **_plain(run.monitor(network, run.accelerator))}
+        {"name": row, "init": network.init, **_plain(run.monitor(network, run.accelerator))}
         for row, network in (("untrained", start), ("trained", companion))
     ]
     if run.accelerator.is_main_process:

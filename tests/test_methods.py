@@ -13,6 +13,7 @@ BACKBONES = ["test_resnet", "test_vit"]
 OPTIONS = {
     "byol": {"hidden_size": 32, "projection_size": 16},
     "jigsaw": {"num_permutations": 10, "dropout": 0.0},
+    "lcr": {"queue_size": 256, "projection_size": 16},
     "moco": {"projection_size": 16, "queue_size": 8},
     "pmg": {"num_classes": 4, "hidden_size": 16, "embedding_size": 32},
     "simclr": {"hidden_size": 32, "projection_size": 16},
@@ -23,10 +24,14 @@ OPTIONS = {
 SIZES = {"jigsaw": 96}
 """Side of the input in pixels, where 64 does not suit."""
 
+BACKBONE_OPTIONS = {("lcr", "test_vit"): {"global_pool": "avg", "fc_norm": False}}
+"""For a method that needs a mean over the patches."""
+
 
 def build(name, backbone, seed=0):
     torch.manual_seed(seed)
-    shape = create_backbone(backbone, image_size=SIZES.get(name, 64))
+    options = BACKBONE_OPTIONS.get((name, backbone), {})
+    shape = create_backbone(backbone, image_size=SIZES.get(name, 64), **options)
     return create_method(name, shape, **OPTIONS.get(name, {}))
 
 
@@ -59,10 +64,10 @@ def test_thirty_steps_on_one_batch_lower_the_loss(name, backbone, birds):
     method = build(name, backbone)
     batch = batch_for(method, birds)
     optimizer = torch.optim.AdamW(method.param_groups(), lr=1e-3, weight_decay=0.0)
-    if hasattr(method, "queue"):
-        method(batch)  # it starts as random directions, which are easy to tell from a picture
+    queue = {key: x.clone() for key, x in method.state_dict().items() if key.startswith("queue.")}
     losses = []
     for _ in range(30):
+        method.load_state_dict(queue, strict=False)  # the batch is not to meet itself in it
         loss = method(batch).loss
         optimizer.zero_grad()
         loss.backward()

@@ -13,6 +13,7 @@ from fg_ssl_zoo.method import Method
 METHODS = {
     "byol": "BYOL",
     "jigsaw": "Jigsaw",
+    "lcr": "LCR",
     "moco": "MoCo",
     "pmg": "PMG",
     "simclr": "SimCLR",
