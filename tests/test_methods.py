@@ -12,6 +12,7 @@ from fg_ssl_zoo.methods import METHODS, create_method
 BACKBONES = ["test_resnet", "test_vit"]
 OPTIONS = {
     "byol": {"hidden_size": 32, "projection_size": 16},
+    "detcon": {"hidden_size": 32, "projection_size": 16},
     "jigsaw": {"num_permutations": 10, "dropout": 0.0},
     "moco": {"projection_size": 16, "queue_size": 8},
     "pmg": {"num_classes": 4, "hidden_size": 16, "embedding_size": 32},

@@ -11,16 +11,15 @@ and the epoch only; the last two work on tensors.
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Integer, UInt8
 from torch import Tensor
 
 from fg_ssl_zoo.ops.distributed import gather, rank
+from fg_ssl_zoo.ops.similarity import unit
 
 MOST_REGIONS = 256
 """Regions of one picture: their numbers are 0..255."""
 
-_HALF = (torch.bfloat16, torch.float16)
 _OUT = -1e9
 """A logit that counts as left out; finite, since a row may have no other."""
 
@@ -105,9 +104,7 @@ def region_contrast(
         weights: Of the pictures; 1 by default.
         local_negatives: Whether other regions of the same picture are negatives.
     """
-    q, t = (
-        F.normalize(x.float() if x.dtype in _HALF else x, dim=-1) for x in (predictions, targets)
-    )
+    q, t = unit(predictions), unit(targets)
     everyones = [gather(view.flatten(0, 1)) for view in t]  # (b s * world, d)
     with torch.autocast(q.device.type, enabled=False):  # products of half precision are too coarse
         there, back = (
