@@ -12,6 +12,7 @@ from fg_ssl_zoo.methods import METHODS, create_method
 BACKBONES = ["test_resnet", "test_vit"]
 OPTIONS = {
     "byol": {"hidden_size": 32, "projection_size": 16},
+    "detcon": {"hidden_size": 32, "projection_size": 16},
     "jigsaw": {"num_permutations": 10, "dropout": 0.0},
     "lcr": {"queue_size": 256, "projection_size": 16},
     "moco": {"projection_size": 16, "queue_size": 8},

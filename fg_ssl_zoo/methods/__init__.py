@@ -12,6 +12,7 @@ from fg_ssl_zoo.method import Method
 
 METHODS = {
     "byol": "BYOL",
+    "detcon": "DetCon",
     "jigsaw": "Jigsaw",
     "lcr": "LCR",
     "moco": "MoCo",

@@ -8,7 +8,7 @@ from torch import Tensor
 _HALF = (torch.bfloat16, torch.float16)
 
 
-def unit(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+def unit(x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
     """Rows at length 1; half precision becomes float32 first."""
     return F.normalize(x.float() if x.dtype in _HALF else x, dim=-1)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fg_ssl_zoo.ops.contrastive import info_nce, nt_xent
+from fg_ssl_zoo.ops.region_contrast import region_contrast
 from fg_ssl_zoo.ops.similarity import mean_cosine, unit
 
 
@@ -25,3 +26,10 @@ def test_losses_are_lightlys(losses):
     theirs.memory_bank.bank.copy_(queue)
     torch.testing.assert_close(info_nce(z0, z1, queue, 0.2), theirs(z0, z1))
     torch.testing.assert_close(-mean_cosine(z0, z1), losses.NegativeCosineSimilarity()(z0, z1))
+
+
+def test_the_contrast_of_regions_is_lightlys(losses):
+    p, t = torch.randn(2, 2, 3, 4, 8, generator=torch.manual_seed(0))
+    ids = torch.randint(0, 3, (2, 3, 4), generator=torch.manual_seed(1))
+    theirs = losses.DetConBLoss(0.2, gather_distributed=False)(*p, *t, *ids)
+    torch.testing.assert_close(region_contrast(p, t, ids, 0.2), theirs)
