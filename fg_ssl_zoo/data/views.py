@@ -261,6 +261,26 @@ class RandomViews:
 
 
 @dataclass(frozen=True)
+class MultiCrop:
+    """Views of two sizes: `images` (v, s, s, 3) and, where asked for, `local_images` (n, l, l, 3).
+
+    Attributes:
+        whole: Draws the large views, first.
+        local: Draws the small ones.
+    """
+
+    whole: RandomViews
+    local: RandomViews | None = None
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
+        """The views of one sample."""
+        seen = self.whole(sample, generator)
+        if self.local is not None:
+            seen["local_images"] = self.local(sample, generator)["images"]
+        return seen
+
+
+@dataclass(frozen=True)
 class CentreView:
     """What evaluation sees: the shorter side scaled to size / crop_pct, then the centre: `image`.
 
