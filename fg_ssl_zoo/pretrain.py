@@ -302,10 +302,16 @@ def _finish(run: Run, backbone: Backbone, record: Record) -> None:
 
 
 def _finish_companion(run: Run, name: str, companion: Backbone, record: Record) -> None:
-    """Score another network of the method, as it is and with random weights, and export it."""
+    """Score another network of the method, as it is and untrained, and export it.
+
+    A second network of the recipe's kind, such as a teacher, started as the first one did; any
+    other is compared with random weights.
+    """
     companion.eval().to(memory_format=torch.contiguous_format)
     torch.manual_seed(run.recipe.seed)
-    start = create_backbone(companion.name, image_size=companion.image_size, **companion.options)
+    init = run.recipe.init if companion.name == run.recipe.backbone else "scratch"
+    size, options = companion.image_size, companion.options
+    start = create_backbone(companion.name, init=init, image_size=size, **options)
     start.mean, start.std = companion.mean, companion.std
     rows = [
         {"name": row, "init": network.init, **_plain(run.monitor(network, run.accelerator))}
