@@ -13,6 +13,7 @@ BACKBONES = ["test_resnet", "test_vit"]
 OPTIONS = {
     "byol": {"hidden_size": 32, "projection_size": 16},
     "detcon": {"hidden_size": 32, "projection_size": 16},
+    "dino": {"prototypes": 32, "hidden_size": 32, "bottleneck": 16, "local_crops": 2},
     "jigsaw": {"num_permutations": 10, "dropout": 0.0},
     "lcr": {"queue_size": 256, "projection_size": 16},
     "moco": {"projection_size": 16, "queue_size": 8},

@@ -13,6 +13,7 @@ from fg_ssl_zoo.method import Method
 METHODS = {
     "byol": "BYOL",
     "detcon": "DetCon",
+    "dino": "DINO",
     "jigsaw": "Jigsaw",
     "lcr": "LCR",
     "moco": "MoCo",
