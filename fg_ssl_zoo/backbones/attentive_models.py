@@ -28,7 +28,6 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import nearest
 from fg_ssl_zoo.ops.gradcam import min_max
 
@@ -88,8 +87,8 @@ def weigh(
     return features * (factor[..., None] if _channels_last(trunk) else factor[:, None])
 
 
-def check_pooling(backbone: Backbone) -> None:
-    """Refuse a backbone whose features are no mean over the positions of its last map.
+def check_pooling(model: nn.Module, name: str, image_size: int) -> None:
+    """Refuse a timm model whose features are no mean over the positions of its last map.
 
     A weighted mean would mean nothing there, and the loss of a ViT that is pooled by its class
     token has no gradient at the patches.
@@ -97,8 +96,8 @@ def check_pooling(backbone: Backbone) -> None:
     Raises:
         ValueError: Such a backbone, or pictures so small that the map has one position.
     """
-    twin = copy.deepcopy(backbone.model).eval()
-    side = backbone.image_size
+    twin: Any = copy.deepcopy(model).eval()
+    side = image_size
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         device = next(twin.parameters()).device
@@ -106,7 +105,7 @@ def check_pooling(backbone: Backbone) -> None:
         height, width = map_of(twin, found).shape[2:]
         if height * width == 1:
             raise ValueError(
-                f"data.image_size: {side} pixels leave {backbone.name} a map of one position, "
+                f"data.image_size: {side} pixels leave {name} a map of one position, "
                 f"with nothing to choose from; {2 * side} would do"
             )
         varied = 10 * torch.randn(found.shape, generator=generator).to(found)
@@ -116,9 +115,13 @@ def check_pooling(backbone: Backbone) -> None:
             for x in (varied, _evened(twin, varied), weigh(twin, varied, attention))
         )
     if torch.allclose(own, weighed) or not torch.allclose(own, of_mean, rtol=1e-3, atol=1e-4):
-        how = "{global_pool: avg, fc_norm: false}" if backbone.patch_size else "{global_pool: avg}"
+        how = (
+            "{global_pool: avg, fc_norm: false}"
+            if hasattr(model, "patch_embed")
+            else "{global_pool: avg}"
+        )
         raise ValueError(
-            f"{backbone.name}: its features are no mean over the positions of its last map, which "
+            f"{name}: its features are no mean over the positions of its last map, which "
             f"attention would weigh; backbone_options={how} or a resnet50 would do"
         )
 

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ class Backbone(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Pooled features `h` of normalised images."""
-        return self.model(images)
+        with self._precision_for(images):
+            return self.model(images)
 
     def feature_maps(
         self, images: Float[Tensor, "b 3 h w"], indices: int | Sequence[int] = 1
@@ -87,12 +89,26 @@ class Backbone(nn.Module):
         if not hasattr(self.model, "forward_intermediates"):
             raise ValueError(f"{self.name} has no feature maps that timm can read")
         try:
-            return self.model.forward_intermediates(images, indices=wanted, intermediates_only=True)
+            with self._precision_for(images):
+                return self.model.forward_intermediates(
+                    images, indices=wanted, intermediates_only=True
+                )
         except AssertionError as error:  # timm's way to say that an index is out of range
             count = len(getattr(self.model, "feature_info", ()))
             raise ValueError(
                 f"{self.name} has {count} feature maps; there is no {indices}"
             ) from error
+
+    def _precision_for(self, images: Tensor) -> AbstractContextManager[Any]:
+        """No autocast where torch's bf16 gradient is wrong: a strided convolution on one pixel.
+
+        On a CPU (torch 2.15) it reads memory that nothing has written. Pictures of 16 pixels end so
+        in a network that divides their side by 32.
+        """
+        info = getattr(self.model, "feature_info", None) or [{"reduction": 1}]
+        single = min(images.shape[-2:]) <= info[-1]["reduction"] / 2
+        tiny = single and self.patch_size is None and images.device.type == "cpu"
+        return torch.autocast("cpu", enabled=False) if tiny else nullcontext()
 
     def normalize(self, pixels: UInt8[Tensor, "*n h w 3"]) -> Float[Tensor, "*n 3 h w"]:
         """Pixels as the loader ships them become what the network reads, on the pixels' device.

@@ -92,7 +92,7 @@ class LCR(Method):
         augmentation: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(backbone)
-        check_pooling(backbone)
+        check_pooling(backbone.model, backbone.name, backbone.image_size)
         width = backbone.num_features
         self.projector = mlp([width, width, projection_size], norm=False, bias=True)
         self.teacher = teacher_of(self.student())
