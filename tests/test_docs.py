@@ -1,5 +1,6 @@
 """What the documentation shows is what there is."""
 
+import inspect
 import json
 import re
 import runpy
@@ -18,6 +19,7 @@ from fg_ssl_zoo.data.views import PRESETS
 from fg_ssl_zoo.evaluation import feature_store
 from fg_ssl_zoo.evaluation.evaluate import PROTOCOLS
 from fg_ssl_zoo.hub.export import export
+from fg_ssl_zoo.methods import METHODS, method_class
 
 ROOT = Path(__file__).parent.parent
 EVALUATIONS = sorted((ROOT / "benchmarks" / "results" / "evaluation").glob("*.json"))
@@ -72,6 +74,15 @@ def test_the_recipe_of_the_documentation_is_valid():
     parse_recipe({"name": "shown", **yaml.safe_load(shown)})
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_section_that_names_its_options(name):
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    (section,) = [s for s in text.split("\n## ")[1:] if f"`{name}`" in s.splitlines()[0]]
+    parameters = inspect.signature(method_class(name).__init__).parameters
+    for option in parameters.keys() - {"self", "backbone"}:
+        assert f"`{option}`" in section, option
+
+
 def test_the_line_that_converts_a_pickle_runs_and_its_file_is_a_start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     state = create_backbone("test_resnet").model.state_dict()
@@ -91,7 +102,7 @@ def test_the_line_that_converts_a_pickle_runs_and_its_file_is_a_start(tmp_path, 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_stands_in_the_table_with_its_crops(preset):
-    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     (row,) = re.findall(rf"^\| `{preset}` \| ([\d.]+)-([\d.]+) \|", text, re.MULTILINE)
     assert tuple(map(float, row)) == PRESETS[preset][0].crop_scale
 
