@@ -253,7 +253,9 @@ def _reach(backbone: Backbone, index: int, side: int) -> tuple[Tensor, list[nn.P
 
 
 def _load_file(model: nn.Module, path: Path) -> None:
-    """Load timm keys; what the file lacks stays as initialised and is named in the log.
+    """Load timm keys; what the file lacks stays as initialised.
+
+    The log names it, and what the file holds that the backbone has no place for.
 
     Raises:
         ValueError: No such file, a shape that differs, or less than half of the weights found.
@@ -278,4 +280,7 @@ def _load_file(model: nn.Module, path: Path) -> None:
     missing = sorted({key.rpartition(".")[0] for key in wanted if key not in shared})
     if missing:
         _log.warning("init: %s lacks %s; they start at random", path, ", ".join(missing))
+    extra = sorted({key.rpartition(".")[0] or key for key in found if key not in wanted})
+    if extra:
+        _log.warning("init: %s also holds %s; they are left out", path, ", ".join(extra))
     model.load_state_dict(shared, strict=False)

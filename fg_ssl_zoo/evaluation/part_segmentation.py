@@ -201,7 +201,7 @@ class _Judge:
 
     def restore(self) -> int:
         """Back to the best checkpoint, the latest of equals; its number from 1."""
-        self.segmenter.load_state_dict(self.best, strict=False)
+        self.segmenter.restore(self.best)
         return max(range(len(self.scores)), key=lambda i: (self.scores[i], i)) + 1
 
     def count_test(self) -> Int64[Tensor, "m 3 c"]:

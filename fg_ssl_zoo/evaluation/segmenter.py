@@ -131,6 +131,12 @@ class Segmenter(nn.Module):
         moved = (k for k in state if not self.frozen or not k.startswith("backbone."))
         return {key: state[key].clone() for key in moved}
 
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Back to what `trained_state` gave; nothing else may be missing than what is frozen."""
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        assert not unexpected
+        assert all(self.frozen and key.startswith("backbone.") for key in missing)
+
     def train(self, mode: bool = True) -> "Segmenter":
         """A frozen backbone stays in evaluation mode."""
         super().train(mode)

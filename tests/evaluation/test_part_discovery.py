@@ -163,7 +163,7 @@ def test_the_part_at_each_visible_keypoint_is_counted():
 
 def test_keypoints_outside_of_the_picture_are_refused(birds):
     class Off:
-        name, keypoints = "off", birds.keypoints
+        name, keypoints, classes, labels = "off", birds.keypoints, [], None
 
         def __len__(self):
             return 3

