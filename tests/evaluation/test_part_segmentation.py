@@ -47,6 +47,8 @@ from fg_ssl_zoo.evaluation.segmenter import (
 )
 from fg_ssl_zoo.evaluation.statistics import bootstrap_interval, influence_values
 from fg_ssl_zoo.layers.decoder import UpDecoder
+from fg_ssl_zoo.ops.distributed import rank
+from tests.engine.test_processes import launch
 from tests.evaluation.test_evaluate import DATA
 from tests.pictures import SomeCorrupt
 
@@ -379,23 +381,29 @@ def test_overlapping_parts_are_learnt_independently(tmp_path):
     assert outcome.value > 0.55  # all of the picture would be two thirds, nothing 0
 
 
-def test_processes_share_the_test_pictures(birds, tmp_path, monkeypatch):
-    from fg_ssl_zoo.evaluation import segmenter as module
+def scored(folder):
+    """Values and drawn pictures of a small evaluation, fine-tuning included."""
+    found = []
+    for backbone in ("frozen", "finetuned"):
+        how = PartSegmentation(shots=(6,), steps=3, checkpoints=2, backbone=backbone)
+        evaluation = evaluate(
+            ["test_vit@scratch"], DATA, Accelerator(cpu=True), image_size=32, cache=folder,
+            protocols=["part_segmentation"], options={"part_segmentation": {"how": how}},
+        )  # fmt: skip
+        found += [outcome.values for outcome in evaluation.rows[0].outcomes.values()]
+    return np.stack(found)
 
-    task = task_of(birds, cache=tmp_path)
-    network = Segmenter(task.backbone, 12, QUICK).eval()
-    view = PartView(32, tuple(range(12)))
-    alone = set_counts(network, birds, list(range(7)), view, task.accelerator)
-    gathered: list = []
-    monkeypatch.setattr(module, "world_size", lambda: 2)
-    monkeypatch.setattr(module, "gather_object", lambda rows: gathered.extend(rows) or gathered)
-    monkeypatch.setattr(module, "rank", lambda: 1)
-    with pytest.raises(KeyError):  # the share of the first process has not come
-        set_counts(network, birds, list(range(7)), view, task.accelerator)
-    monkeypatch.setattr(module, "rank", lambda: 0)
-    torch.testing.assert_close(
-        set_counts(network, birds, list(range(7)), view, task.accelerator), alone
-    )
+
+def score_a_share(path):
+    found = scored(path / "two")
+    np.save(path / f"{rank()}.npy", found)
+
+
+def test_two_processes_score_parts_as_one(tmp_path):
+    launch(score_a_share, tmp_path)
+    alone = scored(tmp_path / "one")
+    for process in (0, 1):
+        np.testing.assert_allclose(np.load(tmp_path / f"{process}.npy"), alone, atol=1e-9)
 
 
 def test_square_pictures_are_counted_as_test_pictures_are(birds, tmp_path):
