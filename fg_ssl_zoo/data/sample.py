@@ -15,6 +15,7 @@ class Sample(TypedDict):
         label: Class number.
         part_mask: (h, w) uint8 part of every pixel; 0 is background.
         part_maps: (p, h, w) bool instead of it, where parts overlap: which pixels belong to each.
+        regions: (r, r) uint8 region of every part of the whole picture, where a method noted it.
         keypoints: (k, 3) float32; x, y in 0..1 of the picture, and visible 0/1.
     """
 
@@ -23,6 +24,7 @@ class Sample(TypedDict):
     label: NotRequired[int]
     part_mask: NotRequired[np.ndarray]
     part_maps: NotRequired[np.ndarray]
+    regions: NotRequired[np.ndarray]
     keypoints: NotRequired[np.ndarray]
 
 
