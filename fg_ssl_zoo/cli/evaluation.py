@@ -19,13 +19,21 @@ def add_verbs(verbs: Any) -> None:
     add_models(eval_)
     eval_.add_argument(
         "--protocols", nargs="+", default=CHEAP.split(), metavar="P",
-        help=f"of knn linear linear_sgd low_shot retrieval keypoints finetune (default {CHEAP})",
+        help=f"of knn linear linear_sgd low_shot retrieval keypoints "
+        f"part_segmentation finetune (default {CHEAP})",
     )  # fmt: skip
     eval_.add_argument(
         "--finetune", nargs="+", metavar="KEY=VALUE",
         help="a variant of that protocol: epochs, batch_size, lr, backbone_rate, weight_decay, "
         "train_what (all, last_stage, head), head (linear, mlp, paper), hidden_size, dropout, "
         "drop_last_blocks, class_weights (none, inverse, sqrt_inverse)",
+    )  # fmt: skip
+    eval_.add_argument(
+        "--part-segmentation", nargs="+", metavar="KEY=VALUE",
+        help="a variant of that protocol: shots, draws, backbone (frozen, finetuned), labels "
+        "(exclusive, independent), protocol (held_out, last, particle), steps, batch_size, lr, "
+        "backbone_rate, checkpoints, drop_words, gt_box_crop, cut_bottom, last_stage "
+        "(stride_one, as_is), tokens (features, keys, first_head_keys)",
     )  # fmt: skip
     eval_.add_argument("--no-untrained", action="store_true", help="without the untrained rows")
     eval_.add_argument("--out", type=Path, help="folder for results.json, results.csv, results.md")
@@ -63,15 +71,24 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.evaluation import table
     from fg_ssl_zoo.evaluation.evaluate import evaluate
     from fg_ssl_zoo.evaluation.finetune import Finetune
+    from fg_ssl_zoo.evaluation.segmenter import PartSegmentation
 
-    how = parse_words(Finetune, chosen.finetune or [], where="finetune")
+    variants = {
+        "finetune": (Finetune, chosen.finetune),
+        "part_segmentation": (PartSegmentation, chosen.part_segmentation),
+    }
+    options = {
+        name: {"how": parse_words(kind, words, where=name)}
+        for name, (kind, words) in variants.items()
+        if words
+    }
     accelerator = evaluation_accelerator()
     evaluation = evaluate(
         chosen.models,
         data_of(chosen.data),
         accelerator,
         protocols=chosen.protocols,
-        options={"finetune": {"how": how}} if chosen.finetune else {},
+        options=options,
         with_untrained=not chosen.no_untrained,
         **common(chosen, accelerator),
     )

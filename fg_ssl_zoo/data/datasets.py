@@ -1,6 +1,7 @@
 """From `data:` of a recipe to pictures: which source, which split, how many.
 
-    data.path                local folder (`folders`, or `official` for CUB-200-2011 and NABirds)
+    data.path                local folder (`folders`, `official` for CUB-200-2011 and NABirds, or
+                             `pascub` for the birds with part masks)
     data.hub_id, data.name   Hugging Face datasets (`hub_images`, `catalog`)
     name: drawn              the built-in birds (`drawn`)
 
@@ -19,6 +20,7 @@ from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.folders import NO_TEST, FolderImages, existing_folder, load_folder
 from fg_ssl_zoo.data.hub_images import load_hub
 from fg_ssl_zoo.data.official import load_official, official_folder
+from fg_ssl_zoo.data.pascub import load_pascub, pascub_folder
 from fg_ssl_zoo.data.sample import Images, Sample
 
 HELD_OUT = 0.2
@@ -157,8 +159,12 @@ def _draw(data: Data, seed: int) -> tuple[Images, Images]:
 
 
 def _load_folder(data: Data) -> tuple[Images, Images | None]:
-    official = official_folder(existing_folder(str(data.path)))
-    return load_official(data, official) if official else load_folder(data)
+    folder = existing_folder(str(data.path))
+    if official := official_folder(folder):
+        return load_official(data, official)
+    if pascub := pascub_folder(folder):
+        return load_pascub(data, pascub)
+    return load_folder(data)
 
 
 # --------------------------------------------------------------------------- subsets

@@ -112,7 +112,8 @@ class FolderImages:
         if self.points is not None:
             sample["keypoints"] = self.points.of(index, height, width)
         if self.masks is not None:
-            sample["part_mask"] = self.masks.of(self.paths[index], height, width)
+            key = "part_maps" if self.masks.overlapping else "part_mask"
+            sample[key] = self.masks.of(self.paths[index], height, width)
         return sample
 
     @property

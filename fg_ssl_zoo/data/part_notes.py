@@ -3,6 +3,7 @@
     ROOT/parts.csv        file, PART_x, PART_y (0..1 of the picture), PART_visible (0/1), ...
     ROOT/parts.json       {"0": "background", "1": "beak", ...}
     ROOT/masks/PATH.png   one part number per pixel, named and sized like ROOT/PATH.jpg
+    ROOT/masks/PART/PATH.png   instead, where parts overlap: a mask of each part, 0 outside of it
 
 What is not there is left out of the samples.
 """
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
-from fg_ssl_zoo.data.sample import CorruptImage
+from fg_ssl_zoo.data.sample import WrongMask
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ def read_points(root: Path, paths: Sequence[str]) -> Points | None:
     """Keypoints of `ROOT/parts.csv` in the order of the paths; without a row, all are invisible.
 
     Raises:
-        ValueError: A value that is no number; the message names the line.
+        ValueError: A value that is no number, or a visible keypoint outside of the picture; the
+            message names the line.
     """
     file = root / "parts.csv"
     if not file.is_file():
@@ -86,6 +88,14 @@ def _point_row(
                 point[:] = float(row[f"{name}_x"]), float(row[f"{name}_y"]), 1
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}, line {line}: {name} needs _x, _y, _visible ({error})") from None
+    outside = ((points[:, :2] < 0) | (points[:, :2] > 1)).any(axis=1)
+    if outside.any():
+        first = int(outside.argmax())
+        x, y = points[first, :2].tolist()
+        raise ValueError(
+            f"{file}, line {line}: {names[first]} at x {x:g}, y {y:g} is outside of the picture; "
+            "visible keypoints are shares of it, 0 to 1"
+        )
     return points
 
 
@@ -96,30 +106,44 @@ class PartMasks:
     Attributes:
         names: Of the values 1, 2, ...
         folder: Where the masks lie, under the paths of the pictures.
+        overlapping: Whether each part has masks of its own, in a folder of its name.
     """
 
     names: list[str]
     folder: str
+    overlapping: bool = False
 
-    def of(self, path: str, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
-        """The mask of a (height, width) picture.
+    def files(self, path: str) -> list[str]:
+        """The mask of a picture, or one for each part."""
+        if self.overlapping:
+            return [_mask_file(os.path.join(self.folder, name), path) for name in self.names]
+        return [_mask_file(self.folder, path)]
+
+    def of(
+        self, path: str, height: int, width: int
+    ) -> UInt8[np.ndarray, "h w"] | Bool[np.ndarray, "p h w"]:
+        """The mask of a (height, width) picture, or the maps of its overlapping parts.
 
         Raises:
-            CorruptImage: It cannot be read, or has another size.
+            WrongMask: It cannot be read, or has another size.
         """
-        from PIL import Image  # OpenCV would turn a palette into colours
+        masks = [_read_mask(file, height, width) for file in self.files(path)]
+        return np.stack(masks) > 0 if self.overlapping else masks[0]
 
-        file = _mask_file(self.folder, path)
-        try:
-            with Image.open(file) as opened:
-                mask = np.array(opened)
-        except (OSError, SyntaxError) as error:
-            raise CorruptImage(f"{file}: {error}") from None
-        if mask.dtype != np.uint8 or mask.shape != (height, width):
-            raise CorruptImage(
-                f"{file}: {mask.dtype} {mask.shape}; the picture needs uint8 {(height, width)}"
-            )
-        return mask
+
+def _read_mask(file: str, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
+    from PIL import Image  # OpenCV would turn a palette into colours
+
+    try:
+        with Image.open(file) as opened:
+            mask = np.array(opened)
+    except (OSError, SyntaxError) as error:
+        raise WrongMask(f"{file}: {error}") from None
+    if mask.dtype != np.uint8 or mask.shape != (height, width):
+        raise WrongMask(
+            f"{file}: {mask.dtype} {mask.shape}; the picture needs uint8 {(height, width)}"
+        )
+    return mask
 
 
 def read_part_masks(root: Path, paths: Sequence[str]) -> PartMasks | None:
@@ -132,18 +156,33 @@ def read_part_masks(root: Path, paths: Sequence[str]) -> PartMasks | None:
     if not table.is_file() or not os.path.isdir(folder):
         return None
     try:
-        names = {
+        values = {
             int(value): str(name) for value, name in json.loads(table.read_text("utf-8")).items()
         }
     except (ValueError, AttributeError) as error:
         raise ValueError(f'{table}: {{"0": "background", "1": NAME}} is needed ({error})') from None
-    missing = [path for path in paths if not os.path.isfile(_mask_file(folder, path))]
+    names = [values.get(i, f"part{i}") for i in range(1, max(values) + 1)]
+    overlapping = all(os.path.isdir(os.path.join(folder, name)) for name in names)
+    masks = PartMasks(names, folder, overlapping)
+    refuse_missing_masks(masks, paths)
+    return masks
+
+
+def refuse_missing_masks(masks: PartMasks, paths: Sequence[str]) -> None:
+    """Every picture needs its mask.
+
+    Raises:
+        ValueError: Some have none; says how many and names one.
+    """
+    missing = [
+        next(file for file in masks.files(path) if not os.path.isfile(file))
+        for path in paths
+        if not all(map(os.path.isfile, masks.files(path)))
+    ]
     if missing:
         raise ValueError(
-            f"{folder}: {len(missing)} of {len(paths)} pictures have no mask, as "
-            f"{_mask_file(folder, missing[0])}"
+            f"{masks.folder}: {len(missing)} of {len(paths)} pictures have no mask, as {missing[0]}"
         )
-    return PartMasks([names.get(i, f"part{i}") for i in range(1, max(names) + 1)], folder)
 
 
 def _mask_file(folder: str, path: str) -> str:

@@ -14,6 +14,7 @@ class Sample(TypedDict):
         index: Its number in the source.
         label: Class number.
         part_mask: (h, w) uint8 part of every pixel; 0 is background.
+        part_maps: (p, h, w) bool instead of it, where parts overlap: which pixels belong to each.
         regions: (r, r) uint8 region of every part of the whole picture, where a method noted it.
         keypoints: (k, 3) float32; x, y in 0..1 of the picture, and visible 0/1.
     """
@@ -22,6 +23,7 @@ class Sample(TypedDict):
     index: int
     label: NotRequired[int]
     part_mask: NotRequired[np.ndarray]
+    part_maps: NotRequired[np.ndarray]
     regions: NotRequired[np.ndarray]
     keypoints: NotRequired[np.ndarray]
 
@@ -63,6 +65,10 @@ class Images(Protocol):
 
 class CorruptImage(ValueError):
     """A picture that cannot be decoded: empty, truncated, or no picture at all."""
+
+
+class WrongMask(CorruptImage):
+    """A picture whose part mask is missing, unreadable, or of another size than the picture."""
 
 
 def refuse_single_pictures(labels: np.ndarray, classes: Sequence[str], learner: str) -> None:

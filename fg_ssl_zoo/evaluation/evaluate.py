@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Data, nearest
-from fg_ssl_zoo.data.datasets import fingerprint, load_splits
+from fg_ssl_zoo.data.datasets import all_splits, fingerprint, load_splits
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
@@ -32,6 +32,8 @@ from fg_ssl_zoo.evaluation.keypoints import keypoint_names, keypoints
 from fg_ssl_zoo.evaluation.knn import knn
 from fg_ssl_zoo.evaluation.linear import linear, linear_sgd
 from fg_ssl_zoo.evaluation.low_shot import low_shot
+from fg_ssl_zoo.evaluation.part_segmentation import part_segmentation
+from fg_ssl_zoo.evaluation.part_truth import part_names
 from fg_ssl_zoo.evaluation.retrieval import retrieval
 from fg_ssl_zoo.evaluation.task import Outcome, Task, labels_of
 from fg_ssl_zoo.ops.distributed import world_size
@@ -43,12 +45,19 @@ PROTOCOLS: dict[str, Callable[..., list[Outcome]]] = {
     "low_shot": low_shot,
     "retrieval": retrieval,
     "keypoints": keypoints,
+    "part_segmentation": part_segmentation,
     "finetune": finetune,
 }
 """Name on the command line -> protocol."""
 
 CHEAP = ("knn", "linear", "low_shot", "retrieval")
 """Those that read nothing but the features."""
+
+WITHOUT_LABELS = ("keypoints", "part_segmentation")
+"""Those that need no class labels: keypoints or part masks are their truth."""
+
+BEHIND_FEATURES = ("keypoints", "part_segmentation", "finetune")
+"""Those that go behind the features of one map."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +86,14 @@ class Evaluation:
     Attributes:
         data: Name, counts, fingerprints of the splits, and the floors (chance, majority).
         rows: In the order asked for, each architecture's untrained network behind its first model.
-        labels: (m,) of the test pictures.
+        labels: (m,) of the test pictures; `None` where no protocol needs them and there are none.
         p_values: Metric -> {(name, name): p of equal means on the same pictures}.
         settings: What held for all rows, versions, commit and hardware included.
     """
 
     data: dict[str, Any]
     rows: list[Row]
-    labels: np.ndarray
+    labels: np.ndarray | None
     p_values: dict[str, dict[tuple[str, str], float]]
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -121,8 +130,8 @@ def evaluate(
 
     Raises:
         ValueError: An unknown model or protocol, options of one that is not run, pictures without
-            labels, test classes that training lacks, features that are not finite; the message says
-            what would be right.
+            the labels, keypoints or part masks that are asked for, test classes that training
+            lacks, features that are not finite; the message says what would be right.
     """
     chosen, began_at = known_protocols(protocols), commit()
     options = options or {}
@@ -131,18 +140,21 @@ def evaluate(
             raise ValueError(
                 f"options of {name}, which is not run; add it to the protocols {chosen}"
             )
-    train, test = labelled_splits(data, seed)
+    train, test = scored_splits(data, chosen, seed)
     crop_pct = data.crop_pct if crop_pct is None else crop_pct
     if "keypoints" in chosen:
         keypoint_names(train)
+    if "part_segmentation" in chosen:
+        part_names(train)
     rows: list[Row] = []
-    labels = np.zeros(0, dtype=np.int64)
+    labels: np.ndarray | None = None
+    num_scored = 0
     unscored: dict[str, str] = {}
     entered = contenders(models, image_size, with_untrained=with_untrained, seed=seed)
     for contender in entered:
-        if contender.layer is not None and {*chosen} & {"keypoints", "finetune"}:
+        if contender.layer is not None and {*chosen} & {*BEHIND_FEATURES}:
             raise ValueError(
-                f"{contender.name}: keypoints and finetune do not read a single feature map"
+                f"{contender.name}: {', '.join(BEHIND_FEATURES)} do not read a single feature map"
             )
     for contender in entered:
         name, backbone, layer = contender.name, contender.backbone, contender.layer
@@ -151,7 +163,8 @@ def evaluate(
             backbone, train, test, accelerator,
             crop_pct=crop_pct, layer=layer, seed=seed, cache=cache,
         )  # fmt: skip
-        labels = labels_of(task.test).numpy()
+        labels = None if task.test.labels is None else labels_of(task.test).numpy()
+        num_scored = len(task.test.indices)
         outcomes = {}
         for protocol in chosen:
             say(f"{name}: {protocol}")
@@ -162,7 +175,7 @@ def evaluate(
                     outcomes[found.metric] = found
         rows.append(_row(contender, outcomes, seed))
     return Evaluation(
-        data=_about(data, train, test, labels),
+        data=_about(train, test, labels, num_scored),
         rows=rows,
         labels=labels,
         p_values=_p_values(rows, seed),
@@ -266,6 +279,22 @@ def labelled_splits(data: Data, seed: int = 0) -> tuple[Images, Images]:
     return train, test
 
 
+def scored_splits(data: Data, protocols: Sequence[str], seed: int = 0) -> tuple[Images, Images]:
+    """Training and test pictures for these protocols, some of which need no class labels.
+
+    Raises:
+        ValueError: As `labelled_splits`; or no test pictures.
+    """
+    if not {*protocols} <= {*WITHOUT_LABELS}:
+        return labelled_splits(data, seed)
+    found = all_splits(data, seed=seed)
+    if found["train"].labels is not None:
+        return labelled_splits(data, seed)
+    if "test" not in found:
+        raise ValueError(f"{found['train'].name} has no test pictures; put some into test/")
+    return found["train"], found["test"]
+
+
 def make_task(
     backbone: Backbone,
     train: Images,
@@ -350,15 +379,17 @@ def _p_values(rows: list[Row], seed: int) -> dict[str, dict[tuple[str, str], flo
     return found
 
 
-def _about(data: Data, train: Images, test: Images, labels: np.ndarray) -> dict[str, Any]:
+def _about(
+    train: Images, test: Images, labels: np.ndarray | None, num_scored: int
+) -> dict[str, Any]:
     return {
         "name": train.name,
         "num_train": len(train),
         "num_test": len(test),
-        "num_scored": len(labels),
+        "num_scored": num_scored,
         "num_classes": len(train.classes),
-        "chance": 1 / len(train.classes),
-        "majority": statistics.majority_rate(labels),
+        "chance": None if labels is None else 1 / len(train.classes),
+        "majority": None if labels is None else statistics.majority_rate(labels),
         "train_fingerprint": fingerprint(train),
         "test_fingerprint": fingerprint(test),
     }

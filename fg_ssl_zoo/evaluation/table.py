@@ -38,9 +38,11 @@ def as_plain(evaluation: Evaluation) -> dict[str, Any]:
                         "value": found.value,
                         "low": row.intervals[metric][0],
                         "high": row.intervals[metric][1],
-                        "mean_per_class": per_class_mean(found.values, evaluation.labels),
+                        "mean_per_class": None
+                        if evaluation.labels is None
+                        else per_class_mean(found.values, evaluation.labels),
                         "macro_f1": None
-                        if found.predictions is None
+                        if found.predictions is None or evaluation.labels is None
                         else macro_f1(found.predictions, evaluation.labels),
                         "settings": found.settings,
                         "notes": list(found.notes),
@@ -110,9 +112,10 @@ def cells(results: Results, metrics: Sequence[str] | None = None) -> list[list[s
 
 
 def best(results: Results, metric: str) -> str:
-    """Name of the row with the highest value."""
+    """Name of the row with the highest value, or the lowest error."""
     rows = [row for row in results["rows"] if metric in row["scores"]]
-    return max(rows, key=lambda row: row["scores"][metric]["value"])["name"]
+    choose = min if metric.endswith("_error") else max
+    return choose(rows, key=lambda row: row["scores"][metric]["value"])["name"]
 
 
 def p_value(results: Results, metric: str, a: str, b: str) -> float:
@@ -145,6 +148,11 @@ def _scores(results: Results) -> Iterator[tuple[Mapping[str, Any], str, Mapping[
 def floors(results: Results) -> str:
     """What the data are, and what guessing gives."""
     about = results["data"]
+    if about["chance"] is None:
+        return (
+            f"{about['name']}: {about['num_train']} training and {about['num_scored']} test "
+            "pictures without classes."
+        )
     return (
         f"{about['name']}: {about['num_train']} training and {about['num_scored']} test pictures, "
         f"{about['num_classes']} classes; chance {about['chance']:.1%}, the most frequent class "

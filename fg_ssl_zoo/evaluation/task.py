@@ -18,7 +18,7 @@ class Task:
     """One backbone and one data set, with the features that all cheap protocols read.
 
     Attributes:
-        train, test: Features of the two splits, labelled.
+        train, test: Features of the two splits, labelled where a protocol needs labels.
         classes: Class names in the order of the labels.
         backbone: For protocols that go behind the pooled features.
         train_images, test_images: The pictures, likewise.
@@ -44,8 +44,11 @@ class Task:
 class Outcome:
     """One number of one protocol, kept for every test picture so that models can be compared.
 
+    A number that is no mean over pictures, as an IoU, is kept as `statistics.influence_values`.
+
     Attributes:
-        metric: `knn_top1`, `retrieval_map`, ...; every value is a share, 1 is perfect.
+        metric: `knn_top1`, `retrieval_map`, ...; every value is a share, 1 is perfect; 0 is for
+            those that end with `_error`.
         values: (m,) for each row of `Task.test`; NaN where a picture is not scored. Their mean is
             the result.
         predictions: (m,) class numbers, where the protocol names a class.

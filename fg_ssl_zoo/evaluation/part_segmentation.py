@@ -1,0 +1,309 @@
+"""Few-shot part segmentation: a small decoder learns parts from 1 to 150 masks.
+
+    fgssl eval MODEL --data carparts --protocols part_segmentation --part-segmentation steps=200
+
+Protocol of PARTICLE (Saha & Maji, 2023, arXiv 2309.13822, and its code): an up-convolution decoder
+on the last map (`layers.decoder`), cross entropy over parts and background or, for parts that
+overlap, a sigmoid for each; Adam, batches of 8, mirror images with left and right exchanged.
+
+Score: the IoU of each part, its pixels summed over all test pictures, and the plain mean, with and
+without background. The logits are enlarged to each mask's own size, so that models of different
+input sizes are scored on the same pixels.
+
+Deviations: the training pictures are few and drawn by a stored seed, the smaller lists being the
+beginnings of the larger ones; the backbone is frozen (`backbone=finetuned` is the paper's); a fixed
+number of steps with a cosine in place of 200 epochs; the checkpoint is chosen on a fifth of the
+list (`protocol=particle` is the paper's rule, which chooses it on test pictures); the whole picture
+is seen, as the paper's crop to the true box needs the labels of test pictures (`gt_box_crop=true`).
+"""
+
+import copy
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from fg_ssl_zoo.data.datasets import image_name
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.evaluation.part_truth import (
+    PartView,
+    iou,
+    mean_iou_values,
+    merged,
+    mirrored,
+    occurring,
+    part_names,
+    usable,
+)
+from fg_ssl_zoo.evaluation.segmenter import (
+    STANDARD,
+    Few,
+    PartSegmentation,
+    Segmenter,
+    learn,
+    read_few,
+    set_counts,
+    square_counts,
+)
+from fg_ssl_zoo.evaluation.task import Outcome, Task
+
+HELD_OUT = 5
+"""One of so many pictures of a list chooses the checkpoint; shorter lists keep the last one."""
+FOLDS = 5
+"""Of the test pictures, under `protocol=particle`."""
+
+
+def part_segmentation(task: Task, *, how: PartSegmentation = STANDARD) -> list[Outcome]:
+    """`part_miou_10`, `part_miou_10_fg`, ...: mean IoU with and without background, for each size.
+
+    The value of a picture is its share of the set's mean IoU (`statistics.influence_values`); the
+    plain mean over pictures is in the settings. Independent parts have no background: `_fg` alone.
+
+    Args:
+        task: The pictures are read again; the pooled features are not used.
+        how: The variant.
+
+    Raises:
+        ValueError: No masks, masks that are wrong, or fewer training pictures than every size.
+    """
+    names, table = merged(part_names(task.train_images), how.drop_words)
+    if part_names(task.test_images) != part_names(task.train_images):
+        raise ValueError(f"{task.test_images.name}: test and training masks name other parts")
+    view = PartView(
+        task.backbone.image_size, tuple(table), how.exclusive, how.gt_box_crop, how.cut_bottom
+    )
+    tested = usable(task.test_images, range(len(task.test_images)))
+    lists = [few_shot_list(task.train_images, how.shots, seed) for seed in _seeds(task, how)]
+    sizes = [size for size in how.shots if size <= min(map(len, lists))]
+    if not sizes:
+        raise ValueError(
+            f"part_segmentation.shots: {min(how.shots)} is more than the "
+            f"{min(map(len, lists))} training pictures; that many or less would do"
+        )
+    assert len(tested) == len(task.test.indices)
+    outcomes = []
+    for size in sizes:
+        drawn = [
+            _one_draw(task, view, names, chosen[:size], how, seed)
+            for chosen, seed in zip(lists, _seeds(task, how), strict=True)
+        ]
+        outcomes += _outcomes(task, size, names, drawn, how)
+    return outcomes
+
+
+def few_shot_list(images: Images, sizes: tuple[int, ...], seed: int) -> list[int]:
+    """Training pictures in the order in which they are taken; a list of n is the first n of them.
+
+    It depends on the seed and the number of pictures alone, so all models share it.
+
+    Raises:
+        ValueError: A mask is wrong.
+    """
+    order = np.random.default_rng([seed, len(images)]).permutation(len(images))
+    spare = 5  # in place of pictures that cannot be read
+    return usable(images, order[: max(sizes) + spare].tolist())
+
+
+def _seeds(task: Task, how: PartSegmentation) -> list[int]:
+    return [1000 * task.seed + draw for draw in range(how.draws)]
+
+
+# --------------------------------------------------------------------------- one list
+
+
+@dataclass
+class Draw:
+    """What one list of training pictures led to.
+
+    Attributes:
+        pictures: Their names.
+        held_out: How many of them chose the checkpoint.
+        map_side: Of the map that the decoder read.
+        checkpoint: The one that is scored, from 1; 0 is the last, or one for each fold.
+        scored: Which test pictures are scored, and the counts of all, for every fold; one that
+            holds all pictures without folds.
+    """
+
+    pictures: list[str]
+    held_out: int
+    map_side: int
+    checkpoint: int = 0
+    scored: list[tuple[Bool[np.ndarray, " m"], Int64[Tensor, "m 3 c"]]] = field(
+        default_factory=list
+    )
+
+    def values(self, skip: int) -> Float64[np.ndarray, " m"]:
+        """Values of the test pictures, whose mean is the mean IoU, averaged over the folds."""
+        found = np.zeros(len(self.scored[0][0]))
+        for rows, counts in self.scored:
+            weight = len(rows) / rows.sum() / len(self.scored)
+            found[rows] += weight * mean_iou_values(counts[torch.from_numpy(rows)], skip=skip)
+        return found
+
+    def fold_values(self, skip: int) -> list[float]:
+        """Mean IoU of each fold."""
+        return [
+            float(mean_iou_values(counts[torch.from_numpy(rows)], skip=skip).mean())
+            for rows, counts in self.scored
+        ]
+
+
+def _one_draw(
+    task: Task,
+    view: PartView,
+    names: list[str],
+    chosen: list[int],
+    how: PartSegmentation,
+    seed: int,
+) -> Draw:
+    """Train on one list and count the pixels of the test pictures."""
+    torch.manual_seed(seed)
+    num_outputs = len(names) + how.exclusive
+    segmenter = Segmenter(copy.deepcopy(task.backbone), num_outputs, how)
+    few = read_few(task.train_images, chosen, view)
+    held = len(chosen) // HELD_OUT if how.protocol == "held_out" else 0
+    pictures = [image_name(task.train_images, index) for index in chosen]
+    draw = Draw(pictures, held, segmenter.map_side)
+    judge = _Judge(task, segmenter, view, few[:held], how)
+    learn(segmenter, few[held:], mirrored(names), how, task.accelerator, seed, judge.look)
+    if how.protocol == "particle":
+        draw.scored = chosen_by_folds(judge.passes, seed)
+        return draw
+    if held:
+        draw.checkpoint = judge.restore()
+    counts = judge.count_test()
+    draw.scored = [(np.ones(len(counts), dtype=bool), counts)]
+    return draw
+
+
+class _Judge:
+    """Looks at a decoder at every checkpoint, as the protocol says."""
+
+    def __init__(
+        self, task: Task, segmenter: Segmenter, view: PartView, held: Few, how: PartSegmentation
+    ) -> None:
+        self.task, self.segmenter, self.view, self.held, self.how = task, segmenter, view, held, how
+        self.scores: list[float] = []
+        self.best: dict[str, Tensor] = {}
+        self.passes: list[Tensor] = []
+
+    def look(self) -> None:
+        """Score the held-out pictures, or count the test pictures for the folds."""
+        if self.how.protocol == "particle":
+            self.passes.append(self.count_test())
+        elif len(self.held.images):
+            counts = square_counts(self.segmenter, self.held, self.task.accelerator, self.how)
+            self.scores.append(float(mean_iou_values(counts).mean()))
+            if self.scores[-1] >= max(self.scores):
+                self.best = self.segmenter.trained_state()
+
+    def restore(self) -> int:
+        """Back to the best checkpoint, the latest of equals; its number from 1."""
+        self.segmenter.restore(self.best)
+        return max(range(len(self.scores)), key=lambda i: (self.scores[i], i)) + 1
+
+    def count_test(self) -> Int64[Tensor, "m 3 c"]:
+        """`overlaps` of all test pictures."""
+        indices = self.task.test.indices.tolist()
+        task = self.task
+        return set_counts(self.segmenter, task.test_images, indices, self.view, task.accelerator)
+
+
+def chosen_by_folds(
+    passes: list[Int64[Tensor, "m 3 c"]], seed: int
+) -> list[tuple[Bool[np.ndarray, " m"], Int64[Tensor, "m 3 c"]]]:
+    """PARTICLE's rule: each fold picks a checkpoint, which is scored on the other four.
+
+    Args:
+        passes: Counts of the test pictures at every checkpoint.
+        seed: Of the folds.
+
+    Returns:
+        For each fold which pictures are scored, and the counts of its checkpoint.
+
+    Raises:
+        ValueError: There are less than two pictures for a fold.
+    """
+    count = len(passes[0])
+    if count < 2 * FOLDS:
+        raise ValueError(
+            f"part_segmentation.protocol: particle makes {FOLDS} folds of the test pictures; there "
+            f"are {count}, {2 * FOLDS} would do"
+        )
+    fold_of = np.random.default_rng([seed, count]).permutation(count) % FOLDS
+    found = []
+    for fold in range(FOLDS):
+        inside = torch.from_numpy(fold_of == fold)
+        scores = [mean_iou_values(counts[inside]).mean() for counts in passes]
+        found.append((fold_of != fold, passes[int(np.argmax(scores))]))
+    return found
+
+
+# --------------------------------------------------------------------------- what is reported
+
+
+def _outcomes(
+    task: Task, size: int, names: list[str], draws: list[Draw], how: PartSegmentation
+) -> list[Outcome]:
+    """With and without background; independent parts have none."""
+    kinds = {"": 0, "_fg": 1} if how.exclusive else {"_fg": 0}
+    classes = ["background", *names] if how.exclusive else names
+    _, counts = draws[0].scored[0]
+    there = occurring(counts)
+    absent = [name for name, seen in zip(classes, there, strict=True) if not seen]
+    notes = (f"no test mask shows {', '.join(absent)}",) if absent else ()
+    said = {
+        **asdict(how),
+        "shots": size,
+        "seed": task.seed,
+        "pictures": [draw.pictures for draw in draws],
+        "held_out": draws[0].held_out,
+        "map_side": draws[0].map_side,
+        "checkpoint": [draw.checkpoint for draw in draws],
+        "iou": dict(zip(classes, _class_iou(draws, there), strict=True)),
+    }
+    outcomes = []
+    for kind, skip in kinds.items():
+        values = np.stack([draw.values(skip) for draw in draws])
+        folds = [draw.fold_values(skip) for draw in draws]
+        settings = {
+            **said,
+            "std_over_draws": float(values.mean(axis=1).std()),
+            "std_over_folds": float(np.std(folds, axis=1).mean()),
+            "mean_over_pictures": _mean_over_pictures(counts, skip),
+            "background_only": background_only(counts, skip) if how.exclusive else 0.0,
+        }
+        outcomes.append(
+            Outcome(f"part_miou_{size}{kind}", values.mean(axis=0), None, settings, notes)
+        )
+    return outcomes
+
+
+def background_only(counts: Int64[Tensor, "m 3 c"], skip: int = 0) -> float:
+    """The mean IoU of calling every pixel background: the floor."""
+    true = counts[:, 2].sum(dim=0)
+    share = true[0] / true.sum()
+    return 0.0 if skip else float(share / occurring(counts).sum())
+
+
+def _class_iou(draws: list[Draw], there: Bool[Tensor, " c"]) -> list[float | None]:
+    """IoU of every class over the set, mean over draws and folds; `None` where no truth has it."""
+    found = [
+        iou(counts[torch.from_numpy(rows)].sum(dim=0).double())
+        for draw in draws
+        for rows, counts in draw.scored
+    ]
+    mean = torch.stack(found).nanmean(dim=0)
+    return [float(value) if seen else None for value, seen in zip(mean, there, strict=True)]
+
+
+def _mean_over_pictures(counts: Int64[Tensor, "m 3 c"], skip: int) -> float:
+    """Mean over pictures of the mean IoU of the classes that each shows; of the first list."""
+    rows = [
+        iou(picture[:, shown].double()).mean()
+        for picture in counts[:, :, skip:]
+        if (shown := picture[2] > 0).any()
+    ]
+    return float(torch.stack(rows).mean())

@@ -1,0 +1,209 @@
+"""What is known of the parts of pictures: names, masks in one shape, and how they are compared.
+
+The truth of a picture is (h, w) part numbers where parts exclude each other, 0 being background,
+or (p, h, w) zeros and ones where each part has a map of its own.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
+from torch import Tensor
+
+from fg_ssl_zoo.data.sample import CorruptImage, Images, Sample, WrongMask
+from fg_ssl_zoo.evaluation.statistics import influence_values
+
+BOX_MARGIN = 20
+"""Pixels around the labelled box in PARTICLE's code."""
+
+
+def part_names(images: Images) -> list[str]:
+    """Names of the parts that the pictures have masks of.
+
+    Raises:
+        ValueError: They have none.
+    """
+    names: list[str] = getattr(images, "parts", [])
+    if not names:
+        raise ValueError(
+            f"{images.name} has no part masks; drawn, PASCUB and folders with a parts.json and "
+            "masks/ have (docs/data.md)"
+        )
+    return names
+
+
+def merged(names: Sequence[str], words: Iterable[str]) -> tuple[list[str], list[int]]:
+    """Part names without some words; parts whose names then agree become one.
+
+    `left_door`, `right_door` without `left` and `right` are both `door`. A name of nothing but such
+    words stays.
+
+    Returns:
+        The new names in the order of their first part, and the new number of every old one, 0 for
+        the background first.
+    """
+    dropped = set(words)
+    short = ["_".join(w for w in name.split("_") if w not in dropped) or name for name in names]
+    new = list(dict.fromkeys(short))
+    return new, [0, *(new.index(name) + 1 for name in short)]
+
+
+def mirrored(names: Sequence[str]) -> list[int]:
+    """Number of every part in the mirror image, the background's 0 first: left becomes right."""
+    swap = {"left": "right", "right": "left"}
+    twins = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
+    return [0, *(names.index(t) + 1 if t in names else i for i, t in enumerate(twins, start=1))]
+
+
+def usable(images: Images, indices: Iterable[int]) -> list[int]:
+    """Those of the pictures that can be read, once the masks of all of them are known to be right.
+
+    Raises:
+        ValueError: Masks are missing, of another size than their picture, or hold numbers without
+            a name; says how many.
+    """
+    num_parts, good = len(part_names(images)), []
+    wrong, unknown = [], Counter[int]()
+    for index in indices:
+        try:
+            sample = images[index]
+        except WrongMask as error:
+            wrong.append(str(error))
+            continue
+        except CorruptImage:
+            continue
+        mask = _mask_of(sample)
+        if mask is None or mask.shape[-2:] != sample["image"].shape[:2]:
+            shape = None if mask is None else mask.shape
+            wrong.append(f"picture {index} of {sample['image'].shape[:2]} has a mask {shape}")
+        elif mask.ndim == 2:
+            there = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+            unknown.update(there[there > num_parts].tolist())
+        good.append(index)
+    if wrong:
+        raise ValueError(
+            f"{images.name}: {len(wrong)} part masks do not fit their pictures: {wrong[0]}"
+        )
+    if unknown:
+        found = ", ".join(f"{value} in {n} pictures" for value, n in sorted(unknown.items())[:5])
+        raise ValueError(
+            f"{images.name}: part masks hold numbers without a name: {found}; parts.json names 1 "
+            f"to {num_parts}"
+        )
+    return good
+
+
+def _mask_of(sample: Sample) -> np.ndarray | None:
+    return sample.get("part_maps", sample.get("part_mask"))
+
+
+@dataclass(frozen=True)
+class PartView:
+    """A whole picture for the network, and the truth of its pixels.
+
+    Attributes:
+        size: Side of the square that the picture is brought to, whatever its shape.
+        table: New number of every part, the background first; see `merged`.
+        exclusive: Whether the truth is part numbers; else each part has a map.
+        box: Cut to the box of the labelled parts with a margin of 20 pixels first.
+        cut_bottom: Rows that are cut off below first.
+    """
+
+    size: int
+    table: tuple[int, ...]
+    exclusive: bool = True
+    box: bool = False
+    cut_bottom: int = 0
+
+    def __call__(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """The picture (s, s, 3) uint8, and the truth at the picture's own resolution, uint8.
+
+        Raises:
+            ValueError: The parts overlap and are to be told apart by one number for each pixel.
+        """
+        image, mask = sample["image"], _mask_of(sample)
+        assert mask is not None  # `usable` has seen it
+        truth = self._truth(mask)
+        if self.cut_bottom:
+            image, truth = image[: -self.cut_bottom], truth[..., : -self.cut_bottom, :]
+        if self.box:
+            rows, columns = labelled_box(truth, BOX_MARGIN)
+            image, truth = image[rows, columns], truth[..., rows, columns]
+        shrinks = min(image.shape[:2]) >= self.size
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+        return cv2.resize(image, (self.size, self.size), interpolation=how), truth
+
+    def square(self, truth: UInt8[np.ndarray, "*p h w"]) -> UInt8[np.ndarray, "*p s s"]:
+        """The truth at the side of the network's picture, nearest neighbour."""
+        flat = truth.reshape(-1, *truth.shape[-2:])
+        side = (self.size, self.size)
+        small = [cv2.resize(plane, side, interpolation=cv2.INTER_NEAREST) for plane in flat]
+        return np.stack(small).reshape(*truth.shape[:-2], *side)
+
+    def _truth(self, mask: np.ndarray) -> UInt8[np.ndarray, "*p h w"]:
+        table = np.array(self.table, dtype=np.uint8)
+        if self.exclusive:
+            if mask.ndim == 3:
+                raise ValueError(
+                    "part_segmentation.labels: these parts overlap; independent would do"
+                )
+            return table[mask]
+        parts = range(1, max(self.table) + 1)
+        if mask.ndim == 2:
+            return np.stack([table[mask] == part for part in parts]).astype(np.uint8)
+        return np.stack([mask[table[1:] == part].any(axis=0) for part in parts]).astype(np.uint8)
+
+
+def labelled_box(truth: UInt8[np.ndarray, "*p h w"], margin: int) -> tuple[slice, slice]:
+    """Rows and columns around all parts; the whole picture where there is none."""
+    rows, columns = np.nonzero(truth.reshape(-1, *truth.shape[-2:]).sum(axis=0))
+    if not len(rows):
+        return slice(None), slice(None)
+    top, left = (max(0, int(found.min()) - margin) for found in (rows, columns))
+    return slice(top, int(rows.max()) + 1 + margin), slice(left, int(columns.max()) + 1 + margin)
+
+
+# --------------------------------------------------------------------------- scores
+
+
+def planes(labels: Int64[Tensor, "h w"], num_values: int) -> Bool[Tensor, "c h w"]:
+    """Which pixels have each of the values 0, 1, ..."""
+    return labels == torch.arange(num_values, device=labels.device)[:, None, None]
+
+
+def overlaps(
+    predicted: Bool[Tensor, "c h w"], truth: Bool[Tensor, "c h w"]
+) -> Int64[Tensor, "3 c"]:
+    """Pixels of one picture: in both, predicted, true."""
+    return torch.stack([t.sum(dim=(1, 2)) for t in (predicted & truth, predicted, truth)])
+
+
+def iou(counts: Float[Tensor, "3 c"]) -> Float[Tensor, " c"]:
+    """Intersection over union of summed counts; NaN where nothing is predicted nor true."""
+    both, predicted, true = counts
+    return both / (predicted + true - both)
+
+
+def occurring(counts: Int64[Tensor, "n 3 c"], skip: int = 0) -> Bool[Tensor, " c"]:
+    """Classes that some truth has, without the first `skip`."""
+    there = counts[:, 2].sum(dim=0) > 0
+    there[:skip] = False
+    return there
+
+
+def mean_iou_values(counts: Int64[Tensor, "n 3 c"], *, skip: int = 0) -> Float64[np.ndarray, " n"]:
+    """The mean IoU of a set as values of its pictures, whose mean it is (`influence_values`).
+
+    Counts are summed over the set before they are divided. The mean is over what occurs in the
+    truth, so that it runs over the same parts for every model.
+
+    Args:
+        counts: `overlaps` of every picture.
+        skip: Classes left out at the beginning; 1 leaves the background out.
+    """
+    there = occurring(counts, skip)
+    return influence_values(lambda total: iou(total[:, there]).mean(), counts)
