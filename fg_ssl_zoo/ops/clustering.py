@@ -76,33 +76,6 @@ def kmeans(
     return Clusters(*(torch.cat([getattr(one, key) for one in alone]) for key in vars(alone[0])))
 
 
-def elbow(
-    features: Float[Tensor, "n d"],
-    seed: int,
-    *,
-    most: int = 14,
-    ratio: float = 0.975,
-    restarts: int = 1,
-) -> Clusters:
-    """k-means with k = 1, 2, ... until one more cluster is hardly worth it; of one set, as b = 1.
-
-    Args:
-        features: n points.
-        seed: As for `kmeans`.
-        most: Largest k; 14 in the released PARTICLE.
-        ratio: The first k that leaves more than this share of the inertia before it is the last
-            (and is taken); 0.975 in the released PARTICLE.
-        restarts: As for `kmeans`.
-    """
-    found = kmeans(features[None], 1, [seed])
-    for num_clusters in range(2, min(most, len(features)) + 1):
-        before = float(found.inertia)
-        found = kmeans(features[None], num_clusters, [seed], restarts=restarts)
-        if float(found.inertia) > ratio * before or before == 0:
-            break
-    return found
-
-
 def _kmeans(
     features: Tensor,
     seeds: Sequence[int],

@@ -4,6 +4,7 @@ This floor stands beside `method`: it needs backbones and data, and a method's `
 evaluation of parts and the command that shows them all need it.
 """
 
-from fg_ssl_zoo.parts.discovery import Discovery, discover_parts
+from fg_ssl_zoo.parts.discovery import discover_parts
+from fg_ssl_zoo.parts.options import Discovery
 
 __all__ = ["Discovery", "discover_parts"]

@@ -7,9 +7,9 @@ Paper: Saha & Maji, 2023 (PARTICLE, arXiv 2309.13822), section on part discovery
     centres     k-means on the (foreground) features: of a picture, or of a sample of the set
     maps        the part whose centre is nearest, after distances were brought to the map's size
 
-Pictures are read in blocks of `BLOCK`, and process r takes the blocks r, r + world, ...: a block is
-the same work whoever does it, so the maps do not depend on the number of processes to the bit. All
-that is random is seeded by (seed, name of the picture).
+Pictures are read in blocks (`parts/pixels.py`), and process r takes the blocks r, r + world, ...: a
+block is the same work whoever does it, so the maps do not depend on the number of processes to the
+bit. All that is random is seeded by (seed, name of the picture).
 
 Deviations from the release: k-means with fewer restarts, whose draws are the same in every run; a
 set-wide clustering sees a sample of each picture instead of chunks of 30 in folder order;
@@ -18,10 +18,9 @@ pictures in which it appears, not of all; the most salient cluster is the object
 a majority filter instead of a dense CRF.
 """
 
-import hashlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,78 +32,19 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
-from fg_ssl_zoo.backbones.hypercolumns import MapName, default_layers, maps_of, stacked
-from fg_ssl_zoo.data.datasets import fingerprint, image_name
-from fg_ssl_zoo.data.loader import image_loader
+from fg_ssl_zoo.data.datasets import fingerprint
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.data.views import WholeView
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.ops.clustering import kmeans, squared_distances
 from fg_ssl_zoo.ops.distributed import rank, world_size
 from fg_ssl_zoo.ops.label_maps import majority
 from fg_ssl_zoo.ops.pca import principal_axes
-from fg_ssl_zoo.parts.foreground import saliency_of, split_foreground
+from fg_ssl_zoo.parts.foreground import split_foreground
+from fg_ssl_zoo.parts.options import Discovery
+from fg_ssl_zoo.parts.pixels import Block, Pixels
 from fg_ssl_zoo.parts.store import PartStore
 
-BLOCK = 16
-"""Pictures that are read and clustered together; a ResNet-50's hypercolumns take 0.5 GB."""
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Discovery:
-    """How parts are discovered.
-
-    Attributes:
-        num_parts: `k`; 15 for CNNs and 5 for ViTs in the released code.
-        scope: `image` clusters each picture by itself, so that numbers mean nothing outside it (the
-            released code for ResNet); `dataset` gives a part the same number in all pictures.
-        layers: As `hypercolumns` takes them; the network's own (`default_layers`) when empty.
-        normalize: Bring each layer to length one.
-        size: Side of the part maps in pixels; a CNN is clustered at this size, a ViT at its own.
-        stride: Of a ViT's patches in pixels; less than the patch size makes them overlap.
-        foreground: Part 0 is background, and parts are found within the rest (ViT only).
-        threshold: Mean saliency above which a cluster is salient; 0.065 in the release.
-        votes: Share of pictures that must find it so; 0.75 in the release.
-        heads: Whose attention is saliency; all when not given (0, 2, 4, 5 of DINO's ViT-S in the
-            release).
-        pca: Cluster this many principal components of the sample (scope `dataset` only).
-        sample: Pixels that are clustered, of the whole set (scope `dataset` only).
-        restarts: Starts of k-means, of which the best is kept; 10 in the release.
-        smooth: Side of the majority filter's window in pixels of the map, odd; 1 for none.
-        seed: Another seed starts k-means elsewhere.
-    """
-
-    num_parts: int = 15
-    scope: str = "dataset"
-    layers: tuple[MapName, ...] = ()
-    normalize: bool = True
-    size: int = 64
-    stride: int | None = None
-    foreground: bool = False
-    threshold: float = 0.065
-    votes: float = 0.75
-    heads: tuple[int, ...] | None = None
-    pca: int | None = None
-    sample: int = 50_000
-    restarts: int = 1
-    smooth: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        most = min(self.size**2, 255 - self.foreground)
-        if not 1 <= self.num_parts <= most:
-            raise ValueError(
-                f"num_parts: {self.num_parts} parts on maps of {self.size} x {self.size} pixels; "
-                f"1 to {most} would do"
-            )
-        if self.scope not in ("image", "dataset"):
-            raise ValueError(f"scope: '{self.scope}' is neither image nor dataset")
-        if self.scope == "image" and self.pca is not None:
-            raise ValueError("pca: needs scope=dataset; one picture has no components of the set")
-        if self.smooth < 1 or self.smooth % 2 == 0:
-            raise ValueError(f"smooth: {self.smooth} is no odd number of pixels; 1, 3, 5 would do")
 
 
 @dataclass(frozen=True)
@@ -164,7 +104,7 @@ def discover_parts(
     began = time.perf_counter()
     with evaluating(backbone), torch.no_grad():
         centres = work.centres() if how.scope == "dataset" else None
-        mine = {block: work.maps(block, centres) for block in work.mine}
+        mine = work.maps(centres)
     blocks: dict[int, Tensor] = {}
     for share in gather_object([mine]):
         blocks |= share
@@ -178,8 +118,8 @@ def discover_parts(
     return parts
 
 
-class _Work:
-    """One discovery: its pictures, its blocks and its files."""
+class _Work(Pixels):
+    """One discovery: its pictures, its share of the blocks and its files."""
 
     def __init__(
         self,
@@ -190,10 +130,7 @@ class _Work:
         num_workers: int,
         cache: Path | None,
     ) -> None:
-        self.backbone, self.images, self.accelerator = backbone, images, accelerator
-        self.how, self.num_workers = how, num_workers
-        self.layers = how.layers or default_layers(backbone)
-        self.num_blocks = -(-len(images) // BLOCK)
+        super().__init__(backbone, images, accelerator, how, num_workers)
         self.mine = range(rank(), self.num_blocks, world_size())
         about = {
             "backbone": backbone.name,
@@ -206,60 +143,6 @@ class _Work:
             "format": 1,
         }
         self.store = PartStore(about, cache)
-
-    # ----------------------------------------------------------------------- reading
-
-    def indices(self, block: int) -> range:
-        """Pictures of a block."""
-        return range(block * BLOCK, min((block + 1) * BLOCK, len(self.images)))
-
-    def seed(self, index: int) -> int:
-        """Of a picture: a hash of its name and of the seed."""
-        text = f"{self.how.seed} {image_name(self.images, index)}"
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=7)
-        return int.from_bytes(digest.digest())
-
-    def read(self, block: int) -> tuple[list[int], Tensor, Tensor | None]:
-        """Which pictures of the block can be decoded; features (b, n, d); saliency (b, n)."""
-        size = self.backbone.image_size
-        loader = image_loader(
-            self.images, WholeView(size), self.indices(block),
-            batch_size=BLOCK, num_workers=self.num_workers,
-        )  # fmt: skip
-        (batch,) = loader
-        if not batch:
-            return [], torch.zeros(0), None
-        pixels = batch["image"].to(self.accelerator.device, non_blocking=True)
-        with self.accelerator.autocast():
-            normalized = self.backbone.normalize(pixels)
-            found, attention = self._features(normalized)
-        features = found.flatten(2).mT.contiguous()
-        indices = batch["index"].tolist()
-        self._check(features, indices)
-        return indices, features, attention
-
-    def _features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        how = self.how
-        wanted = (*self.layers, "attention") if how.foreground else self.layers
-        maps = maps_of(self.backbone, images, wanted, stride=how.stride)
-        saliency = saliency_of(maps.pop(), how.heads) if how.foreground else None
-        size = how.size if self.backbone.patch_size is None else None
-        return stacked(maps, size, normalize=how.normalize), saliency
-
-    def _check(self, features: Tensor, indices: Sequence[int]) -> None:
-        bad = (~features.isfinite().all(dim=2).all(dim=1)).nonzero().flatten().tolist()
-        if bad:
-            names = ", ".join(image_name(self.images, indices[row]) for row in bad[:5])
-            raise ValueError(
-                f"{self.backbone.init}: the features of {names} are not finite; "
-                "speed.precision=fp32 may help, or the weights are broken"
-            )
-        count = features.shape[1]
-        if self.how.num_parts > count:
-            raise ValueError(
-                f"num_parts: {self.how.num_parts} parts of the {count} features that "
-                f"{self.backbone.name} has of a picture; 1 to {count} would do"
-            )
 
     # ----------------------------------------------------------------------- centres
 
@@ -283,7 +166,7 @@ class _Work:
     def _sample(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Features (s, d), saliency (s,) and picture (s,) of some pixels of every picture."""
         each = -(-self.how.sample // max(len(self.images), 1))
-        rows = [row for block in self.mine for row in self._sample_of(block, each)]
+        rows = [row for block in self.read(self.mine) for row in self._sample_of(block, each)]
         gathered = gather_object(rows)
         gathered.sort(key=lambda row: row[0])
         if not gathered:
@@ -295,14 +178,13 @@ class _Work:
             return features, None, images
         return features, torch.cat([row[2] for row in gathered]).to(device), images
 
-    def _sample_of(self, block: int, each: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        indices, features, saliency = self.read(block)
-        for row, index in enumerate(indices):
+    def _sample_of(self, block: Block, each: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        count, device = block.features.shape[1], block.features.device
+        for row, index in enumerate(block.indices):
             generator = torch.Generator().manual_seed(self.seed(index))
-            chosen = torch.randperm(features.shape[1], generator=generator)[:each]
-            chosen = chosen.to(features.device)
-            salient = None if saliency is None else saliency[row, chosen].cpu()
-            yield index, features[row, chosen].cpu(), salient
+            chosen = torch.randperm(count, generator=generator)[:each].to(device)
+            salient = None if block.saliency is None else block.saliency[row, chosen].cpu()
+            yield index, block.features[row, chosen].cpu(), salient
 
     def _cluster(self, features: Tensor, saliency: Tensor | None, images: Tensor) -> Centres:
         mean = axes = None
@@ -345,27 +227,22 @@ class _Work:
 
     # ----------------------------------------------------------------------- maps
 
-    def maps(self, block: int, centres: Centres | None) -> UInt8[Tensor, "b m m"]:
-        """Maps of a block's pictures, from its file or made now."""
-        kept = self.store.read(f"block_{block}")
-        if kept is not None:
-            return kept["parts"]
-        indices, features, saliency = self.read(block)
-        rows = self.indices(block)
-        parts = torch.zeros(len(rows), self.how.size, self.how.size, dtype=torch.uint8)
-        if indices:
-            found = self._maps(indices, features, saliency, centres)
-            parts[torch.tensor(indices) - rows.start] = found.to("cpu", torch.uint8)
-        self.store.keep(f"block_{block}", {"parts": parts})
-        return parts
+    def maps(self, centres: Centres | None) -> dict[int, Tensor]:
+        """Maps (b, m, m) uint8 of this process's blocks, from their files or made now."""
+        kept = {block: self.store.read(f"block_{block}") for block in self.mine}
+        maps = {block: found["parts"] for block, found in kept.items() if found}
+        for block in self.read([block for block in self.mine if block not in maps]):
+            rows, size = self.indices(block.number), self.how.size
+            parts = torch.zeros(len(rows), size, size, dtype=torch.uint8)
+            if block.indices:
+                found = self._maps(block, centres).to("cpu", torch.uint8)
+                parts[torch.tensor(block.indices) - rows.start] = found
+            self.store.keep(f"block_{block.number}", {"parts": parts})
+            maps[block.number] = parts
+        return maps
 
-    def _maps(
-        self,
-        indices: Sequence[int],
-        features: Tensor,
-        saliency: Tensor | None,
-        centres: Centres | None,
-    ) -> Tensor:
+    def _maps(self, block: Block, centres: Centres | None) -> Tensor:
+        features, saliency, indices = block.features, block.saliency, block.indices
         if centres is not None:
             if centres.mean is not None and centres.axes is not None:
                 features = (features - centres.mean) @ centres.axes

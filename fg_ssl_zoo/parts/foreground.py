@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from fg_ssl_zoo.ops.clustering import elbow
+from fg_ssl_zoo.ops.clustering import Clusters, kmeans
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,30 @@ def saliency_of(
     mean = chosen.mean(dim=1).flatten(1)
     low, high = mean.amin(dim=1, keepdim=True), mean.amax(dim=1, keepdim=True)
     return (mean - low) / (high - low).clamp(min=1e-12)
+
+
+def elbow(
+    features: Float[Tensor, "n d"],
+    seed: int,
+    *,
+    most: int = 14,
+    ratio: float = 0.975,
+    restarts: int = 1,
+) -> Clusters:
+    """k-means with k = 1, 2, ... until one more cluster is hardly worth it; of one set, as b = 1.
+
+    Args:
+        features: n points.
+        seed: As for `kmeans`.
+        most: Largest k; 14 in the released PARTICLE.
+        ratio: The first k that leaves more than this share of the inertia before it is the last
+            (and is taken); 0.975 in the released PARTICLE.
+        restarts: As for `kmeans`.
+    """
+    found = kmeans(features[None], 1, [seed])
+    for num_clusters in range(2, min(most, len(features)) + 1):
+        before = float(found.inertia)
+        found = kmeans(features[None], num_clusters, [seed], restarts=restarts)
+        if float(found.inertia) > ratio * before or before == 0:
+            break
+    return found

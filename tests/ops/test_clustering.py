@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fg_ssl_zoo.ops.clustering import elbow, kmeans, lloyd, means, plus_plus, squared_distances
+from fg_ssl_zoo.ops.clustering import kmeans, lloyd, means, plus_plus, squared_distances
 
 
 def blobs(sets=3, points=60, width=5, clusters=4, spread=0.3):
@@ -160,15 +160,6 @@ def test_distances_are_squared_and_not_negative():
     expected = torch.cdist(centres.expand(2, -1, -1), points) ** 2
     torch.testing.assert_close(squared_distances(points, centres), expected, atol=1e-5, rtol=1e-4)
     assert float(squared_distances(points * 1e3, points * 1e3).min()) >= 0
-
-
-def test_the_elbow_stops_where_another_cluster_gains_little():
-    generator = torch.Generator().manual_seed(0)
-    corners = F.one_hot(torch.arange(300) % 3, 40).float() * 10
-    found = elbow(corners + torch.randn(300, 40, generator=generator), 0)
-    assert found.centres.shape[1] == 4  # the first that gains less than 2.5 % is taken
-    assert elbow(torch.ones(20, 3), 0).centres.shape[1] <= 2
-    assert elbow(torch.randn(3, 2), 0).centres.shape[1] <= 3
 
 
 def test_inertia_on_pictures_is_within_a_per_cent_of_scikit_learn(birds):

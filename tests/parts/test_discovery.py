@@ -7,7 +7,7 @@ from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.views import WholeView
-from fg_ssl_zoo.parts import Discovery, discover_parts, discovery
+from fg_ssl_zoo.parts import Discovery, discover_parts, discovery, pixels
 from tests.engine.test_processes import launch
 from tests.pictures import SomeCorrupt
 
@@ -60,7 +60,7 @@ def test_every_drawn_bird_has_a_part_map(tmp_path, birds, name, scope):
 @pytest.mark.parametrize("scope", ["image", "dataset"])
 def test_four_flat_quadrants_are_four_parts(tmp_path, scope, monkeypatch):
     """Colours as features: the network's share is left out of the question."""
-    monkeypatch.setattr(discovery, "maps_of", lambda backbone, images, *_, **__: [images])
+    monkeypatch.setattr(pixels, "maps_of", lambda backbone, images, *_, **__: [images])
     images = Drawings(quadrants(), quadrants()[::-1].copy())
     parts = discover(tmp_path, images, scope=scope, normalize=False)
     for found in parts:
@@ -83,6 +83,13 @@ def test_options_give_maps_of_their_own_and_the_same_again(tmp_path, birds, opti
     one = discover(tmp_path / "one", few, **options)
     assert torch.equal(discover(tmp_path / "two", few, **options), one)
     assert torch.equal(discover(tmp_path / "one", few, seed=1, **options), one) is False
+
+
+def test_a_set_is_clustered_by_the_deepest_map_and_a_picture_by_all_of_them():
+    assert Discovery().layers_of(build()) == ("layer3",)
+    assert Discovery(scope="image").layers_of(build()) == ("layer3", "layer2", "layer1", "maxpool")
+    assert Discovery().layers_of(build("test_vit")) == ("keys",)
+    assert Discovery(layers=(1, 2)).layers_of(build()) == (1, 2)
 
 
 def test_a_smoothed_map_is_the_majority_of_the_map(tmp_path, birds):
@@ -132,14 +139,14 @@ def test_none_that_can_be_decoded_is_an_error(tmp_path, birds):
 
 def stop_behind(monkeypatch, blocks):
     """Interrupt the discovery when it has done this many blocks."""
-    maps = discovery._Work.maps
+    maps = discovery._Work._maps
 
     def stopping(self, block, centres):
-        if block >= blocks:
+        if block.number >= blocks:
             raise KeyboardInterrupt
         return maps(self, block, centres)
 
-    monkeypatch.setattr(discovery._Work, "maps", stopping)
+    monkeypatch.setattr(discovery._Work, "_maps", stopping)
 
 
 @pytest.mark.parametrize("scope", ["image", "dataset"])
@@ -152,12 +159,11 @@ def test_an_interrupted_discovery_goes_on_where_it_was(tmp_path, monkeypatch, sc
             discover(tmp_path / "cut", images, scope=scope)
     reads, read = [], discovery._Work.read
     monkeypatch.setattr(
-        discovery._Work, "read", lambda self, block: reads.append(block) or read(self, block)
+        discovery._Work, "read", lambda self, blocks: reads.extend(blocks) or read(self, blocks)
     )
-    assert torch.equal(discover(tmp_path / "cut", images, scope=scope), whole)
-    assert reads == [2]
-    assert torch.equal(discover(tmp_path / "cut", images, scope=scope), whole)
-    assert reads == [2]
+    for _ in range(2):
+        assert torch.equal(discover(tmp_path / "cut", images, scope=scope), whole)
+        assert reads == [2]
     assert len(list((tmp_path / "cut").iterdir())) == 1
 
 

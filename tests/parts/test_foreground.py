@@ -1,7 +1,8 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
-from fg_ssl_zoo.parts.foreground import saliency_of, salient_clusters, split_foreground
+from fg_ssl_zoo.parts.foreground import elbow, saliency_of, salient_clusters, split_foreground
 
 
 def vote(saliency, labels, images, **options):
@@ -50,3 +51,12 @@ def test_saliency_is_the_mean_of_chosen_heads_from_nought_to_one():
     assert bool((saliency_of(torch.ones(1, 2, 3, 3), None) == 0).all())
     with pytest.raises(ValueError, match="heads: there is no 3; 0 to 2 are there"):
         saliency_of(attention, (3,))
+
+
+def test_the_elbow_stops_where_another_cluster_gains_little():
+    generator = torch.Generator().manual_seed(0)
+    corners = F.one_hot(torch.arange(300) % 3, 40).float() * 10
+    found = elbow(corners + torch.randn(300, 40, generator=generator), 0)
+    assert found.centres.shape[1] == 4  # the first that gains less than 2.5 % is taken
+    assert elbow(torch.ones(20, 3), 0).centres.shape[1] <= 2
+    assert elbow(torch.randn(3, 2), 0).centres.shape[1] <= 3
