@@ -1,6 +1,7 @@
 """One face for every timm model: pooled features, feature maps, and the pixels it wants."""
 
 import copy
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -118,6 +119,15 @@ class Backbone(nn.Module):
         mean = torch.tensor(self.mean, device=pixels.device) * 255
         std = torch.tensor(self.std, device=pixels.device) * 255
         return ((pixels.float() - mean) / std).movedim(-1, -3)
+
+
+def weights_fingerprint(backbone: Backbone) -> str:
+    """Twelve hex digits that change with any weight."""
+    digest = hashlib.blake2b(digest_size=6)
+    for key, value in backbone.model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def create_backbone(

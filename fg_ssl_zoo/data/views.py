@@ -305,6 +305,23 @@ class CentreView:
 
 
 @dataclass(frozen=True)
+class WholeView:
+    """The whole picture stretched to a square, so that a map of it can be stretched back: `image`.
+
+    Attributes:
+        size: Side in pixels.
+    """
+
+    size: int
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
+        """The view of one sample; nothing is drawn."""
+        image = sample["image"]
+        how = cv2.INTER_AREA if min(image.shape[:2]) >= self.size else cv2.INTER_CUBIC
+        return {"image": cv2.resize(image, (self.size, self.size), interpolation=how)}
+
+
+@dataclass(frozen=True)
 class LowAndHigh:
     """A random crop at the picture's own resolution, and the same crop made smaller.
 

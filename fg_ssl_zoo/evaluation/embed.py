@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fg_ssl_zoo.backbones.backbone import weights_fingerprint
 from fg_ssl_zoo.config import flatten
 from fg_ssl_zoo.data.datasets import fingerprint, image_name, image_root
 from fg_ssl_zoo.data.sample import CorruptImage, Images
@@ -36,7 +37,6 @@ from fg_ssl_zoo.evaluation.embedding_file import (
     temporary,
     write_table,
 )
-from fg_ssl_zoo.evaluation.feature_store import weights_fingerprint
 from fg_ssl_zoo.evaluation.features import stream
 from fg_ssl_zoo.ops.distributed import rank, world_size
 

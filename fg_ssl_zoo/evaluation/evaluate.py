@@ -18,14 +18,14 @@ import torch
 from accelerate import Accelerator
 
 from fg_ssl_zoo.backbones.any_backbone import open_backbone
-from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
 from fg_ssl_zoo.config import Data, nearest
 from fg_ssl_zoo.data.datasets import all_splits, fingerprint, load_splits
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.evaluation import statistics
-from fg_ssl_zoo.evaluation.feature_store import features_of, weights_fingerprint
+from fg_ssl_zoo.evaluation.feature_store import features_of
 from fg_ssl_zoo.evaluation.features import Layer, ready
 from fg_ssl_zoo.evaluation.finetune import finetune
 from fg_ssl_zoo.evaluation.keypoints import keypoint_names, keypoints

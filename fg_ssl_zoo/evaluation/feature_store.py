@@ -9,13 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
 from fg_ssl_zoo.data.datasets import fingerprint, image_name
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.features import Features, Layer, extract
@@ -72,15 +71,6 @@ def features_of(
         if accelerator.is_main_process:
             _write(path, found, text)
     return found
-
-
-def weights_fingerprint(backbone: Backbone) -> str:
-    """Twelve hex digits that change with any weight."""
-    digest = hashlib.blake2b(digest_size=6)
-    for key, value in backbone.model.state_dict().items():
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _check_finite(found: Features, images: Images, backbone: Backbone) -> None:

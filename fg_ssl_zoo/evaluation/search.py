@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
 from fg_ssl_zoo.data.decode import decode
 from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.evaluation.embedding_file import EmbeddingFile
-from fg_ssl_zoo.evaluation.feature_store import weights_fingerprint
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.backbone import create_backbone, weights_fingerprint
 from fg_ssl_zoo.evaluation import feature_store
-from fg_ssl_zoo.evaluation.feature_store import features_of, weights_fingerprint
+from fg_ssl_zoo.evaluation.feature_store import features_of
 from fg_ssl_zoo.evaluation.features import Layer, extract
 
 

@@ -1,0 +1,289 @@
+"""Part discovery: cluster the features of every pixel, for each picture or for the whole set.
+
+Paper: Saha & Maji, 2023 (PARTICLE, arXiv 2309.13822), section on part discovery.
+
+    features    hypercolumns of a CNN, keys of a ViT (`backbones/hypercolumns.py`)
+    foreground  (ViT) clusters that the class token looks at (`parts/foreground.py`)
+    centres     k-means on the (foreground) features: of a picture, or of a sample of the set
+    maps        the part whose centre is nearest, after distances were brought to the map's size
+
+Pictures are read in blocks (`parts/pixels.py`), and process r takes the blocks r, r + world, ...: a
+block is the same work whoever does it, so the maps do not depend on the number of processes to the
+bit. All that is random is seeded by (seed, name of the picture).
+
+Deviations from the release: k-means with fewer restarts, whose draws are the same in every run; a
+set-wide clustering sees a sample of each picture instead of chunks of 30 in folder order;
+saliency comes from the same pass as the keys, not from one of its own; a cluster needs votes of the
+pictures in which it appears, not of all; the most salient cluster is the object where none passes;
+a majority filter instead of a dense CRF.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
+from fg_ssl_zoo.data.datasets import fingerprint
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.layers.modes import evaluating
+from fg_ssl_zoo.ops.clustering import kmeans, squared_distances
+from fg_ssl_zoo.ops.distributed import rank, world_size
+from fg_ssl_zoo.ops.label_maps import majority
+from fg_ssl_zoo.ops.pca import principal_axes
+from fg_ssl_zoo.parts.foreground import split_foreground
+from fg_ssl_zoo.parts.options import Discovery
+from fg_ssl_zoo.parts.pixels import Block, Pixels
+from fg_ssl_zoo.parts.store import PartStore
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Centres:
+    """What a pixel is compared with.
+
+    Attributes:
+        parts: (k, d).
+        background: (j, d); j may be 0.
+        mean, axes: (d0,), (d0, d) of the principal components, if they were taken.
+    """
+
+    parts: Tensor
+    background: Tensor
+    mean: Tensor | None = None
+    axes: Tensor | None = None
+
+
+def discover_parts(
+    backbone: Backbone,
+    images: Images,
+    accelerator: Accelerator,
+    how: Discovery | None = None,
+    *,
+    num_workers: int = 0,
+    cache: Path | None = None,
+) -> UInt8[Tensor, "n m m"]:
+    """Part of every pixel of every picture, a row each, equal on all processes.
+
+    A map covers the whole picture, stretched to a square. Without `foreground` parts are 0 to
+    num_parts - 1; with it they are 1 to num_parts, and 0 is background. A picture that cannot be
+    decoded has a map of zeros, which nobody reads, as the loader takes another picture instead.
+
+    Args:
+        backbone: Not wrapped; reads pictures of its own size.
+        images: n pictures.
+        accelerator: Its device and precision are used.
+        how: The defaults of `Discovery` when not given.
+        num_workers: Loader processes.
+        cache: Folder where maps are kept under a fingerprint of weights, pictures and options;
+            `assets/fg_ssl_zoo` of the Hugging Face cache by default. An interrupted discovery goes
+            on from there.
+
+    Raises:
+        ValueError: More parts than a picture has features, a layer or an option that the network
+            does not have, or features that are not finite.
+    """
+    how = how or Discovery()
+    if how.foreground and backbone.patch_size is None:
+        raise ValueError(f"foreground: {backbone.name} has no attention; foreground=False would do")
+    work = _Work(backbone, images, accelerator, how, num_workers, cache)
+    accelerator.wait_for_everyone()
+    kept = work.store.read()
+    if all(gather_object([kept is not None])):  # nobody writes before everybody has looked
+        assert kept is not None
+        return kept["parts"]
+    began = time.perf_counter()
+    with evaluating(backbone), torch.no_grad():
+        centres = work.centres() if how.scope == "dataset" else None
+        mine = work.maps(centres)
+    blocks: dict[int, Tensor] = {}
+    for share in gather_object([mine]):
+        blocks |= share
+    empty = torch.zeros(0, how.size, how.size, dtype=torch.uint8)
+    parts = torch.cat([empty, *(blocks[block] for block in sorted(blocks))])
+    if accelerator.is_main_process:
+        work.store.finish({"parts": parts})
+        seconds = time.perf_counter() - began
+        _log.info("parts     %d pictures in %.0f s (scope %s)", len(parts), seconds, how.scope)
+    accelerator.wait_for_everyone()
+    return parts
+
+
+class _Work(Pixels):
+    """One discovery: its pictures, its share of the blocks and its files."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        images: Images,
+        accelerator: Accelerator,
+        how: Discovery,
+        num_workers: int,
+        cache: Path | None,
+    ) -> None:
+        super().__init__(backbone, images, accelerator, how, num_workers)
+        self.mine = range(rank(), self.num_blocks, world_size())
+        about = {
+            "backbone": backbone.name,
+            "weights": weights_fingerprint(backbone),
+            "pictures": fingerprint(images),
+            "image_size": backbone.image_size,
+            "pixels": [backbone.mean, backbone.std],
+            "how": {**asdict(how), "layers": self.layers},
+            "precision": accelerator.mixed_precision,
+            "format": 1,
+        }
+        self.store = PartStore(about, cache)
+
+    # ----------------------------------------------------------------------- centres
+
+    def centres(self) -> Centres:
+        """Of the whole set, from a sample of pixels; the same on every process."""
+        kept = self.store.read("centres")
+        if all(gather_object([kept is not None])):
+            assert kept is not None
+            return Centres(**self._to_device(kept))
+        features, saliency, images = self._sample()
+        found = vars(self._cluster(features, saliency, images))
+        tensors: dict[str, Tensor] = {
+            key: value for key, value in found.items() if value is not None
+        }
+        if world_size() > 1:  # the same work on all, and still: one process's word
+            tensors = {key: self._of_first(value) for key, value in tensors.items()}
+        if self.accelerator.is_main_process:
+            self.store.keep("centres", tensors)
+        return Centres(**tensors)
+
+    def _sample(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Features (s, d), saliency (s,) and picture (s,) of some pixels of every picture."""
+        each = -(-self.how.sample // max(len(self.images), 1))
+        rows = [row for block in self.read(self.mine) for row in self._sample_of(block, each)]
+        gathered = gather_object(rows)
+        gathered.sort(key=lambda row: row[0])
+        if not gathered:
+            raise ValueError(f"{self.images.name}: none of the pictures can be decoded")
+        device = self.accelerator.device
+        features = torch.cat([row[1] for row in gathered]).to(device)
+        images = torch.cat([torch.full((len(row[1]),), row[0]) for row in gathered])
+        if gathered[0][2] is None:
+            return features, None, images
+        return features, torch.cat([row[2] for row in gathered]).to(device), images
+
+    def _sample_of(self, block: Block, each: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        count, device = block.features.shape[1], block.features.device
+        for row, index in enumerate(block.indices):
+            generator = torch.Generator().manual_seed(self.seed(index))
+            chosen = torch.randperm(count, generator=generator)[:each].to(device)
+            salient = None if block.saliency is None else block.saliency[row, chosen].cpu()
+            yield index, block.features[row, chosen].cpu(), salient
+
+    def _cluster(self, features: Tensor, saliency: Tensor | None, images: Tensor) -> Centres:
+        mean = axes = None
+        if self.how.pca is not None:
+            mean, axes = principal_axes(features, self.how.pca)
+            features = (features - mean) @ axes
+        if self.how.num_parts > len(features):
+            raise ValueError(
+                f"num_parts: {self.how.num_parts} parts of a sample of {len(features)} pixels; "
+                f"sample={self.how.num_parts * 100} would do"
+            )
+        parts, background = self._parts_and_background(
+            features, saliency, images, self.how.seed, self.how.restarts
+        )
+        return Centres(parts, background, mean, axes)
+
+    def _parts_and_background(
+        self, features: Tensor, saliency: Tensor | None, images: Tensor, seed: int, restarts: int
+    ) -> tuple[Tensor, Tensor]:
+        """Centres of parts (k, d), k being less on a small object, and background (j, d)."""
+        background = features[:0]
+        if saliency is not None:
+            how = self.how
+            split = split_foreground(
+                features, saliency, images, seed, threshold=how.threshold, votes=how.votes
+            )
+            features, background = features[split.foreground], split.background
+        num_parts = min(self.how.num_parts, len(features))
+        found = kmeans(features[None], num_parts, [seed], restarts=restarts)
+        return found.centres[0], background
+
+    @staticmethod
+    def _of_first(tensor: Tensor) -> Tensor:
+        found = broadcast(tensor.contiguous())
+        assert isinstance(found, Tensor)
+        return found
+
+    def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value.to(self.accelerator.device) for key, value in tensors.items()}
+
+    # ----------------------------------------------------------------------- maps
+
+    def maps(self, centres: Centres | None) -> dict[int, Tensor]:
+        """Maps (b, m, m) uint8 of this process's blocks, from their files or made now."""
+        kept = {block: self.store.read(f"block_{block}") for block in self.mine}
+        maps = {block: found["parts"] for block, found in kept.items() if found}
+        for block in self.read([block for block in self.mine if block not in maps]):
+            rows, size = self.indices(block.number), self.how.size
+            parts = torch.zeros(len(rows), size, size, dtype=torch.uint8)
+            if block.indices:
+                found = self._maps(block, centres).to("cpu", torch.uint8)
+                parts[torch.tensor(block.indices) - rows.start] = found
+            self.store.keep(f"block_{block.number}", {"parts": parts})
+            maps[block.number] = parts
+        return maps
+
+    def _maps(self, block: Block, centres: Centres | None) -> Tensor:
+        features, saliency, indices = block.features, block.saliency, block.indices
+        if centres is not None:
+            if centres.mean is not None and centres.axes is not None:
+                features = (features - centres.mean) @ centres.axes
+            found = self._nearest(features, centres.parts[None], centres.background[None])
+        elif saliency is None:
+            seeds = [self.seed(index) for index in indices]
+            clusters = kmeans(
+                features, self.how.num_parts, seeds, coarse=4, restarts=self.how.restarts
+            )
+            found = self._nearest(features, clusters.centres, clusters.centres[:, :0])
+        else:  # every picture has its own number of centres
+            found = torch.cat(
+                [
+                    self._map_of_one(features[row], saliency[row], self.seed(index))
+                    for row, index in enumerate(indices)
+                ]
+            )
+        return majority(found, self.how.smooth) if self.how.smooth > 1 else found
+
+    def _map_of_one(self, features: Tensor, saliency: Tensor, seed: int) -> Tensor:
+        images = torch.zeros(len(features), dtype=torch.int64)
+        parts, background = self._parts_and_background(
+            features, saliency, images, seed, self.how.restarts
+        )
+        return self._nearest(features[None], parts[None], background[None])
+
+    def _nearest(
+        self,
+        features: Float[Tensor, "b n d"],
+        parts: Float[Tensor, "#b k d"],
+        background: Float[Tensor, "#b j d"],
+    ) -> Tensor:
+        """Number of the nearest centre at the map's size; 0 is background where there is one."""
+        distances = squared_distances(features, parts)  # (b, k, n)
+        if self.how.foreground:
+            away = distances.amax(dim=1, keepdim=True) + 1  # there is none
+            if background.shape[1]:
+                away = squared_distances(features, background).amin(dim=1, keepdim=True)
+            distances = torch.cat([away, distances], dim=1)
+        side = round(distances.shape[2] ** 0.5)
+        found = distances.unflatten(2, (side, side))
+        if side != self.how.size:
+            found = F.interpolate(found, size=(self.how.size,) * 2, mode="bilinear")
+        return found.argmin(dim=1)

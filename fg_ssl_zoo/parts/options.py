@@ -1,0 +1,69 @@
+"""What decides a discovery of parts."""
+
+from dataclasses import dataclass
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.hypercolumns import MapName, default_layers
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """How parts are discovered.
+
+    Attributes:
+        num_parts: `k`; 15 for CNNs and 5 for ViTs in the released code.
+        scope: `image` clusters each picture by itself, so that numbers mean nothing outside it (the
+            released code for ResNet); `dataset` gives a part the same number in all pictures.
+        layers: As `hypercolumns` takes them. When empty, the network's own (`default_layers`) for
+            scope `image`, and the deepest of them alone for `dataset`: over a whole set shallow
+            maps sort pixels by colour and edge (NMI with the keypoints of 64 birds 0.12 with
+            layer3 to maxpool, 0.34 with layer3; ResNet-18, ImageNet weights).
+        normalize: Bring each layer to length one.
+        size: Side of the part maps in pixels; a CNN is clustered at this size, a ViT at its own.
+        stride: Of a ViT's patches in pixels; less than the patch size makes them overlap.
+        foreground: Part 0 is background, and parts are found within the rest (ViT only).
+        threshold: Mean saliency above which a cluster is salient; 0.065 in the release.
+        votes: Share of pictures that must find it so; 0.75 in the release.
+        heads: Whose attention is saliency; all when not given (0, 2, 4, 5 of DINO's ViT-S in the
+            release).
+        pca: Cluster this many principal components of the sample (scope `dataset` only).
+        sample: Pixels that are clustered, of the whole set (scope `dataset` only).
+        restarts: Starts of k-means, of which the best is kept; 10 in the release.
+        smooth: Side of the majority filter's window in pixels of the map, odd; 1 for none.
+        seed: Another seed starts k-means elsewhere.
+    """
+
+    num_parts: int = 15
+    scope: str = "dataset"
+    layers: tuple[MapName, ...] = ()
+    normalize: bool = True
+    size: int = 64
+    stride: int | None = None
+    foreground: bool = False
+    threshold: float = 0.065
+    votes: float = 0.75
+    heads: tuple[int, ...] | None = None
+    pca: int | None = None
+    sample: int = 50_000
+    restarts: int = 1
+    smooth: int = 1
+    seed: int = 0
+
+    def layers_of(self, backbone: Backbone) -> tuple[MapName, ...]:
+        """The layers that are read of this network."""
+        own = default_layers(backbone)
+        return self.layers or (own[:1] if self.scope == "dataset" else own)
+
+    def __post_init__(self) -> None:
+        most = min(self.size**2, 255 - self.foreground)
+        if not 1 <= self.num_parts <= most:
+            raise ValueError(
+                f"num_parts: {self.num_parts} parts on maps of {self.size} x {self.size} pixels; "
+                f"1 to {most} would do"
+            )
+        if self.scope not in ("image", "dataset"):
+            raise ValueError(f"scope: '{self.scope}' is neither image nor dataset")
+        if self.scope == "image" and self.pca is not None:
+            raise ValueError("pca: needs scope=dataset; one picture has no components of the set")
+        if self.smooth < 1 or self.smooth % 2 == 0:
+            raise ValueError(f"smooth: {self.smooth} is no odd number of pixels; 1, 3, 5 would do")

@@ -1,0 +1,109 @@
+"""Features of the pixels of many pictures, read in blocks that never change."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.hypercolumns import maps_of, stacked
+from fg_ssl_zoo.data.datasets import image_name
+from fg_ssl_zoo.data.loader import image_loader
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.data.views import WholeView
+from fg_ssl_zoo.parts.foreground import saliency_of
+from fg_ssl_zoo.parts.options import Discovery
+
+BLOCK = 16
+"""Pictures that are read and clustered together; a ResNet-50's hypercolumns take 0.5 GB."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What was read of a block of pictures.
+
+    Attributes:
+        number: Of the block.
+        indices: b pictures of it that can be decoded.
+        features: (b, n, d) float32.
+        saliency: (b, n) in 0..1, where the foreground is wanted.
+    """
+
+    number: int
+    indices: list[int]
+    features: Tensor
+    saliency: Tensor | None
+
+
+class Pixels:
+    """Reads the pictures of a discovery; arguments as `discover_parts`."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        images: Images,
+        accelerator: Accelerator,
+        how: Discovery,
+        num_workers: int,
+    ) -> None:
+        self.backbone, self.images, self.accelerator = backbone, images, accelerator
+        self.how, self.num_workers = how, num_workers
+        self.layers = how.layers_of(backbone)
+        self.num_blocks = -(-len(images) // BLOCK)
+
+    def indices(self, block: int) -> range:
+        """Pictures of a block."""
+        return range(block * BLOCK, min((block + 1) * BLOCK, len(self.images)))
+
+    def seed(self, index: int) -> int:
+        """Of a picture: a hash of its name and of the seed."""
+        text = f"{self.how.seed} {image_name(self.images, index)}"
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=7)
+        return int.from_bytes(digest.digest())
+
+    def read(self, blocks: Sequence[int]) -> Iterator[Block]:
+        """These blocks, in ascending order, from one loader."""
+        loader = image_loader(
+            self.images,
+            WholeView(self.backbone.image_size),
+            [index for block in blocks for index in self.indices(block)],
+            batch_size=BLOCK,  # all blocks but the last one of the set are full
+            num_workers=self.num_workers,
+        )
+        for block, batch in zip(blocks, loader, strict=True):
+            if not batch:
+                yield Block(block, [], torch.zeros(0, 0, 0), None)
+                continue
+            pixels = batch["image"].to(self.accelerator.device, non_blocking=True)
+            with self.accelerator.autocast():
+                found, saliency = self._features(self.backbone.normalize(pixels))
+            features = found.flatten(2).mT.contiguous()
+            indices = batch["index"].tolist()
+            self._check(features, indices)
+            yield Block(block, indices, features, saliency)
+
+    def _features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        how = self.how
+        wanted = (*self.layers, "attention") if how.foreground else self.layers
+        maps = maps_of(self.backbone, images, wanted, stride=how.stride)
+        saliency = saliency_of(maps.pop(), how.heads) if how.foreground else None
+        size = how.size if self.backbone.patch_size is None else None
+        return stacked(maps, size, normalize=how.normalize), saliency
+
+    def _check(self, features: Tensor, indices: Sequence[int]) -> None:
+        bad = (~features.isfinite().all(dim=2).all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            names = ", ".join(image_name(self.images, indices[row]) for row in bad[:5])
+            raise ValueError(
+                f"{self.backbone.init}: the features of {names} are not finite; "
+                "speed.precision=fp32 may help, or the weights are broken"
+            )
+        count = features.shape[1]
+        if self.how.num_parts > count:
+            raise ValueError(
+                f"num_parts: {self.how.num_parts} parts of the {count} features that "
+                f"{self.backbone.name} has of a picture; 1 to {count} would do"
+            )
