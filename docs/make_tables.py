@@ -71,13 +71,14 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
-    """KNN accuracy over the images seen, with the untrained backbone as a line."""
+    """KNN accuracy over the images seen, with the backbone before training as a line."""
     figure, axes = plt.subplots(1, len(results), figsize=(4.2 * len(results), 3.2), squeeze=False)
     for axis, result in zip(axes[0], results, strict=True):
         batch = result["recipe"]["stages"][-1]["train"]["batch_size"]
         seen = [point["step"] * batch / 1000 for point in result["curve"]]
         knn = [100 * point["eval/knn_top1"] for point in result["curve"]]
-        axis.axhline(knn[0], color="0.6", linestyle="--", linewidth=1, label="untrained")
+        before = result["rows"][0]["name"]
+        axis.axhline(knn[0], color="0.6", linestyle="--", linewidth=1, label=before)
         axis.plot(seen, knn, marker="o", markersize=3, color="#0a6ebd", label="SimCLR")
         axis.set(
             title=f"{result['data']['name']}, {result['recipe']['backbone']}",

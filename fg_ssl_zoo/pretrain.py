@@ -316,7 +316,7 @@ def _results(run: Run, record: Record) -> dict[str, Any]:
     rows = [
         {"name": name, "init": recipe.init, **_plain(measured)}
         for name, measured in (
-            ("untrained", record.measurements[0]),
+            ("untrained" if recipe.init == "scratch" else "start", record.measurements[0]),
             ("trained", record.measurements[-1]),
         )
     ]

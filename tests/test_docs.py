@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+import torch
 import yaml
 
 from fg_ssl_zoo import cli
@@ -56,11 +57,11 @@ def test_every_protocol_stands_in_the_table_of_the_evaluation_page():
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_a_results_file_holds_a_recipe_and_the_untrained_row(path):
+def test_a_results_file_holds_a_recipe_and_the_row_before_training(path):
     results = json.loads(path.read_text(encoding="utf-8"))
     recipe = parse_recipe(results["recipe"])
     assert recipe.name == results["name"]
-    assert results["rows"][0]["name"] == "untrained"
+    assert results["rows"][0]["name"] == ("untrained" if recipe.init == "scratch" else "start")
     assert results["rows"][0]["knn_top1"] == results["curve"][0]["eval/knn_top1"]
     assert results["rows"][-1]["knn_top1"] == results["curve"][-1]["eval/knn_top1"]
 
@@ -69,6 +70,23 @@ def test_the_recipe_of_the_documentation_is_valid():
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     parse_recipe({"name": "shown", **yaml.safe_load(shown)})
+
+
+def test_the_line_that_converts_a_pickle_runs_and_its_file_is_a_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = create_backbone("test_resnet").model.state_dict()
+    moco = {f"module.encoder_q.{key}": value for key, value in state.items()}
+    moco |= {"module.queue": torch.zeros(2, 4).T}
+    torch.save({"epoch": 200, "state_dict": moco}, "FILE.pth")
+    with pytest.raises(ValueError, match="Start weights in docs/recipes") as refused:
+        create_backbone("test_resnet", init="FILE.pth")
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^```sh\n(python -c .*)\n```$", text, re.MULTILINE)
+    code = shlex.split(line)[2]
+    assert code.replace("'FILE.safetensors'", "'weights.safetensors'") in str(refused.value)
+    exec(code, {})
+    found = create_backbone("test_resnet", init="FILE.safetensors").model.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
 @pytest.mark.parametrize("preset", PRESETS)

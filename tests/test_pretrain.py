@@ -82,6 +82,19 @@ def test_the_exported_backbone_is_the_one_that_was_trained(recipe):
         assert torch.equal(exported(x), backbone(x))
 
 
+def test_training_continues_from_a_run_whose_last_row_is_the_new_first(recipe, tmp_path, capsys):
+    pretrain(load_recipe(recipe, ["output=one"]))
+    pretrain(load_recipe(recipe, ["output=two", "init=one"]))
+    one, two = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "two"))
+    assert [row["name"] for row in two["rows"]] == ["start", "trained"]
+    assert [row["init"] for row in two["rows"]] == ["one", "one"]
+    measured = ("knn_top1", "rankme", "feature_std")
+    for key in measured:
+        assert two["rows"][0][key] == pytest.approx(one["rows"][1][key], rel=1e-5), key
+    assert "| start |" in capsys.readouterr().out
+    assert "with the weights of `one`" in (tmp_path / "two" / "export" / "README.md").read_text()
+
+
 def test_the_same_command_again_goes_on_and_ends_with_the_same_results(recipe, tmp_path, capsys):
     main([str(recipe)])
     run = tmp_path / "runs" / "fgssl_test_resnet_drawn.simclr"
@@ -152,6 +165,7 @@ def test_an_unlabelled_folder_trains_with_rankme_alone(recipe, tmp_path, birds):
         (["data.path=no/such/folder"], "no/such/folder"),
         (["init=a1_in1k"], "init: 'a1_in1k' is neither scratch"),
         (["init=mine.safetensors"], "init: there is no file mine.safetensors"),
+        (["init=mine.pth"], "init: mine.pth is a pickle"),
         (["trackers=[wanbd]"], "trackers: unknown 'wanbd'; did you mean wandb"),
         (["stages[0].options.augmentation={gray: 1}"], "augmentation.gray: unknown key"),
         (["another_recipe"], "two recipes given"),

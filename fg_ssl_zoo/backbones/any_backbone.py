@@ -4,16 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
-from torch import nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone, size_arguments
+from fg_ssl_zoo.backbones.backbone import Backbone, build, create_backbone, size_arguments
+from fg_ssl_zoo.backbones.fgssl_models import exported_folder
 from fg_ssl_zoo.config import nearest
 
 FORMS = (
     "a run folder, an exported folder, hf-hub:OWNER/NAME, local-dir:FOLDER, a timm or fgssl name, "
-    "or ARCHITECTURE@INIT, where INIT is scratch, a pretrained tag or a .safetensors file"
+    "or ARCHITECTURE@INIT, where INIT is what a recipe takes: scratch, a pretrained tag, a "
+    ".safetensors file, ..."
 )
 """The words that `open_backbone` understands."""
 
@@ -29,8 +28,8 @@ def open_backbone(
             - `runs/NAME`, the folder of a run, or the exported folder itself;
             - `hf-hub:OWNER/NAME` or `local-dir:FOLDER`, as timm writes them;
             - `fgssl_resnet50_cub`, `resnet50.a1_in1k`: a name that has pretrained weights;
-            - `resnet18@scratch`, `resnet18@a1_in1k`, `resnet18@FILE.safetensors`: an architecture
-              and the `init` of a recipe.
+            - `resnet18@scratch`, `resnet18@a1_in1k`, `resnet18@FILE.safetensors`,
+              `resnet18@FILE.safetensors#partial`: an architecture and the `init` of a recipe.
         image_size: Side of the input in pixels; the model's own when not given.
         pretrained: Otherwise the same network as timm initialises it, under torch's seed.
 
@@ -45,26 +44,13 @@ def open_backbone(
         init = init if pretrained else "scratch"
         return create_backbone(architecture, init=init, image_size=size)
     source = _source(words)
-    shape = _created(source, words, pretrained=False)
+    shape = build(source, words, pretrained=False)
     cfg: Any = shape.pretrained_cfg
     size = image_size or cfg["input_size"][-1]
     name = cfg.get("architecture") or words
     arguments: dict[str, Any] = size_arguments(name, size)
-    model = _created(source, words, pretrained=pretrained, **arguments)
+    model = build(source, words, pretrained=pretrained, **arguments)
     return Backbone(model, name, init=words, image_size=size, mean=cfg["mean"], std=cfg["std"])
-
-
-def _created(source: str, words: str, **arguments: Any) -> nn.Module:
-    """The timm model; what the Hub or a file answers names the words that asked.
-
-    Raises:
-        ValueError: The weights or their configuration cannot be had.
-    """
-    try:
-        return timm.create_model(source, num_classes=0, **arguments)
-    except (OSError, HfHubHTTPError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"no weights for {words}: {reason}") from error
 
 
 def _source(words: str) -> str:
@@ -73,7 +59,7 @@ def _source(words: str) -> str:
         return words
     folder = Path(words).expanduser()
     if folder.is_dir():
-        return f"local-dir:{_exported(folder).resolve()}"
+        return f"local-dir:{exported_folder(folder).resolve()}"
     name, _, tag = words.partition(".")
     if not timm.is_model(name):
         known = [*timm.list_models(), *timm.list_pretrained("fgssl*")]
@@ -84,12 +70,3 @@ def _source(words: str) -> str:
     if not tags:
         raise ValueError(f"{name} has no pretrained weights; {name}@scratch is it untrained")
     return words
-
-
-def _exported(folder: Path) -> Path:
-    for place in (folder, folder / "export"):
-        if (place / "config.json").is_file():
-            return place
-    raise ValueError(
-        f"neither {folder} nor {folder / 'export'} holds a config.json; a run exports when it ends"
-    )

@@ -8,11 +8,23 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.format import Format
 from torch import Tensor, nn
 
+from fg_ssl_zoo.backbones.fgssl_models import (
+    WEIGHTS,
+    PretrainedWeightsError,
+    exported_folder,
+    published_as,
+    published_folder,
+    read_config,
+    stock_of,
+)
+from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
 from fg_ssl_zoo.config import nearest
 
 _log = logging.getLogger(__name__)
@@ -99,9 +111,17 @@ def create_backbone(
 
     Args:
         name: Any timm model name, without a tag.
-        init: `scratch` (timm's own initialisation), a pretrained tag of that model (`a1_in1k`),
-            the path of a `.safetensors` file with timm's keys, or `hf-hub:OWNER/NAME`,
-            `local-dir:FOLDER`.
+        init: One of
+
+            - `scratch`: timm's own initialisation;
+            - `a1_in1k`, `dino`: a pretrained tag of that model;
+            - `FILE.safetensors`, under anybody's keys (`backbones/start_weights.py`);
+              `FILE.safetensors#partial` where the file holds a part on purpose;
+            - `runs/NAME`, an exported folder, `fgssl_resnet50_cub.simclr`: a model of ours to
+              continue from;
+            - `hf-hub:OWNER/NAME`, `local-dir:FOLDER`: as timm reads them.
+
+            All but a bare file bring the mean and std of their pixels.
         image_size: Side of the input in pixels; a multiple of the patch size for a ViT.
         **options: Keywords of the timm constructor.
 
@@ -111,49 +131,116 @@ def create_backbone(
     """
     if "." in name or not timm.is_model(name):
         raise ValueError(f"unknown backbone '{name}'{nearest(name, timm.list_models())}")
-    given, options = options, {**size_arguments(name, image_size), **options}
+    arguments = {**size_arguments(name, image_size), **options}
+    pixels: Mapping[str, Any] = {}
     if init == "scratch":
-        model = _build(name, options)
-        return Backbone(model, name, init=init, image_size=image_size, options=given)
-    if init.endswith(".safetensors"):
-        model = _build(name, options)
-        _load_file(model, Path(init))
-        return Backbone(model, name, init=init, image_size=image_size, options=given)
-    if init.startswith(("hf-hub:", "local-dir:")):
-        source = init
+        model = build(name, name, **arguments)
+    elif is_file_name(init):
+        model = build(name, name, **arguments)
+        file = init.removesuffix(PARTIAL)
+        start_from(model, read_weights(Path(file)), file, partial=init.endswith(PARTIAL))
+    elif init in _tags(name) or init.startswith(("hf-hub:", "local-dir:")):
+        model = _from_timm(name, init, arguments)
+        pixels = model.pretrained_cfg
+        _tell_resized(model, pixels, image_size, init)
     else:
-        tags = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{name}.*")]
-        if init not in tags:
-            raise ValueError(
-                f"init: '{init}' is neither scratch, a .safetensors file, hf-hub:OWNER/NAME "
-                f"nor a pretrained tag of {name}{nearest(init, tags)}"
-            )
-        source = f"{name}.{init}"
-    model = _build(source, {**options, "pretrained": True})
-    start = model.pretrained_cfg
-    found = start.get("architecture") or name
-    if found != name:
+        model = build(name, name, **arguments)
+        pixels = _continue_from(model, _folder_of_ours(name, init), name, init)
+    given = {key: pixels[key] for key in ("mean", "std") if key in pixels}
+    return Backbone(model, name, init=init, image_size=image_size, options=options, **given)
+
+
+def _tags(name: str) -> list[str]:
+    return [tag.partition(".")[2] for tag in timm.list_pretrained(f"{name}.*")]
+
+
+def _from_timm(name: str, init: str, arguments: Mapping[str, Any]) -> Any:
+    """The model with a tag's weights, or with those of a folder or a repository.
+
+    Raises:
+        ValueError: They cannot be had, or are those of another network.
+    """
+    source = f"{name}.{init}" if init in _tags(name) else init
+    model = build(source, source, pretrained=True, **arguments)
+    found = model.pretrained_cfg.get("architecture") or name
+    if found not in (name, stock_of(name, model)[0]):
         raise ValueError(f"init: {init} holds a {found}; the recipe's backbone is {name}")
-    return Backbone(
-        model,
-        name,
-        init=init,
-        image_size=image_size,
-        mean=start["mean"],
-        std=start["std"],
-        options=given,
+    with torch.device("meta"):
+        wanted = build(name, name, **arguments).state_dict()
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    if shapes != {key: value.shape for key, value in wanted.items()}:
+        raise ValueError(f"init: {init} was built with other backbone_options than the recipe's")
+    return model
+
+
+def _tell_resized(model: Any, cfg: Mapping[str, Any], image_size: int, init: str) -> None:
+    size = cfg["input_size"][-1]
+    if getattr(model, "pos_embed", None) is not None and size != image_size:
+        _log.info("init: %s: position embeddings resized from %d to %d px", init, size, image_size)
+
+
+def _folder_of_ours(name: str, init: str) -> Path:
+    """The exported folder of a run, of a folder, or of one of our names.
+
+    Raises:
+        ValueError: These words mean nothing, or the weights cannot be had.
+    """
+    if published := published_as(init):
+        try:
+            return published_folder(*published)
+        except PretrainedWeightsError as error:
+            raise ValueError(f"init: {error}") from error
+    if Path(init).expanduser().is_dir():
+        return exported_folder(Path(init).expanduser())
+    known = ["scratch", *_tags(name), *timm.list_pretrained("fgssl*")]
+    raise ValueError(
+        f"init: '{init}' is neither scratch, a .safetensors file, a run or exported folder, "
+        f"hf-hub:OWNER/NAME, one of our names nor a pretrained tag of {name}{nearest(init, known)}"
     )
 
 
-def _build(name: str, arguments: dict[str, Any]) -> Any:
+def _continue_from(model: Any, folder: Path, name: str, init: str) -> Mapping[str, Any]:
+    """Load an exported folder, which holds a stock architecture; what it says of its pixels.
+
+    Raises:
+        ValueError: It holds another network, or one of other options.
+    """
+    config, wanted = read_config(folder), stock_of(name, model)[0]
+    if config["architecture"] != wanted:
+        raise ValueError(
+            f"init: {init} holds a {config['architecture']}; the recipe's backbone is {wanted}"
+        )
     try:
-        return timm.create_model(name, num_classes=0, **arguments)
+        start_from(model, read_weights(folder / WEIGHTS), init)
+    except ValueError as error:
+        built = {k: v for k, v in config.get("model_args", {}).items() if k != "img_size"}
+        raise ValueError(
+            f"{error}; its backbone_options are {built}" if built else error
+        ) from error
+    return config.get("pretrained_cfg", {})
+
+
+def build(source: str, words: str, **arguments: Any) -> Any:
+    """The timm model; what the Hub or a file answers names the words that asked.
+
+    Raises:
+        ValueError: An option that it does not take, or weights or a configuration that cannot be
+            had.
+    """
+    try:
+        return timm.create_model(source, num_classes=0, **arguments)
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise
         raise ValueError(
-            f"backbone_options: {name} does not take them all ({error}); backbone_options={{}} does"
+            f"backbone_options: {words} does not take them all ({error}); "
+            "backbone_options={} does"
         ) from error
+    except (OSError, HfHubHTTPError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"no weights for {words}: {reason}") from error
+    except PretrainedWeightsError as error:
+        raise ValueError(str(error)) from error
 
 
 def size_arguments(name: str, image_size: int) -> dict[str, int]:
@@ -174,7 +261,7 @@ def size_arguments(name: str, image_size: int) -> dict[str, int]:
 
 def _patch_size(name: str) -> int:
     with torch.device("meta"):
-        return patch_size_of(_build(name, {})) or 1
+        return patch_size_of(build(name, name)) or 1
 
 
 def patch_size_of(model: nn.Module) -> int | None:
@@ -250,32 +337,3 @@ def _reach(backbone: Backbone, index: int, side: int) -> tuple[Tensor, list[nn.P
         gradients = torch.autograd.grad(found.sum(), parameters, allow_unused=True)
     pairs = zip(backbone.parameters(), gradients, strict=True)
     return found.detach(), [parameter for parameter, gradient in pairs if gradient is None]
-
-
-def _load_file(model: nn.Module, path: Path) -> None:
-    """Load timm keys; what the file lacks stays as initialised and is named in the log.
-
-    Raises:
-        ValueError: No such file, a shape that differs, or less than half of the weights found.
-    """
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise ValueError(f"init: there is no file {path}")
-    found, wanted = load_file(path), model.state_dict()
-    shared = {key: value for key, value in found.items() if key in wanted}
-    wrong = [key for key, value in shared.items() if value.shape != wanted[key].shape]
-    if wrong:
-        key = wrong[0]
-        raise ValueError(
-            f"init: {key} in {path} has shape {tuple(found[key].shape)}; "
-            f"the backbone's is {tuple(wanted[key].shape)} ({len(wrong)} differ)"
-        )
-    if len(shared) < len(wanted) / 2:
-        raise ValueError(
-            f"init: {path} holds {len(shared)} of the backbone's {len(wanted)} weights"
-        )
-    missing = sorted({key.rpartition(".")[0] for key in wanted if key not in shared})
-    if missing:
-        _log.warning("init: %s lacks %s; they start at random", path, ", ".join(missing))
-    model.load_state_dict(shared, strict=False)

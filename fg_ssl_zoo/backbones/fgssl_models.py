@@ -270,16 +270,28 @@ def _published_cfg(folder: Path, backbone: str, name: str) -> dict[str, Any]:
     Raises:
         ValueError: The folder holds another architecture, or its config cannot be read.
     """
+    config = read_config(folder)
+    if config["architecture"] != backbone:
+        raise ValueError(
+            f"{folder / CONFIG} describes a {config['architecture']}; {name} is a {backbone}"
+        )
+    cfg = {**config.get("pretrained_cfg", {}), "num_classes": config.get("num_classes", 0)}
+    return {key: _tupled(cfg[key]) for key in _PUBLISHED if key in cfg}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a published folder.
+
+    Raises:
+        ValueError: It cannot be read, or names no architecture.
+    """
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        found, cfg = config["architecture"], config.get("pretrained_cfg", {})
-    except (ValueError, KeyError, TypeError) as error:
+        config["architecture"], config.get("pretrained_cfg")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no timm config ({type(error).__name__}: {error})") from error
-    if found != backbone:
-        raise ValueError(f"{path} describes a {found}; {name} is a {backbone}")
-    cfg = {**cfg, "num_classes": config.get("num_classes", 0)}
-    return {key: _tupled(cfg[key]) for key in _PUBLISHED if key in cfg}
+    return config
 
 
 def _tupled(value: Any) -> Any:
@@ -292,13 +304,46 @@ def _locate(cfg: PretrainedCfg, backbone: str, cache_dir: str | Path | None) -> 
     registered = get_pretrained_cfg(name)
     if registered is None or _differs(cfg, registered, _SOURCE):
         return cfg
-    repo = registered.hf_hub_id or ""
-    if repo == f"{ORGANISATION}/{name}":
-        repo = hub_repo(name)
+    repo = _repo_of(name, registered)
     folder = published_folder(name, repo, cache_dir)
     published = _published_cfg(folder, backbone, name)
     news = {key: v for key, v in published.items() if not _differs(cfg, registered, [key])}
     return dataclasses.replace(cfg, **news, hf_hub_id=repo, source="local-dir", file=str(folder))
+
+
+def _repo_of(name: str, registered: PretrainedCfg) -> str:
+    """`OWNER/NAME`: of its recipe, else of the organisation that is asked for now."""
+    repo = registered.hf_hub_id or ""
+    return hub_repo(name) if repo == f"{ORGANISATION}/{name}" else repo
+
+
+def published_as(words: str) -> tuple[str, str] | None:
+    """Full name and Hub repository of one of our models; `None` for other words.
+
+    Args:
+        words: `fgssl_resnet50_cub.simclr`, or without the tag for the default one.
+    """
+    architecture, _, tag = words.partition(".")
+    if not is_model_in_modules(architecture, {__name__.rpartition(".")[2]}):
+        return None
+    default: Any = get_pretrained_cfg(architecture)
+    name = f"{architecture}.{tag or default.tag}"
+    cfg = get_arch_pretrained_cfgs(architecture).get(name)
+    return (name, _repo_of(name, cfg)) if cfg else None
+
+
+def exported_folder(folder: Path) -> Path:
+    """The exported folder itself: this one, or the one inside a run's.
+
+    Raises:
+        ValueError: Neither holds an export.
+    """
+    for place in (folder, folder / "export"):
+        if (place / CONFIG).is_file():
+            return place
+    raise ValueError(
+        f"neither {folder} nor {folder / 'export'} holds a {CONFIG}; a run exports when it ends"
+    )
 
 
 def _keep_norm(

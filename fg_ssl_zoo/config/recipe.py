@@ -181,8 +181,10 @@ class Recipe:
         backbone: Any timm model name.
         backbone_options: Keywords of its timm constructor (`zero_init_last`, `channels`), which the
             export carries.
-        init: `scratch`, a timm tag of that backbone (`a1_in1k`), a `.safetensors` file, or
-            `hf-hub:OWNER/NAME`.
+        init: Start weights: `scratch`, a timm tag of that backbone (`a1_in1k`, `dino`), a
+            `.safetensors` file (`FILE#partial` if it holds a part on purpose), a run or exported
+            folder or a published name of ours to continue from, `hf-hub:OWNER/NAME` or
+            `local-dir:FOLDER`.
         data: The pictures.
         stages: Trained one after the other; the backbone walks through all of them.
         seed: Of weights, order and views.

@@ -61,7 +61,7 @@ class Record:
     """What a run has been through, over all rounds and restarts; a part of every checkpoint.
 
     Attributes:
-        measurements: `{"step": ..., "eval/...": ...}`, the untrained backbone first.
+        measurements: `{"step": ..., "eval/...": ...}`, the backbone before the first step first.
         images_seen: Source pictures trained on, all processes together.
         seconds: Wall time of the training steps, measurements left out.
     """

@@ -13,7 +13,7 @@ from timm.models import get_arch_pretrained_cfgs
 
 import fg_ssl_zoo
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.fgssl_models import hub_repo, is_stock, stock_of
+from fg_ssl_zoo.backbones.fgssl_models import hub_repo, is_stock, published_as, stock_of
 from fg_ssl_zoo.config import Recipe, flatten
 
 USAGE = """\
@@ -103,6 +103,7 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
         usage=lines.strip(),
         methods=", then ".join(dict.fromkeys(stage.method for stage in recipe.stages)),
         table=results_table(results.get("rows", ())),
+        before=_row_before(results),
         settings=_settings(recipe),
         with_labels=results.get("with_labels", False),
         data=results.get("data", {}),
@@ -178,6 +179,12 @@ def _eval_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult
     ]
 
 
+def _row_before(results: Mapping[str, Any]) -> str:
+    """Name of the row measured before the first step: `untrained`, or `start` after an init."""
+    names = [str(row["name"]) for row in results.get("rows", ())]
+    return next((name for name in ("untrained", "start") if name in names), "")
+
+
 def _knn_protocol(results: Mapping[str, Any]) -> Mapping[str, Any]:
     """How the kNN scores were made; empty where there are none, as for unlabelled pictures."""
     scored = any(row.get("knn_top1") is not None for row in results.get("rows", ()))
@@ -188,6 +195,8 @@ def _base_model(recipe: Recipe) -> str | None:
     """Hub id of the weights that training started from, where they are on the Hub."""
     if recipe.init.startswith("hf-hub:"):
         return recipe.init.removeprefix("hf-hub:").partition("@")[0]
+    if ours := published_as(recipe.init):
+        return ours[1]
     start = get_arch_pretrained_cfgs(recipe.backbone).get(f"{recipe.backbone}.{recipe.init}")
     return start.hf_hub_id if start else None
 

@@ -1,5 +1,6 @@
 """The loop: what it computes and logs, and that a stopped run goes on as if it had not been."""
 
+import itertools
 import json
 import math
 import signal
@@ -195,6 +196,28 @@ def test_every_group_has_its_own_rate_and_decay_at_every_step():
         assert plain["weight_decay"] == pytest.approx(0.4 - 0.36 * half)
         norms = {id(p) for p in method.parameters() if p.ndim < 2}
         assert all(of[p]["weight_decay"] == 0 for p in norms)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_the_backbone_rests_to_the_bit_while_the_head_warms_up(tmp_path, birds, optimizer):
+    method, seen = method_for(), []
+
+    def remember(progress):
+        parts = (method.backbone, method.projector)
+        seen.append([[p.detach().clone() for p in part.parameters()] for part in parts])
+
+    remember(0.0)
+    method.on_step_end = remember
+    train = {"head_warmup": 0.5, "optimizer": optimizer, "weight_decay": 0.1, "warmup": 0.0}
+    fit(method, job_in(tmp_path, birds, method, train={**train, "lr": 0.1}))
+    assert len(seen) == 1 + 6
+    for step, (before, after) in enumerate(itertools.pairwise(seen)):
+        backbone, head = (
+            [torch.equal(a, b) for a, b in zip(*pair, strict=True)]
+            for pair in zip(before, after, strict=True)
+        )
+        assert all(backbone) == (step < 3), step
+        assert not any(head)
 
 
 def test_an_unknown_optimizer_names_the_nearest():

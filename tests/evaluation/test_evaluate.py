@@ -125,6 +125,7 @@ def test_names_of_rows_are_short_and_differ():
     assert row_name("runs/a/export_teacher", backbone, True) == "a_teacher"
     assert row_name("hf-hub:me/b", backbone, True) == "b"
     assert row_name("test_vit@x/y.safetensors", backbone, True) == "test_vit@y"
+    assert row_name("test_vit@x/y.safetensors#partial#3", backbone, True) == "test_vit@y#3"
     assert row_name("runs/a", backbone, False) == "test_vit, untrained"
     assert row_name("other/a", backbone, True, taken=["a"]) == "a (2)"
     assert row_name("test_vit@scratch#-2", backbone, True) == "test_vit, untrained#-2"

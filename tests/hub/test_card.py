@@ -129,6 +129,30 @@ def test_what_is_missing_is_left_out(backbone):
     assert ModelCard(card).data.eval_results is None
 
 
+def test_the_row_before_training_is_told_by_its_weights(backbone):
+    card = render_card(backbone, recipe_of(), RESULTS)
+    assert (
+        "The untrained row is the same network before the first step, with random weights. kNN"
+        in card
+    )
+    rows = [{**RESULTS["rows"][0], "name": "start"}, RESULTS["rows"][1]]
+    card = render_card(backbone, recipe_of(init="runs/a"), {**RESULTS, "rows": rows})
+    assert (
+        "The start row is the same network before the first step, with the weights of `runs/a`."
+        in card
+    )
+    assert "The start row shows what the start alone brings." in card
+    card = render_card(backbone, recipe_of(init="runs/a"), {**RESULTS, "rows": rows[1:]})
+    assert "before the first step" not in card
+    assert "start alone" not in card
+
+
+def test_a_model_of_ours_that_training_continued_from_is_linked(backbone):
+    recipe = recipe_of(init="fgssl_resnet50_cub.simclr")
+    header = ModelCard(render_card(backbone, recipe, RESULTS)).data
+    assert header.base_model == "fg-ssl-zoo/fgssl_resnet50_cub.simclr"
+
+
 def test_stages_are_told_one_by_one(backbone):
     stages = [{"method": "simclr"}, {"method": "simclr", "rounds": 3, "train": {"steps": 7}}]
     card = render_card(backbone, recipe_of(stages=stages), RESULTS)
