@@ -15,16 +15,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.format import Format
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.fgssl_models import (
-    WEIGHTS,
-    PretrainedWeightsError,
-    exported_folder,
-    published_as,
-    published_folder,
-    read_config,
-    stock_of,
-)
+from fg_ssl_zoo.backbones import fgssl_models  # whole: it is half imported by then
+from fg_ssl_zoo.backbones.published import WEIGHTS, check_source, exported_folder, read_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
+from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError, published_folder
 from fg_ssl_zoo.config import nearest
 
 _log = logging.getLogger(__name__)
@@ -163,7 +157,7 @@ def _from_timm(name: str, init: str, arguments: Mapping[str, Any]) -> Any:
     source = f"{name}.{init}" if init in _tags(name) else init
     model = build(source, source, pretrained=True, **arguments)
     found = model.pretrained_cfg.get("architecture") or name
-    if found not in (name, stock_of(name, model)[0]):
+    if found not in (name, fgssl_models.stock_of(name, model)[0]):
         raise ValueError(f"init: {init} holds a {found}; the recipe's backbone is {name}")
     with torch.device("meta"):
         wanted = build(name, name, **arguments).state_dict()
@@ -185,7 +179,7 @@ def _folder_of_ours(name: str, init: str) -> Path:
     Raises:
         ValueError: These words mean nothing, or the weights cannot be had.
     """
-    if published := published_as(init):
+    if published := fgssl_models.published_as(init):
         try:
             return published_folder(*published)
         except PretrainedWeightsError as error:
@@ -205,7 +199,7 @@ def _continue_from(model: Any, folder: Path, name: str, init: str) -> Mapping[st
     Raises:
         ValueError: It holds another network, or one of other options.
     """
-    config, wanted = read_config(folder), stock_of(name, model)[0]
+    config, wanted = read_config(folder), fgssl_models.stock_of(name, model)[0]
     if config["architecture"] != wanted:
         raise ValueError(
             f"init: {init} holds a {config['architecture']}; the recipe's backbone is {wanted}"
@@ -228,6 +222,7 @@ def build(source: str, words: str, **arguments: Any) -> Any:
             had.
     """
     try:
+        check_source(source, arguments.get("cache_dir"))
         return timm.create_model(source, num_classes=0, **arguments)
     except TypeError as error:
         if "unexpected keyword" not in str(error):
