@@ -120,7 +120,7 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
         repo=repo,
         by_name=usage_by_name(recipe.name, repo),
         is_name=published_as(recipe.name) is not None,
-        hours=results.get("train", {}).get("seconds", 0) / 3600,
+        duration=_duration(results.get("train", {}).get("seconds")),
         architecture=architecture,
         stock=is_stock(architecture),
         num_features=backbone.num_features,
@@ -136,6 +136,16 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
         overlap=results.get("overlap", {}).get("summary", NOT_COMPARED),
     )
     return str(card).rstrip() + "\n"
+
+
+def _duration(seconds: float | None) -> str:
+    """In the unit that a person would choose; empty where it was not measured."""
+    if not seconds:
+        return ""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def _on_lines(content: Any) -> Any:

@@ -42,7 +42,7 @@ CARD = "README.md"
 RECIPE = "recipe.yaml"
 RESULTS = "results.json"
 PICTURE = "picture.png"
-FILES = frozenset({CONFIG, WEIGHTS, CARD, RECIPE, RESULTS, PICTURE})
+FILES = frozenset({CONFIG, WEIGHTS, CARD, RECIPE, RESULTS})
 
 NUM_TRACED = 8
 """Features that `config.json` keeps."""
@@ -247,7 +247,7 @@ def check_rebuilds(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
 def is_part_of_export(name: str) -> bool:
     """Whether a file of this name belongs to a published folder, parts of the weights included."""
     parts = name.startswith("model-") and name.endswith(".safetensors")
-    return name in FILES or name == INDEX or parts
+    return name in FILES or name in (INDEX, PICTURE) or parts
 
 
 def check_replaceable(folder: Path) -> None:

@@ -215,8 +215,8 @@ def test_a_cache_that_cannot_be_written_is_read_and_named_when_it_is_empty(
     hub.publish(REPO, models / "hub" / NAME)
     root = Path(tempfile.mkdtemp())  # pytest's own folder is closed to others
     root.chmod(0o755)
-    cache = root / "cache"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(zoo, "CHECKOUT", root / "wheel")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root / "cache"))
     opened()
     for path in [root, *root.rglob("*")]:
         path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH) | 0o555)
