@@ -168,14 +168,18 @@ def _from_hub(
 ) -> Path:
     """Snapshot folder of a repository.
 
-    Nothing is asked where the cache holds the released weights, or the commit that is wanted. The
-    cached one is also taken where the Hub has no answer to one question.
+    Nothing is asked where the cache holds the released weights, or the commit that is wanted; one
+    question where it may hold the newest commit. What is cached is also taken where the Hub has no
+    answer.
     """
     cached = cached_folder(repo, revision, cache_dir)
     if cached and (cached.name == revision or (sha256 and sha256_of(cached / WEIGHTS) == sha256)):
         return cached
     try:
-        get_hf_file_metadata(hf_hub_url(repo, CONFIG, revision=revision), timeout=patience())
+        url = hf_hub_url(repo, CONFIG, revision=revision)
+        newest = get_hf_file_metadata(url, timeout=patience()).commit_hash
+        if cached and cached.name == newest:
+            return cached
         return _snapshot(repo, revision, cache_dir, local_files_only=False)
     except Exception:
         if cached:

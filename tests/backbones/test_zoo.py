@@ -165,8 +165,13 @@ def test_a_500_is_named_and_the_cache_helps_out(models, hub):
     with pytest.raises(PretrainedWeightsError, match=r"HfHubHTTPError: .*500"):
         opened()
     assert mean(opened()) == 0.4
+    asked = len(hub.log)
+    assert mean(opened()) == 0.4
+    assert len(hub.log) == asked + 1  # one question where the newest commit is cached
     hub.fail("HEAD", "config.json", 500)
     assert mean(opened()) == 0.4
+    hub.publish(REPO, models / "first" / NAME)
+    assert mean(opened()) == 0.1
 
 
 def test_offline_the_cache_is_enough_and_without_it_the_error_says_why(models, hub, monkeypatch):

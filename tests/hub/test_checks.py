@@ -58,6 +58,16 @@ def test_the_licence_follows_the_pictures_and_is_never_a_default(hub, message):
     check_license(recipe_of(hub={"license": "mit"}, data={"name": "mine"}))
 
 
+def test_other_pictures_do_not_inherit_the_licence_of_a_recipe():
+    drawn = "fgssl_resnet18_drawn.simclr"
+    assert load_recipe(drawn, ["seed=3"]).hub.license == "apache-2.0"
+    garden = load_recipe(drawn, ["data.path=photos", "data.name=garden"])
+    with pytest.raises(ValueError, match=r"missing \(the pictures of garden: terms unknown to us"):
+        check_license(garden)
+    check_license(load_recipe(drawn, ["data.name=garden", "hub.license=mit"]))
+    check_license(load_recipe("fgssl_resnet50_cub.simclr", ["data.path=CUB_200_2011"]))
+
+
 def test_a_licence_can_be_chosen_when_it_is_published(tmp_path):
     exported(tmp_path / "model", recipe_of(hub={}))
     with pytest.raises(ValueError, match=r"hub.license is missing"):
