@@ -43,7 +43,13 @@ from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
 from fg_ssl_zoo.hub.card import results_table
 from fg_ssl_zoo.hub.export import export, usage_lines
 from fg_ssl_zoo.method import Method
-from fg_ssl_zoo.methods import check_options, complete_options, create_method, method_class
+from fg_ssl_zoo.methods import (
+    check_options,
+    check_queue,
+    complete_options,
+    create_method,
+    method_class,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +101,12 @@ def pretrain(recipe: Recipe) -> Backbone:
         Interrupted: A signal came; the checkpoint is written.
     """
     for number, stage in enumerate(recipe.stages):
-        check_options(stage.method, stage.options, where=f"stages[{number}].options")
+        where, at_once = (
+            f"stages[{number}].options",
+            stage.train.batch_size // stage.train.accumulate,
+        )
+        options = check_options(stage.method, stage.options, where=where)
+        check_queue(stage.method, options, at_once, where=where)
     set_seed(recipe.seed)
     switches, backbone = _prepare_backbone(recipe)
     train, test = load_splits(recipe.data, seed=recipe.seed)
@@ -291,13 +302,19 @@ def _finish(run: Run, backbone: Backbone, record: Record) -> None:
 
 
 def _finish_companion(run: Run, name: str, companion: Backbone, record: Record) -> None:
-    """Score another network of the method, trained and untrained, and export it too."""
+    """Score another network of the method, as it is and untrained, and export it.
+
+    A second network of the recipe's kind, such as a teacher, started as the first one did; any
+    other is compared with random weights.
+    """
     companion.eval().to(memory_format=torch.contiguous_format)
     torch.manual_seed(run.recipe.seed)
-    start = create_backbone(companion.name, image_size=companion.image_size, **companion.options)
+    init = run.recipe.init if companion.name == run.recipe.backbone else "scratch"
+    size, options = companion.image_size, companion.options
+    start = create_backbone(companion.name, init=init, image_size=size, **options)
     start.mean, start.std = companion.mean, companion.std
     rows = [
-        {"name": row, "init": "scratch", **_plain(run.monitor(network, run.accelerator))}
+        {"name": row, "init": network.init, **_plain(run.monitor(network, run.accelerator))}
         for row, network in (("untrained", start), ("trained", companion))
     ]
     if run.accelerator.is_main_process:

@@ -11,19 +11,29 @@ from fg_ssl_zoo.methods import METHODS, create_method
 
 BACKBONES = ["test_resnet", "test_vit"]
 OPTIONS = {
+    "byol": {"hidden_size": 32, "projection_size": 16},
+    "detcon": {"hidden_size": 32, "projection_size": 16},
+    "dino": {"prototypes": 32, "hidden_size": 32, "bottleneck": 16, "local_crops": 2},
     "jigsaw": {"num_permutations": 10, "dropout": 0.0},
+    "lcr": {"queue_size": 256, "projection_size": 16},
+    "moco": {"projection_size": 16, "queue_size": 8},
     "pmg": {"num_classes": 4, "hidden_size": 16, "embedding_size": 32},
     "simclr": {"hidden_size": 32, "projection_size": 16},
+    "simsiam": {"projection_size": 32, "predictor_size": 8},
     "srgan": {"width": 8, "discriminator_width": 8},
     "super_resolution": {"width": 8},
 }
 SIZES = {"jigsaw": 96}
 """Side of the input in pixels, where 64 does not suit."""
 
+BACKBONE_OPTIONS = {("lcr", "test_vit"): {"global_pool": "avg", "fc_norm": False}}
+"""For a method that needs a mean over the patches."""
+
 
 def build(name, backbone, seed=0):
     torch.manual_seed(seed)
-    shape = create_backbone(backbone, image_size=SIZES.get(name, 64))
+    options = BACKBONE_OPTIONS.get((name, backbone), {})
+    shape = create_backbone(backbone, image_size=SIZES.get(name, 64), **options)
     return create_method(name, shape, **OPTIONS.get(name, {}))
 
 
@@ -56,8 +66,10 @@ def test_thirty_steps_on_one_batch_lower_the_loss(name, backbone, birds):
     method = build(name, backbone)
     batch = batch_for(method, birds)
     optimizer = torch.optim.AdamW(method.param_groups(), lr=1e-3, weight_decay=0.0)
+    queue = {key: x.clone() for key, x in method.state_dict().items() if key.startswith("queue.")}
     losses = []
     for _ in range(30):
+        method.load_state_dict(queue, strict=False)  # the batch is not to meet itself in it
         loss = method(batch).loss
         optimizer.zero_grad()
         loss.backward()

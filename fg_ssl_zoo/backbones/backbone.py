@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.format import Format
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones import fgssl_models  # whole: it is half imported by then
+from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
 from fg_ssl_zoo.backbones.published import WEIGHTS, check_source, exported_folder, read_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
 from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError, published_folder
@@ -63,7 +64,8 @@ class Backbone(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Pooled features `h` of normalised images."""
-        return self.model(images)
+        with self._precision_for(images):
+            return self.model(images)
 
     def feature_maps(
         self, images: Float[Tensor, "b 3 h w"], indices: int | Sequence[int] = 1
@@ -81,12 +83,26 @@ class Backbone(nn.Module):
         if not hasattr(self.model, "forward_intermediates"):
             raise ValueError(f"{self.name} has no feature maps that timm can read")
         try:
-            return self.model.forward_intermediates(images, indices=wanted, intermediates_only=True)
+            with self._precision_for(images):
+                return self.model.forward_intermediates(
+                    images, indices=wanted, intermediates_only=True
+                )
         except AssertionError as error:  # timm's way to say that an index is out of range
             count = len(getattr(self.model, "feature_info", ()))
             raise ValueError(
                 f"{self.name} has {count} feature maps; there is no {indices}"
             ) from error
+
+    def _precision_for(self, images: Tensor) -> AbstractContextManager[Any]:
+        """No autocast where torch's bf16 gradient is wrong: a strided convolution on one pixel.
+
+        On a CPU (torch 2.15) it reads memory that nothing has written. Pictures of 16 pixels end so
+        in a network that divides their side by 32.
+        """
+        info = getattr(self.model, "feature_info", None) or [{"reduction": 1}]
+        single = min(images.shape[-2:]) <= info[-1]["reduction"] / 2
+        tiny = single and self.patch_size is None and images.device.type == "cpu"
+        return torch.autocast("cpu", enabled=False) if tiny else nullcontext()
 
     def normalize(self, pixels: UInt8[Tensor, "*n h w 3"]) -> Float[Tensor, "*n 3 h w"]:
         """Pixels as the loader ships them become what the network reads, on the pixels' device.
@@ -157,7 +173,7 @@ def _from_timm(name: str, init: str, arguments: Mapping[str, Any]) -> Any:
     source = f"{name}.{init}" if init in _tags(name) else init
     model = build(source, source, pretrained=True, **arguments)
     found = model.pretrained_cfg.get("architecture") or name
-    if found not in (name, fgssl_models.stock_of(name, model)[0]):
+    if found not in (name, stock_of(name, model)[0]):
         raise ValueError(f"init: {init} holds a {found}; the recipe's backbone is {name}")
     with torch.device("meta"):
         wanted = build(name, name, **arguments).state_dict()
@@ -179,7 +195,7 @@ def _folder_of_ours(name: str, init: str) -> Path:
     Raises:
         ValueError: These words mean nothing, or the weights cannot be had.
     """
-    if published := fgssl_models.published_as(init):
+    if published := published_as(init):
         try:
             return published_folder(*published)
         except PretrainedWeightsError as error:
@@ -199,7 +215,7 @@ def _continue_from(model: Any, folder: Path, name: str, init: str) -> Mapping[st
     Raises:
         ValueError: It holds another network, or one of other options.
     """
-    config, wanted = read_config(folder), fgssl_models.stock_of(name, model)[0]
+    config, wanted = read_config(folder), stock_of(name, model)[0]
     if config["architecture"] != wanted:
         raise ValueError(
             f"init: {init} holds a {config['architecture']}; the recipe's backbone is {wanted}"

@@ -13,14 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.layers.generator import doubling
 
 FULL_MAP = 6
@@ -199,26 +197,6 @@ class SRResNet(_Chain):
         for enlargement in self.up:
             x = enlargement(x)
             yield x
-
-
-def generator_of(trunk: Backbone, up: nn.Sequential) -> Backbone | None:
-    """SRGAN's whole generator up to its last convolution, as a backbone.
-
-    Args:
-        trunk: Any backbone; `None` is returned for one that is not SRResNet's trunk.
-        up: The enlargements that were trained behind it; `None` is returned for another width.
-    """
-    first: Any = up[0]
-    if not isinstance(trunk.model, SRResNet) or first[0].in_channels != trunk.model.num_features:
-        return None
-    options = {**trunk.options, "upsample": True}
-    model = timm.create_model(trunk.name, num_classes=0, **options)
-    weights = {**trunk.model.state_dict(), **{f"up.{k}": v for k, v in up.state_dict().items()}}
-    model.load_state_dict(weights)
-    return Backbone(
-        model, trunk.name, init=trunk.init, image_size=trunk.image_size, mean=trunk.mean,
-        std=trunk.std, options=options,
-    )  # fmt: skip
 
 
 class ResidualBlock(nn.Module):

@@ -14,6 +14,7 @@ class Sample(TypedDict):
         index: Its number in the source.
         label: Class number.
         part_mask: (h, w) uint8 part of every pixel; 0 is background.
+        regions: (r, r) uint8 region of every part of the whole picture, where a method noted it.
         keypoints: (k, 3) float32; x, y in 0..1 of the picture, and visible 0/1.
     """
 
@@ -21,6 +22,7 @@ class Sample(TypedDict):
     index: int
     label: NotRequired[int]
     part_mask: NotRequired[np.ndarray]
+    regions: NotRequired[np.ndarray]
     keypoints: NotRequired[np.ndarray]
 
 

@@ -82,7 +82,8 @@ PRESETS: dict[str, Pair] = {
     "simclr": (_SIMCLR, _SIMCLR),  # google-research/simclr
     "moco_v2": (_MOCO_V2, _MOCO_V2),  # facebookresearch/moco
     "byol": (replace(_BYOL, blur=1.0), replace(_BYOL, blur=0.1, solarize=0.2)),  # deepmind, byol
-    # Colour and small parts tell species apart: they are kept (our choice, docs/recipes.md).
+    # Colour and small parts tell species apart: large crops keep the parts, no grey and no hue keep
+    # the colour (our choice, docs/recipes.md). The preset of the 448-pixel recipes.
     "fine_grained": (_FINE_GRAINED, _FINE_GRAINED),
 }
 
@@ -205,7 +206,8 @@ def render(image: np.ndarray, view: View, size: int) -> np.ndarray:
 def render_mask(mask: np.ndarray, view: View, size: int) -> np.ndarray:
     """A part mask under the same crop and flip, nearest neighbour: (size, size) uint8."""
     x, y, w, h = view.box
-    crop = cv2.resize(mask[y : y + h, x : x + w], (size, size), interpolation=cv2.INTER_NEAREST)
+    how = cv2.INTER_NEAREST_EXACT  # by centres, as the picture; INTER_NEAREST takes corners
+    crop = cv2.resize(mask[y : y + h, x : x + w], (size, size), interpolation=how)
     return cv2.flip(crop, 1) if view.flip else crop
 
 
@@ -256,6 +258,26 @@ class RandomViews:
             fits = seen.shape[0] == self.size
             views.append(seen if fits else cv2.resize(seen, (self.size, self.size)))
         return {"images": np.stack(views)}
+
+
+@dataclass(frozen=True)
+class MultiCrop:
+    """Views of two sizes: `images` (v, s, s, 3) and, where asked for, `local_images` (n, l, l, 3).
+
+    Attributes:
+        whole: Draws the large views, first.
+        local: Draws the small ones.
+    """
+
+    whole: RandomViews
+    local: RandomViews | None = None
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
+        """The views of one sample."""
+        seen = self.whole(sample, generator)
+        if self.local is not None:
+            seen["local_images"] = self.local(sample, generator)["images"]
+        return seen
 
 
 @dataclass(frozen=True)

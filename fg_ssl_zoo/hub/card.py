@@ -172,7 +172,7 @@ def card_data(recipe: Recipe, results: Mapping[str, Any]) -> ModelCardData:
         pipeline_tag="image-feature-extraction",
         tags=[*words, *recipe.hub.tags],
         datasets=[hub_id] if hub_id else None,
-        base_model=None if results.get("companion") else _base_model(recipe),
+        base_model=_base_model(recipe) if _starts_as(recipe, results) else None,
         model_name=recipe.name,
         eval_results=evaluated or None,
     )
@@ -235,6 +235,15 @@ def _knn_protocol(results: Mapping[str, Any]) -> Mapping[str, Any]:
     """How the kNN scores were made; empty where there are none, as for unlabelled pictures."""
     scored = any(row.get("knn_top1") is not None for row in results.get("rows", ()))
     return results.get("protocol", {}).get("knn", {}) if scored else {}
+
+
+def _starts_as(recipe: Recipe, results: Mapping[str, Any]) -> bool:
+    """Whether training started these weights from the recipe's `init`.
+
+    A companion may be a network of its own, such as a discriminator.
+    """
+    started = {row.get("init") for row in results.get("rows", ())}
+    return not results.get("companion") or started == {recipe.init}
 
 
 def _base_model(recipe: Recipe) -> str | None:

@@ -5,17 +5,21 @@ from itertools import pairwise
 from torch import nn
 
 
-def mlp(widths: list[int], *, last_norm: bool = False, bias: bool = False) -> nn.Sequential:
+def mlp(
+    widths: list[int], *, norm: bool = True, last_norm: bool = False, bias: bool = False
+) -> nn.Sequential:
     """Linear layers with BatchNorm and ReLU between them.
 
     Args:
         widths: Input, hidden and output sizes.
+        norm: BatchNorm behind hidden layers; without it they have a bias.
         last_norm: BatchNorm on the output, without scale and shift.
         bias: Of the last layer when no norm follows it.
     """
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths[:-1]):
-        layers += [nn.Linear(width_in, width_out, bias=False), nn.BatchNorm1d(width_out)]
+        layers += [nn.Linear(width_in, width_out, bias=not norm)]
+        layers += [nn.BatchNorm1d(width_out)] if norm else []
         layers += [nn.ReLU(inplace=True)]
     layers += [nn.Linear(widths[-2], widths[-1], bias=bias and not last_norm)]
     if last_norm:

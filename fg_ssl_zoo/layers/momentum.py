@@ -4,6 +4,7 @@ import copy
 from typing import TypeVar
 
 import torch
+from timm.layers.drop import DropPath
 from torch import nn
 
 from fg_ssl_zoo.layers.frozen import TRACKING
@@ -22,6 +23,19 @@ def teacher_of(student: Network) -> Network:
         if getattr(module, TRACKING, False):
             setattr(module, TRACKING, False)
     return teacher
+
+
+def keep_all_paths(network: nn.Module) -> None:
+    """Switch off stochastic depth and dropout for good, in training mode too.
+
+    A teacher that stays in training mode for its norms would else answer at random. DINO's is built
+    without them (facebookresearch/dino).
+    """
+    for module in network.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+        elif isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
 
 
 @torch.no_grad()

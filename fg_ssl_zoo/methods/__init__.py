@@ -11,9 +11,15 @@ from fg_ssl_zoo.data.sample import Images, refuse_single_pictures
 from fg_ssl_zoo.method import Method
 
 METHODS = {
+    "byol": "BYOL",
+    "detcon": "DetCon",
+    "dino": "DINO",
     "jigsaw": "Jigsaw",
+    "lcr": "LCR",
+    "moco": "MoCo",
     "pmg": "PMG",
     "simclr": "SimCLR",
+    "simsiam": "SimSiam",
     "srgan": "SRGAN",
     "super_resolution": "SuperResolution",
 }
@@ -65,6 +71,29 @@ def check_options(name: str, options: Mapping[str, Any], where: str = "options")
         option: parse(known[option].annotation, value, where=f"{where}.{option}")
         for option, value in options.items()
     }
+
+
+def check_queue(
+    name: str, options: Mapping[str, Any], batch_size: int, where: str = "options"
+) -> None:
+    """Refuse a queue that cannot take in the keys of one batch; for methods with a `queue_size`.
+
+    Args:
+        name: A key of `METHODS`.
+        options: Of `check_options`.
+        batch_size: Images of one forward pass, of all processes together.
+        where: Path of the options, for the error.
+
+    Raises:
+        RecipeError: The queue is smaller.
+    """
+    parameter = inspect.signature(method_class(name).__init__).parameters.get("queue_size")
+    size = options.get("queue_size", parameter and parameter.default)
+    if size is not None and size < batch_size:
+        raise RecipeError(
+            f"{where}.queue_size: {size} is smaller than the batch of {batch_size} images; "
+            f"{batch_size} or more would do"
+        )
 
 
 def complete_options(

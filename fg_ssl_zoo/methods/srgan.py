@@ -38,7 +38,7 @@ from fg_ssl_zoo.backbones.backbone import (
     create_backbone,
     train_up_to_last_map,
 )
-from fg_ssl_zoo.backbones.srgan_models import generator_of
+from fg_ssl_zoo.backbones.companions import generator_of
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import LowAndHigh
 from fg_ssl_zoo.layers.frozen import frozen

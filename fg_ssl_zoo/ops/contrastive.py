@@ -1,4 +1,4 @@
-"""Contrastive losses as functions of tensors."""
+"""Contrastive losses as functions of tensors, in float32 or better also under autocast."""
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fg_ssl_zoo.ops.distributed import gather, rank
+from fg_ssl_zoo.ops.similarity import unit
 
 
 def nt_xent(
@@ -13,16 +14,16 @@ def nt_xent(
 ) -> Float[Tensor, ""]:
     """Normalised temperature-scaled cross entropy over all processes (SimCLR, eq. 1).
 
-    ln(2n - 1) for equal projections, whatever the temperature. Computed in float32 or better.
+    ln(2n - 1) for equal projections, whatever the temperature.
 
     Args:
         z0: Projections of the first views of this process's images.
         z1: Projections of the second views, in the same order.
         temperature: Divides the cosine similarities.
     """
-    local = torch.cat([z0, z1])
-    local = F.normalize(local.float() if local.dtype in _HALF else local, dim=-1)
-    logits = local @ gather(local).T / temperature  # (2n, 2n * world)
+    local = unit(torch.cat([z0, z1]))
+    with torch.autocast(local.device.type, enabled=False):
+        logits = local @ gather(local).T / temperature  # (2n, 2n * world)
     own = torch.arange(len(local), device=local.device) + rank() * len(local)
     logits = logits.scatter(1, own[:, None], float("-inf"))  # no image is its own negative
     return F.cross_entropy(logits, own.roll(len(z0)))
@@ -36,7 +37,7 @@ def info_nce(
 ) -> Float[Tensor, ""]:
     """Cross entropy of each query's own key against `k` shared negatives (MoCo, eq. 1).
 
-    ln(1 + k) where all vectors are equal. Computed in float32 or better.
+    ln(1 + k) where all vectors are equal.
 
     Args:
         queries: Of this process's images.
@@ -44,13 +45,19 @@ def info_nce(
         negatives: The queue; of length 1 already.
         temperature: Divides the cosine similarities.
     """
-    queries, keys = (
-        F.normalize(x.float() if x.dtype in _HALF else x, dim=-1) for x in (queries, keys)
-    )
-    positive = (queries * keys).sum(dim=1, keepdim=True)
-    logits = torch.cat([positive, queries @ negatives.to(queries).T], dim=1)  # (n, 1 + k)
+    logits = info_nce_logits(queries, keys, negatives, temperature)
     own = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-    return F.cross_entropy(logits / temperature, own)
+    return F.cross_entropy(logits, own)
 
 
-_HALF = (torch.bfloat16, torch.float16)
+def info_nce_logits(
+    queries: Float[Tensor, "n d"],
+    keys: Float[Tensor, "n d"],
+    negatives: Float[Tensor, "k d"],
+    temperature: float,
+) -> Float[Tensor, "n 1+k"]:
+    """Cosine of each query to its own key, then to all negatives, over the temperature."""
+    queries, keys = unit(queries), unit(keys)
+    with torch.autocast(queries.device.type, enabled=False):
+        own = (queries * keys).sum(dim=1, keepdim=True)
+        return torch.cat([own, queries @ negatives.to(queries).T], dim=1) / temperature

@@ -61,3 +61,9 @@ class _Sum(torch.autograd.Function):
 def sum_over_processes(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Sum of a tensor over all processes, through which gradients flow."""
     return _Sum.apply(x) if world_size() > 1 else x
+
+
+@torch.no_grad()
+def mean_over_processes(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Mean of a tensor over all processes, without gradient."""
+    return sum_over_processes(x) / world_size()

@@ -78,7 +78,8 @@ def test_every_recipe_of_the_package_is_a_name_and_its_architecture_too():
     names = list(recipe_files())
     assert set(names) <= set(timm.list_pretrained("fgssl*"))
     assert {name.partition(".")[0] for name in names} <= set(timm.list_models("fgssl*"))
-    models, networks = (set(timm.list_models(module=m)) for m in ("fgssl_models", "srgan_models"))
+    models = set(timm.list_models(module="fgssl_models"))
+    networks = {n for m in ("srgan_models", "attentive_models") for n in timm.list_models(module=m)}
     assert models | networks == set(timm.list_models("fgssl*"))
     assert not models & networks
     assert not set(timm.list_models("fgssl*")) & set(timm.list_models(module="resnet"))

@@ -126,6 +126,14 @@ def test_masks_and_points_move_with_the_picture():
             assert seen[y, x, 0] > 150
 
 
+def test_a_reduced_mask_takes_the_middle_of_every_step_as_the_picture_does():
+    columns = np.tile(np.arange(60, dtype=np.uint8), (60, 1))
+    view = View((0, 0, 60, 60), False, np.eye(3), 0.0, 0.0, False)
+    np.testing.assert_array_equal(render_mask(columns, view, 12)[0], np.arange(2, 60, 5))
+    picture = render(np.repeat(columns[..., None], 3, axis=2), view, 12)
+    assert np.abs(picture[..., 0].astype(int) - render_mask(columns, view, 12)).max() <= 1
+
+
 def test_a_point_that_the_crop_lost_is_invisible():
     view = View((50, 0, 50, 80), False, np.eye(3), 0.0, 0.0, False)
     points = np.array([[0.2, 0.5, 1], [0.75, 0.5, 1], [0.75, 0.5, 0]], np.float32)

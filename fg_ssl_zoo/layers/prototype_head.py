@@ -1,0 +1,54 @@
+"""A head that compares features with learned directions."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class PrototypeHead(nn.Module):
+    """Features -> MLP -> point on a sphere -> its cosine with each prototype (DINO).
+
+    The prototypes are normalised where they are used, which is weight normalisation with all
+    lengths at 1; the parameter is a plain matrix, so copies, state dicts and data-parallel training
+    see nothing special. No BatchNorm, as in facebookresearch/dino, which also starts the MLP from
+    a normal of deviation 0.02 cut at two and the prototypes as torch starts a linear layer.
+
+    Args:
+        width: Of the features.
+        hidden_size: Of the two hidden layers, with GELU; 2,048 in the paper.
+        bottleneck: Of the sphere; 256 in the paper.
+        prototypes: Outputs; 65,536 in the paper.
+    """
+
+    def __init__(self, width: int, hidden_size: int, bottleneck: int, prototypes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden_size),
+            nn.GELU(),
+            nn.Linear(hidden_size, hidden_size),
+            nn.GELU(),
+            nn.Linear(hidden_size, bottleneck),
+        )
+        for layer in self.mlp[::2]:
+            assert isinstance(layer, nn.Linear)
+            nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
+            nn.init.zeros_(layer.bias)
+        self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
+
+    def forward(self, h: Float[Tensor, "b d"], fixed: bool = False) -> Float[Tensor, "b k"]:
+        """Cosines with all prototypes, in the precision of the weights.
+
+        A temperature of 0.04 makes of bfloat16's steps near 1 differences of a tenth, so the last
+        layer stays out of mixed precision.
+
+        Args:
+            h: Features.
+            fixed: The prototypes stay where they are: their gradient is zero.
+        """
+        z = self.mlp(h)
+        with torch.autocast(h.device.type, enabled=False):
+            directions = F.normalize(self.prototypes.weight, dim=1)
+            if fixed:  # zero instead of none, which would stop data-parallel training
+                directions = directions.detach() + 0 * directions
+            return F.linear(F.normalize(z.to(directions.dtype), dim=1), directions)

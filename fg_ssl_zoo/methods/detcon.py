@@ -1,0 +1,183 @@
+"""DetCon-B: the regions of a picture are found again in its other view, among all others.
+
+Paper: Henaff, Koppula, Alayrac, van den Oord, Vinyals & Carreira, 2021 (arXiv 2103.10957).
+
+    annotate   regions of each picture: Felzenszwalb's segments, before training
+    views      two random views; the regions are cut with the picture
+    pool       h_m = mean of the last feature map under region m
+    student    p_m = predictor(projector(h_m))
+    teacher    t_m = projector(h_m) of a moving average of the student's weights
+    loss       `ops/region_contrast.py`, eq. 3: p_m of one view against t_m of the other; all other
+               regions of all pictures of all processes are negatives
+
+Deviations: the regions to compare are drawn once, among those that both views show (theirs: by each
+network and view on its own, so that a region may lack its positive); a picture of a single region
+has no weight; segments are found on a picture of 256 pixels, with a scale that follows its area,
+and kept at 64 x 64; the views keep colour by default (`preset: paper` takes BYOL's, as they do);
+the teacher's running statistics follow the student's, and it starts as a copy of it.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from accelerate import Accelerator
+from annotated_types import Ge, Gt, Le
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from fg_ssl_zoo.backbones.backbone import Backbone, train_up_to_last_map
+from fg_ssl_zoo.data.regions import (
+    Grid,
+    RandomRegionViews,
+    RegionsOf,
+    Segments,
+    check_given,
+    given_parts,
+    needs_segments,
+    segment_notes,
+)
+from fg_ssl_zoo.data.sample import Images, Views
+from fg_ssl_zoo.data.views import Share, augmentations_of
+from fg_ssl_zoo.layers.heads import mlp
+from fg_ssl_zoo.layers.momentum import follow, teacher_of
+from fg_ssl_zoo.method import Batch, Method, MethodOutput, Notes
+from fg_ssl_zoo.ops.region_contrast import pool_regions, region_contrast
+from fg_ssl_zoo.ops.schedules import cosine
+from fg_ssl_zoo.ops.similarity import spread
+
+
+class DetCon(Method):
+    """DetCon-B around a backbone.
+
+    Args:
+        backbone: Gives the feature map.
+        masks: Where regions come from: `felzenszwalb` segments, a `grid` of squares, or the part
+            masks `given` by the data set.
+        scale: Of the segments: larger gives fewer and larger ones; 1,000 in the paper.
+        grid_size: Squares in a row of the grid.
+        num_samples: Regions compared per picture, with replacement; 16 in the paper.
+        temperature: 0.1 in the paper.
+        local_negatives: Whether other regions of the same picture are negatives, as in the paper.
+        hidden_size: Of projector and predictor; 4,096 in the paper.
+        projection_size: Of `z` and `p`; 256 in the paper.
+        momentum: Of the teacher at the start; it rises to 1 by a cosine. 0.996 in the paper.
+        preset: Views of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for BYOL's.
+        augmentation: Strengths of `Augmentation` that replace those of the preset.
+
+    Raises:
+        ValueError: Segments are wanted and scikit-image is not installed, or the pictures are too
+            small for the backbone.
+    """
+
+    papers = (
+        "Henaff, Koppula, Alayrac, van den Oord, Vinyals, Carreira: Efficient Visual Pretraining "
+        "with Contrastive Detection. ICCV 2021, arXiv 2103.10957.",
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        masks: Literal["felzenszwalb", "grid", "given"] = "felzenszwalb",
+        scale: Annotated[float, Gt(0)] = 1000,
+        grid_size: Annotated[int, Ge(2), Le(16)] = 4,
+        num_samples: Annotated[int, Ge(1)] = 16,
+        temperature: Annotated[float, Gt(0)] = 0.1,
+        local_negatives: bool = True,
+        hidden_size: Annotated[int, Ge(1)] = 4096,
+        projection_size: Annotated[int, Ge(1)] = 256,
+        momentum: Share = 0.996,
+        preset: str = "fine_grained",
+        augmentation: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(backbone)
+        if masks == "felzenszwalb":
+            needs_segments()
+        sources: dict[str, RegionsOf] = {
+            "felzenszwalb": Segments(scale),
+            "grid": Grid(grid_size),
+            "given": given_parts,
+        }
+        self.regions = sources[masks]
+        self.augmentations = augmentations_of(preset, augmentation, paper="byol")
+        self.num_samples, self.temperature = num_samples, temperature
+        self.local_negatives, self.momentum = local_negatives, momentum
+        width, _ = train_up_to_last_map(backbone, backbone.image_size)
+        self.projector = mlp([width, hidden_size, projection_size])
+        self.predictor = mlp([projection_size, hidden_size, projection_size])
+        self.teacher = teacher_of(self._followed())
+
+    @classmethod
+    def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """What PARTICLE's abstract gives for it."""
+        return (
+            "35.4 % on CUB, 35.5 % on Aircraft, 29.7 % on Cars, linear, ResNet-50 pretrained on "
+            "ImageNet (by PARTICLE's authors, arXiv 2309.13822)",
+        )
+
+    def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
+        """`regions` (n, 64, 64) of the segments; grids and given masks need no note.
+
+        Raises:
+            ValueError: The data set has no masks, or a single region in every picture.
+        """
+        if isinstance(self.regions, Segments):
+            return {"regions": segment_notes(images, self.regions, accelerator)}
+        if self.regions is given_parts:
+            check_given(images)
+        return {}
+
+    def views(self, image_size: int) -> Views:
+        """`images` (2, s, s, 3), `masks` (2, c, c) on the feature map, `ids` (2, n), `weight`."""
+        _, cells = train_up_to_last_map(self.backbone, image_size)
+        return RandomRegionViews(
+            image_size, cells, self.num_samples, self.augmentations, self.regions
+        )
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """Region contrast of `images` (b, 2, h, w, 3); both views take one pass of each network."""
+        images, masks, ids = (
+            batch[key].transpose(0, 1).flatten(0, 1) for key in ("images", "masks", "ids")
+        )  # the first views, then the second ones
+        images = self.backbone.normalize(images)
+        z = _project(self._followed(), images, masks, ids)
+        p = self.predictor(z)
+        with torch.no_grad():
+            t = _project(self.teacher, images, masks, ids)
+        p, t = (x.unflatten(0, (2, -1, self.num_samples)) for x in (p, t))
+        ids = ids.unflatten(0, (2, -1))
+        loss = region_contrast(
+            p, t, ids, self.temperature,
+            weights=batch["weight"], local_negatives=self.local_negatives,
+        )  # fmt: skip
+        regions = _num_compared(ids, batch["weight"])
+        return MethodOutput(loss, {"train/z_std": spread(z), "train/regions": regions})
+
+    def on_step_end(self, progress: float) -> None:
+        """The teacher follows, ever more slowly."""
+        follow(self.teacher, self._followed(), cosine(self.momentum, 1.0, progress))
+
+    def _followed(self) -> nn.Sequential:
+        """What the teacher is an average of; made anew, so that it is registered once."""
+        return nn.Sequential(self.backbone, self.projector)
+
+
+def _project(
+    network: nn.Sequential,
+    images: Float[Tensor, "n 3 h w"],
+    masks: Int64[Tensor, "n c c"],
+    ids: Int64[Tensor, "n s"],
+) -> Float[Tensor, "_ d"]:
+    """Projections of the drawn regions, (n s, d)."""
+    backbone, projector = network
+    assert isinstance(backbone, Backbone)
+    (last,) = backbone.feature_maps(images, [-1])
+    return projector(pool_regions(last, masks, ids).flatten(0, 1))
+
+
+def _num_compared(ids: Int64[Tensor, "2 b s"], weight: Float[Tensor, " b"]) -> Float[Tensor, ""]:
+    """Mean number of different regions that a picture contributes."""
+    first, second = ids.sort(dim=-1).values
+    different = 1 + (first.diff(dim=-1) != 0).sum(dim=-1)
+    return (weight * (first == second).all(dim=-1) * different).mean()

@@ -1,0 +1,245 @@
+"""DINO: a student that sees a part names what a slower self makes of the whole.
+
+Paper: Caron, Touvron, Misra, Jegou, Mairal, Bojanowski & Joulin, 2021 (arXiv 2104.14294).
+
+    views      x_1, x_2: two large (global) crops; x_3, ...: small (local) crops, of a smaller size
+    student    P_s(x) = softmax(head(backbone(x)) / 0.1), of all crops: one pass for each size
+    teacher    P_t(x) = softmax((t(x) - c) / T), t: an average of the student; of x_1, x_2 only
+    loss       mean over the pairs g in {1, 2}, v != g of -P_t(x_g) log P_s(x_v)
+    centre     c <- 0.9 c + 0.1 mean of t over the batch of all processes, after the loss
+    average    teacher <- m teacher + (1 - m) student after each step, m from 0.996 to 1
+
+The centre keeps one output from winning everywhere, the low T all outputs from being alike. T rises
+from 0.04 to 0.07 in a straight line over the first `teacher_warmup` of the stage. The prototypes
+(the head's last layer) keep their directions over the first `freeze_last_layer` of it: what the
+student is compared with moves by the centre alone while the features are noise.
+The teacher is what the paper evaluates; it is published beside the student, as `teacher`.
+
+Deviations: schedules move with every step (theirs: T and the freeze with every epoch); a clip of
+the gradient is of all parameters together (theirs: of each alone); while the prototypes are fixed,
+weight decay still shortens their vectors, which the head normalises; `preset: fine_grained` keeps
+colour, and shows parts (`LOCAL_SCALES`); colour jitter is one affine map (see `data/views.py`).
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, cast
+
+import torch
+from annotated_types import Ge, Gt, Le
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from fg_ssl_zoo.backbones.backbone import Backbone, accept_any_size
+from fg_ssl_zoo.data.sample import Views
+from fg_ssl_zoo.data.views import Augmentation, MultiCrop, RandomViews, augmentations_of
+from fg_ssl_zoo.layers.momentum import follow, keep_all_paths, teacher_of
+from fg_ssl_zoo.layers.prototype_head import PrototypeHead
+from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.ops.distributed import mean_over_processes
+from fg_ssl_zoo.ops.schedules import cosine
+
+Count = Annotated[int, Ge(1)]
+Share = Annotated[float, Ge(0), Le(1)]
+Positive = Annotated[float, Gt(0)]
+
+# Strengths of facebookresearch/dino; the blur of its local crops is in pixels at 96.
+_GLOBAL = Augmentation(crop_scale=(0.4, 1.0), saturation=0.2, blur=1.0)
+_GLOBAL_2 = replace(_GLOBAL, blur=0.1, solarize=0.2)
+_LOCAL = replace(_GLOBAL, blur=0.5, blur_sigma=(0.1 * 224 / 96, 2.0 * 224 / 96))
+_ALONE = (0.14, 1.0)  # scale of global crops without local ones, as that repository advises
+
+LOCAL_SCALES = {"paper": (0.05, 0.4), "fine_grained": (0.15, 0.4)}
+"""Area of a local crop as a share of the picture; other presets have that of `fine_grained`.
+
+Ours: by CUB's keypoints, 15 % of the paper's local crops show no part of the bird and could be
+named by their background only; of these 6 % do, and they still leave out half of the parts.
+"""
+
+LOCAL_SIDE = 96 / 224
+"""Side of a local crop over that of a global one, in pixels of the network (paper)."""
+
+
+class DINO(Method):
+    """Self-distillation without labels around a backbone.
+
+    Args:
+        backbone: Gives the features `h`; a ViT is made to read local crops too.
+        prototypes: Outputs of the head; 65,536 in the paper for 1.3 million pictures, 4,096 in
+            solo-learn's recipes for ImageNet-100 and CIFAR.
+        hidden_size: Of the head; 2,048 in the paper.
+        bottleneck: Of the head; 256 in the paper.
+        local_crops: Small views of each picture; 8 in the paper.
+        local_size: Side of a small view in pixels; 96 for 224 when not given, scaled with the
+            size of the pictures, for a ViT in whole patches.
+        local_crop_scale: Area of a small view over the picture's; `LOCAL_SCALES` if not given.
+        preset: Views of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for DINO's own. Small views
+            are drawn as the first large one is, in another scale.
+        augmentation: Strengths of `Augmentation` that replace those of the preset in all views;
+            `crop_scale` in the large ones.
+        student_temperature: 0.1 in the paper.
+        teacher_temperature: From, to: 0.04, 0.07 in the official longer run.
+        teacher_warmup: Share of the stage over which it rises; 30 of 300 epochs there.
+        momentum: Of the teacher at the start, as in the paper: it remembers eleven epochs of CUB
+            at a batch of 256. The repository's 0.9995 for that batch would remember 85.
+        centre_momentum: 0.9 in the paper.
+        freeze_last_layer: Share of the stage in which the prototypes are fixed; one epoch of 100.
+    """
+
+    papers = (
+        "Caron, Touvron, Misra, Jégou, Mairal, Bojanowski, Joulin: Emerging Properties in "
+        "Self-Supervised Vision Transformers. ICCV 2021, arXiv 2104.14294.",
+    )
+
+    centre: Tensor
+    teacher_temperature: Tensor
+    prototypes_fixed: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        prototypes: Annotated[int, Ge(2)] = 4096,
+        hidden_size: Count = 2048,
+        bottleneck: Count = 256,
+        local_crops: Annotated[int, Ge(0)] = 8,
+        local_size: Count | None = None,
+        local_crop_scale: tuple[Share, Share] | None = None,
+        preset: str = "fine_grained",
+        augmentation: dict[str, Any] | None = None,
+        student_temperature: Positive = 0.1,
+        teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07),
+        teacher_warmup: Share = 0.1,
+        momentum: Share = 0.996,
+        centre_momentum: Share = 0.9,
+        freeze_last_layer: Share = 0.01,
+    ) -> None:
+        super().__init__(backbone)
+        self.local_crops, self.local_size = local_crops, local_size
+        if local_crops and self.side_of_local_crops(backbone.image_size) != backbone.image_size:
+            accept_any_size(backbone)
+        self.head = PrototypeHead(backbone.num_features, hidden_size, bottleneck, prototypes)
+        self.teacher = teacher_of(nn.Sequential(backbone, self.head))
+        keep_all_paths(self.teacher)
+        changes = augmentation or {}
+        alone = {} if local_crops or preset != "paper" else {"crop_scale": _ALONE}
+        large = {**alone, **changes}
+        self.augmentations = augmentations_of(preset, large, paper=(_GLOBAL, _GLOBAL_2))
+        scale = LOCAL_SCALES.get(preset, LOCAL_SCALES["fine_grained"])
+        small = {**changes, "crop_scale": local_crop_scale or scale}
+        self.local_augmentation, _ = augmentations_of(preset, small, paper=(_LOCAL, _LOCAL))
+        self.student_temperature = student_temperature
+        self.teacher_temperatures, self.teacher_warmup = teacher_temperature, teacher_warmup
+        self.momentum, self.centre_momentum = momentum, centre_momentum
+        self.freeze_last_layer = freeze_last_layer
+        self.register_buffer("centre", torch.zeros(prototypes))
+        self.register_buffer("teacher_temperature", torch.zeros(()))
+        self.register_buffer("prototypes_fixed", torch.zeros((), dtype=torch.bool))
+        self._set_schedules(0.0)
+
+    @classmethod
+    def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """The authors' figures on ImageNet."""
+        where = "on ImageNet with 65,536 prototypes (official repository)"
+        return (
+            f"74.5 % kNN and 77.0 % linear, ViT-S/16 {where}",
+            f"67.5 % kNN and 75.3 % linear, ResNet-50 {where}",
+        )
+
+    def side_of_local_crops(self, image_size: int) -> int:
+        """Side of a small view in pixels; a ValueError names the nearest that would fit."""
+        step = self.backbone.patch_size or 1
+        wanted = self.local_size or image_size * LOCAL_SIDE
+        fitting = min(max(step, round(wanted / step) * step), image_size // step * step)
+        if self.local_size not in (None, fitting):
+            kind = f"a multiple of the patch size {step}" if step > 1 else "a number of pixels"
+            raise ValueError(
+                f"local_size: {self.local_size} is not {kind} up to the pictures' {image_size}; "
+                f"{fitting} is"
+            )
+        return fitting
+
+    def views(self, image_size: int) -> Views:
+        """`images` (2, s, s, 3), and `local_images` (n, l, l, 3) unless n is 0."""
+        whole = RandomViews(image_size, self.augmentations, (None, None))
+        side, n = self.side_of_local_crops(image_size), self.local_crops
+        local = RandomViews(side, [self.local_augmentation] * n, [None] * n)
+        return MultiCrop(whole, local if n else None)
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """Cross entropy of what the student names in each view under the teacher's names."""
+        crops = [batch["images"]]
+        if self.local_crops:
+            crops.append(batch["local_images"])
+            if crops[0].shape[2:] == crops[1].shape[2:]:
+                crops = [torch.cat(crops, dim=1)]
+        h = torch.cat([self.backbone(self._by_view(pixels)) for pixels in crops])  # (v * b, d)
+        logits = self.head(h, fixed=bool(self.prototypes_fixed))
+        with torch.no_grad():
+            seen = self.teacher(self._by_view(batch["images"])).unflatten(0, (2, -1))  # (2, b, k)
+            targets = ((seen - self.centre) / self.teacher_temperature).softmax(dim=-1)
+        student = logits.unflatten(0, (-1, seen.shape[1]))  # (v, b, k)
+        loss = distillation_loss(student, targets, self.student_temperature)
+        if self.training:
+            mean = mean_over_processes(seen.mean((0, 1)))  # (k,)
+            self.centre.lerp_(mean, 1 - self.centre_momentum)
+        return MethodOutput(loss, signs_of_collapse(targets, loss.detach()))
+
+    def _by_view(self, pixels: UInt8[Tensor, "b v h w 3"]) -> Float[Tensor, "_ 3 h w"]:
+        """All first views, then all second ones, ..., as the network reads them."""
+        return self.backbone.normalize(pixels.transpose(0, 1).flatten(0, 1))
+
+    def on_step_end(self, progress: float) -> None:
+        """The teacher follows; temperature and freeze become those of the next step."""
+        student = nn.Sequential(self.backbone, self.head)
+        follow(self.teacher, student, cosine(self.momentum, 1.0, progress))
+        self._set_schedules(progress)
+
+    def _set_schedules(self, progress: float) -> None:
+        """What `forward` needs to know of the progress, kept in every checkpoint."""
+        start, end = self.teacher_temperatures
+        risen = min(1.0, progress / self.teacher_warmup) if self.teacher_warmup else 1.0
+        self.teacher_temperature.fill_(start + (end - start) * risen)
+        self.prototypes_fixed.fill_(progress < self.freeze_last_layer)
+
+    def companions(self) -> Mapping[str, Backbone]:
+        """The teacher's backbone, which the paper evaluates."""
+        return {"teacher": cast(Backbone, copy.deepcopy(self.teacher[0]))}
+
+
+def distillation_loss(
+    logits: Float[Tensor, "v b k"], targets: Float[Tensor, "g b k"], temperature: float
+) -> Float[Tensor, ""]:
+    """Mean over all pairs of different views of -sum_k P_t log P_s (DINO, eq. 3).
+
+    ln(k) for a student whose logits are all alike, whatever the targets.
+
+    Args:
+        logits: The student's, of all views; the first g are the views that the teacher sees.
+        targets: The teacher's distributions, without gradient.
+        temperature: Divides the logits.
+    """
+    log_p = (logits / temperature).log_softmax(dim=-1).unbind()  # an index would cost a copy each
+    pairs = [(g, v) for g in range(len(targets)) for v in range(len(logits)) if v != g]
+    return torch.stack([-(targets[g] * log_p[v]).sum(-1).mean() for g, v in pairs]).mean()
+
+
+@torch.no_grad()
+def signs_of_collapse(targets: Float[Tensor, "g b k"], loss: Tensor) -> dict[str, Tensor]:
+    """Entropies in nats of what the teacher says, and what the student has left to learn.
+
+    `teacher_entropy` is 0 where one output has won and ln k where all are alike; the batch's mean
+    distribution has no more than it where all pictures get one answer. The divergence of student
+    and teacher is 0 after either collapse (section 5.3 of the paper).
+
+    Args:
+        targets: The teacher's distributions.
+        loss: Their cross entropy with the student's.
+    """
+    entropy = torch.special.entr(targets).sum(-1).mean()
+    return {
+        "train/teacher_entropy": entropy,
+        "train/teacher_student_kl": loss - entropy,
+        "train/teacher_batch_entropy": torch.special.entr(targets.mean((0, 1))).sum(),
+    }

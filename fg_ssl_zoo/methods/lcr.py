@@ -1,0 +1,203 @@
+"""LCR: learn to tell where the contrastive loss looks, and pool the features there.
+
+Paper: Shu, van den Hengel & Liu: Learning Common Rationale to Improve Self-Supervised
+Representation for Fine-Grained Visual Recognition Problems, CVPR 2023. Code: `GANPerf/LCR`.
+
+    views      two independent draws of one picture; the first is the query's, the second the key's
+    map        A, the last features of the backbone; h is their mean over the positions
+    contrast   L_C, MoCo v2: q = projector(h); k of the teacher; negatives from a queue
+    target     G = relu(sum_c A_c dL_C/dA_c) at every position, a constant
+    attention  a = max over 32 channels of ReLU(BN(conv 1x1(A))), `backbones/attentive_models.py`
+    loss       L_C + weight KL(softmax G || softmax a), over all positions of an image
+
+After training the attention weighs the mean over the positions. That network is published beside
+the backbone, as `fgssl_attentive`; the backbone itself is pooled as stock timm pools it.
+
+Deviations: a is stretched to 0..1 in every image by itself (theirs: over the whole batch, so that
+features depend on their neighbours), and so is G, from the gradient of each image's own loss
+(theirs: of the batch's mean, so that its scale depends on the batch); the softmax of the KL runs
+over the whole map (theirs over each row) and the KL is averaged over images with a weight of 1
+(theirs is a sum and weighs 0.01); where a map is constant it counts as even, which is the plain
+mean. The KL's gradient flows through the attention into the backbone. Momentum and queue are those
+for small sets, 0.99 to 0.999 and 4,096 (theirs 0.999 and 65,536). No norm is shuffled: those of
+several processes share their statistics. Their second attention and second queue, which never
+enter the loss, are left out.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from fg_ssl_zoo.backbones.attentive_models import AttentionBranch, check_pooling, map_of
+from fg_ssl_zoo.backbones.backbone import Backbone, size_arguments
+from fg_ssl_zoo.backbones.fgssl_models import stock_of
+from fg_ssl_zoo.data.sample import Views
+from fg_ssl_zoo.data.views import RandomViews, Share, augmentations_of
+from fg_ssl_zoo.layers.heads import mlp
+from fg_ssl_zoo.layers.momentum import follow, teacher_of
+from fg_ssl_zoo.layers.queue import Queue
+from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.ops.contrastive import info_nce
+from fg_ssl_zoo.ops.distributed import gather
+from fg_ssl_zoo.ops.gradcam import gradcam, gradient_at, min_max
+from fg_ssl_zoo.ops.schedules import cosine
+
+PICTURES = 8
+"""Rows of the picture for the eye."""
+
+
+class LCR(Method):
+    """MoCo v2 around a backbone, with a branch that learns where its loss looks.
+
+    Args:
+        backbone: Its features are the mean of its last map over the positions: a ResNet, or a ViT
+            with `backbone_options: {global_pool: avg, fc_norm: false}`.
+        temperature: 0.2 in MoCo v2.
+        queue_size: Negatives; 65,536 in the paper's code, 4,096 suits sets of 5 to 10 thousand.
+        momentum: Of the teacher at the start; 0.999 throughout in the paper's code.
+        momentum_end: At the end; a cosine leads there.
+        projection_size: Of `z`; 128 in MoCo v2, 256 in the paper's code.
+        attention_weight: Of the KL; 0.01 of a sum in the paper's code. With its SGD, 0.01 of our
+            mean teaches the branch nothing, 1 does (docs/methods.md).
+        attention_channels: 32 in the paper's code.
+        preset: Views of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for those of MoCo v2.
+        augmentation: Strengths of `Augmentation` that replace those of the preset.
+    """
+
+    papers = (
+        "Shu, van den Hengel, Liu: Learning Common Rationale to Improve Self-Supervised "
+        "Representation for Fine-Grained Visual Recognition Problems. CVPR 2023.",
+        "Chen, Fan, Girshick, He: Improved Baselines with Momentum Contrastive Learning. "
+        "arXiv 2003.04297, 2020.",
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        temperature: Annotated[float, Gt(0)] = 0.2,
+        queue_size: Annotated[int, Ge(1)] = 4096,
+        momentum: Share = 0.99,
+        momentum_end: Share = 0.999,
+        projection_size: Annotated[int, Ge(1)] = 128,
+        attention_weight: Annotated[float, Gt(0)] = 1.0,
+        attention_channels: Annotated[int, Ge(1)] = 32,
+        preset: str = "fine_grained",
+        augmentation: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(backbone)
+        check_pooling(backbone.model, backbone.name, backbone.image_size)
+        width = backbone.num_features
+        self.projector = mlp([width, width, projection_size], norm=False, bias=True)
+        self.teacher = teacher_of(self.student())
+        self.queue = Queue(queue_size, projection_size)
+        self.attention = AttentionBranch(backbone.model.num_features, attention_channels)
+        self.temperature = temperature
+        self.momentum, self.momentum_end = momentum, momentum_end
+        self.attention_weight = attention_weight
+        self.attention_channels = attention_channels
+        self.augmentations = augmentations_of(preset, augmentation, paper="moco_v2")
+
+    @classmethod
+    def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """The paper's figure, those of others with its code, and that of the start weights."""
+        where = "linear top-1 on CUB-200-2011, ResNet-50 from supervised ImageNet weights"
+        return (
+            f"71.31 % {where}, attention-weighted pooling, best epoch on the test set (the paper, "
+            "quoted in GANPerf/LCR issue 2)",
+            "64.71 % and 66.85 % in reruns of its code by others (GANPerf/LCR issues 2, 5, 7)",
+            "68.17 % with the start weights in the paper, 63.76 % and 63.85 % in reruns (GANPerf/"
+            "LCR issues 2, 6)",
+        )
+
+    def views(self, image_size: int) -> Views:
+        """Two views: `images` (2, s, s, 3)."""
+        return RandomViews(image_size, self.augmentations, (None, None))
+
+    def student(self) -> nn.Sequential:
+        """What the teacher follows; not a part of its own, its parts have names already."""
+        return nn.Sequential(self.backbone, self.projector)
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """L_C + weight KL of `images` (b, 2, h, w, 3)."""
+        first, second = self.backbone.normalize(batch["images"]).unbind(1)
+        model = self.backbone.model
+        features = model.forward_features(first)
+        queries = self.projector(model.forward_head(features))
+        with torch.no_grad():
+            keys = self.teacher(second)
+        negatives = self.queue.items.clone()  # the push below writes over them
+        contrast = info_nce(queries, keys, negatives, self.temperature)
+        self.queue.push(gather(keys))
+
+        maps = map_of(model, features)
+        attention, target = self.attention(maps), rationale(model, contrast, features)
+        difference = attention_loss(attention, target)
+        metrics = {
+            "loss/contrast": contrast.detach(),
+            "loss/attention": difference.detach(),
+            "train/attention_correlation": correlation(attention.detach(), target),
+        }
+        return MethodOutput(contrast + self.attention_weight * difference, metrics)
+
+    def on_step_end(self, progress: float) -> None:
+        """The teacher follows."""
+        momentum = cosine(self.momentum, self.momentum_end, progress)
+        follow(self.teacher, self.student(), momentum)
+
+    def companions(self) -> Mapping[str, Backbone]:
+        """The backbone with its attention, whose features are the paper's."""
+        own = self.backbone
+        architecture, stock_options = stock_of(own.name, own.model)
+        sized = size_arguments(architecture, own.image_size)
+        options = {
+            "trunk": architecture,
+            "trunk_options": {**stock_options, **sized, **own.options},
+            "attention_channels": self.attention_channels,
+        }
+        model: Any = timm.create_model("fgssl_attentive", num_classes=0, **options)
+        model.trunk.load_state_dict(own.model.state_dict())
+        model.attention.load_state_dict(self.attention.state_dict())
+        model.to(next(own.parameters()).device)
+        return {
+            "attention": Backbone(
+                model, "fgssl_attentive", init=own.init, image_size=own.image_size, mean=own.mean,
+                std=own.std, options=options,
+            )
+        }  # fmt: skip
+
+    def picture(self, batch: Batch) -> UInt8[Tensor, "p q 3"]:
+        """First views, and beside each its attention: the pixels times a."""
+        shown = batch["images"][:PICTURES, 0]
+        features = self.backbone.model.forward_features(self.backbone.normalize(shown))
+        attention = self.attention(map_of(self.backbone.model, features))
+        light = F.interpolate(attention[:, None].float(), size=shown.shape[1:3]).movedim(1, -1)
+        return torch.cat([shown, (shown * light).round().byte()], dim=2).flatten(0, 1)
+
+
+def rationale(
+    model: nn.Module, loss: Float[Tensor, ""], features: Float[Tensor, "b ..."]
+) -> Float[Tensor, "b h w"]:
+    """G, the Grad-CAM of a mean loss at a timm model's last features; 0..1, without gradient."""
+    gradient = gradient_at(loss, features)
+    return min_max(gradcam(map_of(model, features.detach()), map_of(model, gradient)))
+
+
+def attention_loss(
+    attention: Float[Tensor, "b h w"], target: Float[Tensor, "b h w"]
+) -> Float[Tensor, ""]:
+    """KL(softmax target || softmax attention) over the positions, averaged over the images."""
+    learnt, wanted = (x.flatten(1).log_softmax(1) for x in (attention, target))
+    return F.kl_div(learnt, wanted, reduction="batchmean", log_target=True)
+
+
+def correlation(a: Float[Tensor, "b h w"], b: Float[Tensor, "b h w"]) -> Float[Tensor, ""]:
+    """Pearson correlation of two maps over their positions, averaged over the images."""
+    a, b = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (a, b))
+    return F.cosine_similarity(a, b).mean()

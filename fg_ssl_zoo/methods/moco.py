@@ -1,0 +1,150 @@
+"""MoCo v2: a view finds its partner among thousands of keys that earlier batches have left.
+
+Papers: He, Fan, Wu, Xie & Girshick, 2020 (arXiv 1911.05722), with the head and the views of Chen,
+Fan, Girshick & He, 2020 (arXiv 2003.04297).
+
+    views      two independent draws of one picture
+    query      q = projector(backbone(first view))
+    key        k = teacher(second view), without gradient
+    loss       InfoNCE of q, its own k, and the keys in the queue (eq. 1)
+    queue      after the loss, the keys of all processes replace the oldest ones
+    teacher    <- m teacher + (1 - m) student, after each step (eq. 2)
+
+Student and teacher are the papers' query encoder and key encoder.
+
+Deviations: BatchNorm. In one batch a query and its key share statistics, and the keys in the queue
+do not, so that a network can tell its own key by them. The official code shuffles the key's
+pictures among its GPUs, so that a query and its key are normalised in different groups. Here norms
+are synchronised instead: over all processes, or in the single process, the whole batch is one
+group. The trace of one picture in it shrinks with the batch and is not gone (the official code on
+one GPU would have the same). The head has no norm, and a ViT has none of this kind. Running
+statistics of the teacher follow the student's. Also: the batch need not divide the queue; the
+teacher's momentum rises (`momentum_end`), since 0.999 from the start is slow where an epoch has 50
+steps; each view may be query and key (`symmetric`); colour jitter is one affine map (see
+`data/views.py`).
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from accelerate import Accelerator
+from annotated_types import Ge, Gt
+from torch import nn
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.data.sample import Images, Views
+from fg_ssl_zoo.data.views import RandomViews, Share, augmentations_of
+from fg_ssl_zoo.layers.heads import mlp
+from fg_ssl_zoo.layers.momentum import follow, teacher_of
+from fg_ssl_zoo.layers.queue import Queue
+from fg_ssl_zoo.method import Batch, Method, MethodOutput, Notes
+from fg_ssl_zoo.ops.contrastive import info_nce, info_nce_logits
+from fg_ssl_zoo.ops.distributed import gather
+from fg_ssl_zoo.ops.schedules import cosine
+from fg_ssl_zoo.ops.similarity import unit
+
+_log = logging.getLogger(__name__)
+
+
+class MoCo(Method):
+    """MoCo v2 around a backbone.
+
+    Args:
+        backbone: Gives the features `h`.
+        temperature: 0.2 in v2 (0.07 in v1).
+        queue_size: Keys that are kept, at least a batch; 65,536 in the papers, on ImageNet. 4,096
+            suits 5,000 to 10,000 pictures (our choice): a longer queue holds a picture's own older
+            keys as negatives.
+        momentum: Of the teacher at the start; 0.999 in the papers. 0.99 suits short runs
+            (solo-learn, ImageNet-100 recipe).
+        momentum_end: Of the teacher at the end, along a cosine; 0.999 in the papers.
+        hidden_size: Of the projector; `d` when not given, as in the official code.
+        projection_size: Of queries and keys; 128 in the papers.
+        symmetric: Each view is query and key in turn, at twice the work; the queue takes the keys
+            of the second views. Not in the papers.
+        preset: Views of `fg_ssl_zoo.data.views.PRESETS`; `paper` is `moco_v2`.
+        augmentation: Strengths of `Augmentation` that replace those of the preset.
+    """
+
+    papers = (
+        "He, Fan, Wu, Xie, Girshick: Momentum Contrast for Unsupervised Visual Representation "
+        "Learning. CVPR 2020, arXiv 1911.05722.",
+        "Chen, Fan, Girshick, He: Improved Baselines with Momentum Contrastive Learning. "
+        "arXiv 2003.04297, 2020.",
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        temperature: Annotated[float, Gt(0)] = 0.2,
+        queue_size: Annotated[int, Ge(1)] = 4096,
+        momentum: Share = 0.99,
+        momentum_end: Share = 0.999,
+        hidden_size: Annotated[int, Ge(1)] | None = None,
+        projection_size: Annotated[int, Ge(1)] = 128,
+        symmetric: bool = False,
+        preset: str = "fine_grained",
+        augmentation: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(backbone)
+        width = backbone.num_features
+        self.projector = mlp([width, hidden_size or width, projection_size], norm=False, bias=True)
+        self.teacher = teacher_of(nn.Sequential(self.backbone, self.projector))
+        self.queue = Queue(queue_size, projection_size)
+        self.temperature = temperature
+        self.momentum, self.momentum_end = momentum, momentum_end
+        self.symmetric = symmetric
+        self.augmentations = augmentations_of(preset, augmentation, paper="moco_v2")
+
+    @classmethod
+    def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """ImageNet from the official repository, birds from the tables around LCR."""
+        return (
+            "67.5 % linear on ImageNet, ResNet-50, 200 epochs (facebookresearch/moco)",
+            "68.3 % linear on CUB, ResNet-50 from supervised ImageNet weights (table of LCR, "
+            "CVPR 2023); 59.92 % in a rerun (GANPerf/LCR, issue 2)",
+        )
+
+    def views(self, image_size: int) -> Views:
+        """Two views: `images` (2, s, s, 3)."""
+        return RandomViews(image_size, self.augmentations, (None, None))
+
+    def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
+        """No notes; a queue longer than an epoch is named in the log.
+
+        A queue of `k` keys holds an older key of the picture at hand k^2 / 2n^2 times on average
+        if k <= n pictures, and k / n - 1/2 times beyond.
+        """
+        kept, count = len(self.queue.items), len(images)
+        if kept >= count and accelerator.is_main_process:
+            _log.warning(
+                "queue_size: %d keys are an epoch of %d images or more, so that a picture meets "
+                "its own older key as a negative every second time or more often; %d would make "
+                "that one time in eight", kept, count, count // 2,
+            )  # fmt: skip
+        return {}
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """InfoNCE of `images` (b, 2, h, w, 3); the queue has moved on afterwards."""
+        first, second = self.backbone.normalize(batch["images"].transpose(0, 1))
+        seen, partner = first, second
+        if self.symmetric:
+            seen, partner = torch.cat([first, second]), torch.cat([second, first])
+        queries = self.projector(self.backbone(seen))
+        with torch.no_grad():
+            keys = unit(self.teacher(partner))
+        negatives = self.queue.items.clone()  # the gradient needs them as they were
+        loss = info_nce(queries, keys, negatives, self.temperature)
+        self.queue.push(gather(keys[: len(first)]))
+        with torch.no_grad():
+            logits = info_nce_logits(queries, keys, negatives, self.temperature)
+            found = (logits[:, 0] > logits[:, 1:].amax(dim=1)).float().mean()
+        return MethodOutput(loss, {"train/accuracy": found})
+
+    def on_step_end(self, progress: float) -> None:
+        """The teacher follows the student."""
+        momentum = cosine(self.momentum, self.momentum_end, progress)
+        follow(self.teacher, nn.Sequential(self.backbone, self.projector), momentum)

@@ -1,0 +1,88 @@
+"""SimSiam: from one view of a picture, predict what the same network says of the other.
+
+Paper: Chen & He, 2021 (arXiv 2011.10566).
+
+    views      two independent draws of one picture
+    project    z = projector(backbone(view))
+    predict    p = predictor(z)
+    loss       -(cos(p0, stop(z1)) + cos(p1, stop(z0))) / 2 (eq. 4)
+
+There are neither negatives nor a teacher: what keeps all pictures from being told alike are the
+predictor and the gradient that stops. `train/z_std` shows whether they do: 1 / sqrt(d) of `z` in
+good health, 0 after a collapse (section 4.1). The predictor keeps the peak learning rate
+throughout (`--fix-pred-lr` of the official code).
+
+Deviations: norms see both views of the batch together (theirs: one view at a time); colour jitter
+is one affine map (see `data/views.py`).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from annotated_types import Ge
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.data.sample import Views
+from fg_ssl_zoo.data.views import RandomViews, augmentations_of
+from fg_ssl_zoo.layers.heads import mlp
+from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.ops.similarity import mean_cosine, spread
+
+
+class SimSiam(Method):
+    """SimSiam around a backbone.
+
+    Args:
+        backbone: Gives the features `h`.
+        projection_size: Of `z` and of the projector's two hidden layers; 2,048 in the paper.
+        predictor_size: Hidden width of the predictor; 512 in the paper, a quarter of `z`.
+        preset: Views of `fg_ssl_zoo.data.views.PRESETS`; `paper` is `moco_v2`, which the official
+            code takes.
+        augmentation: Strengths of `Augmentation` that replace those of the preset.
+    """
+
+    papers = (
+        "Chen, He: Exploring Simple Siamese Representation Learning. CVPR 2021, arXiv 2011.10566.",
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        projection_size: Annotated[int, Ge(1)] = 2048,
+        predictor_size: Annotated[int, Ge(1)] = 512,
+        preset: str = "fine_grained",
+        augmentation: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(backbone)
+        self.projector = mlp([backbone.num_features, *[projection_size] * 3], last_norm=True)
+        self.predictor = mlp([projection_size, predictor_size, projection_size], bias=True)
+        self.augmentations = augmentations_of(preset, augmentation, paper="moco_v2")
+
+    @classmethod
+    def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """ImageNet from the official repository."""
+        return (
+            "68.1 % linear on ImageNet, ResNet-50, 100 epochs at a batch of 512 "
+            "(facebookresearch/simsiam)",
+        )
+
+    def views(self, image_size: int) -> Views:
+        """Two views: `images` (2, s, s, 3)."""
+        return RandomViews(image_size, self.augmentations, (None, None))
+
+    def param_groups(self) -> Iterator[dict[str, Any]]:
+        """What the schedule moves, and the predictor, whose rate stays."""
+        predictor = list(self.predictor.parameters())
+        apart = {id(p) for p in predictor}
+        yield {"params": [p for p in self.parameters() if p.requires_grad and id(p) not in apart]}
+        yield {"params": predictor, "constant_lr": True}
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """The loss of `images` (b, 2, h, w, 3); both views take one pass."""
+        images = self.backbone.normalize(batch["images"].transpose(0, 1).flatten(0, 1))
+        z = self.projector(self.backbone(images))  # (2b, projection_size)
+        p0, p1 = self.predictor(z).chunk(2)
+        z0, z1 = z.detach().chunk(2)
+        loss = -(mean_cosine(p0, z1) + mean_cosine(p1, z0)) / 2
+        return MethodOutput(loss, {"train/z_std": spread(z)})

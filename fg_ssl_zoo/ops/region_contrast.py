@@ -1,0 +1,146 @@
+"""Contrast of regions instead of whole pictures (DetCon, PARTICLE).
+
+    vote_cells       region numbers of pixels -> the commonest one of every cell of a feature map
+    sample_regions   which regions of two views are compared
+    pool_regions     mean feature of each of them
+    region_contrast  the same region in the other view against all others
+
+The first two work on arrays and belong to the data path, where what is drawn depends on the picture
+and the epoch only; the last two work on tensors.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, Integer, UInt8
+from torch import Tensor
+
+from fg_ssl_zoo.ops.distributed import gather, rank
+from fg_ssl_zoo.ops.similarity import unit
+
+MOST_REGIONS = 256
+"""Regions of one picture: their numbers are 0..255."""
+
+_OUT = -1e9
+"""A logit that counts as left out; finite, since a row may have no other."""
+
+
+def vote_cells(mask: UInt8[np.ndarray, "m m"], cells: int) -> UInt8[np.ndarray, "c c"]:
+    """The commonest region of each of cells x cells squares; the lower number wins a tie.
+
+    As in google-deepmind/detcon, where it is an average pooling of 256 binary masks and an argmax.
+
+    Args:
+        mask: Region of every pixel; `cells` need not divide its side.
+        cells: Side of the feature map.
+    """
+    square = np.arange(len(mask)) * cells // len(mask)
+    place = square[:, None] * cells + square
+    votes = np.bincount((place * MOST_REGIONS + mask).ravel(), minlength=cells**2 * MOST_REGIONS)
+    return votes.reshape(cells, cells, MOST_REGIONS).argmax(axis=-1).astype(np.uint8)
+
+
+def sample_regions(
+    first: UInt8[np.ndarray, "c c"],
+    second: UInt8[np.ndarray, "c c"],
+    num_samples: int,
+    generator: np.random.Generator,
+) -> Int64[np.ndarray, "2 s"]:
+    """Regions of two views to compare, uniform and with replacement, the same ones in both.
+
+    Only regions that both views show are drawn. Where there is none, each view draws from its own:
+    these have no positive and so no weight in `region_contrast`, but are negatives to others.
+
+    Args:
+        first: Region of every cell of the first view.
+        second: Of the second view.
+        num_samples: 16 in DetCon, 10 in PARTICLE.
+        generator: Gives `num_samples` numbers, whatever the views show.
+    """
+    common = np.intersect1d(first, second)
+    pools = (common, common) if len(common) else (np.unique(first), np.unique(second))
+    drawn = generator.random(num_samples)
+    return np.stack([pool[(drawn * len(pool)).astype(int)] for pool in pools]).astype(np.int64)
+
+
+def pool_regions(
+    features: Float[Tensor, "b d h w"], masks: Integer[Tensor, "b h w"], ids: Integer[Tensor, "b s"]
+) -> Float[Tensor, "b s d"]:
+    """Mean feature of each chosen region; zero for a region that has no cell.
+
+    Args:
+        features: Last feature map of the backbone.
+        masks: Region of every cell.
+        ids: Chosen regions.
+    """
+    member = (masks.flatten(1)[:, None] == ids[..., None]).to(features.dtype)  # (b, s, h w)
+    share = member / member.sum(dim=-1, keepdim=True).clamp_min(1)
+    return share @ features.flatten(2).transpose(1, 2)
+
+
+def region_contrast(
+    predictions: Float[Tensor, "2 b s d"],
+    targets: Float[Tensor, "2 b s d"],
+    ids: Integer[Tensor, "2 b s"],
+    temperature: float,
+    *,
+    weights: Float[Tensor, " b"] | None = None,
+    local_negatives: bool = True,
+) -> Float[Tensor, ""]:
+    """Cross entropy of each region with itself in the other view (DetCon, eq. 3), both ways.
+
+    For the direction v -> u, the logits of a prediction are its cosines with the targets of both
+    views of all processes, without those of its own region in its own view v. Its positives are the
+    targets of its own region in u. The mean over positives of -log softmax is divided by how often
+    the region was drawn in v, and is 0 where u has no positive.
+
+    2 ln(2 b s - 1) where all vectors are equal and the s regions of a picture differ. Computed in
+    float32 or better.
+
+    Args:
+        predictions: Of the student, by view, picture of this process and drawn region.
+        targets: Of the teacher, without gradient.
+        ids: Which regions were drawn; they are compared within a picture only.
+        temperature: Divides the cosine similarities.
+        weights: Of the pictures; 1 by default.
+        local_negatives: Whether other regions of the same picture are negatives.
+    """
+    q, t = unit(predictions), unit(targets)
+    everyones = [gather(view.flatten(0, 1)) for view in t]  # (b s * world, d)
+    with torch.autocast(q.device.type, enabled=False):  # products of half precision are too coarse
+        there, back = (
+            _one_way(
+                q[view], torch.cat([everyones[1 - view], everyones[view]]), ids[view],
+                ids[1 - view], temperature, local_negatives,
+            )
+            for view in (0, 1)
+        )  # fmt: skip
+    both = there + back
+    return (both if weights is None else both * weights[:, None]).mean()
+
+
+def _one_way(
+    queries: Float[Tensor, "b s d"],
+    keys: Float[Tensor, "m d"],
+    ids: Integer[Tensor, "b s"],
+    other_ids: Integer[Tensor, "b s"],
+    temperature: float,
+    local_negatives: bool,
+) -> Float[Tensor, "b s"]:
+    """Weighted cross entropy of every query; the keys are the other view's, then its own view's."""
+    b, s, _ = queries.shape
+    logits = (queries.flatten(0, 1) @ keys.T / temperature).view(b, s, 2, -1, s)
+    picture = torch.arange(b, device=ids.device)
+    own = picture + rank() * b  # where this process's pictures are among everyone's
+    positive, twin = _equal(ids, other_ids), _equal(ids, ids)
+    across, within = logits[picture, :, 0, own], logits[picture, :, 1, own]  # (b, s, s)
+    if not local_negatives:
+        logits[picture, :, 0, own] = across.masked_fill(~positive, _OUT)
+    left_out = twin if local_negatives else torch.ones_like(twin)
+    logits[picture, :, 1, own] = within.masked_fill(left_out, _OUT)
+    closeness = (across * positive).sum(dim=-1) / positive.sum(dim=-1).clamp_min(1)
+    entropy = logits.flatten(2).logsumexp(dim=-1) - closeness
+    return positive.any(dim=-1) * entropy / twin.sum(dim=-1)
+
+
+def _equal(a: Integer[Tensor, "b s"], b: Integer[Tensor, "b s"]) -> Bool[Tensor, "b s s"]:
+    return a[:, :, None] == b[:, None]

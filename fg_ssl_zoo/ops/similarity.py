@@ -1,0 +1,28 @@
+"""Cosines of embeddings, in float32 or better whatever the precision of the network."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def unit(x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+    """Rows at length 1; half precision becomes float32 first."""
+    return F.normalize(x.float() if x.dtype in _HALF else x, dim=-1)
+
+
+def mean_cosine(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Mean cosine between the rows of `x` and those of `y`, in -1..1."""
+    return (unit(x) * unit(y)).sum(dim=-1).mean()
+
+
+@torch.no_grad()
+def spread(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """How far unit rows differ: their standard deviation over the batch, averaged over the axes.
+
+    1 / sqrt(d) for directions that fill the sphere, 0 for a network that says the same of every
+    picture (SimSiam, section 4.1).
+    """
+    return unit(z).std(dim=0, correction=0).mean()

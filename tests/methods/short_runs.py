@@ -1,0 +1,91 @@
+"""A few steps of a method: in one process or two, stopped or not."""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import nn
+
+from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.config import Train
+from fg_ssl_zoo.data.drawn import DrawnBirds
+from fg_ssl_zoo.data.loader import ViewDataset
+from fg_ssl_zoo.engine import checkpoint
+from fg_ssl_zoo.engine.checkpoint import Position
+from fg_ssl_zoo.engine.loop import Fit, fit
+from fg_ssl_zoo.engine.run_folder import RunFolder
+from fg_ssl_zoo.layers.batch_norm import synchronise
+from fg_ssl_zoo.methods import create_method
+from fg_ssl_zoo.ops.distributed import rank, world_size
+
+
+def build(name, backbone="test_resnet", size=32, seed=0, **options):
+    torch.manual_seed(seed)
+    return create_method(name, create_backbone(backbone, image_size=size), **options)
+
+
+def pairs(method, count=8):
+    """`images` (count, 2, 32, 32, 3) of drawn birds."""
+    images, views = DrawnBirds(count, image_size=32), method.views(32)
+    seen = [views(images[i], np.random.default_rng(i))["images"] for i in range(count)]
+    return torch.as_tensor(np.stack(seen))
+
+
+def one_step(name, options, path):
+    """Loss, gradients and state after a forward pass over this process's share of eight pairs."""
+    torch.set_num_threads(1)
+    Accelerator(cpu=True)
+    method = build(name, **options)
+    if world_size() > 1:
+        synchronise(method, torch.device("cpu"))
+    share = 8 // world_size()
+    images = pairs(method)[rank() * share : (rank() + 1) * share]
+    loss = method({"images": images}).loss
+    loss.backward()
+    loss = loss.detach()
+    gradients = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+    if world_size() > 1:
+        for value in (loss, *gradients.values()):
+            dist.all_reduce(value)
+            value /= world_size()
+    found = {"loss": loss, "gradients": gradients, "state": method.state_dict()}
+    torch.save(found, path / f"{rank()}.pt")
+
+
+def train(path, images, name, options, *, steps=6):
+    """Go on where the folder stops, up to the end; a checkpoint after every second step."""
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    method = build(name, size=64, **options)
+    folder = RunFolder(path)
+    if accelerator.is_main_process:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    found = checkpoint.positions(folder.checkpoints)
+    start = max(found, default=Position())
+    settings = Train(
+        steps=steps, batch_size=8, optimizer="momentum", lr=0.5, warmup=0.0, checkpoint_every=1
+    )
+    job = Fit(
+        train=settings,
+        dataset=ViewDataset(images, method.views(64), seed=0),
+        accelerator=accelerator,
+        folder=folder,
+        start=start,
+        state=checkpoint.load(found[start]) if found else None,
+        num_workers=0,
+    )
+    fit(method, job)
+    return method.state_dict()
+
+
+def drop_newest(path):
+    """What a run killed between two checkpoints leaves."""
+    folder = RunFolder(path)
+    newest = max(checkpoint.positions(folder.checkpoints))
+    (folder.checkpoints / newest.file_name).unlink()
+    return max(checkpoint.positions(folder.checkpoints)).step
+
+
+def student(method):
+    return nn.Sequential(method.backbone, method.projector)

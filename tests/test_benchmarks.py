@@ -1,0 +1,122 @@
+"""The benchmarks run, and count what a method really does."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fg_ssl_zoo.backbones.backbone import accept_any_size, create_backbone
+from fg_ssl_zoo.engine.hardware import Switches
+from fg_ssl_zoo.layers.momentum import teacher_of
+from fg_ssl_zoo.method import Method, MethodOutput
+
+SMALL = ["--backbone", "test_resnet", "--image-size", "48", "--batch-size", "4", "--rounds", "2"]
+PLAIN = Switches("cpu", "fp32", False, False, False, 1)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    path = Path(__file__).parent.parent / "benchmarks" / "step.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_a_step", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+class Crops(Method):
+    """A student of large and small crops and a teacher of the large ones, as in DINO."""
+
+    def __init__(self, backbone):
+        super().__init__(backbone)
+        accept_any_size(backbone)
+        self.teacher = teacher_of(backbone)
+
+    def views(self, image_size):
+        raise NotImplementedError
+
+    def forward(self, batch):
+        large, small = (batch[key].flatten(0, 1) for key in ("large", "small"))
+        with torch.no_grad():
+            target = self.teacher(self.backbone.normalize(large)).mean()
+        seen = self.backbone(self.backbone.normalize(large)).mean()
+        (last,) = self.backbone.feature_maps(self.backbone.normalize(small), [-1])
+        return MethodOutput(loss=(seen + last.mean() - target).square())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_a_teacher_counts_as_forward_and_every_size_on_its_own(bench, name):
+    method = Crops(create_backbone(name, image_size=64))
+    batch = {
+        "large": torch.zeros(3, 2, 64, 64, 3, dtype=torch.uint8),
+        "small": torch.zeros(3, 4, 32, 32, 3, dtype=torch.uint8),
+        "mask": torch.zeros(3, 2, 64, 64, dtype=torch.uint8),
+        "corrupt": [],
+    }
+    views = bench.views_of(batch)
+    with_gradient, forward_only = bench.passes_of(method, batch, PLAIN)
+    assert views == with_gradient == [(6, 64, 64), (12, 32, 32)]
+    assert forward_only == [(6, 64, 64)]
+    assert bench.bare_of(views, with_gradient, forward_only) == {
+        "views": (views, []),
+        "passes": (views, forward_only),
+    }
+    assert bench.bare_of(views, views, []) == {"views": (views, [])}
+
+
+def test_a_bare_step_is_forward_and_backward_of_these_pictures_only(bench):
+    backbone = create_backbone("test_resnet")
+    seen, gradients = [], []
+    backbone.model.conv1.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    backbone.model.layer4.register_full_backward_hook(lambda *_: gradients.append(1))
+    step = bench.bare_step(backbone, [(2, 48, 48), (3, 32, 32)], [(2, 48, 48)], PLAIN)
+    step()
+    assert sorted(seen) == [False, True, True]
+    assert len(gradients) == 2
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+
+
+def test_the_table_has_a_row_for_each_method_and_the_file_all_figures(
+    bench, monkeypatch, tmp_path, capsys
+):
+    def peak(setting, threads, **what):
+        return 20.0 if "method" in what else 10.0
+
+    monkeypatch.setattr(bench, "peak_in_fresh_process", peak)
+    small = ["simclr.hidden_size=16", "simclr.projection_size=8", "pmg.hidden_size=16"]
+    out = tmp_path / "step.json"
+    bench.main(["simclr", "pmg", "jigsaw", *SMALL, "--options", *small, "--out", str(out)])
+    lines = capsys.readouterr().out.splitlines()
+    about = json.loads(out.read_text())
+    simclr, pmg, jigsaw = about["rows"]
+    assert about["backbone"] == "test_resnet"
+    assert simclr["views"] == simclr["with_gradient"] == [[8, 48, 48]]
+    assert simclr["memory"] == {"views": 2.0, "passes": 2.0}
+    assert simclr["speed"]["views"] == simclr["speed"]["passes"] > 0
+    assert pmg["views"] == [[4, 48, 48]]
+    assert pmg["with_gradient"] == [[16, 48, 48]]  # three jigsaws and the whole picture
+    assert jigsaw["views"] == jigsaw["with_gradient"]
+    assert all(len(seconds) == 2 for seconds in pmg["seconds"].values())
+    assert [line.split(" | ")[0] for line in lines[-3:]] == ["| simclr", "| pmg", "| jigsaw"]
+    assert "| 8 x 48 | 8 x 48 | - |" in lines[-3]
+
+
+def test_what_a_method_refuses_is_told_in_its_row(bench, capsys):
+    sizes = ["--backbone", "test_resnet", "--image-size", "50", "--batch-size", "4"]
+    bench.main(["jigsaw", *sizes])
+    assert "| jigsaw | refused: " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        bench.main(["simclrr"])
+    assert "unknown methods simclrr" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_processes_of_its_own(bench, capsys):
+    bench.main(["simclr", *SMALL[:-1], "1"])
+    cells = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    assert float(cells[7]) > 0
+    assert cells[8] == cells[9].rstrip(" |")
