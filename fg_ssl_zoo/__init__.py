@@ -12,7 +12,7 @@ import fg_ssl_zoo.backbones.fgssl_models  # noqa: F401  (gives timm our names)
 if TYPE_CHECKING:
     from fg_ssl_zoo.backbones.backbone import Backbone as Backbone
     from fg_ssl_zoo.backbones.backbone import create_backbone as create_backbone
-    from fg_ssl_zoo.backbones.fgssl_models import PretrainedWeightsError as PretrainedWeightsError
+    from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError as PretrainedWeightsError
     from fg_ssl_zoo.config import Recipe as Recipe
     from fg_ssl_zoo.config import RecipeError as RecipeError
     from fg_ssl_zoo.config import load_recipe as load_recipe
@@ -29,7 +29,7 @@ _HOMES = {
     "Backbone": "backbones.backbone",
     "Method": "method",
     "MethodOutput": "method",
-    "PretrainedWeightsError": "backbones.fgssl_models",
+    "PretrainedWeightsError": "backbones.zoo",
     "Recipe": "config",
     "RecipeError": "config",
     "create_backbone": "backbones.backbone",

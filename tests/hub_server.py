@@ -8,6 +8,10 @@
 
 Reads (`resolve`, model info, trees, listing) and writes (create, preupload, LFS, commit) are those
 of the client's downloads and uploads. Xet, branches, pull requests and rate limits are not here.
+
+    hub.fail("PUT", "/lfs/", 500)             # answers so the next time, then as usual
+    hub.fail("GET", "model.safetensors")      # breaks the connection halfway
+    hub.corrupt.add("model.safetensors")      # another content under the same hash, size kept
 """
 
 import base64
@@ -15,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -77,6 +82,7 @@ class Repo:
     """Commits of `main`, oldest first."""
 
     commits: list[Commit] = field(default_factory=lambda: [Commit({})])
+    private: bool = False
 
     def at(self, revision: str) -> Commit | None:
         if revision in ("main", "HEAD"):
@@ -92,6 +98,13 @@ def etag(path: str, data: bytes) -> str:
     return (hashlib.sha256 if is_lfs(path, len(data)) else hashlib.sha1)(data).hexdigest()
 
 
+def oid(path: str, data: bytes) -> str:
+    """By which the client tells that a file has not changed: git's own, or that of the content."""
+    if is_lfs(path, len(data)):
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0%b" % (len(data), data)).hexdigest()
+
+
 class Hub(ThreadingHTTPServer):
     """The server; `log` lists every request as (verb, path)."""
 
@@ -102,6 +115,22 @@ class Hub(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.log: list[tuple[str, str]] = []
+        self.corrupt: set[str] = set()
+        self.faults: list[tuple[str, str, int | None]] = []
+
+    def fail(self, verb: str, place: str, status: int | None = None, times: int = 1) -> None:
+        """Let the next requests whose path holds `place` fail: so answered, or cut halfway."""
+        self.faults += [(verb, place, status)] * times
+
+    def fault_of(self, verb: str, path: str) -> tuple[str, str, int | None] | None:
+        for fault in self.faults:
+            if fault[0] == verb and fault[1] in path:
+                self.faults.remove(fault)
+                return fault
+        return None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep quiet about connections that broke on purpose."""
 
     @property
     def url(self) -> str:
@@ -144,9 +173,15 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         path = unquote(url.path)
         self.query = {key: values[-1] for key, values in parse_qs(url.query).items()}
-        self.content = self.read_body() if self.command in ("POST", "PUT") else b""
         self.server.log.append((self.command, path))
+        self.fault = self.server.fault_of(self.command, path)
+        if self.fault and self.fault[2] is None and self.command in ("POST", "PUT"):
+            self.rfile.read(16)
+            return self.cut()
+        self.content = self.read_body() if self.command in ("POST", "PUT") else b""
         try:
+            if self.fault and self.fault[2]:
+                raise Refused(self.fault[2], "", "the test wants it so")
             self.answer(path)
         except Refused as no:
             head = {"X_Error_Code": no.code, "X_Error_Message": no.message}
@@ -154,13 +189,21 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any  # noqa: N815
 
+    def cut(self) -> None:
+        """Close the connection, as a cable that is pulled."""
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
     def answer(self, path: str) -> None:
         for pattern, needs_token, answer in ROUTES:
             if match := re.fullmatch(pattern, path):
-                if needs_token and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                if needs_token and not self.has_token():
                     raise Refused(401, "", "Invalid username or password.")
                 return answer(self, *match.groups())
         raise Refused(404, "", f"this test double has no route for {path}")
+
+    def has_token(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep quiet."""
@@ -182,11 +225,18 @@ class Handler(BaseHTTPRequestHandler):
         for key, value in {"Content_Length": len(body), **headers}.items():
             self.send_header(key.replace("_", "-"), str(value))
         self.end_headers()
+        if self.fault and self.fault[2] is None:
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            return self.cut()
         if self.command != "HEAD":
             self.wfile.write(body)
+        return None
 
     def commit_of(self, name: str, revision: str | None) -> Commit:
         if name not in self.server.repos:  # the real Hub hides private repositories with a 401 too
+            raise Refused(401, "RepoNotFound", "Repository not found")
+        if self.server.repos[name].private and not self.has_token():
             raise Refused(401, "RepoNotFound", "Repository not found")
         commit = self.server.repos[name].at(revision or "main")
         if commit is None:
@@ -201,6 +251,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(404, "EntryNotFound", "Entry not found")
         data = commit.files[path]
         head = {"X_Repo_Commit": commit.sha, "ETag": f'"{etag(path, data)}"'}
+        if path in self.server.corrupt:
+            data = data[:-1] + bytes([data[-1] ^ 1])
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if wanted and self.command == "GET":
             start, end = int(wanted[1]), int(wanted[2] or len(data) - 1)
@@ -210,7 +262,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, data, Accept_Ranges="bytes", **head)
 
     def model_info(self, name: str, revision: str | None = None) -> None:
-        self.send(200, self.info(name, self.commit_of(name, revision)))
+        about = self.info(name, self.commit_of(name, revision))
+        self.send(200, {**about, "private": self.server.repos[name].private})
 
     def models(self) -> None:
         wanted = self.query.get("author")
@@ -269,16 +322,19 @@ class Handler(BaseHTTPRequestHandler):
         if name in self.server.repos:
             self.send(409, {"error": "You already created this repo", "url": link})
         else:
-            self.server.repos[name] = Repo()
+            self.server.repos[name] = Repo(
+                private=wish.get("private") or wish.get("visibility") == "private"
+            )
             self.send(200, {"url": link, "name": name, "id": name})
 
     def preupload(self, name: str, revision: str) -> None:
-        self.commit_of(name, revision)
+        there = self.commit_of(name, revision).files
         modes = [
             {
                 "path": file["path"],
                 "uploadMode": "lfs" if is_lfs(file["path"], file["size"]) else "regular",
                 "shouldIgnore": False,
+                "oid": oid(file["path"], there[file["path"]]) if file["path"] in there else None,
             }
             for file in json.loads(self.content)["files"]
         ]

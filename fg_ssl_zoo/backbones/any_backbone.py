@@ -6,7 +6,8 @@ from typing import Any
 import timm
 
 from fg_ssl_zoo.backbones.backbone import Backbone, build, create_backbone, size_arguments
-from fg_ssl_zoo.backbones.fgssl_models import exported_folder
+from fg_ssl_zoo.backbones.fgssl_models import published_as
+from fg_ssl_zoo.backbones.published import exported_folder, whole
 from fg_ssl_zoo.config import nearest
 
 FORMS = (
@@ -15,6 +16,8 @@ FORMS = (
     ".safetensors file, ..."
 )
 """The words that `open_backbone` understands."""
+
+PLACES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 def open_backbone(
@@ -26,8 +29,9 @@ def open_backbone(
         words: One of
 
             - `runs/NAME`, the folder of a run, or the exported folder itself;
-            - `hf-hub:OWNER/NAME` or `local-dir:FOLDER`, as timm writes them;
+            - `hf-hub:OWNER/NAME[@REVISION]` or `local-dir:FOLDER`, as timm writes them;
             - `fgssl_resnet50_cub`, `resnet50.a1_in1k`: a name that has pretrained weights;
+            - `fgssl_resnet50_cub.simclr@REVISION`: those of a commit, tag or branch of the Hub;
             - `resnet18@scratch`, `resnet18@a1_in1k`, `resnet18@FILE.safetensors`,
               `resnet18@FILE.safetensors#partial`: an architecture and the `init` of a recipe.
         image_size: Side of the input in pixels; the model's own when not given.
@@ -38,7 +42,7 @@ def open_backbone(
             what would be right.
     """
     architecture, at, init = words.partition("@")
-    if at:
+    if at and not _is_pinned(words):
         own = timm.get_pretrained_cfg(architecture)
         size = image_size or (own.input_size[-1] if own else 224)
         init = init if pretrained else "scratch"
@@ -53,14 +57,21 @@ def open_backbone(
     return Backbone(model, name, init=words, image_size=size, mean=cfg["mean"], std=cfg["std"])
 
 
+def _is_pinned(words: str) -> bool:
+    """Whether the `@` stands before a revision of the Hub, or in a path, and not before an init."""
+    if words.startswith(PLACES) or Path(words).expanduser().is_dir():
+        return True
+    return "." in words.partition("@")[0] and published_as(words) is not None
+
+
 def _source(words: str) -> str:
     """What timm calls the model."""
-    if words.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+    if words.startswith(PLACES):
         return words
     folder = Path(words).expanduser()
     if folder.is_dir():
-        return f"local-dir:{exported_folder(folder).resolve()}"
-    name, _, tag = words.partition(".")
+        return f"local-dir:{whole(exported_folder(folder).resolve())}"
+    name, _, tag = words.partition("@")[0].partition(".")
     if not timm.is_model(name):
         known = [*timm.list_models(), *timm.list_pretrained("fgssl*")]
         raise ValueError(f"no model '{words}'{nearest(words, known)}; a model is {FORMS}")

@@ -17,16 +17,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.format import Format
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.fgssl_models import (
-    WEIGHTS,
-    PretrainedWeightsError,
-    exported_folder,
-    published_as,
-    published_folder,
-    read_config,
-    stock_of,
-)
+from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
+from fg_ssl_zoo.backbones.published import WEIGHTS, check_source, exported_folder, read_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
+from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError, published_folder
 from fg_ssl_zoo.config import nearest
 
 _log = logging.getLogger(__name__)
@@ -254,6 +248,7 @@ def build(source: str, words: str, **arguments: Any) -> Any:
             had.
     """
     try:
+        check_source(source, arguments.get("cache_dir"))
         return timm.create_model(source, num_classes=0, **arguments)
     except TypeError as error:
         if "unexpected keyword" not in str(error):

@@ -6,18 +6,13 @@
 Without a tag, an architecture means its `simclr` model, or the first by name where there is none.
 
 What is built is the recipe's `backbone` with its `backbone_options`, by timm's own function; the
-caller's keywords come before those. `pretrained=True` then looks for a
-published folder (`config.json`, `model.safetensors`) in
-
-    1. FG_SSL_ZOO_DIR/NAME, without any request
-    2. the Hub: the recipe's `hub.repo`, else FG_SSL_ZOO_ORG/NAME, else fg-ssl-zoo/NAME
-
-and nowhere else; a source that the caller names (`pretrained_cfg_overlay=dict(file=...)`) is left
-alone. timm lists models under the last part of a module's name, hence this file's.
+caller's keywords come before those. `pretrained=True` then looks where `zoo.py` says, and nowhere
+else; a source that the caller names is left alone (`pretrained_cfg_overlay=dict(file=...)`), and
+`dict(hf_hub_id="OWNER/NAME@REVISION")` names another repository. `NAME@REVISION` pins the Hub's.
+timm lists models under the last part of a module's name, hence this file's.
 """
 
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -26,8 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
     PretrainedCfg,
@@ -44,24 +37,16 @@ from timm.models import (
 from torch import nn
 
 from fg_ssl_zoo.backbones import attentive_models, srgan_models
+from fg_ssl_zoo.backbones.published import CONFIG, SHA256, WEIGHTS, read_config
+from fg_ssl_zoo.backbones.zoo import published_folder
 from fg_ssl_zoo.config import Data, Hub, Recipe, nearest, read_yaml, recipe_files
 
 ORGANISATION = "fg-ssl-zoo"
 """Owner of the models on the Hub; the environment variable FG_SSL_ZOO_ORG replaces it."""
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-
 DEFAULT_TAG = "simclr"
 
-HUB_PATIENCE = 5.0
-"""Seconds to wait for the Hub's first answer; HF_HUB_ETAG_TIMEOUT replaces it.
-
-The client alone would repeat the question for 23 s where nothing listens, and for minutes where no
-one answers.
-"""
-
-_SOURCE = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")
+_SOURCE = ("url", "file", "state_dict", "hf_hub_filename", "source")
 _PUBLISHED = ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes")
 
 _ARCHITECTURES = {*srgan_models.default_cfgs, *attentive_models.default_cfgs}
@@ -76,14 +61,28 @@ class Stock(NamedTuple):
     Fields:
         architecture: Of all its tags.
         options: Keywords of the constructor, for every tag.
+        sha256: Hash of the released weights, for every tag that has one.
     """
 
     architecture: str
     options: dict[str, dict[str, Any]]
+    sha256: dict[str, str]
 
 
-class PretrainedWeightsError(RuntimeError):
-    """No place holds the weights; the message names all that were tried."""
+class Published(NamedTuple):
+    """Where one of our models is published; `published_folder(*published)` finds it.
+
+    Fields:
+        name: With its tag.
+        repo: `OWNER/NAME` on the Hub.
+        revision: Commit, tag or branch that the words pin.
+        sha256: Of the released weights, where they are this repository's.
+    """
+
+    name: str
+    repo: str
+    revision: str | None = None
+    sha256: str | None = None
 
 
 # --------------------------------------------------------------------------- recipes -> timm
@@ -96,7 +95,7 @@ def timm_cfg(
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
     crop_pct: float = Data.crop_pct,
-    license: str = Hub.license,
+    license: str | None = Hub.license,
 ) -> dict[str, Any]:
     """What timm keeps in a `pretrained_cfg`; what depends on the architecture is asked of timm.
 
@@ -106,7 +105,7 @@ def timm_cfg(
         mean: Per channel, of pixels in 0..1.
         std: Per channel, of pixels in 0..1.
         crop_pct: 0.875 resizes the shorter side to 256 for a crop of 224.
-        license: SPDX name of the weights.
+        license: SPDX name of the weights, where it is known.
     """
     stock = get_pretrained_cfg(backbone) or PretrainedCfg()
     input_size = (3, image_size, image_size)
@@ -127,7 +126,7 @@ def timm_cfg(
 
 def stock_of(name: str, model: nn.Module) -> tuple[str, dict[str, Any]]:
     """The stock architecture of a model built by `name`, and the options that our names bring."""
-    stock = STOCK.get(name, Stock(name, {}))
+    stock = STOCK.get(name, Stock(name, {}, {}))
     cfg: Any = model.pretrained_cfg
     return stock.architecture, stock.options.get(cfg.get("tag", ""), {})
 
@@ -142,8 +141,8 @@ def hub_repo(name: str, repo: str | None = None) -> str:
     return repo or f"{os.environ.get('FG_SSL_ZOO_ORG') or ORGANISATION}/{name}"
 
 
-def _read(path: Path) -> tuple[str, dict[str, Any], PretrainedCfg]:
-    """Stock architecture, its options and `pretrained_cfg`; only the keys needed are checked.
+def _read(path: Path) -> tuple[str, dict[str, Any], str | None, PretrainedCfg]:
+    """Stock architecture, its options, hash and `pretrained_cfg`; only what is needed is checked.
 
     Raises:
         ValueError: The file's name or one of those keys is not what it should be.
@@ -169,7 +168,10 @@ def _read(path: Path) -> tuple[str, dict[str, Any], PretrainedCfg]:
     )
     repo = hub.get("repo") or f"{ORGANISATION}/{path.stem}"
     options = dict(_section(content, "backbone_options"))
-    return backbone, options, PretrainedCfg(**cfg, hf_hub_id=repo, hf_hub_filename=WEIGHTS)
+    sha256 = hub.get("sha256")
+    if sha256 is not None and not (isinstance(sha256, str) and SHA256.fullmatch(sha256)):
+        raise ValueError(f"hub.sha256: 64 hexadecimal digits are needed, got {sha256!r}")
+    return backbone, options, sha256, PretrainedCfg(**cfg, hf_hub_id=repo, hf_hub_filename=WEIGHTS)
 
 
 def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -188,11 +190,11 @@ def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, Stock], dict[str, Pr
     cfgs: dict[str, PretrainedCfg] = {}
     for name, path in sorted(files.items(), key=lambda f: _default_first(f[0])):
         try:
-            backbone, options, cfg = _read(path)
+            backbone, options, sha256, cfg = _read(path)
             architecture, _, tag = name.partition(".")
             if architecture in _ARCHITECTURES:
                 raise ValueError(f"{architecture} is an architecture; add _DATA to the file's name")
-            stock = stocks.setdefault(architecture, Stock(backbone, {}))
+            stock = stocks.setdefault(architecture, Stock(backbone, {}, {}))
             if stock.architecture != backbone:
                 raise ValueError(
                     f"its backbone is {backbone}; another recipe of that name has "
@@ -202,6 +204,8 @@ def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, Stock], dict[str, Pr
             _log.warning("%s is left out of timm's models: %s", path, error)
         else:
             stock.options[tag] = options
+            if sha256:
+                stock.sha256[tag] = sha256
             cfgs[name] = cfg
     return stocks, cfgs
 
@@ -212,59 +216,6 @@ def _default_first(name: str) -> tuple[str, bool, str]:
 
 
 # --------------------------------------------------------------------------- a name -> weights
-
-
-def published_folder(name: str, repo: str, cache_dir: str | Path | None = None) -> Path:
-    """The folder with a model's `config.json` and weights, downloaded where no local one has them.
-
-    Args:
-        name: `fgssl_BACKBONE_DATA.METHOD`, the folder's name below FG_SSL_ZOO_DIR.
-        repo: `OWNER/NAME` on the Hub.
-        cache_dir: Of the Hub's client; its own choice when not given.
-
-    Raises:
-        PretrainedWeightsError: No place has them; names each one tried, and why it failed.
-    """
-    tried = []
-    if root := os.environ.get("FG_SSL_ZOO_DIR"):
-        folder = Path(root).expanduser() / name
-        missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
-        if not missing:
-            return folder
-        tried.append(f"{folder} (no {' and no '.join(missing)})")
-    else:
-        tried.append("FG_SSL_ZOO_DIR (not set)")
-    try:
-        return _download(repo, cache_dir)
-    except Exception as error:  # the client raises those of its HTTP library too
-        reason = next(iter(str(error).splitlines()), "")
-        tried.append(f"{constants.ENDPOINT}/{repo} ({type(error).__name__}: {reason})")
-        raise PretrainedWeightsError(
-            f"no weights for {name}: tried {', then '.join(tried)}. Set FG_SSL_ZOO_DIR to a folder "
-            f"that holds {name}/, FG_SSL_ZOO_ORG to an owner who publishes it, or pass "
-            "pretrained=False."
-        ) from error
-
-
-def _download(repo: str, cache_dir: str | Path | None) -> Path:
-    """Snapshot folder of a repository; the cached one if the Hub has no answer to one question."""
-    patience = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or HUB_PATIENCE)
-    try:
-        get_hf_file_metadata(hf_hub_url(repo, CONFIG), timeout=patience)
-    except Exception as no_answer:
-        try:
-            return _snapshot(repo, cache_dir, local_files_only=True)
-        except LocalEntryNotFoundError:
-            raise no_answer from None
-    return _snapshot(repo, cache_dir, local_files_only=False)
-
-
-def _snapshot(repo: str, cache_dir: str | Path | None, *, local_files_only: bool) -> Path:
-    files = [
-        hf_hub_download(repo, file, cache_dir=cache_dir, local_files_only=local_files_only)
-        for file in (CONFIG, WEIGHTS)
-    ]
-    return Path(files[-1]).parent
 
 
 def _published_cfg(folder: Path, backbone: str, name: str) -> dict[str, Any]:
@@ -282,71 +233,57 @@ def _published_cfg(folder: Path, backbone: str, name: str) -> dict[str, Any]:
     return {key: _tupled(cfg[key]) for key in _PUBLISHED if key in cfg}
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a published folder.
-
-    Raises:
-        ValueError: It cannot be read, or names no architecture.
-    """
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["architecture"], config.get("pretrained_cfg")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no timm config ({type(error).__name__}: {error})") from error
-    return config
-
-
 def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _locate(cfg: PretrainedCfg, backbone: str, cache_dir: str | Path | None) -> PretrainedCfg:
+def _locate(
+    cfg: PretrainedCfg, backbone: str, revision: str | None, cache_dir: str | Path | None
+) -> PretrainedCfg:
     """The cfg with the folder of its weights; a source or field that the caller gave is kept."""
     name = f"{cfg.architecture}.{cfg.tag}"
     registered = get_pretrained_cfg(name)
     if registered is None or _differs(cfg, registered, _SOURCE):
         return cfg
-    repo = _repo_of(name, registered)
-    folder = published_folder(name, repo, cache_dir)
-    published = _published_cfg(folder, backbone, name)
-    news = {key: v for key, v in published.items() if not _differs(cfg, registered, [key])}
-    return dataclasses.replace(cfg, **news, hf_hub_id=repo, source="local-dir", file=str(folder))
+    if cfg.hf_hub_id != registered.hf_hub_id:
+        repo, _, at = (cfg.hf_hub_id or "").partition("@")
+        published = Published(name, repo, revision or at or "main")
+    else:
+        published = _published(name, registered, revision)
+    folder = published_folder(*published, cache_dir)
+    found = _published_cfg(folder, backbone, name)
+    news = {key: v for key, v in found.items() if not _differs(cfg, registered, [key])}
+    return dataclasses.replace(
+        cfg, **news, hf_hub_id=published.repo, source="local-dir", file=str(folder)
+    )
 
 
-def _repo_of(name: str, registered: PretrainedCfg) -> str:
-    """`OWNER/NAME`: of its recipe, else of the organisation that is asked for now."""
+def _published(name: str, registered: PretrainedCfg, revision: str | None) -> Published:
+    """`OWNER/NAME` of its recipe, else of the organisation that is asked for now."""
     repo = registered.hf_hub_id or ""
-    return hub_repo(name) if repo == f"{ORGANISATION}/{name}" else repo
+    architecture, _, tag = name.partition(".")
+    stock = STOCK.get(architecture)
+    sha256 = stock.sha256.get(tag) if stock and not revision else None
+    if repo == f"{ORGANISATION}/{name}" and hub_repo(name) != repo:
+        return Published(name, hub_repo(name), revision)  # somebody else's model of that name
+    return Published(name, repo, revision, sha256)
 
 
-def published_as(words: str) -> tuple[str, str] | None:
-    """Full name and Hub repository of one of our models; `None` for other words.
+def published_as(words: str) -> Published | None:
+    """Where one of our models is published; `None` for other words.
 
     Args:
-        words: `fgssl_resnet50_cub.simclr`, or without the tag for the default one.
+        words: `fgssl_resnet50_cub.simclr`, without the tag for the default one, or with
+            `@REVISION` behind it.
     """
+    words, _, revision = words.partition("@")
     architecture, _, tag = words.partition(".")
     if not is_model_in_modules(architecture, {__name__.rpartition(".")[2]}):
         return None
     default: Any = get_pretrained_cfg(architecture)
     name = f"{architecture}.{tag or default.tag}"
     cfg = get_arch_pretrained_cfgs(architecture).get(name)
-    return (name, _repo_of(name, cfg)) if cfg else None
-
-
-def exported_folder(folder: Path) -> Path:
-    """The exported folder itself: this one, or the one inside a run's.
-
-    Raises:
-        ValueError: Neither holds an export.
-    """
-    for place in (folder, folder / "export"):
-        if (place / CONFIG).is_file():
-            return place
-    raise ValueError(
-        f"neither {folder} nor {folder / 'export'} holds a {CONFIG}; a run exports when it ends"
-    )
+    return _published(name, cfg, revision or None) if cfg else None
 
 
 def _keep_norm(
@@ -380,10 +317,13 @@ def _register(name: str, stock: Stock) -> None:
         pretrained_cfg_overlay: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> nn.Module:
+        revision = None
+        if isinstance(pretrained_cfg, str):  # the tag
+            pretrained_cfg, _, revision = pretrained_cfg.partition("@")
         cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
         options = stock.options.get(cfg.tag or "", {})
         if pretrained:
-            cfg = _locate(cfg, backbone, arguments.get("cache_dir"))
+            cfg = _locate(cfg, backbone, revision or None, arguments.get("cache_dir"))
             arguments = {**_keep_norm(backbone, options, arguments), **arguments}
         build = model_entrypoint(backbone)
         arguments = {**options, **arguments}

@@ -7,13 +7,17 @@ fgssl report MODEL... --data DATA                a page that shows why
 fgssl embed MODEL --data DATA --out x.parquet    features of all pictures, in a file
 fgssl search MODEL --index x.parquet --query P   the nearest pictures of that file
 fgssl compare-splits --data DATA                 test pictures that training has seen
+fgssl list                                       every published name, and where it comes from
+fgssl info NAME                                  the card of a model
+fgssl pull NAME...                               download models for offline use
+fgssl publish FOLDER... --org OWNER              upload trained models to the Hub
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from fg_ssl_zoo.cli import data, embed, evaluation, overlap, report
+from fg_ssl_zoo.cli import data, embed, evaluation, overlap, publish, report, zoo
 
 VERBATIM = argparse.RawDescriptionHelpFormatter
 
@@ -22,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; what a user typed wrong ends with one line and status 2."""
     parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=VERBATIM)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for module in (data, evaluation, report, embed, overlap):
+    for module in (data, evaluation, report, embed, overlap, zoo, publish):
         module.add_verbs(verbs)
     chosen = parser.parse_args(arguments)
     try:

@@ -77,8 +77,11 @@ def load_recipe(recipe: str | Path = DEFAULT_RECIPE, overrides: Iterable[str] = 
     path = find_recipe(recipe)
     published = read_yaml(path)
     content = copy.deepcopy(published)
+    overrides = list(overrides)
     for override in overrides:
         _apply(content, override)
+    if not any(override.startswith("hub") for override in overrides):
+        _forget_license(published, content)
     return parse_recipe({"name": _rename(path.stem, published, content), **content})
 
 
@@ -181,6 +184,14 @@ def _rename(name: str, published: Mapping[str, Any], used: Mapping[str, Any]) ->
         if old and new and old != new:
             name = name.replace(f"_{old}", f"_{new}", 1)
     return name
+
+
+def _forget_license(published: Mapping[str, Any], used: dict[str, Any]) -> None:
+    """Other pictures have other terms: the licence of the recipe's own is not theirs."""
+    before, after = (flatten(content) for content in (published, used))
+    kept = all(before.get(key) == after.get(key) for key in ("data.name", "data.hub_id"))
+    if not kept and isinstance(used.get("hub"), dict):
+        used["hub"] = {key: value for key, value in used["hub"].items() if key != "license"}
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

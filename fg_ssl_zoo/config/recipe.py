@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Len, MinLen
 
 from fg_ssl_zoo.config.typed import STRICT
 
@@ -140,13 +140,16 @@ class Hub:
 
     Attributes:
         repo: `OWNER/NAME`; the default organisation and the recipe's name when not given.
-        license: SPDX name (lower case) of the weights; the pictures' terms decide it.
+        license: SPDX name (lower case) of the weights. The pictures' terms decide it, so there is
+            no default; without one, nothing is published.
         tags: Further tags of the card.
+        sha256: Of the released `model.safetensors`; `fgssl publish --to published` writes it here.
     """
 
     repo: str | None = None
-    license: str = "apache-2.0"
+    license: str | None = None
     tags: tuple[str, ...] = ()
+    sha256: Annotated[str, Len(64, 64)] | None = None
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from timm.models import get_arch_pretrained_cfgs
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 
 import fg_ssl_zoo
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.fgssl_models import hub_repo, is_stock, published_as, stock_of
-from fg_ssl_zoo.config import Recipe, flatten
+from fg_ssl_zoo.config import Recipe, as_dict, flatten
 
 USAGE = """\
 {imports}import timm
@@ -68,10 +68,31 @@ def usage(*, timm_name: str, transformers_name: str, num_features: int, architec
     """
     return USAGE.format(
         imports="" if is_stock(architecture) else IMPORT,
-        timm_name=json.dumps(timm_name, ensure_ascii=False),
-        transformers_name=json.dumps(transformers_name, ensure_ascii=False),
+        timm_name=_quoted(timm_name),
+        transformers_name=_quoted(transformers_name),
         num_features=num_features,
     )
+
+
+def usage_by_name(name: str, repo: str) -> str:
+    """The one line that loads a published model where fg_ssl_zoo is installed.
+
+    Args:
+        name: Of the model; a recipe of `hub_configs/` is a name of timm.
+        repo: `OWNER/NAME`, which may be another's than the name stands for.
+    """
+    ours = published_as(name)
+    if ours is None:
+        return f"fg_ssl_zoo.load({_quoted(f'hf-hub:{repo}')})"
+    registered: Any = get_pretrained_cfg(ours.name)
+    overlay = f", pretrained_cfg_overlay=dict(hf_hub_id={_quoted(repo)})"
+    elsewhere = overlay if registered.hf_hub_id != repo else ""
+    return f"timm.create_model({_quoted(name)}, pretrained=True{elsewhere})"
+
+
+def _quoted(text: str) -> str:
+    """As Python writes it, with double quotes; nothing ends the string but its end."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) -> str:
@@ -82,6 +103,7 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
         recipe: Resolved.
         results: As in `results.json`; every part but the name may be missing.
     """
+    results = _on_lines(results)
     repo = hub_repo(recipe.name, recipe.hub.repo)
     architecture = stock_of(backbone.name, backbone.model)[0]
     lines = usage(
@@ -93,24 +115,48 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
     card = ModelCard.from_template(
         card_data(recipe, results),
         template_path=str(template_path()),
-        recipe=recipe,
+        recipe=_on_lines(as_dict(recipe)),
         results=results,
         repo=repo,
+        by_name=usage_by_name(recipe.name, repo),
+        is_name=published_as(recipe.name) is not None,
+        duration=_duration(results.get("train", {}).get("seconds")),
         architecture=architecture,
         stock=is_stock(architecture),
         num_features=backbone.num_features,
         num_parameters=sum(p.numel() for p in backbone.model.parameters()),
         usage=lines.strip(),
-        methods=", then ".join(dict.fromkeys(stage.method for stage in recipe.stages)),
+        methods=", then ".join(dict.fromkeys(_on_lines(s.method) for s in recipe.stages)),
         table=results_table(results.get("rows", ())),
         before=_row_before(results),
-        settings=_settings(recipe),
+        settings=_on_lines(_settings(recipe)),
         with_labels=results.get("with_labels", False),
         data=results.get("data", {}),
         knn=_knn_protocol(results),
         overlap=results.get("overlap", {}).get("summary", NOT_COMPARED),
     )
     return str(card).rstrip() + "\n"
+
+
+def _duration(seconds: float | None) -> str:
+    """In the unit that a person would choose; empty where it was not measured."""
+    if not seconds:
+        return ""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _on_lines(content: Any) -> Any:
+    """Plain data whose texts hold no line break, table bar or backtick: none ends what it is in."""
+    if isinstance(content, Mapping):
+        return {key: _on_lines(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_on_lines(value) for value in content]
+    if isinstance(content, str):
+        return " ".join(content.split()).replace("|", "/").replace("`", "'").replace("<", "&lt;")
+    return content
 
 
 def card_data(recipe: Recipe, results: Mapping[str, Any]) -> ModelCardData:

@@ -5,6 +5,10 @@
     README.md           the card, see `card.py`
     recipe.yaml         the resolved recipe; `train.py FOLDER/recipe.yaml` repeats the run
     results.json        every number of the card, with commit and seed
+    picture.png         of its parts or neighbours, where `add_picture` put one
+
+`config.json` also keeps the length and a few of the features of one pattern, so that whoever
+publishes the folder can tell whether the network that is built from it is the one that was trained.
 
 Two things are kept out of config.json, as transformers could not load it: `num_classes` among the
 `model_args` (timm 1.0.31's own writer puts it there) and a `model_type`.
@@ -18,24 +22,31 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
+from jaxtyping import Float
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.fgssl_models import CONFIG, WEIGHTS, stock_of, timm_cfg
+from fg_ssl_zoo.backbones.fgssl_models import stock_of, timm_cfg
+from fg_ssl_zoo.backbones.published import CONFIG, INDEX, WEIGHTS, write_state
 from fg_ssl_zoo.config import Recipe, load_recipe, to_yaml
 from fg_ssl_zoo.hub.card import render_card, usage
+from fg_ssl_zoo.layers.modes import evaluating
 
 CARD = "README.md"
 RECIPE = "recipe.yaml"
 RESULTS = "results.json"
+PICTURE = "picture.png"
 FILES = frozenset({CONFIG, WEIGHTS, CARD, RECIPE, RESULTS})
+
+NUM_TRACED = 8
+"""Features that `config.json` keeps."""
 
 
 def export(
@@ -56,19 +67,21 @@ def export(
         ValueError: The folder holds something else, or timm could not rebuild the backbone.
     """
     folder = Path(folder).expanduser().resolve()
-    _check_replaceable(folder)
+    check_replaceable(folder)
+    recipe = replace(recipe, hub=replace(recipe.hub, sha256=None))  # that of released weights
     config, weights = model_config(backbone, recipe), _weights(backbone)
-    _check_rebuilds(config, weights)
+    check_rebuilds(config, weights)
+    config["trace"] = trace(backbone)
     part = folder.with_name(f".{folder.name}.{os.getpid()}")  # a sibling: the swap is a rename
     part.mkdir(parents=True)
     try:
-        (part / CONFIG).write_text(_json(config), encoding="utf-8")
-        save_file(weights, part / WEIGHTS, metadata={"format": "pt"})
+        (part / CONFIG).write_text(as_json(config), encoding="utf-8")
+        write_state(weights, part / WEIGHTS)
         shutil.copymode(part / CONFIG, part / WEIGHTS)  # safetensors lets the owner alone read it
         (part / CARD).write_text(render_card(backbone, recipe, results), encoding="utf-8")
         (part / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")
-        (part / RESULTS).write_text(_json(results), encoding="utf-8")
-        _swap(part, folder)
+        (part / RESULTS).write_text(as_json(results), encoding="utf-8")
+        swap(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -87,13 +100,34 @@ def amend_results(folder: str | Path, entries: Mapping[str, Any]) -> Path:
     Raises:
         ValueError: No export is there.
     """
-    folder = _exported(folder)
+    folder = exported(folder)
     results = {**read_results(folder), **entries}
     recipe = load_recipe(folder / RECIPE)
     card = render_card(open_backbone(str(folder)), recipe, results)
-    (folder / RESULTS).write_text(_json(results), encoding="utf-8")
+    (folder / RESULTS).write_text(as_json(results), encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
     return folder / CARD
+
+
+def add_picture(folder: str | Path, picture: str | Path, caption: str) -> Path:
+    """Show a picture on the card of an exported folder, of its parts or neighbours for instance.
+
+    Args:
+        folder: As `export` returned it, or the folder of its run.
+        picture: A PNG file.
+        caption: What it shows.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: No export is there, or no PNG.
+    """
+    content = Path(picture).expanduser().read_bytes()
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise ValueError(f"{picture} is no PNG file")
+    (exported(folder) / PICTURE).write_bytes(content)
+    return amend_results(folder, {"picture": caption})
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
@@ -102,11 +136,15 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: No export is there.
     """
-    return json.loads((_exported(folder) / RESULTS).read_text(encoding="utf-8"))
+    return json.loads((exported(folder) / RESULTS).read_text(encoding="utf-8"))
 
 
-def _exported(folder: str | Path) -> Path:
-    """The export itself: the folder, or the one inside a run's."""
+def exported(folder: str | Path) -> Path:
+    """The export itself: the folder, or the one inside a run's.
+
+    Raises:
+        ValueError: No export is there.
+    """
     folder = Path(folder).expanduser()
     for place in (folder, folder / "export"):
         if all((place / file).is_file() for file in (CONFIG, RECIPE, RESULTS)):
@@ -159,14 +197,41 @@ def model_config(backbone: Backbone, recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def trace(backbone: Backbone) -> list[float]:
+    """Length of the feature of one pattern, and a few of its numbers: what tells networks apart.
+
+    Args:
+        backbone: Is left as it is.
+    """
+    size = backbone.image_size
+    device = next(backbone.parameters()).device
+    pattern = (torch.arange(3 * size * size, dtype=torch.float32) / 10).sin()
+    with evaluating(backbone), torch.no_grad():
+        feature = backbone(pattern.view(1, 3, size, size).to(device))[0].float().cpu()
+    return [round(float(number), 6) for number in [feature.norm(), *_spread(feature)]]
+
+
+def _spread(feature: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
+    """At most `NUM_TRACED` numbers, evenly from the first to the last."""
+    return feature[torch.linspace(0, len(feature) - 1, min(NUM_TRACED, len(feature))).long()]
+
+
 def _weights(backbone: Backbone) -> dict[str, Tensor]:
     """Weights on the CPU in the plain layout: safetensors refuses channels-last ones."""
     state = backbone.model.state_dict()
     return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
 
-def _check_rebuilds(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not, key by key and shape by shape, those of the stock model."""
+def check_rebuilds(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not, key by key and shape by shape, those of the stock model.
+
+    Args:
+        config: As in `config.json`.
+        weights: timm's keys.
+
+    Raises:
+        ValueError: The first key that differs.
+    """
     architecture = config["architecture"]
     with torch.device("meta"):
         stock = timm.create_model(architecture, num_classes=0, **config.get("model_args", {}))
@@ -180,11 +245,22 @@ def _check_rebuilds(config: Mapping[str, Any], weights: Mapping[str, Tensor]) ->
             )
 
 
-def _check_replaceable(folder: Path) -> None:
+def is_part_of_export(name: str) -> bool:
+    """Whether a file of this name belongs to a published folder, parts of the weights included."""
+    parts = name.startswith("model-") and name.endswith(".safetensors")
+    return name in FILES or name in (INDEX, PICTURE) or parts
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder that holds anything but an export.
+
+    Raises:
+        ValueError: What it holds.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; export writes a folder")
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    foreign = sorted(found - FILES)
+    foreign = sorted(name for name in found if not is_part_of_export(name))
     if foreign or (found and not {CONFIG, RECIPE} <= found):
         raise ValueError(
             f"{folder} holds {', '.join(foreign[:3] or sorted(found))}, which no export wrote; "
@@ -192,7 +268,7 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
-def _swap(part: Path, folder: Path) -> None:
+def swap(part: Path, folder: Path) -> None:
     """Put a complete folder in the place of an older one, which is back there if that fails."""
     old = part.with_name(f"{part.name}.old")
     if folder.exists():
@@ -206,5 +282,6 @@ def _swap(part: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _json(content: Mapping[str, Any]) -> str:
+def as_json(content: Mapping[str, Any]) -> str:
+    """Plain data as a file holds it."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

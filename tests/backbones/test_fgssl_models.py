@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-import yaml
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs
 
 from fg_ssl_zoo.backbones import fgssl_models
 from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
-from fg_ssl_zoo.backbones.fgssl_models import PretrainedWeightsError
+from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError
 from fg_ssl_zoo.config import parse_recipe, recipe_files
 from fg_ssl_zoo.hub.export import export
 from tests.hub_server import Hub, point_client_at
+from tests.tiny_zoo import registered, write_recipes
 
 STAGES = [{"method": "simclr"}]
 RECIPES = {
@@ -44,36 +44,9 @@ RECIPES = {
 NAME, VIT = "fgssl_tiny_cub.simclr", "fgssl_tinyvit_cub.simclr"
 
 
-def write_recipes(folder: Path, recipes: dict[str, object]) -> dict[str, Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, recipe in recipes.items():
-        text = recipe if isinstance(recipe, str) else yaml.safe_dump(recipe)
-        (folder / f"{name}.yaml").write_text(text)
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def register(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the module does at import, for other recipes."""
-    stock, cfgs = fgssl_models._read_all(files)
-    default_cfgs = fgssl_models.generate_default_cfgs({**cfgs})
-    monkeypatch.setattr(fgssl_models, "default_cfgs", default_cfgs)
-    for name in default_cfgs:
-        if not timm.is_model(name):
-            fgssl_models._register(name, stock[name])
-
-
 @pytest.fixture(scope="module", autouse=True)
 def tiny_names(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        register(write_recipes(tmp_path_factory.mktemp("recipes"), RECIPES), patch)
-    yield
-    from timm.models import _registry
-
-    for name in ("fgssl_tiny_cub", "fgssl_tinyvit_cub"):
-        if hasattr(_registry, "_clear_model_entries"):  # since timm 1.0.31
-            _registry._clear_model_entries(name)
-            del _registry._model_entrypoints[name]
-        fgssl_models.__all__.remove(name)
+    yield from registered(RECIPES, tmp_path_factory.mktemp("recipes"))
 
 
 def publish(name: str, root: Path) -> Backbone:

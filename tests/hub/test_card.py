@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Recipe, parse_recipe
-from fg_ssl_zoo.hub.card import render_card, results_table, template_path
+from fg_ssl_zoo.hub.card import _duration, render_card, results_table, template_path, usage_by_name
 
 RESULTS = {
     "name": "fgssl_test_resnet_cub.simclr",
@@ -76,7 +76,8 @@ def test_every_setting_is_told(backbone):
         "cub pictures of 96 px",
         "| init | scratch |",
         "5994 images, fingerprint `f1n9e2`",
-        "| steps | 180, 11520 images seen, 72 s |",
+        "| steps | 180, 11520 images seen |",
+        "| time | 72 seconds |",
         "simclr (temperature 0.2)",
         "100 epochs",
         "| batch size | 64 |",
@@ -89,7 +90,11 @@ def test_every_setting_is_told(backbone):
         "exp(similarity / 0.07)",
         "under `cc-by-nc-4.0`",
         'timm.create_model("hf-hub:fg-ssl-zoo/fgssl_test_resnet_cub.simclr", pretrained=True)',
-        'timm.create_model("fgssl_test_resnet_cub.simclr", pretrained=True)',
+        'fg_ssl_zoo.load("hf-hub:fg-ssl-zoo/fgssl_test_resnet_cub.simclr")',
+        "At commit `0123abc` of fg_ssl_zoo, this repeats the run",
+        "&& accelerate launch train.py recipe.yaml",
+        "- **Bias:**",
+        "@software{fg_ssl_zoo",
         "## Intended use and limits",
         "## Citation",
     ):
@@ -187,3 +192,25 @@ def test_what_papers_report_stands_beside_our_numbers(backbone):
     assert (
         "Papers report, on other pictures and with other budgets: 73 % on leaves; 68 % on" in card
     )
+
+
+def test_a_name_of_timm_is_loaded_by_it_and_from_elsewhere_with_the_repository():
+    name = "fgssl_resnet18_drawn.simclr"
+    assert usage_by_name(name, f"fg-ssl-zoo/{name}") == (
+        f'timm.create_model("{name}", pretrained=True)'
+    )
+    assert usage_by_name(name, "me/x").endswith('pretrained_cfg_overlay=dict(hf_hub_id="me/x"))')
+
+
+def test_without_a_licence_the_card_says_so(backbone):
+    card = render_card(backbone, recipe_of(hub={}), RESULTS)
+    assert ModelCard(card).data.license is None
+    assert "No licence was chosen for the weights" in card
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(None, ""), (71.6, "72 seconds"), (876, "14.6 minutes"), (11_520, "3.2 hours")],
+)
+def test_a_duration_is_told_as_people_say_it(seconds, told):
+    assert _duration(seconds) == told

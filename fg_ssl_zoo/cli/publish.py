@@ -1,0 +1,94 @@
+"""`fgssl publish`: trained models to the Hub, or into a folder of released models."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fg_ssl_zoo.hub.checks import Checked
+
+
+def add_verbs(verbs: Any) -> None:
+    """Give the command `fgssl publish`."""
+    publish = verbs.add_parser("publish", help="upload trained models to the Hub")
+    publish.add_argument(
+        "folders", nargs="+", metavar="FOLDER", type=Path,
+        help="a run, its export, or a released folder; several make the whole zoo: published/*",
+    )  # fmt: skip
+    where = publish.add_mutually_exclusive_group()
+    where.add_argument("--repo", metavar="OWNER/NAME", help="where to, for one folder")
+    where.add_argument("--org", help="owner; each model keeps its name")
+    where.add_argument(
+        "--to", type=Path, metavar="FOLDER",
+        help="no upload: write the released form, in half precision, to FOLDER/NAME",
+    )  # fmt: skip
+    publish.add_argument(
+        "--license", help="SPDX name, as cc-by-nc-4.0, where the recipe has no hub.license"
+    )
+    publish.add_argument("--private", action="store_true", help="make new repositories private")
+    publish.add_argument("--dry-run", action="store_true", help="check all, send nothing")
+    publish.set_defaults(run=_publish)
+
+
+def _publish(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.hub.checks import check
+    from fg_ssl_zoo.hub.push import target_repo
+
+    folders = [folder for folder in chosen.folders if folder.is_dir() or len(chosen.folders) == 1]
+    if not folders:
+        raise ValueError("none of these is a folder")
+    if chosen.repo and len(folders) > 1:
+        raise ValueError("--repo names one repository; --org OWNER takes several folders")
+    if chosen.to:
+        _release(folders, chosen)
+        return
+    found = [check(folder, chosen.license) for folder in folders]  # all, before any is sent
+    repos = [target_repo(one, chosen.repo, chosen.org) for one in found]
+    if twice := {repo for repo in repos if repos.count(repo) > 1}:
+        raise ValueError(f"two folders would go to {min(twice)}")
+    _upload(found, repos, chosen)
+
+
+def _upload(found: "Sequence[Checked]", repos: Sequence[str], chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.hub.push import loading_lines, push
+
+    for one, repo in zip(found, repos, strict=True):
+        done = push(one, repo, private=chosen.private, dry_run=chosen.dry_run)
+        size = sum(done.files.values()) / 1e6
+        if done.commit is None:
+            print(f"{repo}: would be published, {len(done.files)} files, {size:.1f} MB, under "
+                  f"{one.recipe.hub.license}")  # fmt: skip
+        elif done.is_new:
+            print(f"{repo}: published, {size:.1f} MB, commit {done.commit}")
+        else:
+            print(f"{repo}: nothing has changed since commit {done.commit}")
+    print("\nload with\n\nimport fg_ssl_zoo, timm\nfrom transformers import AutoModel\n")
+    for one, repo in zip(found, repos, strict=True):
+        print("\n".join(loading_lines(one, repo)))
+
+
+def _release(folders: Sequence[Path], chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.backbones.published import weight_files
+    from fg_ssl_zoo.backbones.zoo import published_root
+    from fg_ssl_zoo.config import load_recipe, recipe_files
+    from fg_ssl_zoo.hub.checks import check
+    from fg_ssl_zoo.hub.export import RECIPE
+    from fg_ssl_zoo.hub.release import pin, release
+
+    if chosen.dry_run:
+        for folder in folders:
+            print(f"{check(folder, chosen.license).recipe.name}: may be released")
+        return
+    root = published_root()
+    for folder in folders:
+        target = release(folder, chosen.to, license=chosen.license)
+        sha256 = load_recipe(target / RECIPE).hub.sha256 or ""
+        size = sum(path.stat().st_size for path in weight_files(target)) / 1e6
+        print(f"{target}: {size:.1f} MB, sha256 {sha256}")
+        recipe = recipe_files().get(target.name)
+        if recipe and root and target.parent == root.resolve():
+            done = pin(recipe, sha256)
+            print(
+                f"{recipe}: " + ("hub.sha256 is written" if done else f"write hub.sha256: {sha256}")
+            )

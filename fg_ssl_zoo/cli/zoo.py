@@ -1,0 +1,70 @@
+"""`fgssl list`, `fgssl info` and `fgssl pull`: what models there are, and where."""
+
+import argparse
+import json
+from typing import Any
+
+NAME = "fgssl_BACKBONE_DATA[.METHOD][@REVISION], see fgssl list"
+
+
+def add_verbs(verbs: Any) -> None:
+    """Give the three commands."""
+    listing = verbs.add_parser("list", help="every model, its scores, where it comes from")
+    listing.add_argument("--json", action="store_true", help="one list of objects")
+    listing.add_argument("--offline", action="store_true", help="do not ask the Hub")
+    listing.set_defaults(run=_list)
+
+    info = verbs.add_parser("info", help="the card of a model")
+    info.add_argument("name", metavar="NAME", help=NAME)
+    info.add_argument("--json", action="store_true", help="its header and results instead")
+    info.set_defaults(run=_info)
+
+    pull = verbs.add_parser("pull", help="download models for offline use")
+    pull.add_argument("names", nargs="+", metavar="NAME", help=NAME)
+    pull.add_argument("--json", action="store_true", help="one list of objects")
+    pull.set_defaults(run=_pull)
+
+
+def _list(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.hub.listing import as_plain, as_table, entries
+
+    rows = list(entries(ask_hub=not chosen.offline))
+    print(json.dumps([as_plain(row) for row in rows], indent=2) if chosen.json else as_table(rows))
+
+
+def _info(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.hub.checks import as_plain, read_card
+    from fg_ssl_zoo.hub.export import RESULTS
+    from fg_ssl_zoo.hub.listing import card_folder, resolve
+
+    folder = card_folder(chosen.name)
+    card = read_card(folder)
+    if not chosen.json:
+        print(card)
+        return
+    results = folder / RESULTS
+    about = {
+        "name": resolve(chosen.name).name,
+        "folder": str(folder),
+        "card": as_plain(card),
+        "results": json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None,
+    }
+    print(json.dumps(about, indent=2))
+
+
+def _pull(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError
+    from fg_ssl_zoo.hub.listing import pull, resolve
+
+    names = [resolve(name).name for name in chosen.names]  # all, before the first is fetched
+    done = []
+    for words, name in zip(chosen.names, names, strict=True):
+        try:
+            folder = pull(words)
+        except PretrainedWeightsError as error:
+            raise ValueError(str(error)) from error
+        done.append({"name": name, "folder": str(folder)})
+        if not chosen.json:
+            print(f"{name}: {folder}")
+    if chosen.json:
+        print(json.dumps(done, indent=2))

@@ -1,0 +1,206 @@
+"""May this folder be published? Every reason against it is found before anything is sent.
+
+files       nothing but what an export writes, no links, nothing that looks like a token
+network     timm builds it from config.json, and its features are those of the trained backbone
+licence     chosen by somebody, and no wider than the terms of the pictures
+results     every accuracy with the protocol that it was measured by
+card        its header is what the Hub reads, with the same licence
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+
+from fg_ssl_zoo.backbones.any_backbone import open_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.published import (
+    SAFE_NAME,
+    WEIGHTS,
+    check_sha256,
+    has_weights,
+    read_config,
+    read_state,
+    whole,
+)
+from fg_ssl_zoo.config import Recipe, load_recipe
+from fg_ssl_zoo.data.catalog import CATALOG
+from fg_ssl_zoo.hub.card import ACCURACIES
+from fg_ssl_zoo.hub.export import (
+    CARD,
+    RECIPE,
+    RESULTS,
+    check_rebuilds,
+    exported,
+    is_part_of_export,
+    read_results,
+    trace,
+)
+
+TOLERANCE = 0.01
+"""Largest distance of the features from the trained ones, as a share of their length.
+
+Half precision and other hardware stay far below it.
+"""
+
+_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A folder that may be published.
+
+    Attributes:
+        folder: The export itself.
+        recipe: With the licence that was chosen.
+        results: As in `results.json`.
+        config: As in `config.json`.
+        backbone: Built by timm from the folder, in evaluation mode.
+    """
+
+    folder: Path
+    recipe: Recipe
+    results: Mapping[str, Any]
+    config: Mapping[str, Any]
+    backbone: Backbone
+
+
+def check(folder: str | Path, license: str | None = None) -> Checked:
+    """Read a folder as a stranger would, and refuse it with the first reason found.
+
+    Args:
+        folder: An exported folder, or the folder of a run.
+        license: SPDX name for weights whose recipe has none.
+
+    Raises:
+        ValueError: What is wrong, and what would be right.
+    """
+    folder = exported(folder).resolve()
+    _check_files(folder)
+    recipe, results, config = (
+        load_recipe(folder / RECIPE),
+        read_results(folder),
+        read_config(folder),
+    )
+    if not SAFE_NAME.fullmatch(recipe.name):
+        raise ValueError(f"{folder / RECIPE}: name: {recipe.name!r} cannot name a repository")
+    recipe = replace(recipe, hub=replace(recipe.hub, license=license or recipe.hub.license))
+    check_license(recipe, results)
+    _check_results(folder, results)
+    backbone = _check_network(folder, recipe, config)
+    if license is None:
+        _check_card(folder, recipe)
+    return Checked(folder, recipe, results, config, backbone)
+
+
+def check_license(recipe: Recipe, results: Mapping[str, Any] | None = None) -> None:
+    """Refuse weights without a licence, and one that allows what the pictures forbid.
+
+    Args:
+        recipe: Names licence and pictures.
+        results: Of the run, which knows the pictures' terms too.
+
+    Raises:
+        ValueError: With the terms of the pictures.
+    """
+    entry = CATALOG.get(recipe.data.name)
+    terms = (results or {}).get("data", {}).get("terms") or (entry.terms if entry else None)
+    said = f"the pictures of {recipe.data.name}: {terms or 'terms unknown to us, ask their owner'}"
+    license = recipe.hub.license
+    if not license:
+        raise ValueError(f"hub.license is missing ({said}); choose one with --license")
+    if not _LICENSE.fullmatch(license):
+        raise ValueError(f"hub.license: {license!r} is no SPDX name in lower case, as cc-by-nc-4.0")
+    if "non-commercial" in (terms or "") and "-nc" not in license and license != "other":
+        raise ValueError(
+            f"hub.license: {license} allows commercial use ({said}); cc-by-nc-4.0 would not"
+        )
+
+
+def _check_files(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if not is_part_of_export(path.name):
+            raise ValueError(f"{folder} holds {path.name}, which no export wrote; move it away")
+        if path.is_symlink() or not path.is_file():
+            raise ValueError(f"{path} is a link or a folder; only files are published")
+        if path.suffix != ".safetensors" and (found := _TOKEN.search(path.read_bytes())):
+            at = path.read_bytes()[: found.start()].count(b"\n") + 1
+            raise ValueError(f"{path}, line {at}: this looks like an access token; remove it")
+    lacking = [CARD] if not (folder / CARD).is_file() else []
+    lacking += [WEIGHTS] if not has_weights(folder) else []
+    if lacking:
+        raise ValueError(f"{folder} lacks {' and '.join(lacking)}")
+
+
+def _check_results(folder: Path, results: Mapping[str, Any]) -> None:
+    protocols = results.get("protocol") or {}
+    measured = {key for row in results.get("rows") or () for key in row}
+    lacking = [p for metric, p in ACCURACIES.items() if metric in measured and not protocols.get(p)]
+    if lacking or not protocols:
+        raise ValueError(
+            f"{folder / RESULTS} lacks the protocol of {' and '.join(lacking) or 'its numbers'} "
+            "(`protocol`): nobody could compare them; measure again with this version"
+        )
+
+
+def _check_network(folder: Path, recipe: Recipe, config: Mapping[str, Any]) -> Backbone:
+    """What timm builds from the configuration, once its features are those of the training."""
+    state = read_state(folder)
+    check_rebuilds(config, state)
+    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise ValueError(f"{folder}: {broken[0]} holds numbers that are not finite")
+    if recipe.hub.sha256:
+        weights = whole(folder) / WEIGHTS
+        check_sha256(weights, recipe.hub.sha256, f"{folder / RECIPE} says so (hub.sha256)")
+    backbone = open_backbone(f"local-dir:{whole(folder)}")
+    backbone.eval()
+    found, kept = trace(backbone), config.get("trace")
+    if backbone.num_features != config.get("num_features"):
+        raise ValueError(
+            f"{folder}: the network has {backbone.num_features} features, config.json says "
+            f"{config.get('num_features')}"
+        )
+    if not isinstance(kept, list) or distance(found, kept) > TOLERANCE:
+        raise ValueError(
+            f"{folder}: the network that timm builds from config.json has other features than the "
+            "trained one (`trace`); export it again"
+        )
+    return backbone
+
+
+def distance(found: list[float], kept: list[Any]) -> float:
+    """Distance of two traces, as a share of the length of the second."""
+    if len(found) != len(kept) or not all(isinstance(n, int | float) for n in kept):
+        return math.inf
+    moved = math.dist(found, kept) / max(math.hypot(*kept), 1e-12)
+    return moved if math.isfinite(moved) else math.inf
+
+
+def _check_card(folder: Path, recipe: Recipe) -> None:
+    try:
+        header: Any = ModelCard((folder / CARD).read_text(encoding="utf-8")).data
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{folder / CARD}: its header is not what the Hub reads ({error})"
+        ) from error
+    if header.license != recipe.hub.license:
+        raise ValueError(
+            f"{folder / CARD} says license {header.license}, {RECIPE} says {recipe.hub.license}"
+        )
+
+
+def read_card(folder: Path) -> str:
+    """The card of a published folder."""
+    return (folder / CARD).read_text(encoding="utf-8")
+
+
+def as_plain(card: str) -> dict[str, Any]:
+    """The header of a card."""
+    return json.loads(json.dumps(ModelCard(card).data.to_dict(), default=str))

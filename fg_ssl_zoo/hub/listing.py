@@ -1,0 +1,274 @@
+"""What the zoo holds: a row for every name and tag, and where its weights would come from now."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from fg_ssl_zoo.backbones.fgssl_models import Published, published_as
+from fg_ssl_zoo.backbones.published import CONFIG, WEIGHTS, weight_files
+from fg_ssl_zoo.backbones.zoo import (
+    PretrainedWeightsError,
+    cached_folder,
+    check_download,
+    explain,
+    local_place,
+    patience,
+)
+from fg_ssl_zoo.config import load_recipe, nearest, recipe_files
+from fg_ssl_zoo.hub.export import CARD, PICTURE, RECIPE, RESULTS
+
+NOTHING, UNKNOWN = "nothing yet", "Hub did not answer"
+_PULLED = [CONFIG, WEIGHTS, CARD, RECIPE, RESULTS, PICTURE]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of `fgssl list`.
+
+    Attributes:
+        name: Architecture and tag: timm's name, the recipe's and the Hub's.
+        backbone, method, data, init, image_size: Of its recipe.
+        parameters: Of the backbone.
+        knn, linear: Accuracies in 0..1, where its results are at hand.
+        bytes: Of the weights, where they are on this machine.
+        source: `folder`, `checkout`, `cache`, `Hub`, or why there is none.
+        place: The folder or the repository.
+    """
+
+    name: str
+    backbone: str
+    method: str
+    data: str
+    init: str
+    image_size: int
+    parameters: int
+    knn: float | None
+    linear: float | None
+    bytes: int | None
+    source: str
+    place: str
+
+
+def entries(*, ask_hub: bool = True) -> Iterator[Entry]:
+    """All models that have a recipe, by name.
+
+    Args:
+        ask_hub: Otherwise models that are neither in a folder nor in the cache have no source.
+    """
+    on_hub = _OnHub() if ask_hub else None
+    for name in recipe_files():
+        published = published_as(name)
+        if published is None:  # its recipe cannot be read, as the log says
+            continue
+        recipe = load_recipe(name)
+        source, place, results = _source(published, on_hub)
+        folder = Path(place) if source in ("folder", "checkout", "cache") else None
+        yield Entry(
+            name=name,
+            backbone=recipe.backbone,
+            method=", ".join(dict.fromkeys(stage.method for stage in recipe.stages)),
+            data=recipe.data.name,
+            init=recipe.init,
+            image_size=recipe.data.image_size,
+            parameters=_num_parameters(recipe.backbone, _frozen(recipe.backbone_options)),
+            knn=results.get("knn_top1"),
+            linear=results.get("linear_top1"),
+            bytes=sum(p.stat().st_size for p in weight_files(folder)) if folder else None,
+            source=source,
+            place=place,
+        )
+
+
+def _source(published: Published, on_hub: "_OnHub | None") -> tuple[str, str, Mapping[str, Any]]:
+    """Where the weights would come from, the place, and the trained row of the results."""
+    place, _ = local_place(published.name)
+    if place:
+        return place.kind, str(place.path), _trained_row(place.path)
+    cached = cached_folder(published.repo)
+    if cached:
+        return "cache", str(cached), _trained_row(cached)
+    if on_hub is None:
+        return NOTHING, "", {}
+    found = on_hub.scores(published.repo)
+    if found is None:
+        return (NOTHING if on_hub.answered else UNKNOWN), "", {}
+    return "Hub", published.repo, found
+
+
+class _OnHub:
+    """What owners have on the Hub: one question for each owner, and none after one fails."""
+
+    def __init__(self) -> None:
+        self.answered = not constants.HF_HUB_OFFLINE
+        self._models: dict[str, dict[str, Mapping[str, Any]]] = {}
+
+    def scores(self, repo: str) -> Mapping[str, Any] | None:
+        """Accuracies on the card of a repository; `None` where there is no such repository."""
+        owner = repo.partition("/")[0]
+        if owner not in self._models and self.answered:
+            self._models[owner] = self._ask(owner)
+        return self._models.get(owner, {}).get(repo)
+
+    def _ask(self, owner: str) -> dict[str, Mapping[str, Any]]:
+        try:
+            if not _answers():
+                raise ConnectionError
+            models = HfApi().list_models(author=owner, cardData=True)
+            return {model.id: _on_card(model.card_data) for model in models}
+        except Exception:  # the client raises those of its HTTP library too
+            self.answered = False
+            return {}
+
+
+def _answers() -> bool:
+    """Whether the Hub answers at all, asked once and not for half a minute as its client does."""
+    from huggingface_hub import get_session
+
+    reply = get_session().get(
+        f"{constants.ENDPOINT}/api/models", params={"limit": "1"}, timeout=patience()
+    )
+    return reply.is_success
+
+
+def _on_card(card: Any) -> dict[str, float]:
+    results = getattr(card, "eval_results", None) or []
+    names = {"kNN top-1": "knn_top1", "linear top-1": "linear_top1"}
+    return {names[r.metric_name]: r.metric_value for r in results if r.metric_name in names}
+
+
+def _trained_row(folder: Path) -> Mapping[str, Any]:
+    try:
+        rows = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["rows"]
+        return next(row for row in rows if row["name"] == "trained")
+    except (OSError, ValueError, LookupError, TypeError, StopIteration):
+        return {}
+
+
+def _frozen(options: Mapping[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True)
+
+
+@cache
+def _num_parameters(backbone: str, options: str) -> int:
+    with torch.device("meta"):
+        model = timm.create_model(backbone, num_classes=0, **json.loads(options))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def as_table(rows: list[Entry]) -> str:
+    """The rows for a terminal, columns as wide as they need."""
+    titles = [
+        "name",
+        "backbone",
+        "method",
+        "data",
+        "init",
+        "px",
+        "params",
+        "kNN",
+        "linear",
+        "MB",
+        "from",
+    ]
+    cells = [
+        [
+            row.name, row.backbone, row.method, row.data, row.init, str(row.image_size),
+            f"{row.parameters / 1e6:.1f} M", _percent(row.knn), _percent(row.linear),
+            f"{row.bytes / 1e6:.0f}" if row.bytes else "", row.source,
+        ]
+        for row in rows
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in
+             [titles, *cells]]  # fmt: skip
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def as_plain(entry: Entry) -> dict[str, Any]:
+    """A row as plain data."""
+    return asdict(entry)
+
+
+# --------------------------------------------------------------------------- one model
+
+
+def resolve(name: str) -> Published:
+    """Where one of our models is published.
+
+    Args:
+        name: With or without its tag, or with `@REVISION`.
+
+    Raises:
+        ValueError: Unknown, with the nearest name.
+    """
+    published = published_as(name)
+    if published is None:
+        raise ValueError(f"no model '{name}'{nearest(name, timm.list_pretrained('fgssl*'))}")
+    return published
+
+
+def card_folder(name: str) -> Path:
+    """A folder with the card of a model, and its results where they are published.
+
+    Raises:
+        ValueError: Unknown, or not published anywhere.
+    """
+    published = resolve(name)
+    place = None if published.revision else local_place(published.name)[0]
+    if place and (place.path / CARD).is_file():
+        return place.path
+    try:
+        try:
+            hf_hub_download(published.repo, RESULTS, revision=published.revision)
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            pass
+        return Path(hf_hub_download(published.repo, CARD, revision=published.revision)).parent
+    except Exception as error:  # the client raises those of its HTTP library too
+        raise ValueError(
+            f"no card of {published.name}: {published.repo} ({explain(error)})"
+        ) from error
+
+
+def pull(name: str) -> Path:
+    """Download a model with its card into the Hub's cache, with a progress bar, and check it.
+
+    Args:
+        name: With or without its tag, or with `@REVISION`.
+
+    Returns:
+        The folder in the cache, or the local one that the name means.
+
+    Raises:
+        ValueError: Unknown, or other weights than were published.
+        PretrainedWeightsError: It cannot be had.
+    """
+    published = resolve(name)
+    place = None if published.revision else local_place(published.name)[0]
+    if place:
+        return place.path
+    try:
+        folder = Path(
+            snapshot_download(published.repo, revision=published.revision, allow_patterns=_PULLED)
+        )
+    except Exception as error:  # the client raises those of its HTTP library too
+        raise PretrainedWeightsError(
+            f"{published.name}: {published.repo} ({explain(error)})"
+        ) from error
+    if not (folder / WEIGHTS).is_file():
+        raise PretrainedWeightsError(f"{published.repo} has no {WEIGHTS}")
+    check_download(folder, published.sha256)
+    return folder
