@@ -80,6 +80,14 @@ class Method(nn.Module, ABC):
         """Notes on the training images, taken before each round and equal on every process."""
         return {}
 
+    def parts(self, images: Images, accelerator: Accelerator) -> Tensor | None:
+        """Part of every pixel (n, m, m) that its backbone now finds, if it looks for parts.
+
+        Numbers must mean the same in all pictures. Asked for before the first round and behind
+        each; scored as `eval/part_nmi` and `eval/part_ari` where parts of the pictures are known.
+        """
+        return None
+
     def companions(self) -> Mapping[str, Backbone]:
         """Other networks of the method that are worth publishing, each under a short name.
 

@@ -40,6 +40,7 @@ from fg_ssl_zoo.engine.optim import describe_lr
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
+from fg_ssl_zoo.evaluation.part_discovery import knows_parts, part_agreement
 from fg_ssl_zoo.hub.card import results_table
 from fg_ssl_zoo.hub.export import export, usage_lines
 from fg_ssl_zoo.method import Method
@@ -239,6 +240,7 @@ def _one_round(
             **run.monitor.own_accuracy(method, run.accelerator),
         },
         measure_every=recipe.monitor.every,
+        measure_ends=lambda: _part_scores(run, method),
         num_workers=recipe.data.num_workers,
         first_step=_steps_before(run, start),
         channels_last=run.switches.channels_last,
@@ -272,6 +274,21 @@ def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(notes, path)
     return notes
+
+
+def _part_scores(run: Run, method: Method) -> dict[str, float]:
+    """How well the parts that the method finds in the training pictures are those that are known.
+
+    The next round finds the same ones, and reads them from the cache.
+    """
+    maps = method.parts(run.train, run.accelerator) if knows_parts(run.train) else None
+    if maps is None:
+        return {}
+    try:
+        return part_agreement(maps, run.train)
+    except ValueError as error:  # training does not need these masks
+        _log.warning("part scores are left out: %s", error)
+        return {}
 
 
 def _steps_before(run: Run, at: Position) -> int:

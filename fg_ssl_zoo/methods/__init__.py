@@ -17,6 +17,7 @@ METHODS = {
     "jigsaw": "Jigsaw",
     "lcr": "LCR",
     "moco": "MoCo",
+    "particle": "Particle",
     "pmg": "PMG",
     "simclr": "SimCLR",
     "simsiam": "SimSiam",
