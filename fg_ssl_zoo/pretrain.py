@@ -263,13 +263,22 @@ def _title(recipe: Recipe, at: Position) -> str:
 
 
 def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
-    """The method's notes of this round, from the file of a run that goes on or taken now."""
+    """The method's notes of this round, from the file of a run that goes on or taken now.
+
+    Raises:
+        ValueError: The run goes on in the midst of a round whose notes are gone.
+    """
     from safetensors.torch import load_file, save_file
 
     path = run.folder.path / "notes" / f"stage{at.stage}_round{at.round}.safetensors"
     if at.step and path.is_file():
         return load_file(path)
     notes = method.annotate(run.train, run.accelerator)
+    if notes and at.step:
+        raise ValueError(
+            f"{path} is gone, and what the weights of then would note cannot be had any more; "
+            "put it back, or begin again with overwrite=true"
+        )
     if notes and run.accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(notes, path)

@@ -22,14 +22,12 @@ no weight, and views without a common part no positive: both count 0.
 Deviations: parts are drawn with replacement among those that both views show, once for both
 networks (theirs draws for each, and absent ones too, whose zeros are each other's positives); the
 teacher has running statistics of its own, and its momentum rises to 1 (theirs stays at 0.996 for a
-CNN, after less in the first 2,240 steps); targets are those of all processes; discovery and
-training see the same whole picture (theirs cuts the banner of aircraft for discovery only); views
-keep colour (`preset: paper` is theirs, with solarisation from 128 on; 0.5 on bytes inverts all);
-heads learn faster than a ViT's backbone (theirs, at 2.5e-8, hardly moves either).
+CNN, after less in the first 2,240 steps); targets are those of all processes; views keep colour
+(`preset: paper` is theirs, with solarisation from 128 on; 0.5 on bytes inverts all); heads learn
+faster than a ViT's backbone (theirs, at 2.5e-8, hardly moves either).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -42,7 +40,7 @@ from fg_ssl_zoo.backbones.backbone import Backbone, train_up_to_last_map
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.regions import RandomRegionViews, noted
 from fg_ssl_zoo.data.sample import Images, Views
-from fg_ssl_zoo.data.views import PRESETS, Share, augmentations_of
+from fg_ssl_zoo.data.views import Share, augmentations_of
 from fg_ssl_zoo.layers.distillation import Distillation
 from fg_ssl_zoo.layers.heads import layer_norm_mlp
 from fg_ssl_zoo.layers.momentum import follow, keep_all_paths, teacher_of
@@ -57,8 +55,7 @@ from fg_ssl_zoo.parts import discover_parts, discovery_for
 Count = Annotated[int, Ge(1)]
 Positive = Annotated[float, Gt(0)]
 
-_FIRST, _SECOND = PRESETS["byol"]
-PAPER = replace(_FIRST, grayscale=0.0), replace(_SECOND, grayscale=0.0)
+PAPER = augmentations_of("byol", {"grayscale": 0.0})
 """The release's views: BYOL's without grey (`train_particle_resnet.py` of cvl-umass/PARTICLE)."""
 
 
@@ -91,11 +88,9 @@ class Particle(Method):
         num_samples: Parts compared per picture, with replacement; 10 for a CNN, 6 for a ViT.
         temperature: 0.1 in the release.
         local_negatives: Whether other parts of the same picture are negatives, as in the release.
-        hidden_size: Of projector and predictor; 4,096 for a CNN, 2,048 for a ViT.
-        projection_size: Of `z` and `p`; 256 in the release.
+        hidden_size, projection_size: Of both heads; 4,096 (2,048 for a ViT) and 256.
         momentum, momentum_end: Of the teacher at the start and the end of a round.
-        distillation: Whether DINO's loss is added; for a ViT.
-        prototypes: Outputs of DINO's head; 4,096, and 65,536 in the release.
+        distillation, prototypes: Whether DINO's loss is added, and how many outputs it compares.
         backbone_rate: Learning rate of the backbone as a share of the heads'; 0.01 for a ViT.
         preset: Views of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for the release's.
         augmentation: Strengths of `Augmentation` that replace those of the preset.
