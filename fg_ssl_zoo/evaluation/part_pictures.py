@@ -1,7 +1,7 @@
 """Found parts as pictures, in which a person should see "that is the head".
 
     grid.png      some pictures, and their parts in colour for each model
-    rounds.png    training pictures of a run, and the parts that each round began with
+    rounds.png    training pictures of a run: the parts that each round began with, and those now
     part_03.png   one part in many pictures, each cut to it
     features.png  patch features as colours: their first three principal components
     index.html    all of it on one page, which asks no network for anything
@@ -107,22 +107,30 @@ def write_part_pictures(
     images = readable_subset(splits.get("test", splits["train"]), num_pictures)
     opened_models = [opened(words, image_size, seed=seed) for words in models]
     found: list[Found] = []
-    backbones: list[Backbone] = []
     for words, (backbone, _) in zip(models, opened_models, strict=True):
         how = discovery_for(backbone, changes)
         name = row_name(words, backbone, pretrained=True, taken=[other.name for other in found])
         say(f"{name}: parts of {len(images)} pictures, {backbone.image_size} px")
-        backbones.append(ready(backbone, accelerator))
         found.append(_discovered(name, backbone, images, how, accelerator, cache))
+    first, how = opened_models[0][0], discovery_for(opened_models[0][0], changes)
+    told = rounds_of_run(Path(models[0]).expanduser(), how.foreground, num_pictures)
+    if told:
+        say(f"{found[0].name}: parts of {len(told[0])} training pictures")
+        told[1].append(_discovered("the end", first, told[0], how, accelerator, cache))
     if not accelerator.is_main_process:
         return out / "index.html"
-    found = [found[0], *(matched(other, found[0]) for other in found[1:])]
     say(f"{found[0].name}: pictures")
-    shown = evenly(len(images), GRID)
-    figures = [_grid("grid.png", "Parts in pictures", images, shown, found)]
-    figures += rounds_of_run(Path(models[0]).expanduser(), found[0].has_background)
+    found = _all_matched(found)
+    names = ", then ".join(each.name for each in found)
+    text = f"A picture, then its parts by {names}."
+    figures = [grid("grid.png", "Parts in pictures", text, images, found)]
+    if told:
+        names = ", then ".join(each.name for each in told[1])
+        text = f"A training picture, then its parts at the start of {names}."
+        title = "Round by round"
+        figures.append(grid("rounds.png", title, text, told[0], _all_matched(told[1])))
     figures += montages(images, found[0])
-    figures.append(features_figure(images, backbones[0], accelerator.device))
+    figures.append(features_figure(images, first, accelerator.device))
     for figure in figures:
         save_png(out / figure.file, figure.picture)
     page = out / "index.html"
@@ -157,9 +165,43 @@ def _discovered(
     cache: Path | None,
 ) -> Found:
     workers = resolve_num_workers("auto", world_size())
+    ready(backbone, accelerator)
     maps = discover_parts(backbone, images, accelerator, how, num_workers=workers, cache=cache)
     scored = knows_parts(images) and how.scope == "dataset"
     return Found(name, maps, how.foreground, part_agreement(maps, images) if scored else {})
+
+
+def rounds_of_run(run: Path, has_background: bool, most: int) -> tuple[Images, list[Found]] | None:
+    """Some training pictures of a run with the parts that each round began with.
+
+    `None` where the folder is no run, or has kept no such notes.
+
+    Args:
+        run: Folder of the run.
+        has_background: Whether 0 is no part.
+        most: Pictures.
+    """
+    from safetensors.torch import load_file
+
+    folder = RunFolder(run)
+    paths = sorted((run / "notes").glob("stage*_round*.safetensors"))
+    kept = {path.stem: load_file(path).get("regions") for path in paths}
+    if not folder.recipe.is_file() or not any(maps is not None for maps in kept.values()):
+        return None
+    recipe = parse_recipe(read_yaml(folder.recipe))
+    train, _ = load_splits(recipe.data, seed=recipe.seed)
+    some = readable_subset(train, most)
+    found = []
+    for name, maps in kept.items():
+        if maps is not None and len(maps) == len(train):
+            stage, number = name.removeprefix("stage").split("_round")
+            title = f"round {int(number) + 1} of stage {int(stage) + 1}"
+            found.append(Found(title, maps[torch.from_numpy(some.indices)], has_background, {}))
+    return (some, found) if found else None
+
+
+def _all_matched(found: Sequence[Found]) -> list[Found]:
+    return [found[0], *(matched(other, found[0]) for other in found[1:])]
 
 
 def matched(found: Found, to: Found) -> Found:
@@ -197,47 +239,14 @@ class Figure:
     picture: np.ndarray
 
 
-def _grid(
-    file: str, title: str, images: Images, rows: Sequence[int], found: Sequence[Found]
-) -> Figure:
+def grid(file: str, title: str, text: str, images: Images, found: Sequence[Found]) -> Figure:
     """A row for two pictures: each, and its parts for every model."""
     cells = []
-    for row in rows:
+    for row in evenly(len(images), GRID):
         picture = small(images[row]["image"])
         cells.append([picture, *(painted(picture, f.maps[row], f.has_background) for f in found)])
     pairs = [[*left, *right] for left, right in zip_longest(cells[::2], cells[1::2], fillvalue=[])]
-    names = ", then ".join(each.name for each in found)
-    return Figure(file, title, f"A picture, then its parts by {names}.", contact_sheet(pairs))
-
-
-def rounds_of_run(run: Path, has_background: bool) -> list[Figure]:
-    """Training pictures with the parts that each round began with, if the run kept such notes."""
-    from safetensors.torch import load_file
-
-    folder = RunFolder(run)
-    notes = sorted((run / "notes").glob("stage*_round*.safetensors"))
-    kept = {path.stem: load_file(path).get("regions") for path in notes}
-    if not folder.recipe.is_file() or not any(maps is not None for maps in kept.values()):
-        return []
-    recipe = parse_recipe(read_yaml(folder.recipe))
-    train, _ = load_splits(recipe.data, seed=recipe.seed)
-    found: list[Found] = []
-    for name, maps in kept.items():
-        if maps is not None and len(maps) == len(train):
-            stage, number = name.removeprefix("stage").split("_round")
-            one = Found(f"stage {stage}, round {int(number) + 1}", maps, has_background, {})
-            found.append(matched(one, found[0]) if found else one)
-    shown = [row for row in evenly(len(train), GRID // 2) if _readable(train, row)]
-    title = "Round by round (training pictures)"
-    return [_grid("rounds.png", title, train, shown, found)] if found else []
-
-
-def _readable(images: Images, index: int) -> bool:
-    try:
-        images[index]
-    except CorruptImage:
-        return False
-    return True
+    return Figure(file, title, text, contact_sheet(pairs))
 
 
 def montages(images: Images, found: Found) -> list[Figure]:

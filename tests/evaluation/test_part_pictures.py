@@ -1,5 +1,6 @@
 """Pictures of parts: what is coloured, cut and renumbered, and the page that shows it."""
 
+import json
 import re
 
 import cv2
@@ -23,6 +24,7 @@ from fg_ssl_zoo.evaluation.part_pictures import (
     small,
 )
 from fg_ssl_zoo.parts import store
+from fg_ssl_zoo.pretrain import pretrain
 from tests.pictures import SomeCorrupt
 
 DRAWN = ["drawn", "num_images=16", "num_classes=4", "image_size=64"]
@@ -153,11 +155,29 @@ def test_what_is_typed_wrong_is_one_line(tmp_path, capsys):
 def test_the_rounds_of_a_run_are_told_from_its_notes(tmp_path, birds):
     recipe = load_recipe(overrides=[f"data.{word}" for word in DRAWN[1:]])
     (tmp_path / "notes").mkdir()
-    assert rounds_of_run(tmp_path, False) == []
+    assert rounds_of_run(tmp_path, False, 4) is None
     (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
+    assert rounds_of_run(tmp_path, False, 4) is None
     for number in (0, 1):
         notes = {"regions": masks_of(birds) * (1 + number)}
         save_file(notes, tmp_path / "notes" / f"stage0_round{number}.safetensors")
-    (figure,) = rounds_of_run(tmp_path, False)
-    assert figure.text.endswith("by stage 0, round 1, then stage 0, round 2.")
-    assert figure.picture.shape[1] > figure.picture.shape[0] / 2
+    images, found = rounds_of_run(tmp_path, False, 4)
+    assert len(images) == 4
+    assert [each.name for each in found] == ["round 1 of stage 1", "round 2 of stage 1"]
+    assert torch.equal(found[1].maps, 2 * masks_of(birds)[[0, 5, 10, 15]])
+
+
+def test_the_page_of_a_run_shows_its_rounds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {"hidden_size": 8, "num_parts": 3, "discovery": {"size": 16, "sample": 1000}}
+    pretrain(load_recipe(overrides=[
+        "backbone=test_resnet", "backbone_options={}", *(f"data.{word}" for word in DRAWN[1:]),
+        "stages.0.method=particle", f"stages.0.options={json.dumps(small)}", "stages.0.rounds=2",
+        "stages.0.train={steps: 1, batch_size: 8, optimizer: sgd}", "output=run",
+    ]))  # fmt: skip
+    main([
+        "parts", "run", "--data", *DRAWN, "--out", "out", "--pictures", "8",
+        "--discovery", "num_parts=3", "size=16", "sample=1000",
+    ])  # fmt: skip
+    html = page_of(tmp_path / "out")
+    assert "at the start of round 1 of stage 1, then round 2 of stage 1, then the end." in html
