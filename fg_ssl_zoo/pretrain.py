@@ -341,7 +341,10 @@ def _finish_companion(run: Run, name: str, companion: Backbone, record: Record) 
     start.mean, start.std = companion.mean, companion.std
     rows = [
         {"name": row, "init": network.init, **_plain(run.monitor(network, run.accelerator))}
-        for row, network in (("untrained", start), ("trained", companion))
+        for row, network in (
+            ("untrained" if init == "scratch" else "start", start),
+            ("trained", companion),
+        )  # fmt: skip
     ]
     if run.accelerator.is_main_process:
         recipe = replace(run.recipe, name=f"{run.recipe.name}_{name}")

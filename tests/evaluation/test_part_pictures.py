@@ -1,6 +1,5 @@
 """Pictures of parts: what is coloured, cut and renumbered, and the page that shows it."""
 
-import json
 import re
 
 import cv2
@@ -9,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import load_recipe, to_yaml
 from fg_ssl_zoo.evaluation.part_pictures import (
@@ -23,8 +23,8 @@ from fg_ssl_zoo.evaluation.part_pictures import (
     rounds_of_run,
     small,
 )
+from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.parts import store
-from fg_ssl_zoo.pretrain import pretrain
 from tests.pictures import SomeCorrupt
 
 DRAWN = ["drawn", "num_images=16", "num_classes=4", "image_size=64"]
@@ -167,14 +167,16 @@ def test_the_rounds_of_a_run_are_told_from_its_notes(tmp_path, birds):
     assert torch.equal(found[1].maps, 2 * masks_of(birds)[[0, 5, 10, 15]])
 
 
-def test_the_page_of_a_run_shows_its_rounds(tmp_path, monkeypatch):
+def test_the_page_of_a_run_shows_its_rounds(tmp_path, monkeypatch, birds):
     monkeypatch.chdir(tmp_path)
-    small = {"hidden_size": 8, "num_parts": 3, "discovery": {"size": 16, "sample": 1000}}
-    pretrain(load_recipe(overrides=[
-        "backbone=test_resnet", "backbone_options={}", *(f"data.{word}" for word in DRAWN[1:]),
-        "stages.0.method=particle", f"stages.0.options={json.dumps(small)}", "stages.0.rounds=2",
-        "stages.0.train={steps: 1, batch_size: 8, optimizer: sgd}", "output=run",
-    ]))  # fmt: skip
+    recipe = load_recipe(overrides=["backbone=test_resnet", *(f"data.{w}" for w in DRAWN[1:])])
+    run = tmp_path / "run"
+    export(create_backbone("test_resnet", image_size=64), run / "export", recipe, {"rows": []})
+    (run / "recipe.yaml").write_text(to_yaml(recipe))
+    (run / "notes").mkdir()
+    for number in (0, 1):
+        notes = {"regions": masks_of(birds)}
+        save_file(notes, run / "notes" / f"stage0_round{number}.safetensors")
     main([
         "parts", "run", "--data", *DRAWN, "--out", "out", "--pictures", "8",
         "--discovery", "num_parts=3", "size=16", "sample=1000",

@@ -29,7 +29,6 @@ SMALL = {
     "num_parts": 4, "hidden_size": 16, "projection_size": 8, "num_samples": 3, "prototypes": 12,
     "discovery": {"size": 16, "sample": 1000},
 }  # fmt: skip
-CPU = Accelerator(cpu=True)
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +164,7 @@ def test_equal_embeddings_give_twice_the_logarithm_of_2_b_s_minus_1(birds):
 def test_flat_pictures_and_pictures_of_one_part_weigh_nothing(backbone):
     flat = Drawings(*(np.full((50, 70, 3), value, np.uint8) for value in (0, 128, 255)))
     method = build(backbone, distillation=False, scope="image")
-    notes = method.annotate(flat, CPU)["regions"]
+    notes = method.annotate(flat, Accelerator(cpu=True))["regions"]
     assert notes.shape == (3, 16, 16)
     samples = [noted(flat[i], np.zeros((16, 16))) for i in range(3)]
     output = method(batch_of(method, samples))
@@ -194,19 +193,19 @@ def test_a_picture_whose_views_share_no_part_counts_nothing_beside_the_others(bi
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_notes_are_parts_of_the_backbone_as_it_is(birds, backbone):
     method = build(backbone)
-    notes = method.annotate(birds, CPU)
+    notes = method.annotate(birds, Accelerator(cpu=True))
     assert set(notes) == {"regions"}
     first = notes["regions"]
     assert (first.shape, first.dtype) == ((16, 16, 16), torch.uint8)
-    assert torch.equal(method.parts(birds, CPU), first)
+    assert torch.equal(method.parts(birds, Accelerator(cpu=True)), first)
     with torch.no_grad():
         for parameter in method.backbone.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.manual_seed(3)))
-    assert not torch.equal(method.annotate(birds, CPU)["regions"], first)
+    assert not torch.equal(method.annotate(birds, Accelerator(cpu=True))["regions"], first)
 
 
 def test_parts_of_each_picture_alone_are_not_scored(birds):
-    assert build(scope="image").parts(birds, CPU) is None
+    assert build(scope="image").parts(birds, Accelerator(cpu=True)) is None
 
 
 @pytest.mark.parametrize("shape", [(120, 90), (64, 200)])
@@ -352,7 +351,7 @@ def test_options_that_cannot_be_are_refused(options, message):
 
 def test_parts_on_the_attention_of_a_cnn_are_refused(birds):
     with pytest.raises(ValueError, match="foreground: test_resnet has no attention"):
-        build(foreground=True).annotate(birds, CPU)
+        build(foreground=True).annotate(birds, Accelerator(cpu=True))
 
 
 def test_the_figures_name_who_measured_them():
@@ -365,11 +364,11 @@ def test_the_figures_name_who_measured_them():
 # --------------------------------------------------------------------------- runs
 
 
-def one_step(path, images, backbone):
+def one_step(path, images):
     """Notes, and loss and gradients of eight pictures, of which this process sees its share."""
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
-    method = build(backbone).eval()  # what norms do over processes is tested elsewhere
+    method = build().eval()  # what norms do over processes is tested elsewhere
     notes = method.annotate(images, accelerator)
     rows = range(8 * rank() // world_size(), 8 * (rank() + 1) // world_size())
     views = method.views(64)
@@ -384,11 +383,11 @@ def one_step(path, images, backbone):
     torch.save([notes["regions"], loss.detach(), values], path / f"{world_size()}_{rank()}.pt")
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
-def test_two_processes_give_notes_loss_and_gradient_of_one(tmp_path, birds, backbone):
-    one_step(tmp_path, birds, backbone)
+def test_two_processes_give_notes_loss_and_gradient_of_one(tmp_path):
+    birds = DrawnBirds(20, num_classes=4, image_size=64, seed=0)  # two blocks of discovery
+    one_step(tmp_path, birds)
     notes, loss, gradients = torch.load(tmp_path / "1_0.pt")
-    launch(one_step, tmp_path, birds, backbone)
+    launch(one_step, tmp_path, birds)
     for r in (0, 1):
         shared = torch.load(tmp_path / f"2_{r}.pt")
         assert torch.equal(shared[0], notes)
@@ -399,12 +398,12 @@ def test_two_processes_give_notes_loss_and_gradient_of_one(tmp_path, birds, back
 def train_a_run(path, images):
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
-    method, folder = build(), RunFolder(path)
+    method, folder = build("test_vit"), RunFolder(path)
     if accelerator.is_main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     job = Fit(
-        train=Train(steps=2, batch_size=8, optimizer="momentum", lr=0.1),
+        train=Train(steps=2, batch_size=8, optimizer="momentum", lr=0.1, warmup=0),
         dataset=ViewDataset(images, method.views(64), 0, method.annotate(images, accelerator)),
         accelerator=accelerator,
         folder=folder,
@@ -419,10 +418,9 @@ def end_of(path):
     return checkpoint.load(found[max(found)])["method"]
 
 
-def test_two_processes_train_the_weights_that_one_trains(tmp_path):
-    images = DrawnBirds(40, num_classes=4, image_size=64, seed=0)  # three blocks of discovery
-    train_a_run(tmp_path / "one", images)
-    launch(train_a_run, tmp_path / "two", images)
+def test_two_processes_train_the_weights_that_one_trains(tmp_path, birds):
+    train_a_run(tmp_path / "one", birds)
+    launch(train_a_run, tmp_path / "two", birds)
     one, two = end_of(tmp_path / "one"), end_of(tmp_path / "two")
     assert two.keys() == one.keys()
     for key, value in one.items():
