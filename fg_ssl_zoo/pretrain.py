@@ -344,7 +344,7 @@ def _finish_companion(run: Run, name: str, companion: Backbone, record: Record) 
         for row, network in (
             ("untrained" if init == "scratch" else "start", start),
             ("trained", companion),
-        )  # fmt: skip
+        )
     ]
     if run.accelerator.is_main_process:
         recipe = replace(run.recipe, name=f"{run.recipe.name}_{name}")
