@@ -58,6 +58,15 @@ class Method(nn.Module, ABC):
         """What papers report of the method with these options, for the card; a line each."""
         return ()
 
+    @classmethod
+    def options_of_saved(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options under which a saved state is loaded.
+
+        An option that fetches weights has to fetch none here: the state holds them, and whoever
+        wrote the options may be a stranger.
+        """
+        return dict(options)
+
     @abstractmethod
     def views(self, image_size: int) -> Views:
         """What it sees: one sample becomes views of `image_size` pixels."""

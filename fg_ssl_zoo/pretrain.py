@@ -9,7 +9,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,8 +43,10 @@ from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
 from fg_ssl_zoo.evaluation.part_discovery import knows_parts, part_agreement
 from fg_ssl_zoo.hub.card import results_table
 from fg_ssl_zoo.hub.export import export, usage_lines
+from fg_ssl_zoo.hub.pretraining import Pretraining, saved_state
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.methods import (
+    all_options,
     check_options,
     check_queue,
     complete_options,
@@ -117,7 +119,7 @@ def pretrain(recipe: Recipe) -> Backbone:
     run = _open_run(recipe, switches, train, test)
     method, record = _run_stages(run, backbone)
     backbone.eval().to(memory_format=torch.contiguous_format)  # as whoever loads the export has it
-    _finish(run, backbone, record)
+    _finish(run, backbone, record, _pretraining(run, method))
     for name, companion in method.companions().items():
         _finish_companion(run, name, companion, record)
     run.accelerator.end_training()
@@ -186,7 +188,9 @@ def _run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
             if (number, round_number) < (newest.stage, newest.round):
                 continue
             if round_number == 0 or method is None:
-                method = _stage_method(stage, backbone, run.train, before=method)
+                first = number == 0 and stage.inherit
+                saved = saved_state(run.recipe.init) if first else None
+                method = _stage_method(stage, backbone, run.train, method, saved)
             at = newest if state else Position(number, round_number)
             _one_round(run, method, stage, at, state, record)
             state = None
@@ -196,11 +200,23 @@ def _run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
     return method, record
 
 
-def _stage_method(stage: Stage, backbone: Backbone, train: Images, before: Method | None) -> Method:
-    """The method of a stage around the walking backbone, with what it inherits."""
+def _stage_method(
+    stage: Stage,
+    backbone: Backbone,
+    train: Images,
+    before: Method | None,
+    saved: Mapping[str, Tensor] | None = None,
+) -> Method:
+    """The method of a stage around the walking backbone, with what it inherits.
+
+    Of the stage before; the first stage inherits from the training of the start weights.
+    """
     backbone.requires_grad_(True)
     options = complete_options(stage.method, stage.options, train)
     method = create_method(stage.method, backbone, **options)
+    if saved is not None:
+        _inherit_saved(method, stage.inherit, saved)
+        return method
     for name in stage.inherit:
         source, target = getattr(before, name, None), getattr(method, name, None)
         if before is not None and not (
@@ -211,6 +227,32 @@ def _stage_method(stage: Stage, backbone: Backbone, train: Images, before: Metho
         if isinstance(source, nn.Module) and isinstance(target, nn.Module):
             target.load_state_dict(source.state_dict())
     return method
+
+
+def _inherit_saved(method: Method, names: Sequence[str], saved: Mapping[str, Tensor]) -> None:
+    """Give parts of a method the state that an earlier training saved; `all` is all of it.
+
+    Raises:
+        ValueError: A part that one of them lacks, or of another shape.
+    """
+    own = {k: v for k, v in method.state_dict().items() if not k.startswith("backbone.")}
+    for name in names:
+        there, here = (
+            {k: v for k, v in state.items() if f"{k}.".startswith(f"{name}.") or name == "all"}
+            for state in ({k: v for k, v in saved.items() if not k.startswith("backbone.")}, own)
+        )
+        if not here or here.keys() != there.keys():
+            known = {key.partition(".")[0] for key in saved.keys() & own.keys()}
+            raise ValueError(
+                f"stages[0].inherit: '{name}' is not the same part in both trainings"
+                f"{nearest(name, sorted(known))}"
+            )
+        if odd := [key for key in here if here[key].shape != there[key].shape]:
+            raise ValueError(
+                f"stages[0].inherit: {odd[0]} is {tuple(there[odd[0]].shape)} in init and "
+                f"{tuple(here[odd[0]].shape)} with these options"
+            )
+        method.load_state_dict(there, strict=False)
 
 
 def _one_round(
@@ -313,14 +355,21 @@ def _steps_before(run: Run, at: Position) -> int:
 # --------------------------------------------------------------------------- results
 
 
-def _finish(run: Run, backbone: Backbone, record: Record) -> None:
+def _pretraining(run: Run, method: Method) -> Pretraining:
+    """The last stage's method as whoever goes on with it needs it."""
+    stage = run.recipe.stages[-1]
+    options = all_options(stage.method, complete_options(stage.method, stage.options, run.train))
+    return Pretraining(stage.method, method.options_of_saved(options), method.state_dict())
+
+
+def _finish(run: Run, backbone: Backbone, record: Record, pretraining: Pretraining) -> None:
     """Write results and the exported folder, print the table and the lines that load it."""
     if run.accelerator.is_main_process:
         results = _results(run, record)
         run.say(f"trained   {record.images_seen} images at {record.images_per_second:.1f} images/s")
         text = json.dumps(results, indent=2) + "\n"
         (run.folder.path / "results.json").write_text(text, encoding="utf-8")
-        export(backbone, run.folder.export, run.recipe, results)
+        export(backbone, run.folder.export, run.recipe, results, pretraining)
         run.say("\n" + results_table(results["rows"]))
         run.say(f"\nexported to {run.folder.export}; load it with\n")
         run.say(usage_lines(run.folder.export, run.recipe))

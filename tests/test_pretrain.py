@@ -61,7 +61,8 @@ def test_a_run_leaves_all_that_the_readme_promises(recipe, tmp_path, capsys):
     assert [line["step"] for line in metrics(run)] == [0, 2, 3, 3]
     assert list((run / "tensorboard").glob("events*"))
     assert sorted(path.name for path in (run / "export").iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "recipe.yaml", "results.json",
+        "README.md", "config.json", "model.safetensors", "pretraining", "recipe.yaml",
+        "results.json",
     ]  # fmt: skip
     assert "lr        stages[0]: 0.015625 = 0.5 x 8 / 256\n" in printed
     assert "| untrained |" in printed

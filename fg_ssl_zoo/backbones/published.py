@@ -43,7 +43,10 @@ _ELSEWHERE = ("url", "file", "state_dict", "source", "custom_load")
 
 _RESERVED = ("pretrained", "checkpoint_path", "cache_dir")
 _NESTED = ("trunk_options",)  # arguments of the network inside ours (fgssl_attentive)
-_LARGEST = {"in_chans": 1024, "img_size": 8192, "num_classes": 1_000_000, "num_features": 1_000_000}
+_LARGEST = {
+    "in_chans": 1024, "img_size": 8192,
+    **dict.fromkeys(("num_classes", "num_features", "prototypes", "queue_size"), 1_000_000),
+}  # fmt: skip
 _LARGEST_INTEGER = 100_000  # of any other argument; the widest of timm's layers have 20,000
 _LARGEST_FILE = 1_000_000  # bytes of a config.json
 
@@ -107,6 +110,25 @@ def _check_value(key: str, value: Any, depth: int = 0) -> None:
         raise ValueError(f"{key}: {str(value)[:40]!r} is neither a number, a short text nor a list")
     elif value is not None and not abs(value) <= _LARGEST.get(key, _LARGEST_INTEGER):  # nor nan
         raise ValueError(f"{key}: {value} is larger than in any network")
+
+
+def check_plain_options(options: Mapping[str, Any], depth: int = 0) -> None:
+    """Refuse options of a method that are not plain, or larger than any method's.
+
+    Args:
+        options: Keywords; a value may be a mapping of its own.
+        depth: Of the mapping they stand in.
+
+    Raises:
+        ValueError: Which one.
+    """
+    for key, value in options.items():
+        if not re.fullmatch(r"[a-z]\w*", key):
+            raise ValueError(f"options: {key!r} is no name of an option")
+        if isinstance(value, Mapping) and depth < 2:
+            check_plain_options(value, depth + 1)
+        else:
+            _check_value(key, value)
 
 
 def _check_pixels(cfg: Mapping[str, Any]) -> None:

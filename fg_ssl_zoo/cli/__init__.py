@@ -12,13 +12,24 @@ fgssl list                                       every published name, and where
 fgssl info NAME                                  the card of a model
 fgssl pull NAME...                               download models for offline use
 fgssl publish FOLDER... --org OWNER              upload trained models to the Hub
+fgssl export-onnx MODEL --out FILE.onnx          a backbone as an ONNX file
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from fg_ssl_zoo.cli import data, embed, evaluation, overlap, parts, publish, report, zoo
+from fg_ssl_zoo.cli import (
+    data,
+    embed,
+    evaluation,
+    export_onnx,
+    overlap,
+    parts,
+    publish,
+    report,
+    zoo,
+)
 
 VERBATIM = argparse.RawDescriptionHelpFormatter
 
@@ -27,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; what a user typed wrong ends with one line and status 2."""
     parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=VERBATIM)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for module in (data, evaluation, report, parts, embed, overlap, zoo, publish):
+    for module in (data, evaluation, report, parts, embed, overlap, zoo, publish, export_onnx):
         module.add_verbs(verbs)
     chosen = parser.parse_args(arguments)
     try:
