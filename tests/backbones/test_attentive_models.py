@@ -110,7 +110,8 @@ def test_the_map_of_a_vit_are_its_patches_in_rows():
 def test_a_mean_over_positions_is_accepted(trunk):
     options = {**TRUNKS[trunk]}
     options.pop("img_size", None)
-    check_pooling(create_backbone(trunk, image_size=64, **options))
+    model = create_backbone(trunk, image_size=64, **options).model
+    check_pooling(model, trunk, 64)
 
 
 @pytest.mark.parametrize(
@@ -123,14 +124,14 @@ def test_a_mean_over_positions_is_accepted(trunk):
 )
 def test_another_pooling_is_refused_with_the_option_that_helps(name, options, message):
     with pytest.raises(ValueError, match=message):
-        check_pooling(create_backbone(name, image_size=64, **options))
+        check_pooling(create_backbone(name, image_size=64, **options).model, name, 64)
 
 
 def test_a_map_of_one_position_is_refused_and_nothing_is_drawn():
     backbone = create_backbone("test_resnet", image_size=32)
     state = torch.get_rng_state()
     with pytest.raises(ValueError, match=r"data\.image_size: 32 pixels leave .* 64 would do"):
-        check_pooling(backbone)
+        check_pooling(backbone.model, "test_resnet", 32)
     assert torch.equal(torch.get_rng_state(), state)
 
 
