@@ -18,10 +18,12 @@ METHODS = {
     "lcr": "LCR",
     "moco": "MoCo",
     "pmg": "PMG",
+    "reconstruction": "Reconstruction",
     "simclr": "SimCLR",
     "simsiam": "SimSiam",
     "srgan": "SRGAN",
     "super_resolution": "SuperResolution",
+    "synthesized_pairs": "SynthesizedPairs",
 }
 """Name in a recipe and file of this folder -> class."""
 
