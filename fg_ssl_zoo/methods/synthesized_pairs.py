@@ -180,12 +180,12 @@ class SynthesizedPairs(Method):
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
         """What the schedule moves, and SimSiam's predictor, whose rate stays."""
-        simsiam = isinstance(self.base, PredictiveBase)
-        predictor = list(self.base.predictor.parameters()) if simsiam else []
-        apart = {id(p) for p in predictor}
+        predictor = self.base.predictor if isinstance(self.base, PredictiveBase) else None
+        constant = list(predictor.parameters()) if predictor else []
+        apart = {id(p) for p in constant}
         yield {"params": [p for p in self.parameters() if p.requires_grad and id(p) not in apart]}
-        if predictor:
-            yield {"params": predictor, "constant_lr": True}
+        if constant:
+            yield {"params": constant, "constant_lr": True}
 
     def forward(self, batch: Batch) -> MethodOutput:
         """L_C + alpha L_R + nu L_Cp of `images` (b, 2, h, w, 3); queues and store move on."""

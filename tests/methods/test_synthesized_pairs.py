@@ -2,18 +2,22 @@ import copy
 import inspect
 import math
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator
 
 from fg_ssl_zoo.config import load_recipe, parse_recipe, recipe_files
 from fg_ssl_zoo.data.views import PRESETS
+from fg_ssl_zoo.layers.batch_norm import synchronise
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.methods import check_options, method_class
+from fg_ssl_zoo.ops.distributed import rank, world_size
 from fg_ssl_zoo.ops.gradcam import gradient_at
 from tests.engine.test_processes import launch
 from tests.methods.short_runs import build, drop_newest, pairs, train
@@ -23,18 +27,24 @@ SIMSIAM = {**SMALL, "base": "simsiam", "predictor_size": 8}
 AT_ONCE = {"pair_rise": (0.0, 0.0)}
 
 
+@cache
+def images():
+    """The same eight pairs for all."""
+    return pairs(build("synthesized_pairs", **SMALL))
+
+
 def ready(base="moco", **options):
     """With a selection, after the features of one batch."""
     shape = SIMSIAM if base == "simsiam" else SMALL
     method = build("synthesized_pairs", **{**shape, **AT_ONCE, **options})
-    method({"images": pairs(method)})
+    method({"images": images()})
     method.on_step_end(0.5)
     return method
 
 
-def gradients(method, images, seed=3):
+def gradients(method, seed=3):
     torch.manual_seed(seed)
-    output = method({"images": images})
+    output = method({"images": images()})
     output.loss.backward()
     return output, {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
 
@@ -59,7 +69,7 @@ def test_without_alpha_and_nu_it_is_its_base_step_for_step(base, backbone):
         optimizer = torch.optim.SGD(list(each.param_groups()), lr=0.05, momentum=0.9)
         losses[each] = []
         for step in range(4):
-            output = each({"images": pairs(each).roll(step, dims=1)})
+            output = each({"images": images().roll(step, dims=1)})
             optimizer.zero_grad()
             output.loss.backward()
             optimizer.step()
@@ -104,19 +114,19 @@ def agreement_of_the_paper(method, first, second, queue):
 @pytest.mark.parametrize("base", ["moco", "simsiam"])
 def test_the_loss_is_the_sum_of_three_terms(base):
     method = ready(base, perturbation="zero", reconstruction_weight=0.7, pair_weight=0.3)
-    twin, images = copy.deepcopy(method), pairs(method).flip(1)
+    twin, seen = copy.deepcopy(method), images().flip(1)
     torch.manual_seed(3)
-    output = method({"images": images})
+    output = method({"images": seen})
     torch.manual_seed(3)
     swapped = torch.rand(8, 1, 1, 1) >= 0.5
     assert 0 < swapped.sum() < 8
     with torch.no_grad():
-        compare_with_the_paper(method, twin, images, output, swapped)
+        compare_with_the_paper(method, twin, seen, output, swapped)
 
 
-def compare_with_the_paper(method, twin, images, output, swapped):
+def compare_with_the_paper(method, twin, seen, output, swapped):
     """Term by term; `method` is after its forward pass and `twin` before it."""
-    first, second = twin.backbone.normalize(images).unbind(1)
+    first, second = twin.backbone.normalize(seen).unbind(1)
     contrast = agreement_of_the_paper(twin, first, second, twin.queue)
     h = twin.backbone(torch.cat([first, second]) if twin.queue is None else first)[:8]
     decoded = copy.deepcopy(twin.decoder)(h)
@@ -146,8 +156,8 @@ def test_grad_cam_at_the_last_map_of_each_images_own_loss_is_the_importance():
     for importance in ("gradcam", "grad_x_act"):
         method = build("synthesized_pairs", importance=importance, size=64, **SMALL).eval()
         generator = torch.manual_seed(0)
-        images = torch.randint(0, 256, (4, 2, 64, 64, 3), dtype=torch.uint8, generator=generator)
-        first, second = method.backbone.normalize(images).unbind(1)
+        noise = torch.randint(0, 256, (4, 2, 64, 64, 3), dtype=torch.uint8, generator=generator)
+        first, second = method.backbone.normalize(noise).unbind(1)
         found = method.importance_of(method.base(method.backbone, first, second, method.queue))
         model = method.backbone.model
         for i in range(4):
@@ -171,7 +181,7 @@ def test_what_is_multiplied_by_zero_before_the_head_has_no_importance(base):
         method.base.projector[0].weight[:, silent] = 0
     method.weak.importance.count.zero_()
     method.weak.importance.value.zero_()
-    method({"images": pairs(method)})
+    method({"images": images()})
     method.on_step_end(0.7)
     value = method.weak.importance.value
     assert value[silent].tolist() == [0.0, 0.0]
@@ -181,12 +191,11 @@ def test_what_is_multiplied_by_zero_before_the_head_has_no_importance(base):
 
 def test_importance_is_a_mean_of_magnitudes_and_statistics_are_of_the_first_views():
     method = build("synthesized_pairs", importance="gradcam", **SMALL).eval()
-    images = pairs(method)
-    first, second = method.backbone.normalize(images).unbind(1)
+    first, second = method.backbone.normalize(images()).unbind(1)
     base = method.base(method.backbone, first, second, method.queue)
     gradient = gradient_at(base.loss, base.h)
     wanted = sum(row.abs() for row in gradient) / 8
-    method({"images": images})
+    method({"images": images()})
     torch.testing.assert_close(method.weak.importance.value, wanted)
     torch.testing.assert_close(method.weak.statistics.items[:8], base.h.detach())
     assert method.weak.statistics.count == 8
@@ -199,13 +208,12 @@ def test_importance_is_a_mean_of_magnitudes_and_statistics_are_of_the_first_view
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_what_is_decoded_differs_in_s_and_nowhere_else_to_the_bit(perturbation, per_sample):
     method = ready(perturbation=perturbation, per_sample=per_sample)
-    images = pairs(method)
     read = {}
     method.decoder.register_forward_pre_hook(lambda _, x: read.update({len(x[0]): x[0].detach()}))
     selection = []
     plain = method.weak.of
     method.weak.of = lambda importance: selection.append(plain(importance)) or selection[0]
-    method({"images": images})
+    method({"images": images()})
     h, (original, changed) = read[8], read[16].chunk(2)
     weak = selection[0].expand_as(h)
     assert torch.equal(original, h)
@@ -219,17 +227,16 @@ def test_what_is_decoded_differs_in_s_and_nowhere_else_to_the_bit(perturbation, 
 def test_an_empty_s_makes_pairs_of_equal_pictures():
     method = ready(variance_share=0.0, importance_share=0.0)
     assert not method.weak.chosen.any()
-    assert method({"images": pairs(method)}).metrics["train/pair_difference"] == 0
-    assert ready()({"images": pairs(method)}).metrics["train/pair_difference"] > 0
+    assert method({"images": images()}).metrics["train/pair_difference"] == 0
+    assert ready()({"images": images()}).metrics["train/pair_difference"] > 0
 
 
 @pytest.mark.parametrize("base", ["moco", "simsiam"])
 def test_the_pair_loss_teaches_the_encoder_and_not_the_decoder(base):
-    images = pairs(ready(base))
     with_pairs, without = ready(base), ready(base)
     without.nu.zero_()
-    output, full = gradients(with_pairs, images)
-    _, alone = gradients(without, images)
+    output, full = gradients(with_pairs)
+    _, alone = gradients(without)
     assert "loss/pairs" in output.metrics
     assert full.keys() == alone.keys()
     for name, gradient in full.items():
@@ -241,11 +248,10 @@ def test_the_pair_loss_teaches_the_encoder_and_not_the_decoder(base):
 
 
 def test_the_reconstruction_teaches_the_backbone_unless_it_is_stopped():
-    images = pairs(ready())
     off = {"pair_weight": 0.0}
-    _, both = gradients(ready(**off), images)
-    _, stopped = gradients(ready(stop_reconstruction=True, **off), images)
-    _, none = gradients(ready(reconstruction_weight=0.0, **off), images)
+    _, both = gradients(ready(**off))
+    _, stopped = gradients(ready(stop_reconstruction=True, **off))
+    _, none = gradients(ready(reconstruction_weight=0.0, **off))
     assert {n for n in both if n not in none} == {n for n in both if n.startswith("decoder.")}
     for name, gradient in none.items():
         assert torch.equal(stopped[name], gradient), name
@@ -255,12 +261,11 @@ def test_the_reconstruction_teaches_the_backbone_unless_it_is_stopped():
 
 @pytest.mark.parametrize("norm", ["batch", "running"])
 def test_decoded_pictures_leave_the_running_statistics_alone(norm):
-    images = pairs(ready())
     with_pairs, without = ready(synthetic_norm=norm), ready(synthetic_norm=norm)
     without.nu.zero_()
     for method in (with_pairs, without):
         modes = [part.training for part in method.modules()]
-        method({"images": images})
+        method({"images": images()})
         assert [part.training for part in method.modules()] == modes
     wanted = dict(without.named_buffers())
     for name, value in with_pairs.named_buffers():
@@ -268,14 +273,14 @@ def test_decoded_pictures_leave_the_running_statistics_alone(norm):
             assert torch.equal(value, wanted[name]), name
     assert not torch.equal(with_pairs.pair_queue.items, without.pair_queue.items)
     other = ready(synthetic_norm="running" if norm == "batch" else "batch")
-    assert other({"images": images}).loss != with_pairs({"images": images}).loss
+    assert other({"images": images()}).loss != with_pairs({"images": images()}).loss
 
 
 def test_synthesized_keys_have_a_queue_of_their_own():
     method = ready()
     before = method.pair_queue.items.clone()
     assert method.pair_queue.place == method.queue.place == 8
-    method({"images": pairs(method)})
+    method({"images": images()})
     assert torch.equal(method.pair_queue.items[:8], before[:8])
     assert not torch.equal(method.pair_queue.items[8:], before[8:])
     assert not torch.allclose(method.pair_queue.items, method.queue.items, atol=1e-2)
@@ -290,7 +295,7 @@ def test_nu_waits_for_the_decoder_and_rises():
     for progress, nu in ((0.05, 0), (0.1, 0), (0.125, 0.2), (0.15, 0.4), (1.0, 0.4)):
         method.on_step_end(progress)
         assert method.nu.item() == pytest.approx(nu)
-    assert "loss/pairs" in method({"images": pairs(method)}).metrics
+    assert "loss/pairs" in method({"images": images()}).metrics
     assert build("synthesized_pairs", **{**SMALL, **AT_ONCE}).nu == 0.5
 
 
@@ -306,7 +311,7 @@ def test_the_teacher_follows_and_simsiams_predictor_keeps_its_rate():
 
 
 def test_the_log_is_an_instrument():
-    found = ready()({"images": pairs(ready())}).metrics
+    found = ready()({"images": images()}).metrics
     assert set(found) == {
         "loss/contrast", "loss/reconstruction", "loss/pairs", "train/accuracy", "train/psnr",
         "train/weak_share", "train/weak_overlap", "train/variance_weak", "train/variance_kept",
@@ -320,16 +325,15 @@ def test_the_log_is_an_instrument():
 def test_the_picture_shows_pair_difference_and_where_both_groups_look(base, backbone):
     options = SIMSIAM if base == "simsiam" else SMALL
     method = build("synthesized_pairs", backbone, **options)
-    images = pairs(method)
-    method({"images": images})
+    method({"images": images()})
     method.on_step_end(0.5)
     method.eval()
     before = copy.deepcopy(method.state_dict())
     with torch.no_grad():
-        shown = method.picture({"images": images})
+        shown = method.picture({"images": images()})
     assert (shown.shape, shown.dtype) == ((8 * 32, 6 * 32, 3), torch.uint8)
     columns = shown.view(8, 32, 6, 32, 3).unbind(2)
-    torch.testing.assert_close(columns[0], images[:, 0], rtol=0, atol=1)
+    torch.testing.assert_close(columns[0], images()[:, 0], rtol=0, atol=1)
     difference = (columns[1].int() - columns[2].int()).abs()
     torch.testing.assert_close(columns[3].int(), difference, rtol=0, atol=1)
     assert all((column.int() <= columns[0].int() + 1).all() for column in columns[4:])
@@ -364,7 +368,7 @@ def test_the_page_shows_a_staged_recipe_and_what_finds_s_in_a_checkpoint(tmp_pat
     words = set(re.findall(r"`(\w+)[:`]", text))
     assert {"random_share", "criterion", "per_sample", "decoder_size"} <= words & set(options)
     logged = set(re.findall(r"`((?:loss|train)/\w+)`", text))
-    assert logged <= set(method({"images": pairs(method)}).metrics)
+    assert logged <= set(method({"images": images()}).metrics)
 
 
 def test_wrong_options_are_refused_with_what_would_do():
@@ -391,23 +395,48 @@ def test_the_recipes_are_those_of_the_protocol_and_the_card_says_in_its_style():
 # --------------------------------------------------------------------------- processes, resume
 
 
-@pytest.mark.parametrize(("base", "perturbation"), [("moco", "gauss"), ("simsiam", "swap")])
-def test_two_processes_train_what_one_trains_and_select_the_same(
-    tmp_path, birds, base, perturbation
-):
-    options = {**(SIMSIAM if base == "simsiam" else SMALL), **AT_ONCE, "perturbation": perturbation}
-    one = train(tmp_path / "one", birds, "synthesized_pairs", options, steps=3)
-    launch(train_and_keep, tmp_path / "two", birds, options)
-    two = [torch.load(tmp_path / "two" / f"{rank}.pt") for rank in (0, 1)]
-    assert one["weak.chosen"].any()
-    for key in ("weak.chosen", "weak.variance", "weak.importance.value", "nu"):
-        assert torch.equal(two[0][key], two[1][key]), key
-    torch.testing.assert_close(two[0], one, rtol=1e-3, atol=1e-4)
+def one_step_and_selection(options, path):
+    """Gradients of this process's share of eight pairs, and all state after the step."""
+    torch.set_num_threads(1)
+    Accelerator(cpu=True)
+    method = build("synthesized_pairs", **options)
+    method.weak.chosen[::3] = True
+    method.weak.variance.fill_(1.0)
+    if world_size() > 1:
+        synchronise(method, torch.device("cpu"))
+    share = 8 // world_size()
+    mine = images()[rank() * share : (rank() + 1) * share]
+    torch.manual_seed(5 + rank())  # each process draws its own, and the first one's counts
+    output = method({"images": mine})
+    output.loss.backward()
+    shared = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+    shared |= {key: x for key, x in output.metrics.items() if key.startswith("loss/")}
+    if world_size() > 1:
+        for value in shared.values():
+            dist.all_reduce(value)
+            value /= world_size()
+    method.on_step_end(0.5)
+    torch.save({"shared": shared, "state": method.state_dict()}, path / f"{rank()}.pt")
 
 
-def train_and_keep(path, images, options):
-    state = train(path, images, "synthesized_pairs", options, steps=3)
-    torch.save(state, path / f"{Accelerator(cpu=True).process_index}.pt")
+@pytest.mark.parametrize("options", [
+    {**SMALL, **AT_ONCE, "perturbation": "gauss"},
+    {**SIMSIAM, **AT_ONCE, "perturbation": "swap", "per_sample": True},
+], ids=["moco", "simsiam"])  # fmt: skip
+def test_two_processes_equal_one_and_select_the_same(tmp_path, options):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one_step_and_selection(options, tmp_path / "one")
+    launch(one_step_and_selection, options, tmp_path / "two")
+    one, *two = (torch.load(tmp_path / name) for name in ("one/0.pt", "two/0.pt", "two/1.pt"))
+    assert one["shared"]["loss/pairs"] != 0
+    assert one["state"]["weak.chosen"].sum() > 0.2 * len(one["state"]["weak.chosen"])
+    for key, value in two[0]["state"].items():
+        if key.startswith(("weak.", "nu", "queue", "pair_queue")):
+            assert torch.equal(two[1]["state"][key], value), key
+    torch.testing.assert_close(two[0]["state"], one["state"], rtol=1e-3, atol=1e-4)
+    for key, value in one["shared"].items():
+        assert (two[0]["shared"][key] - value).norm() < 1e-3 * value.norm() + 1e-5, key
 
 
 def test_a_run_that_goes_on_has_store_selection_queues_and_nu_of_one_that_was_not_stopped(
