@@ -71,7 +71,11 @@ class Reconstruction(Method):
         return self.decoder(h).float()
 
     def picture(self, batch: Batch) -> UInt8[Tensor, "p q 3"]:
-        """A row a picture: it, g(h), and their difference."""
+        """A row a picture: it, g(h), and their difference.
+
+        In evaluation mode, so with the backbone's running statistics: of one that starts from
+        scratch, and has none yet, the decoder can make little here.
+        """
         view = self.backbone.normalize(batch["images"][:, 0])
         found = self.decode(view), resized(view, self.decoder.side)
         decoded, true = (self.backbone.denormalize(x).clamp(0, 1) for x in found)

@@ -78,7 +78,8 @@ class SynthesizedPairs(Method):
         pair_rise: Shares of the stage between which nu rises from 0; 0 and 0 give it at once, to a
             decoder that is inherited.
         stop_reconstruction: The reconstruction teaches the decoder alone, and not the backbone.
-        decoder_size: Side of the decoded pictures in pixels; 128 costs 1.2 times a step of 64.
+        decoder_size: Side of the decoded pictures in pixels; 128 costs about
+            a fifth more a step.
         criterion: Dimensions of low `variance`, of low importance (`gradcam`), `union` of the
             two sets, or `intersection`.
         variance: `raw`, as the abstract words it, or `relative` to the squared mean: after ReLU
