@@ -34,7 +34,7 @@ SHOWN = [
 ]
 """Metrics of docs/results.md; the files hold more."""
 
-COMPARED = ["knn_top1", "linear_top1", "finetune_top1"]
+COMPARED = ["knn_top1", "linear_top1", "finetune_top1", "retrieval_rank1", "retrieval_map"]
 """Metrics of a comparison of methods."""
 
 
@@ -127,6 +127,25 @@ def compared(results: dict[str, Any], runs: Mapping[str, dict[str, Any]]) -> str
     return f"### {data['name']}, {size} px\n\n{first}\n{rule}\n{rest}\n\n{floors(results)}"
 
 
+def draw_learning(folder: Path, path: Path) -> None:
+    """The kNN accuracy of every run of a comparison while it trained, a panel for each data set."""
+    runs = [read(file) for file in sorted((folder / "runs").glob("*.json"))]
+    names = sorted({run["data"]["name"] for run in runs})
+    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.4), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for run in (run for run in runs if run["data"]["name"] == name):
+            steps = [point["step"] for point in run["curve"]]
+            knn = [100 * point["eval/knn_top1"] for point in run["curve"]]
+            label = " + ".join(stage["method"] for stage in run["recipe"]["stages"])
+            axis.plot(steps, knn, marker="o", markersize=3, linewidth=1.2, label=label)
+        axis.axhline(knn[0], color="0.6", linestyle="--", linewidth=1, label="start")
+        axis.set(title=name, xlabel="steps", ylabel="kNN top-1, %")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def replace(page: Path, content: str, name: str = "results") -> None:
     """Put the content between the marks of a page."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -143,6 +162,8 @@ def main() -> None:
     replace(ROOT / "docs" / "results.md", evaluations())
     for folder in sorted((RESULTS / "comparisons").iterdir()):
         replace(ROOT / "docs" / "results.md", comparison(folder), folder.name)
+        if folder.name == "base":
+            draw_learning(folder, ROOT / "docs" / "images" / "base_curves.png")
     several = [result for result in results if len(result["curve"]) > 2]
     if several:
         draw_curves(several, ROOT / "docs" / "images" / "knn_curve.png")

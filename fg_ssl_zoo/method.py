@@ -58,6 +58,15 @@ class Method(nn.Module, ABC):
         """What papers report of the method with these options, for the card; a line each."""
         return ()
 
+    @classmethod
+    def options_of_saved(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options under which a saved state is loaded.
+
+        An option that fetches weights has to fetch none here: the state holds them, and whoever
+        wrote the options may be a stranger.
+        """
+        return dict(options)
+
     @abstractmethod
     def views(self, image_size: int) -> Views:
         """What it sees: one sample becomes views of `image_size` pixels."""
@@ -79,6 +88,14 @@ class Method(nn.Module, ABC):
     def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
         """Notes on the training images, taken before each round and equal on every process."""
         return {}
+
+    def parts(self, images: Images, accelerator: Accelerator) -> Tensor | None:
+        """Part of every pixel (n, m, m) that its backbone now finds, if it looks for parts.
+
+        Numbers must mean the same in all pictures. Asked for before the first round and behind
+        each; scored as `eval/part_nmi` and `eval/part_ari` where parts of the pictures are known.
+        """
+        return None
 
     def companions(self) -> Mapping[str, Backbone]:
         """Other networks of the method that are worth publishing, each under a short name.

@@ -9,7 +9,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,10 +40,13 @@ from fg_ssl_zoo.engine.optim import describe_lr
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
+from fg_ssl_zoo.evaluation.part_discovery import knows_parts, part_agreement
 from fg_ssl_zoo.hub.card import results_table
 from fg_ssl_zoo.hub.export import export, usage_lines
+from fg_ssl_zoo.hub.pretraining import Pretraining, saved_state
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.methods import (
+    all_options,
     check_options,
     check_queue,
     complete_options,
@@ -116,7 +119,7 @@ def pretrain(recipe: Recipe) -> Backbone:
     run = _open_run(recipe, switches, train, test)
     method, record = _run_stages(run, backbone)
     backbone.eval().to(memory_format=torch.contiguous_format)  # as whoever loads the export has it
-    _finish(run, backbone, record)
+    _finish(run, backbone, record, _pretraining(run, method))
     for name, companion in method.companions().items():
         _finish_companion(run, name, companion, record)
     run.accelerator.end_training()
@@ -185,7 +188,9 @@ def _run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
             if (number, round_number) < (newest.stage, newest.round):
                 continue
             if round_number == 0 or method is None:
-                method = _stage_method(stage, backbone, run.train, before=method)
+                first = number == 0 and stage.inherit
+                saved = saved_state(run.recipe.init) if first else None
+                method = _stage_method(stage, backbone, run.train, method, saved)
             at = newest if state else Position(number, round_number)
             _one_round(run, method, stage, at, state, record)
             state = None
@@ -195,11 +200,23 @@ def _run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
     return method, record
 
 
-def _stage_method(stage: Stage, backbone: Backbone, train: Images, before: Method | None) -> Method:
-    """The method of a stage around the walking backbone, with what it inherits."""
+def _stage_method(
+    stage: Stage,
+    backbone: Backbone,
+    train: Images,
+    before: Method | None,
+    saved: Mapping[str, Tensor] | None = None,
+) -> Method:
+    """The method of a stage around the walking backbone, with what it inherits.
+
+    Of the stage before; the first stage inherits from the training of the start weights.
+    """
     backbone.requires_grad_(True)
     options = complete_options(stage.method, stage.options, train)
     method = create_method(stage.method, backbone, **options)
+    if saved is not None:
+        _inherit_saved(method, stage.inherit, saved)
+        return method
     for name in stage.inherit:
         source, target = getattr(before, name, None), getattr(method, name, None)
         if before is not None and not (
@@ -210,6 +227,32 @@ def _stage_method(stage: Stage, backbone: Backbone, train: Images, before: Metho
         if isinstance(source, nn.Module) and isinstance(target, nn.Module):
             target.load_state_dict(source.state_dict())
     return method
+
+
+def _inherit_saved(method: Method, names: Sequence[str], saved: Mapping[str, Tensor]) -> None:
+    """Give parts of a method the state that an earlier training saved; `all` is all of it.
+
+    Raises:
+        ValueError: A part that one of them lacks, or of another shape.
+    """
+    own = {k: v for k, v in method.state_dict().items() if not k.startswith("backbone.")}
+    for name in names:
+        there, here = (
+            {k: v for k, v in state.items() if f"{k}.".startswith(f"{name}.") or name == "all"}
+            for state in ({k: v for k, v in saved.items() if not k.startswith("backbone.")}, own)
+        )
+        if not here or here.keys() != there.keys():
+            known = {key.partition(".")[0] for key in saved.keys() & own.keys()}
+            raise ValueError(
+                f"stages[0].inherit: '{name}' is not the same part in both trainings"
+                f"{nearest(name, sorted(known))}"
+            )
+        if odd := [key for key in here if here[key].shape != there[key].shape]:
+            raise ValueError(
+                f"stages[0].inherit: {odd[0]} is {tuple(there[odd[0]].shape)} in init and "
+                f"{tuple(here[odd[0]].shape)} with these options"
+            )
+        method.load_state_dict(there, strict=False)
 
 
 def _one_round(
@@ -239,6 +282,7 @@ def _one_round(
             **run.monitor.own_accuracy(method, run.accelerator),
         },
         measure_every=recipe.monitor.every,
+        measure_ends=lambda: _part_scores(run, method),
         num_workers=recipe.data.num_workers,
         first_step=_steps_before(run, start),
         channels_last=run.switches.channels_last,
@@ -261,17 +305,41 @@ def _title(recipe: Recipe, at: Position) -> str:
 
 
 def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
-    """The method's notes of this round, from the file of a run that goes on or taken now."""
+    """The method's notes of this round, from the file of a run that goes on or taken now.
+
+    Raises:
+        ValueError: The run goes on in the midst of a round whose notes are gone.
+    """
     from safetensors.torch import load_file, save_file
 
     path = run.folder.path / "notes" / f"stage{at.stage}_round{at.round}.safetensors"
     if at.step and path.is_file():
         return load_file(path)
     notes = method.annotate(run.train, run.accelerator)
+    if notes and at.step:
+        raise ValueError(
+            f"{path} is gone, and what the weights of then would note cannot be had any more; "
+            "put it back, or begin again with overwrite=true"
+        )
     if notes and run.accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(notes, path)
     return notes
+
+
+def _part_scores(run: Run, method: Method) -> dict[str, float]:
+    """How well the parts that the method finds in the training pictures are those that are known.
+
+    The next round finds the same ones, and reads them from the cache.
+    """
+    maps = method.parts(run.train, run.accelerator) if knows_parts(run.train) else None
+    if maps is None:
+        return {}
+    try:
+        return part_agreement(maps, run.train)
+    except ValueError as error:  # training does not need these masks
+        _log.warning("part scores are left out: %s", error)
+        return {}
 
 
 def _steps_before(run: Run, at: Position) -> int:
@@ -287,14 +355,21 @@ def _steps_before(run: Run, at: Position) -> int:
 # --------------------------------------------------------------------------- results
 
 
-def _finish(run: Run, backbone: Backbone, record: Record) -> None:
+def _pretraining(run: Run, method: Method) -> Pretraining:
+    """The last stage's method as whoever goes on with it needs it."""
+    stage = run.recipe.stages[-1]
+    options = all_options(stage.method, complete_options(stage.method, stage.options, run.train))
+    return Pretraining(stage.method, method.options_of_saved(options), method.state_dict())
+
+
+def _finish(run: Run, backbone: Backbone, record: Record, pretraining: Pretraining) -> None:
     """Write results and the exported folder, print the table and the lines that load it."""
     if run.accelerator.is_main_process:
         results = _results(run, record)
         run.say(f"trained   {record.images_seen} images at {record.images_per_second:.1f} images/s")
         text = json.dumps(results, indent=2) + "\n"
         (run.folder.path / "results.json").write_text(text, encoding="utf-8")
-        export(backbone, run.folder.export, run.recipe, results)
+        export(backbone, run.folder.export, run.recipe, results, pretraining)
         run.say("\n" + results_table(results["rows"]))
         run.say(f"\nexported to {run.folder.export}; load it with\n")
         run.say(usage_lines(run.folder.export, run.recipe))
@@ -315,7 +390,10 @@ def _finish_companion(run: Run, name: str, companion: Backbone, record: Record) 
     start.mean, start.std = companion.mean, companion.std
     rows = [
         {"name": row, "init": network.init, **_plain(run.monitor(network, run.accelerator))}
-        for row, network in (("untrained", start), ("trained", companion))
+        for row, network in (
+            ("untrained" if init == "scratch" else "start", start),
+            ("trained", companion),
+        )
     ]
     if run.accelerator.is_main_process:
         recipe = replace(run.recipe, name=f"{run.recipe.name}_{name}")

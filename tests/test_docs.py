@@ -1,5 +1,6 @@
 """What the documentation shows is what there is."""
 
+import importlib.util
 import inspect
 import json
 import re
@@ -14,12 +15,13 @@ import yaml
 
 from fg_ssl_zoo import cli
 from fg_ssl_zoo.backbones.backbone import create_backbone
-from fg_ssl_zoo.config import load_recipe, parse_recipe
+from fg_ssl_zoo.config import load_recipe, parse_recipe, recipe_of
 from fg_ssl_zoo.data.views import PRESETS
 from fg_ssl_zoo.evaluation import feature_store
 from fg_ssl_zoo.evaluation.evaluate import PROTOCOLS
 from fg_ssl_zoo.hub.export import export
-from fg_ssl_zoo.methods import METHODS, method_class
+from fg_ssl_zoo.hub.pretraining import Pretraining
+from fg_ssl_zoo.methods import METHODS, create_method, method_class
 
 ROOT = Path(__file__).parent.parent
 EVALUATIONS = sorted((ROOT / "benchmarks" / "results" / "evaluation").glob("*.json"))
@@ -130,3 +132,28 @@ def test_every_snippet_about_features_runs_in_its_order(tmp_path, monkeypatch, c
     assert (tmp_path / "nearest.png").is_file()
     assert (tmp_path / "pairs.csv").is_file()
     assert "0 of 4" in capsys.readouterr().out
+
+
+def test_the_page_about_other_uses_shows_what_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    method = create_method("simclr", create_backbone("test_resnet", image_size=64), hidden_size=8)
+    state = Pretraining("simclr", {"hidden_size": 8}, method.state_dict())
+    export(method.backbone, "runs/birds/export", load_recipe(), {"rows": []}, state)
+    text = (ROOT / "docs" / "downstream.md").read_text(encoding="utf-8")
+    names = {}
+    for language, code in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if language == "python":
+            exec(compile(code, "downstream.md", "exec"), names)
+            continue
+        for line in code.splitlines():
+            command, *words = shlex.split(line, comments=True)
+            if command == "fgssl":
+                if importlib.util.find_spec("onnxscript"):
+                    cli.main(words)
+            elif command == "python":  # the examples have tests of their own
+                assert (ROOT / words[0]).is_file(), words
+            else:
+                assert recipe_of(words[2:]).stages[0].inherit, line
+    assert len(names["backbone"].channels) == 3
+    assert type(names["model"].method).__name__ == "SimCLR"

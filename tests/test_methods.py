@@ -17,6 +17,7 @@ OPTIONS = {
     "jigsaw": {"num_permutations": 10, "dropout": 0.0},
     "lcr": {"queue_size": 256, "projection_size": 16},
     "moco": {"projection_size": 16, "queue_size": 8},
+    "particle": {"hidden_size": 32, "projection_size": 16, "prototypes": 32},
     "pmg": {"num_classes": 4, "hidden_size": 16, "embedding_size": 32},
     "reconstruction": {"decoder_size": 32},
     "simclr": {"hidden_size": 32, "projection_size": 16},

@@ -7,11 +7,16 @@ import sys
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
 
+from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.evaluation.monitor import Collapsed
-from fg_ssl_zoo.pretrain import main, pretrain
+from fg_ssl_zoo.methods import create_method, particle
+from fg_ssl_zoo.parts import store
+from fg_ssl_zoo.pretrain import Run, _part_scores, main, pretrain
 
 TINY = """
 backbone: test_resnet
@@ -56,7 +61,8 @@ def test_a_run_leaves_all_that_the_readme_promises(recipe, tmp_path, capsys):
     assert [line["step"] for line in metrics(run)] == [0, 2, 3, 3]
     assert list((run / "tensorboard").glob("events*"))
     assert sorted(path.name for path in (run / "export").iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "recipe.yaml", "results.json",
+        "README.md", "config.json", "model.safetensors", "pretraining", "recipe.yaml",
+        "results.json",
     ]  # fmt: skip
     assert "lr        stages[0]: 0.015625 = 0.5 x 8 / 256\n" in printed
     assert "| untrained |" in printed
@@ -136,6 +142,83 @@ def test_two_stages_and_two_rounds_train_in_order_and_go_on_from_any_of_them(rec
         for key, value in whole.state_dict().items():
             assert torch.equal(cut.state_dict()[key], value), (last, key)
     assert [line["step"] for line in metrics(tmp_path / "whole") if "eval/rankme" in line][-1] == 6
+
+
+PARTICLE = TINY.replace("simclr", "particle").replace("projection_size: 8", """projection_size: 8,
+      num_parts: 3, discovery: {size: 16, sample: 1000}""").replace(
+    "train: {steps: 3", "rounds: 2\n    train: {checkpoint_every: 0.5, steps: 3"
+)  # fmt: skip
+
+
+def test_rounds_discover_parts_anew_and_go_on_wherever_they_were_killed(
+    recipe, tmp_path, monkeypatch
+):
+    recipe = recipe.with_name("fgssl_test_resnet_drawn.particle.yaml")
+    recipe.write_text(PARTICLE)
+    cache = iter(tmp_path / f"cache_{number}" for number in range(2))
+    monkeypatch.setattr(store, "cached_assets_path", lambda *_, **__: folder)
+    folder = next(cache)
+    whole = pretrain(load_recipe(recipe, ["output=whole"]))
+    run = tmp_path / "whole"
+    notes = [load_file(path)["regions"] for path in sorted((run / "notes").iterdir())]
+    assert len(notes) == 2
+    assert not torch.equal(notes[0], notes[1])
+    measured = [line for line in metrics(run) if "eval/rankme" in line]
+    assert [line["step"] for line in measured] == [0, 2, 3, 5, 6]
+    scored = [line for line in measured if "eval/part_nmi" in line]
+    assert [line["step"] for line in scored] == [0, 3, 6]
+    rows = json.loads((run / "results.json").read_text())["rows"]
+    assert [row["part_nmi"] for row in rows] == [scored[i]["eval/part_nmi"] for i in (0, -1)]
+
+    folder, discover, calls = next(cache), particle.discover_parts, []
+
+    def killed_between_the_rounds(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:  # notes, scores at the start, scores behind the round
+            raise KeyboardInterrupt
+        return discover(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(particle, "discover_parts", killed_between_the_rounds)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(load_recipe(recipe, ["output=cut"]))
+    newest = max(checkpoint.positions(tmp_path / "cut" / "checkpoints"))
+    assert (newest.round, newest.step) == (0, 3)
+    again = pretrain(load_recipe(recipe, ["output=cut"]))
+    for key, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    for number in (0, 1):
+        file = tmp_path / "cut" / "notes" / f"stage0_round{number}.safetensors"
+        assert torch.equal(load_file(file)["regions"], notes[number])
+    assert losses(tmp_path / "cut") == losses(run)
+
+    newest = checkpoint.positions(run / "checkpoints")
+    newest[max(newest)].unlink()  # killed within the second round: its notes are read, not taken
+    with monkeypatch.context() as patch:
+        patch.setattr(particle.Particle, "annotate", lambda *_: pytest.fail("notes taken again"))
+        patch.setattr(particle.Particle, "parts", lambda *_: None)
+        again = pretrain(load_recipe(recipe, ["output=whole"]))
+    for key, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    (run / "notes" / "stage0_round1.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"stage0_round1.safetensors is gone, and what"):
+        pretrain(load_recipe(recipe, ["output=whole"]))
+
+
+def test_masks_that_cannot_be_scored_do_not_stop_a_training(birds, monkeypatch, caplog):
+    def refuse(*_):
+        raise ValueError("3 part masks do not fit")
+
+    monkeypatch.setattr("fg_ssl_zoo.pretrain.part_agreement", refuse)
+    run = object.__new__(Run)
+    for name, value in (("train", birds), ("accelerator", Accelerator(cpu=True))):
+        object.__setattr__(run, name, value)
+    method = create_method("simclr", create_backbone("test_resnet"), hidden_size=8)
+    assert _part_scores(run, method) == {}  # looks for no parts
+    assert not caplog.text
+    monkeypatch.setattr(type(method), "parts", lambda *_: torch.zeros(16, 4, 4))
+    assert _part_scores(run, method) == {}
+    assert "part scores are left out: 3 part masks do not fit" in caplog.text
 
 
 def test_an_unlabelled_folder_trains_with_rankme_alone(recipe, tmp_path, birds):

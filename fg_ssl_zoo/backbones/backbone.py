@@ -94,6 +94,17 @@ class Backbone(nn.Module):
                 f"{self.name} has {count} feature maps; there is no {indices}"
             ) from error
 
+    def map_and_features(
+        self, images: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b d"]]:
+        """The last feature map, a ViT's behind its last norm, and the pooled features `h`.
+
+        Both are of one pass.
+        """
+        with self._precision_for(images):
+            end, (last,) = self.model.forward_intermediates(images, indices=[-1], norm=True)
+            return last, self.model.forward_head(end)
+
     def _precision_for(self, images: Tensor) -> AbstractContextManager[Any]:
         """No autocast where torch's bf16 gradient is wrong: a strided convolution on one pixel.
 
@@ -325,7 +336,7 @@ def parameters_behind(backbone: Backbone, index: int) -> list[nn.Parameter]:
     return _reach(backbone, index, backbone.image_size)[1]
 
 
-def train_up_to_last_map(backbone: Backbone, side: int) -> tuple[int, int]:
+def train_up_to_last_map(backbone: Backbone, side: int, *, norm: bool = False) -> tuple[int, int]:
     """Freeze what the last feature map does not depend on, and tell that map's width and side.
 
     A method that reads the map alone has no gradient for what timm keeps behind it, such as the
@@ -334,6 +345,7 @@ def train_up_to_last_map(backbone: Backbone, side: int) -> tuple[int, int]:
     Args:
         backbone: Is changed in what requires grad only.
         side: Of the pictures that the method will show, in pixels.
+        norm: Whether a ViT's map is the one behind its last norm (`map_and_features`).
 
     Returns:
         Channels and height of the map.
@@ -342,7 +354,7 @@ def train_up_to_last_map(backbone: Backbone, side: int) -> tuple[int, int]:
         ValueError: Pictures of this side are too small for the network.
     """
     try:
-        last, behind = _reach(backbone, -1, side)
+        last, behind = _reach(backbone, -1, side, norm=norm)
     except RuntimeError as error:
         raise ValueError(
             f"data.image_size: {backbone.name} cannot read pictures of {side} pixels "
@@ -353,13 +365,15 @@ def train_up_to_last_map(backbone: Backbone, side: int) -> tuple[int, int]:
     return last.shape[1], last.shape[2]
 
 
-def _reach(backbone: Backbone, index: int, side: int) -> tuple[Tensor, list[nn.Parameter]]:
+def _reach(
+    backbone: Backbone, index: int, side: int, *, norm: bool = False
+) -> tuple[Tensor, list[nn.Parameter]]:
     """A feature map of an empty picture, and the parameters that have no gradient from it."""
     twin = copy.deepcopy(backbone).eval().requires_grad_(True)
     parameters = list(twin.parameters())
     with torch.enable_grad():
         image = torch.zeros(1, 3, side, side, device=parameters[0].device)
-        (found,) = twin.feature_maps(image, [index])
+        found = twin.map_and_features(image)[0] if norm else twin.feature_maps(image, [index])[0]
         gradients = torch.autograd.grad(found.sum(), parameters, allow_unused=True)
     pairs = zip(backbone.parameters(), gradients, strict=True)
     return found.detach(), [parameter for parameter, gradient in pairs if gradient is None]

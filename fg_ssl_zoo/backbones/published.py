@@ -42,7 +42,11 @@ _ELSEWHERE = ("url", "file", "state_dict", "source", "custom_load")
 """Fields of a `pretrained_cfg` that would fetch weights from a place that nobody named."""
 
 _RESERVED = ("pretrained", "checkpoint_path", "cache_dir")
-_LARGEST = {"in_chans": 1024, "img_size": 8192, "num_classes": 1_000_000, "num_features": 1_000_000}
+_NESTED = ("trunk_options",)  # arguments of the network inside ours (fgssl_attentive)
+_LARGEST = {
+    "in_chans": 1024, "img_size": 8192,
+    **dict.fromkeys(("num_classes", "num_features", "prototypes", "queue_size"), 1_000_000),
+}  # fmt: skip
 _LARGEST_INTEGER = 100_000  # of any other argument; the widest of timm's layers have 20,000
 _LARGEST_FILE = 1_000_000  # bytes of a config.json
 
@@ -81,16 +85,23 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise ValueError(f"architecture: timm knows no {architecture!r}")
     for key in ("num_classes", "num_features"):
         _check_value(key, config.get(key, 0))
-    for key, value in (config.get("model_args") or {}).items():
-        if not re.fullmatch(r"[a-z]\w*", key) or key.startswith(_RESERVED):
-            raise ValueError(f"model_args: {key!r} is no argument of a network")
-        _check_value(key, value)
+    _check_arguments("model_args", config.get("model_args") or {})
     _check_pixels(config.get("pretrained_cfg") or {})
+
+
+def _check_arguments(name: str, arguments: Mapping[str, Any], depth: int = 0) -> None:
+    """Names that a constructor may have, with plain values."""
+    for key, value in arguments.items():
+        if not re.fullmatch(r"[a-z]\w*", key) or key.startswith(_RESERVED):
+            raise ValueError(f"{name}: {key!r} is no argument of a network")
+        _check_value(key, value, depth)
 
 
 def _check_value(key: str, value: Any, depth: int = 0) -> None:
     """Plain and of a size that a network has."""
-    if isinstance(value, list | tuple) and depth < 3 and len(value) <= 256:
+    if key in _NESTED and isinstance(value, Mapping) and depth == 0:
+        _check_arguments(key, value, depth + 1)
+    elif isinstance(value, list | tuple) and depth < 3 and len(value) <= 256:
         for item in value:
             _check_value(key, item, depth + 1)
     elif isinstance(value, str) and len(value) <= 100:
@@ -99,6 +110,25 @@ def _check_value(key: str, value: Any, depth: int = 0) -> None:
         raise ValueError(f"{key}: {str(value)[:40]!r} is neither a number, a short text nor a list")
     elif value is not None and not abs(value) <= _LARGEST.get(key, _LARGEST_INTEGER):  # nor nan
         raise ValueError(f"{key}: {value} is larger than in any network")
+
+
+def check_plain_options(options: Mapping[str, Any], depth: int = 0) -> None:
+    """Refuse options of a method that are not plain, or larger than any method's.
+
+    Args:
+        options: Keywords; a value may be a mapping of its own.
+        depth: Of the mapping they stand in.
+
+    Raises:
+        ValueError: Which one.
+    """
+    for key, value in options.items():
+        if not re.fullmatch(r"[a-z]\w*", key):
+            raise ValueError(f"options: {key!r} is no name of an option")
+        if isinstance(value, Mapping) and depth < 2:
+            check_plain_options(value, depth + 1)
+        else:
+            _check_value(key, value)
 
 
 def _check_pixels(cfg: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ fgssl data list                                  the data sets known by name
 fgssl data show [RECIPE] [key.path=value ...]    a contact sheet of what the method will see
 fgssl eval MODEL... --data DATA                  how good are these backbones?
 fgssl report MODEL... --data DATA                a page that shows why
+fgssl parts MODEL... --data DATA --out FOLDER    pictures of the parts that it sees
 fgssl embed MODEL --data DATA --out x.parquet    features of all pictures, in a file
 fgssl search MODEL --index x.parquet --query P   the nearest pictures of that file
 fgssl compare-splits --data DATA                 test pictures that training has seen
@@ -11,13 +12,24 @@ fgssl list                                       every published name, and where
 fgssl info NAME                                  the card of a model
 fgssl pull NAME...                               download models for offline use
 fgssl publish FOLDER... --org OWNER              upload trained models to the Hub
+fgssl export-onnx MODEL --out FILE.onnx          a backbone as an ONNX file
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from fg_ssl_zoo.cli import data, embed, evaluation, overlap, publish, report, zoo
+from fg_ssl_zoo.cli import (
+    data,
+    embed,
+    evaluation,
+    export_onnx,
+    overlap,
+    parts,
+    publish,
+    report,
+    zoo,
+)
 
 VERBATIM = argparse.RawDescriptionHelpFormatter
 
@@ -26,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; what a user typed wrong ends with one line and status 2."""
     parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=VERBATIM)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for module in (data, evaluation, report, embed, overlap, zoo, publish):
+    for module in (data, evaluation, report, parts, embed, overlap, zoo, publish, export_onnx):
         module.add_verbs(verbs)
     chosen = parser.parse_args(arguments)
     try:

@@ -26,6 +26,10 @@ def add_verbs(verbs: Any) -> None:
     publish.add_argument(
         "--license", help="SPDX name, as cc-by-nc-4.0, where the recipe has no hub.license"
     )
+    publish.add_argument(
+        "--backbone-only", action="store_true",
+        help="leave pretraining/ out, with which others could go on with the training",
+    )  # fmt: skip
     publish.add_argument("--private", action="store_true", help="make new repositories private")
     publish.add_argument("--dry-run", action="store_true", help="check all, send nothing")
     publish.set_defaults(run=_publish)
@@ -43,7 +47,9 @@ def _publish(chosen: argparse.Namespace) -> None:
     if chosen.to:
         _release(folders, chosen)
         return
-    found = [check(folder, chosen.license) for folder in folders]  # all, before any is sent
+    found = [  # all, before any is sent
+        check(folder, chosen.license, backbone_only=chosen.backbone_only) for folder in folders
+    ]
     repos = [target_repo(one, chosen.repo, chosen.org) for one in found]
     if twice := {repo for repo in repos if repos.count(repo) > 1}:
         raise ValueError(f"two folders would go to {min(twice)}")

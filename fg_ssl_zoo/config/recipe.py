@@ -103,7 +103,8 @@ class Stage:
         options: Keywords of the method's constructor.
         train: Optimisation of this stage.
         rounds: How often annotate + train are repeated.
-        inherit: Modules other than the backbone that are taken over from the stage before.
+        inherit: Modules other than the backbone that are taken over from the stage before; in the
+            first stage from the training of `init`, where `all` takes all.
     """
 
     method: str

@@ -54,6 +54,8 @@ def _explain(root: Any, errors: Sequence[Any], where: str) -> str:
         return f"{path}: unknown key{nearest(str(location[-1]), _keys_at(root, location[:-1]))}"
     if error["type"] in ("missing", "missing_argument"):
         return f"{path}: this key is missing"
+    if error["type"] == "value_error":  # of a dataclass that checks itself
+        return f"{path}: {error['ctx']['error']}"
     message = error["msg"].removeprefix("Input ")
     return f"{path}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
 

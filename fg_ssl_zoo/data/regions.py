@@ -3,6 +3,7 @@
     Segments      pixels of one colour hang together (Felzenszwalb & Huttenlocher, 2004)
     Grid          n x n squares
     given_parts   the part masks of the data set
+    noted         what a method has found before the round, as PARTICLE's parts
 
 Each is a callable sample -> (h, w) region numbers 0..255. Segments are slow to find, so they are
 taken once a round as notes (`segment_notes`); a sample without its note is segmented on the spot.
@@ -65,9 +66,9 @@ class Segments:
 
     def __call__(self, sample: Sample) -> UInt8[np.ndarray, "h w"]:
         """From the note `regions` of the sample, or from its picture."""
-        note = sample["regions"] if "regions" in sample else self.note(sample["image"])
-        height, width = sample["image"].shape[:2]
-        return _resized(np.asarray(note), width, height)
+        if "regions" not in sample:
+            sample = {**sample, "regions": self.note(sample["image"])}
+        return noted(sample)
 
     def note(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "r r"]:
         """The segments of a picture as (NOTE_SIDE, NOTE_SIDE); the 256th and later ones are one."""
@@ -131,6 +132,17 @@ def given_parts(sample: Sample) -> UInt8[np.ndarray, "h w"]:
             "folder masks/ beside them (docs/data.md) would do, or felzenszwalb or grid"
         )
     return sample["part_mask"]
+
+
+def noted(sample: Sample) -> UInt8[np.ndarray, "h w"]:
+    """The note `regions` at the picture's size.
+
+    Without one, as where `fgssl data show` looks at views before anything is trained, a grid.
+    """
+    if "regions" not in sample:
+        return Grid(4)(sample)
+    height, width = sample["image"].shape[:2]
+    return _resized(np.asarray(sample["regions"]), width, height)
 
 
 def _resized(regions: np.ndarray, width: int, height: int | None = None) -> np.ndarray:

@@ -89,6 +89,8 @@ class Fit:
         state: Checkpoint to begin from, if any.
         measure: Called at the start, every `measure_every` epochs and at the end.
         measure_every: In epochs.
+        measure_ends: Called with it at the start of a run and at the end of a round, as what it
+            measures takes long.
         num_workers: Of each process; `auto` follows the cores.
         first_step: Optimizer steps of the rounds before this one; the log counts on.
         channels_last: Memory format of the method.
@@ -104,6 +106,7 @@ class Fit:
     state: dict[str, Any] | None = None
     measure: Callable[[], dict[str, float]] = dict
     measure_every: float = 10
+    measure_ends: Callable[[], dict[str, float]] = dict
     num_workers: int | str = "auto"
     first_step: int = 0
     channels_last: bool = False
@@ -139,6 +142,8 @@ class Fit:
     def take_measure(self, done: int) -> None:
         """Measure, remember and log."""
         found = self.measure()
+        if done == self.total or not self.record.measurements:
+            found = {**found, **self.measure_ends()}
         step = self.first_step + done
         self.record.measurements.append({"step": step, **found})
         if not found:

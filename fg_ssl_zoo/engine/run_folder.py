@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import yaml
 
-from fg_ssl_zoo.config import Recipe, as_dict, flatten, to_yaml
+from fg_ssl_zoo.config import Recipe, RecipeError, as_dict, flatten, parse_recipe, to_yaml
 
 FREE_KEYS = (
     "output",
@@ -98,9 +98,7 @@ class RunFolder:
                 f"output folder {self.path} already holds a run; {remedies}, "
                 "or go on with resume=auto"
             )
-        changed = differences(
-            yaml.safe_load(self.recipe.read_text(encoding="utf-8")), as_dict(recipe)
-        )
+        changed = differences(self._written(), as_dict(recipe))
         if changed:
             listed = ", ".join(f"{key} ({old} there, {new} here)" for key, old, new in changed[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -108,6 +106,14 @@ class RunFolder:
                 f"output folder {self.path} already holds another run, "
                 f"which differs in {listed}{more}; {remedies}"
             )
+
+    def _written(self) -> dict[str, Any]:
+        """The recipe that lies here; a key that is younger than the run has its default."""
+        content = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        try:
+            return as_dict(parse_recipe(content))
+        except RecipeError:  # a key that there is no more: let the difference say so
+            return content
 
     def _clear(self) -> None:
         if self.path.exists() and any(self.path.iterdir()) and not self.recipe.is_file():

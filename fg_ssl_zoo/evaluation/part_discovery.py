@@ -25,10 +25,15 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, Integer, Num
 from torch import Tensor
 
+from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.sample import CorruptImage, Images
+from fg_ssl_zoo.evaluation.features import evenly
 from fg_ssl_zoo.evaluation.part_truth import part_names, usable
 from fg_ssl_zoo.evaluation.statistics import influence_values
 from fg_ssl_zoo.evaluation.task import Outcome
+
+SCORED = 1024
+"""Pictures, evenly spaced over the set, that are looked at while training."""
 
 PartMaps = Integer[Tensor, "n h w"]
 """Part of every pixel of every picture of a set, in its order; 0 is background."""
@@ -81,6 +86,33 @@ def part_discovery(
         settings = {"regression": "linear", "mean_place": float(np.nanmean(blind))}
         outcomes.append(Outcome("parts_keypoint_error", errors, None, settings))
     return outcomes
+
+
+def part_agreement(maps: Integer[Tensor, "n h w"], images: Images) -> dict[str, float]:
+    """`eval/part_nmi`, `eval/part_ari` of found parts on at most `SCORED` pictures, for the log.
+
+    Against part masks, over all pixels; where there are none, at the visible keypoints.
+
+    Args:
+        maps: Parts found in the pictures, with numbers that mean the same in all of them.
+        images: With masks or keypoints (`knows_parts`).
+    """
+    chosen = np.asarray(evenly(len(images), SCORED))
+    some, few = maps[torch.from_numpy(chosen)], Subset(images, chosen)
+    num_parts = int(maps.max()) + 1
+    if getattr(few, "parts", []):
+        counts = mask_contingency(some, few, num_parts).sum(dim=0)
+    else:
+        counts = keypoint_contingency(some, keypoints_of(few), num_parts).sum(dim=0)
+    if not counts.any():
+        return {}
+    nmi, ari = normalized_mutual_information(counts), adjusted_rand_index(counts)
+    return {"eval/part_nmi": nmi.item(), "eval/part_ari": ari.item()}
+
+
+def knows_parts(images: Images) -> bool:
+    """Whether the pictures have part masks or keypoints to score found parts with."""
+    return any(getattr(images, key, []) for key in ("parts", "keypoints"))
 
 
 def _agreement(

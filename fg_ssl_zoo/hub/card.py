@@ -38,6 +38,8 @@ METRICS = {
     "own_top1": ("top-1 of its own classifier", "{:.1%}"),
     "rankme": ("RankMe", "{:.1f}"),
     "feature_std": ("feature std", "{:.3f}"),
+    "part_nmi": ("NMI of found and true parts", "{:.3f}"),
+    "part_ari": ("ARI of found and true parts", "{:.3f}"),
 }
 """Metric of a row -> its column in the table, and how it is written; others stay as they are."""
 

@@ -2,6 +2,7 @@
 
 files       nothing but what an export writes, no links, nothing that looks like a token
 network     timm builds it from config.json, and its features are those of the trained backbone
+pretraining of that backbone, where there is one
 licence     chosen by somebody, and no wider than the terms of the pictures
 results     every accuracy with the protocol that it was measured by
 card        its header is what the Hub reads, with the same licence
@@ -42,6 +43,8 @@ from fg_ssl_zoo.hub.export import (
     read_results,
     trace,
 )
+from fg_ssl_zoo.hub.pretraining import FILES as PRETRAINING_FILES
+from fg_ssl_zoo.hub.pretraining import FOLDER, check_belongs
 
 TOLERANCE = 0.01
 """Largest distance of the features from the trained ones, as a share of their length.
@@ -72,12 +75,15 @@ class Checked:
     backbone: Backbone
 
 
-def check(folder: str | Path, license: str | None = None) -> Checked:
+def check(
+    folder: str | Path, license: str | None = None, *, backbone_only: bool = False
+) -> Checked:
     """Read a folder as a stranger would, and refuse it with the first reason found.
 
     Args:
         folder: An exported folder, or the folder of a run.
         license: SPDX name for weights whose recipe has none.
+        backbone_only: Leave `pretraining/` out.
 
     Raises:
         ValueError: What is wrong, and what would be right.
@@ -95,6 +101,10 @@ def check(folder: str | Path, license: str | None = None) -> Checked:
     check_license(recipe, results)
     _check_results(folder, results)
     backbone = _check_network(folder, recipe, config)
+    if backbone_only:
+        results = {key: value for key, value in results.items() if key != FOLDER}
+    else:
+        _check_pretraining(folder, results, config)
     if license is None:
         _check_card(folder, recipe)
     return Checked(folder, recipe, results, config, backbone)
@@ -128,15 +138,25 @@ def _check_files(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if not is_part_of_export(path.name):
             raise ValueError(f"{folder} holds {path.name}, which no export wrote; move it away")
-        if path.is_symlink() or not path.is_file():
-            raise ValueError(f"{path} is a link or a folder; only files are published")
-        if path.suffix != ".safetensors" and (found := _TOKEN.search(path.read_bytes())):
-            at = path.read_bytes()[: found.start()].count(b"\n") + 1
-            raise ValueError(f"{path}, line {at}: this looks like an access token; remove it")
+        if path.name == FOLDER and path.is_dir() and not path.is_symlink():
+            for inner in sorted(path.iterdir()):
+                if inner.name not in PRETRAINING_FILES:
+                    raise ValueError(f"{path} holds {inner.name}, which no export wrote")
+                _check_file(inner)
+        else:
+            _check_file(path)
     lacking = [CARD] if not (folder / CARD).is_file() else []
     lacking += [WEIGHTS] if not has_weights(folder) else []
     if lacking:
         raise ValueError(f"{folder} lacks {' and '.join(lacking)}")
+
+
+def _check_file(path: Path) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise ValueError(f"{path} is a link or a folder; only files are published")
+    if path.suffix != ".safetensors" and (found := _TOKEN.search(path.read_bytes())):
+        at = path.read_bytes()[: found.start()].count(b"\n") + 1
+        raise ValueError(f"{path}, line {at}: this looks like an access token; remove it")
 
 
 def _check_results(folder: Path, results: Mapping[str, Any]) -> None:
@@ -173,6 +193,19 @@ def _check_network(folder: Path, recipe: Recipe, config: Mapping[str, Any]) -> B
             "trained one (`trace`); export it again"
         )
     return backbone
+
+
+def _check_pretraining(folder: Path, results: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """`pretraining/` is there if the results name it, and belongs to the backbone."""
+    named, there = FOLDER in results, (folder / FOLDER).is_dir()
+    if named and not there:
+        raise ValueError(
+            f"{folder} lacks {FOLDER}/, which {RESULTS} names; --backbone-only publishes it so"
+        )
+    if there and not named:
+        raise ValueError(f"{folder} holds {FOLDER}/, which {RESULTS} does not name; move it away")
+    if there:
+        check_belongs(folder, config, read_state(folder))
 
 
 def distance(found: list[float], kept: list[Any]) -> float:

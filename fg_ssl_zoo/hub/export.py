@@ -6,6 +6,7 @@
     recipe.yaml         the resolved recipe; `train.py FOLDER/recipe.yaml` repeats the run
     results.json        every number of the card, with commit and seed
     picture.png         of its parts or neighbours, where `add_picture` put one
+    pretraining/        the whole method, to go on with its training, see `pretraining.py`
 
 `config.json` also keeps the length and a few of the features of one pattern, so that whoever
 publishes the folder can tell whether the network that is built from it is the one that was trained.
@@ -37,6 +38,7 @@ from fg_ssl_zoo.backbones.fgssl_models import stock_of, timm_cfg
 from fg_ssl_zoo.backbones.published import CONFIG, INDEX, WEIGHTS, write_state
 from fg_ssl_zoo.config import Recipe, load_recipe, to_yaml
 from fg_ssl_zoo.hub.card import render_card, usage
+from fg_ssl_zoo.hub.pretraining import FOLDER, Pretraining, write_pretraining
 from fg_ssl_zoo.layers.modes import evaluating
 
 CARD = "README.md"
@@ -50,7 +52,11 @@ NUM_TRACED = 8
 
 
 def export(
-    backbone: Backbone, folder: str | Path, recipe: Recipe, results: Mapping[str, Any]
+    backbone: Backbone,
+    folder: str | Path,
+    recipe: Recipe,
+    results: Mapping[str, Any],
+    pretraining: Pretraining | None = None,
 ) -> Path:
     """Write a published folder; an older export there is replaced once the new one is complete.
 
@@ -59,6 +65,7 @@ def export(
         folder: New, empty, or an earlier export.
         recipe: Resolved; names the model.
         results: What `results.json` will hold; the card shows its `rows`.
+        pretraining: The method around the backbone, for those who go on with its training.
 
     Returns:
         The folder, as an absolute path.
@@ -71,7 +78,9 @@ def export(
     recipe = replace(recipe, hub=replace(recipe.hub, sha256=None))  # that of released weights
     config, weights = model_config(backbone, recipe), _weights(backbone)
     check_rebuilds(config, weights)
-    config["trace"] = trace(backbone)
+    network, config["trace"] = dict(config), trace(backbone)
+    if pretraining:
+        results = {**results, "pretraining": pretraining.method}
     part = folder.with_name(f".{folder.name}.{os.getpid()}")  # a sibling: the swap is a rename
     part.mkdir(parents=True)
     try:
@@ -81,6 +90,8 @@ def export(
         (part / CARD).write_text(render_card(backbone, recipe, results), encoding="utf-8")
         (part / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")
         (part / RESULTS).write_text(as_json(results), encoding="utf-8")
+        if pretraining:
+            write_pretraining(part, network, pretraining)
         swap(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -192,7 +203,7 @@ def model_config(backbone: Backbone, recipe: Recipe) -> dict[str, Any]:
         "architecture": architecture,
         "num_classes": 0,
         "num_features": backbone.num_features,
-        **({"model_args": options} if options else {}),
+        "model_args": options,  # though it be empty: transformers would pass on a null to timm
         "pretrained_cfg": {"tag": recipe.name.partition(".")[2], **cfg},
     }
 
@@ -246,9 +257,9 @@ def check_rebuilds(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
 
 
 def is_part_of_export(name: str) -> bool:
-    """Whether a file of this name belongs to a published folder, parts of the weights included."""
+    """Whether this name belongs into a published folder, parts of the weights included."""
     parts = name.startswith("model-") and name.endswith(".safetensors")
-    return name in FILES or name in (INDEX, PICTURE) or parts
+    return name in FILES or name in (INDEX, PICTURE, FOLDER) or parts
 
 
 def check_replaceable(folder: Path) -> None:

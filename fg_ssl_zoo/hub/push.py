@@ -19,7 +19,8 @@ from fg_ssl_zoo.backbones.published import CONFIG, WEIGHTS, join, weight_files
 from fg_ssl_zoo.config import load_recipe, to_yaml
 from fg_ssl_zoo.hub.card import render_card, usage_by_name
 from fg_ssl_zoo.hub.checks import Checked, read_card
-from fg_ssl_zoo.hub.export import CARD, PICTURE, RECIPE, RESULTS, as_json
+from fg_ssl_zoo.hub.export import CARD, PICTURE, RECIPE, RESULTS, as_json, read_results
+from fg_ssl_zoo.hub.pretraining import FOLDER
 from fg_ssl_zoo.hub.release import licensed
 
 
@@ -73,7 +74,10 @@ def push(found: Checked, repo: str, *, private: bool = False, dry_run: bool = Fa
     """
     with tempfile.TemporaryDirectory(prefix="fg_ssl_zoo_") as place:
         staged = stage(found, repo, Path(place) / found.recipe.name)
-        files = {path.name: path.stat().st_size for path in sorted(staged.iterdir())}
+        files = {
+            path.relative_to(staged).as_posix(): path.stat().st_size
+            for path in sorted(staged.rglob("*.*"))
+        }
         if dry_run:
             return Pushed(repo, None, False, files)
         try:
@@ -99,7 +103,7 @@ def _upload(staged: Path, repo: str, private: bool) -> tuple[str, bool]:
         repo_id=repo,
         folder_path=staged,
         commit_message=f"Publish {staged.name}",
-        delete_patterns=["*.bin", "*.safetensors", "*.index.json"],  # of an earlier form
+        delete_patterns=["*.bin", "*.safetensors", "*.index.json", f"{FOLDER}/*"],  # earlier forms
     )
     return info.oid, info.oid != about.sha
 
@@ -139,8 +143,10 @@ def stage(found: Checked, repo: str, folder: Path) -> Path:
     (folder / RESULTS).write_text(as_json(found.results), encoding="utf-8")
     if (found.folder / PICTURE).is_file():
         shutil.copyfile(found.folder / PICTURE, folder / PICTURE)
+    if FOLDER in found.results:
+        shutil.copytree(found.folder / FOLDER, folder / FOLDER)
     card, before = read_card(found.folder), load_recipe(found.folder / RECIPE)
-    if card == render_card(found.backbone, before, found.results):
+    if card == render_card(found.backbone, before, read_results(found.folder)):
         card = render_card(found.backbone, recipe, found.results)
     else:
         card = card.replace(hub_repo(before.name, before.hub.repo), repo)

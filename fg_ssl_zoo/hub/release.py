@@ -2,7 +2,8 @@
 
 Matrices and kernels are stored in half precision; vectors (biases, norms, running statistics) stay
 as they are, since they are few and a running variance may not fit. A file beyond 50 MB is split
-into parts. The sha256 of the weights in one file then stands in the recipe.
+into parts. `pretraining/` stays behind. The sha256 of the weights in one file then stands in the
+recipe.
 """
 
 import os
@@ -58,7 +59,7 @@ def release(
     Raises:
         ValueError: It may not be published, or half precision changes its features.
     """
-    found = check(folder, license)
+    found = check(folder, license, backbone_only=True)
     target = Path(root).expanduser().resolve() / found.recipe.name
     check_replaceable(target)
     weights = half_of(found.backbone.model.state_dict())

@@ -25,3 +25,16 @@ def mlp(
     if last_norm:
         layers += [nn.BatchNorm1d(widths[-1], affine=False)]
     return nn.Sequential(*layers)
+
+
+def layer_norm_mlp(width: int, hidden_size: int, width_out: int) -> nn.Sequential:
+    """Two linear layers with LayerNorm and ReLU between them, as in cvl-umass/PARTICLE.
+
+    What a row becomes does not depend on the other rows, so empty or doubled ones do no harm.
+    """
+    return nn.Sequential(
+        nn.Linear(width, hidden_size),
+        nn.LayerNorm(hidden_size),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_size, width_out),
+    )

@@ -17,6 +17,7 @@ METHODS = {
     "jigsaw": "Jigsaw",
     "lcr": "LCR",
     "moco": "MoCo",
+    "particle": "Particle",
     "pmg": "PMG",
     "reconstruction": "Reconstruction",
     "simclr": "SimCLR",
@@ -73,6 +74,18 @@ def check_options(name: str, options: Mapping[str, Any], where: str = "options")
         option: parse(known[option].annotation, value, where=f"{where}.{option}")
         for option, value in options.items()
     }
+
+
+def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the defaults of those that are not given.
+
+    Args:
+        name: A key of `METHODS`.
+        options: Of `check_options`.
+    """
+    parameters = inspect.signature(method_class(name).__init__).parameters
+    given = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    return {**given, **options}
 
 
 def check_queue(

@@ -42,7 +42,7 @@ from fg_ssl_zoo.data.views import Share, augmentations_of
 from fg_ssl_zoo.layers.heads import mlp
 from fg_ssl_zoo.layers.momentum import follow, teacher_of
 from fg_ssl_zoo.method import Batch, Method, MethodOutput, Notes
-from fg_ssl_zoo.ops.region_contrast import pool_regions, region_contrast
+from fg_ssl_zoo.ops.region_contrast import num_compared, pool_regions, region_contrast
 from fg_ssl_zoo.ops.schedules import cosine
 from fg_ssl_zoo.ops.similarity import spread
 
@@ -151,7 +151,7 @@ class DetCon(Method):
             p, t, ids, self.temperature,
             weights=batch["weight"], local_negatives=self.local_negatives,
         )  # fmt: skip
-        regions = _num_compared(ids, batch["weight"])
+        regions = num_compared(ids, batch["weight"])
         return MethodOutput(loss, {"train/z_std": spread(z), "train/regions": regions})
 
     def on_step_end(self, progress: float) -> None:
@@ -174,10 +174,3 @@ def _project(
     assert isinstance(backbone, Backbone)
     (last,) = backbone.feature_maps(images, [-1])
     return projector(pool_regions(last, masks, ids).flatten(0, 1))
-
-
-def _num_compared(ids: Int64[Tensor, "2 b s"], weight: Float[Tensor, " b"]) -> Float[Tensor, ""]:
-    """Mean number of different regions that a picture contributes."""
-    first, second = ids.sort(dim=-1).values
-    different = 1 + (first.diff(dim=-1) != 0).sum(dim=-1)
-    return (weight * (first == second).all(dim=-1) * different).mean()

@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from fg_ssl_zoo.backbones.backbone import Backbone, accept_any_size
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import Augmentation, MultiCrop, RandomViews, augmentations_of
+from fg_ssl_zoo.layers.distillation import Distillation
 from fg_ssl_zoo.layers.momentum import follow, keep_all_paths, teacher_of
 from fg_ssl_zoo.layers.prototype_head import PrototypeHead
 from fg_ssl_zoo.method import Batch, Method, MethodOutput
-from fg_ssl_zoo.ops.distributed import mean_over_processes
 from fg_ssl_zoo.ops.schedules import cosine
 
 Count = Annotated[int, Ge(1)]
@@ -92,10 +92,6 @@ class DINO(Method):
         "Self-Supervised Vision Transformers. ICCV 2021, arXiv 2104.14294.",
     )
 
-    centre: Tensor
-    teacher_temperature: Tensor
-    prototypes_fixed: Tensor
-
     def __init__(
         self,
         backbone: Backbone,
@@ -129,14 +125,15 @@ class DINO(Method):
         scale = LOCAL_SCALES.get(preset, LOCAL_SCALES["fine_grained"])
         small = {**changes, "crop_scale": local_crop_scale or scale}
         self.local_augmentation, _ = augmentations_of(preset, small, paper=(_LOCAL, _LOCAL))
-        self.student_temperature = student_temperature
-        self.teacher_temperatures, self.teacher_warmup = teacher_temperature, teacher_warmup
-        self.momentum, self.centre_momentum = momentum, centre_momentum
-        self.freeze_last_layer = freeze_last_layer
-        self.register_buffer("centre", torch.zeros(prototypes))
-        self.register_buffer("teacher_temperature", torch.zeros(()))
-        self.register_buffer("prototypes_fixed", torch.zeros((), dtype=torch.bool))
-        self._set_schedules(0.0)
+        self.momentum = momentum
+        self.distillation = Distillation(
+            prototypes,
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+            teacher_warmup=teacher_warmup,
+            centre_momentum=centre_momentum,
+            freeze_last_layer=freeze_last_layer,
+        )
 
     @classmethod
     def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -175,16 +172,11 @@ class DINO(Method):
             if crops[0].shape[2:] == crops[1].shape[2:]:
                 crops = [torch.cat(crops, dim=1)]
         h = torch.cat([self.backbone(self._by_view(pixels)) for pixels in crops])  # (v * b, d)
-        logits = self.head(h, fixed=bool(self.prototypes_fixed))
+        logits = self.head(h, fixed=bool(self.distillation.prototypes_fixed))
         with torch.no_grad():
             seen = self.teacher(self._by_view(batch["images"])).unflatten(0, (2, -1))  # (2, b, k)
-            targets = ((seen - self.centre) / self.teacher_temperature).softmax(dim=-1)
         student = logits.unflatten(0, (-1, seen.shape[1]))  # (v, b, k)
-        loss = distillation_loss(student, targets, self.student_temperature)
-        if self.training:
-            mean = mean_over_processes(seen.mean((0, 1)))  # (k,)
-            self.centre.lerp_(mean, 1 - self.centre_momentum)
-        return MethodOutput(loss, signs_of_collapse(targets, loss.detach()))
+        return MethodOutput(*self.distillation(student, seen))
 
     def _by_view(self, pixels: UInt8[Tensor, "b v h w 3"]) -> Float[Tensor, "_ 3 h w"]:
         """All first views, then all second ones, ..., as the network reads them."""
@@ -194,52 +186,8 @@ class DINO(Method):
         """The teacher follows; temperature and freeze become those of the next step."""
         student = nn.Sequential(self.backbone, self.head)
         follow(self.teacher, student, cosine(self.momentum, 1.0, progress))
-        self._set_schedules(progress)
-
-    def _set_schedules(self, progress: float) -> None:
-        """What `forward` needs to know of the progress, kept in every checkpoint."""
-        start, end = self.teacher_temperatures
-        risen = min(1.0, progress / self.teacher_warmup) if self.teacher_warmup else 1.0
-        self.teacher_temperature.fill_(start + (end - start) * risen)
-        self.prototypes_fixed.fill_(progress < self.freeze_last_layer)
+        self.distillation.set_progress(progress)
 
     def companions(self) -> Mapping[str, Backbone]:
         """The teacher's backbone, which the paper evaluates."""
         return {"teacher": cast(Backbone, copy.deepcopy(self.teacher[0]))}
-
-
-def distillation_loss(
-    logits: Float[Tensor, "v b k"], targets: Float[Tensor, "g b k"], temperature: float
-) -> Float[Tensor, ""]:
-    """Mean over all pairs of different views of -sum_k P_t log P_s (DINO, eq. 3).
-
-    ln(k) for a student whose logits are all alike, whatever the targets.
-
-    Args:
-        logits: The student's, of all views; the first g are the views that the teacher sees.
-        targets: The teacher's distributions, without gradient.
-        temperature: Divides the logits.
-    """
-    log_p = (logits / temperature).log_softmax(dim=-1).unbind()  # an index would cost a copy each
-    pairs = [(g, v) for g in range(len(targets)) for v in range(len(logits)) if v != g]
-    return torch.stack([-(targets[g] * log_p[v]).sum(-1).mean() for g, v in pairs]).mean()
-
-
-@torch.no_grad()
-def signs_of_collapse(targets: Float[Tensor, "g b k"], loss: Tensor) -> dict[str, Tensor]:
-    """Entropies in nats of what the teacher says, and what the student has left to learn.
-
-    `teacher_entropy` is 0 where one output has won and ln k where all are alike; the batch's mean
-    distribution has no more than it where all pictures get one answer. The divergence of student
-    and teacher is 0 after either collapse (section 5.3 of the paper).
-
-    Args:
-        targets: The teacher's distributions.
-        loss: Their cross entropy with the student's.
-    """
-    entropy = torch.special.entr(targets).sum(-1).mean()
-    return {
-        "train/teacher_entropy": entropy,
-        "train/teacher_student_kl": loss - entropy,
-        "train/teacher_batch_entropy": torch.special.entr(targets.mean((0, 1))).sum(),
-    }

@@ -98,6 +98,11 @@ class SRGAN(Method):
         self.adversarial_weight = adversarial_weight
 
     @classmethod
+    def options_of_saved(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Without a source of weights for phi, which the state holds."""
+        return {**options, "perceptual": "scratch" if options.get("perceptual") else None}
+
+    @classmethod
     def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
         """The figure of the cassava paper."""
         return (
@@ -183,7 +188,7 @@ class Perceptual(nn.Module):
         self.features = network.model.features[:PERCEPTUAL_LAYERS].requires_grad_(False)
         for name in ("mean", "std"):
             value = torch.tensor(getattr(network, name)).view(3, 1, 1)
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, value)
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d i j"]:
         """Features of ImageNet-normalised pixels."""

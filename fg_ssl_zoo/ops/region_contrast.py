@@ -4,9 +4,10 @@
     sample_regions   which regions of two views are compared
     pool_regions     mean feature of each of them
     region_contrast  the same region in the other view against all others
+    num_compared     how many different regions that was, for the log
 
 The first two work on arrays and belong to the data path, where what is drawn depends on the picture
-and the epoch only; the last two work on tensors.
+and the epoch only; the others work on tensors.
 """
 
 import numpy as np
@@ -144,3 +145,15 @@ def _one_way(
 
 def _equal(a: Integer[Tensor, "b s"], b: Integer[Tensor, "b s"]) -> Bool[Tensor, "b s s"]:
     return a[:, :, None] == b[:, None]
+
+
+def num_compared(ids: Int64[Tensor, "2 b s"], weights: Float[Tensor, " b"]) -> Float[Tensor, ""]:
+    """Mean number of different regions that a picture contributes; 0 where views share none.
+
+    Args:
+        ids: Drawn by `sample_regions`: the same ones in both views, or none in common.
+        weights: Of the pictures.
+    """
+    first, second = ids.sort(dim=-1).values
+    different = 1 + (first.diff(dim=-1) != 0).sum(dim=-1)
+    return (weights * (first == second).all(dim=-1) * different).mean()

@@ -5,6 +5,6 @@ evaluation of parts and the command that shows them all need it.
 """
 
 from fg_ssl_zoo.parts.discovery import discover_parts
-from fg_ssl_zoo.parts.options import Discovery
+from fg_ssl_zoo.parts.options import Discovery, discovery_for
 
-__all__ = ["Discovery", "discover_parts"]
+__all__ = ["Discovery", "discover_parts", "discovery_for"]

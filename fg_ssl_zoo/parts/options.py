@@ -1,9 +1,12 @@
 """What decides a discovery of parts."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.hypercolumns import MapName, default_layers
+from fg_ssl_zoo.backbones.hypercolumns import RESNET_LAYERS, MapName, default_layers
+from fg_ssl_zoo.config import STRICT, parse
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Discovery:
     smooth: int = 1
     seed: int = 0
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
     def layers_of(self, backbone: Backbone) -> tuple[MapName, ...]:
         """The layers that are read of this network."""
         own = default_layers(backbone)
@@ -67,3 +72,29 @@ class Discovery:
             raise ValueError("pca: needs scope=dataset; one picture has no components of the set")
         if self.smooth < 1 or self.smooth % 2 == 0:
             raise ValueError(f"smooth: {self.smooth} is no odd number of pixels; 1, 3, 5 would do")
+
+
+def discovery_for(
+    backbone: Backbone, changes: Mapping[str, Any] | None = None, *, released: bool = False
+) -> Discovery:
+    """15 parts for a CNN; 5 and the background for a ViT.
+
+    Args:
+        backbone: Whose features are clustered.
+        changes: Fields of `Discovery` with other values.
+        released: The values of cvl-umass/PARTICLE instead of ours. Their ViT-S/8 cut patches 4
+            pixels apart: half a patch.
+
+    Raises:
+        RecipeError: An unknown field, or a value that it cannot have.
+    """
+    if backbone.patch_size is None:
+        known = Discovery(num_parts=15)
+        layers = RESNET_LAYERS if default_layers(backbone) == RESNET_LAYERS else ()
+        theirs: dict[str, Any] = {"scope": "image", "layers": layers}
+    else:
+        known = Discovery(num_parts=5, foreground=True)
+        theirs = {"stride": max(1, backbone.patch_size // 2), "heads": (0, 2, 4, 5)}
+    if released:
+        known = replace(known, restarts=10, **theirs)
+    return parse(Discovery, {**asdict(known), **(changes or {})}, where="discovery")

@@ -6,7 +6,11 @@ import timm
 import torch
 from PIL import Image
 
-from fg_ssl_zoo.backbones.backbone import create_backbone, parameters_behind
+from fg_ssl_zoo.backbones.backbone import (
+    create_backbone,
+    parameters_behind,
+    train_up_to_last_map,
+)
 
 
 def test_features_and_maps_have_the_same_form_for_resnet_and_vit():
@@ -113,3 +117,23 @@ def test_what_lies_behind_a_feature_map_is_what_it_does_not_read(name, index, ex
     assert behind == wanted
     assert backbone.training
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_map_and_features_of_one_pass_are_those_of_two(name):
+    backbone = create_backbone(name, image_size=160).eval()
+    images = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        last, h = backbone.map_and_features(images)
+        torch.testing.assert_close(h, backbone(images))
+        (plain,) = backbone.feature_maps(images, [-1])
+        if name == "test_vit":  # the paper's tokens are those behind the last norm
+            plain = backbone.model.norm(plain.movedim(1, -1)).movedim(-1, 1)
+    torch.testing.assert_close(last, plain)
+
+
+@pytest.mark.parametrize(("norm", "frozen"), [(False, {"norm.weight", "norm.bias"}), (True, set())])
+def test_a_map_behind_the_last_norm_trains_it(norm, frozen):
+    backbone = create_backbone("test_vit", image_size=64)
+    assert train_up_to_last_map(backbone, 64, norm=norm) == (64, 4)
+    assert {n for n, p in backbone.model.named_parameters() if not p.requires_grad} == frozen

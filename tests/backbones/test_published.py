@@ -35,6 +35,8 @@ def good(tmp_path_factory):
         ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "is no argument of a network"),
         ({"model_args": {"pretrained_cfg": {}}}, "is no argument of a network"),
         ({"model_args": {"__class__": 1}}, "is no argument of a network"),
+        ({"model_args": {"trunk_options": {"pretrained": True}}}, "'pretrained' is no argument"),
+        ({"model_args": {"trunk_options": {"a": {"b": 1}}}}, r"a: .* neither a number"),
         ({"model_args": {"act_layer": {"a": 1}}}, "neither a number, a short text nor a list"),
         ({"model_args": {"layers": [[[[[1]]]]]}}, "neither a number"),
         ({"pretrained_cfg": {"url": "http://x/y.pth"}}, "weights lie beside config.json"),

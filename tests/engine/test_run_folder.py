@@ -23,6 +23,18 @@ def test_the_same_recipe_goes_on_also_with_other_loggers_and_workers(tmp_path):
     assert (folder.path / "metrics.jsonl").is_file()
 
 
+def test_a_run_goes_on_after_recipes_have_got_a_new_key(tmp_path):
+    folder = claim(tmp_path / "run")
+    written = folder.recipe.read_text()
+    older = "\n".join(line for line in written.splitlines() if "head_warmup" not in line)
+    assert older != written.rstrip()
+    folder.recipe.write_text(older)
+    claim(tmp_path / "run")
+    folder.recipe.write_text(older + "\nforgotten: 1\n")
+    with pytest.raises(RunFolderTaken, match="forgotten"):
+        claim(tmp_path / "run")
+
+
 def test_another_recipe_is_refused_with_the_difference_and_both_remedies(tmp_path):
     claim(tmp_path / "run")
     with pytest.raises(RunFolderTaken) as raised:

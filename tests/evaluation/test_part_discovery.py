@@ -16,9 +16,11 @@ from fg_ssl_zoo.evaluation.part_discovery import (
     keypoint_contingency,
     keypoint_errors,
     keypoints_of,
+    knows_parts,
     mask_contingency,
     mean_place_errors,
     normalized_mutual_information,
+    part_agreement,
     part_centres,
     part_discovery,
     stretched,
@@ -229,3 +231,48 @@ def test_the_lowest_error_is_the_best():
     results = SimpleNamespace(rows=rows)
     assert best({"rows": results.rows}, "parts_keypoint_error") == "a"
     assert best({"rows": results.rows}, "parts_nmi") == "b"
+
+
+# --------------------------------------------------------------------------- while training
+
+
+def test_the_log_scores_masks_over_all_readable_pictures(birds):
+    images, maps = SomeCorrupt(birds, {3}), masks_of(birds)
+    images.parts = birds.parts
+    assert knows_parts(images)
+    assert part_agreement(maps, images) == {
+        "eval/part_nmi": pytest.approx(1), "eval/part_ari": pytest.approx(1),
+    }  # fmt: skip
+    halves = (maps > 2).long()
+    counts = mask_contingency(halves, images, 2).sum(dim=0)
+    found = part_agreement(halves, images)
+    assert found["eval/part_nmi"] == pytest.approx(normalized_mutual_information(counts).item())
+    assert found["eval/part_ari"] == pytest.approx(adjusted_rand_index(counts).item())
+
+
+class Points:
+    """Pictures with two keypoints and no masks."""
+
+    name, classes, labels, keypoints = "points", [], None, ["left", "right"]
+
+    def __init__(self, visible=1.0):
+        self.visible = visible
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        points = [[0.2, 0.5, self.visible], [0.8, 0.5, self.visible]]
+        return {
+            "image": np.zeros((8, 8, 3), np.uint8), "index": index,
+            "keypoints": np.array(points, np.float32),
+        }  # fmt: skip
+
+
+def test_the_log_scores_keypoints_where_there_are_no_masks(birds):
+    maps = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    assert part_agreement(maps, Points())["eval/part_nmi"] == pytest.approx(0)
+    maps[:, :, 2:] = 7
+    assert part_agreement(maps, Points())["eval/part_nmi"] == pytest.approx(1)
+    assert part_agreement(maps, Points(visible=0.0)) == {}
+    assert not knows_parts(SomeCorrupt(birds))  # neither masks nor keypoints are named

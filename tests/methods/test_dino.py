@@ -20,7 +20,8 @@ from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import Fit, fit
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.methods import create_method
-from fg_ssl_zoo.methods.dino import DINO, distillation_loss, signs_of_collapse
+from fg_ssl_zoo.methods.dino import DINO
+from fg_ssl_zoo.ops.distillation import distillation_loss, signs_of_collapse
 from fg_ssl_zoo.ops.distributed import rank
 from fg_ssl_zoo.pretrain import pretrain
 from tests.engine.test_processes import launch
@@ -106,8 +107,8 @@ def test_a_batch_in_passes_by_size_equals_each_crop_alone(options):
     passes = []
     method.backbone.register_forward_pre_hook(lambda _, x: passes.append(tuple(x[0].shape)))
     batch = batch_for(method)
-    method.centre.normal_(std=0.1)
-    centre = method.centre.clone()
+    method.distillation.centre.normal_(std=0.1)
+    centre = method.distillation.centre.clone()
     loss = method(batch).loss
     assert (
         passes
@@ -135,13 +136,13 @@ def test_after_k_steps_the_centre_is_the_paper_s_average_of_the_batches():
     method = build().eval()
     batch = batch_for(method)
     method(batch)
-    assert not method.centre.any()  # a look in evaluation mode moves nothing
+    assert not method.distillation.centre.any()  # a look in evaluation mode moves nothing
     method.train()
     with torch.no_grad():
         mean = method.teacher(method._by_view(batch["images"])).mean(dim=0)
     for k in range(1, 4):
         method(batch)
-        torch.testing.assert_close(method.centre, (1 - 0.9**k) * mean)
+        torch.testing.assert_close(method.distillation.centre, (1 - 0.9**k) * mean)
 
 
 def test_the_centre_moves_after_the_loss():
@@ -149,7 +150,7 @@ def test_the_centre_moves_after_the_loss():
     batch = batch_for(method)
     assert torch.equal(method(batch).loss, still(batch).loss)
     assert not torch.equal(method(batch).loss, still(batch).loss)
-    assert not still.centre.any()
+    assert not still.distillation.centre.any()
 
 
 def test_the_teacher_has_no_gradient_and_follows_by_the_cosine():
@@ -186,7 +187,7 @@ def test_the_teacher_s_temperature_rises_in_a_straight_line_and_stays():
     for progress in (0.0, 0.1, 0.4, 0.9):
         if progress:
             method.on_step_end(progress)
-        found.append(method.teacher_temperature.item())
+        found.append(method.distillation.teacher_temperature.item())
     assert found == pytest.approx([0.04, 0.0475, 0.07, 0.07])
 
 
@@ -347,9 +348,9 @@ def test_a_run_that_was_stopped_equals_one_that_was_not_to_the_bit(tmp_path, bir
     (tmp_path / "cut" / "checkpoints" / last.file_name).unlink()
     train_a_run(tmp_path / "cut", birds, drop=0.2)
     whole, cut = end_of(tmp_path / "whole"), end_of(tmp_path / "cut")
-    assert whole["centre"].any()
-    assert whole["teacher_temperature"] == pytest.approx(0.07)
-    assert not whole["prototypes_fixed"]
+    assert whole["distillation.centre"].any()
+    assert whole["distillation.teacher_temperature"] == pytest.approx(0.07)
+    assert not whole["distillation.prototypes_fixed"]
     for key, value in whole.items():
         assert torch.equal(cut[key], value), key
 
@@ -358,7 +359,7 @@ def one_step(method, batch):
     loss = method(batch).loss
     loss.backward()
     gradients = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
-    return loss.detach(), gradients, method.centre
+    return loss.detach(), gradients, method.distillation.centre
 
 
 def work_of_a_process(path, images, batch):

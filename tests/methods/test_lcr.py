@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
+from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Train, load_recipe, parse_recipe, recipe_files
 from fg_ssl_zoo.data.loader import ViewDataset
@@ -194,6 +195,7 @@ def test_the_companion_pools_by_the_attention_before_and_after_its_export(backbo
         "trunk": backbone, "trunk_options": options, "attention_channels": 32,
     }  # fmt: skip
     opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert open_backbone(str(folder)).name == "fgssl_attentive"
     assert torch.equal(opened(x), found(x))
 
 

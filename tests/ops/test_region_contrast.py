@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from fg_ssl_zoo.ops.distributed import rank, world_size
 from fg_ssl_zoo.ops.region_contrast import (
+    num_compared,
     pool_regions,
     region_contrast,
     sample_regions,
@@ -214,3 +215,9 @@ def test_views_without_a_common_region_draw_their_own_and_later_draws_stay():
     assert set(ids[0]) == {4}
     assert set(ids[1]) == {5, 6}
     assert generator.random() == other.random()
+
+
+def test_regions_are_counted_once_and_only_where_both_views_show_them():
+    ids = torch.tensor([[[0, 0, 1], [2, 2, 2], [3, 4, 5]], [[0, 1, 0], [6, 6, 6], [5, 4, 3]]])
+    assert num_compared(ids, torch.ones(3)) == pytest.approx((2 + 0 + 3) / 3)
+    assert num_compared(ids, torch.tensor([1.0, 1.0, 0.0])) == pytest.approx(2 / 3)

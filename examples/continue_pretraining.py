@@ -1,0 +1,53 @@
+"""Go on with the self-supervised training of a published model, by transformers' Trainer.
+
+    python examples/continue_pretraining.py OWNER/NAME photos
+    python examples/continue_pretraining.py runs/NAME/export photos
+
+Heads, teachers and queues of the method go on from where they were; the pictures need no labels.
+`continued/` then holds the method for the next time, and `continued/backbone.safetensors` its
+backbone, which a recipe takes as `init` and timm as `pretrained_cfg_overlay=dict(file=...)`.
+"""
+
+import sys
+from typing import Any
+
+from safetensors.torch import save_file
+from transformers import AutoModelForPreTraining, Trainer, TrainingArguments
+
+from fg_ssl_zoo.config import Data
+from fg_ssl_zoo.data.datasets import load_images
+from fg_ssl_zoo.hf_pretraining import FollowTheStudent, collate_views, pictures_for
+
+
+def main(
+    name: str, photos: str, steps: int = 1000, batch_size: int = 64, out: str = "continued",
+    subfolder: str = "pretraining", **settings: Any,
+) -> list[float]:  # fmt: skip
+    """The loss of every step; `settings` are those of `TrainingArguments`."""
+    model = AutoModelForPreTraining.from_pretrained(name, subfolder=subfolder)
+    images = load_images(Data(path=photos), "train")
+    arguments = {
+        "learning_rate": 1e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
+        "save_strategy": "no", "logging_steps": 1, "report_to": "none", **settings,
+    }  # fmt: skip
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            out, max_steps=steps, per_device_train_batch_size=batch_size,
+            train_sampling_strategy="sequential", remove_unused_columns=False, **arguments,
+        ),
+        data_collator=collate_views,
+        train_dataset=pictures_for(model, images, batch_size=batch_size, steps=steps),
+        callbacks=[FollowTheStudent()],  # without it no teacher moves
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model(out)
+    weights = model.method.backbone.model.state_dict()
+    save_file({key: value.cpu() for key, value in weights.items()}, f"{out}/backbone.safetensors")
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

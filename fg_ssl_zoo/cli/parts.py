@@ -1,0 +1,42 @@
+"""`fgssl parts`: what parts does a backbone see? Pictures to look at."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fg_ssl_zoo.cli.evaluation import add_models, common
+from fg_ssl_zoo.config import data_of, parse_words
+
+
+def add_verbs(verbs: Any) -> None:
+    """Give the command `fgssl parts`."""
+    parts = verbs.add_parser("parts", help="pictures of the parts that a backbone sees")
+    add_models(parts)
+    parts.add_argument("--out", type=Path, default=Path("parts"), help="folder (default parts)")
+    parts.add_argument("--pictures", type=int, default=300, help="at most (default 300)")
+    parts.add_argument(
+        "--discovery", nargs="+", default=[], metavar="KEY=VALUE",
+        help="num_parts (default 15 for a CNN, 5 for a ViT), scope (dataset, image), layers, "
+        "foreground, size, stride, threshold, votes, heads, pca, sample, restarts, smooth, seed",
+    )  # fmt: skip
+    parts.set_defaults(run=_parts)
+
+
+def _parts(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.engine.hardware import evaluation_accelerator
+    from fg_ssl_zoo.evaluation.part_pictures import write_part_pictures
+
+    if chosen.pictures < 1:
+        raise ValueError(f"--pictures: {chosen.pictures} is not 1 or more")
+    accelerator = evaluation_accelerator()
+    page = write_part_pictures(
+        chosen.models,
+        data_of(chosen.data),
+        chosen.out,
+        accelerator,
+        changes=parse_words(dict[str, Any], chosen.discovery, "discovery"),
+        num_pictures=chosen.pictures,
+        **common(chosen, accelerator),
+    )
+    if accelerator.is_main_process:
+        print(f"{page}: a page for the browser, and its pictures beside it")

@@ -1,0 +1,135 @@
+"""An ONNX file of a backbone, for whoever runs it without Python or without torch.
+
+    input  `images`    (batch, 3, height, width) float32, scaled and normalised as for timm
+    output `features`  (batch, d) float32, the pooled features
+
+The batch may have any length. Height and width may be any that the network reads; a network with
+patches, or another whose weights depend on the size, keeps its own. The file's metadata hold what
+a reader needs for the pixels: `mean`, `std`, `image_size`, `crop_pct`, `interpolation`.
+"""
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from fg_ssl_zoo.backbones.backbone import Backbone, size_arguments
+from fg_ssl_zoo.layers.modes import evaluating
+
+TOLERANCE = 1e-3
+"""Largest difference of a feature from torch's, as a share of the largest feature."""
+
+INPUT, OUTPUT = "images", "features"
+
+
+def export_onnx(backbone: Backbone, file: str | Path) -> bool:
+    """Write the file, and compare it with torch where onnxruntime is installed.
+
+    Args:
+        backbone: Is left as it is.
+        file: Is replaced.
+
+    Returns:
+        Whether it was compared.
+
+    Raises:
+        ValueError: A package is missing, the network cannot be written, or the file answers
+            otherwise than torch.
+    """
+    _require("onnx", "onnxscript")
+    file, size = Path(file).expanduser(), backbone.image_size
+    shape: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    if takes_any_size(backbone):
+        shape |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    pixels = torch.zeros(2, 3, size, size)
+    with evaluating(backbone), torch.no_grad():
+        try:
+            program: Any = torch.onnx.export(
+                backbone.model, (pixels,), input_names=[INPUT], output_names=[OUTPUT],
+                dynamic_shapes=(shape,), dynamo=True, verbose=False,
+            )  # fmt: skip
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = next(iter(str(error).splitlines()), "")
+            raise ValueError(f"torch cannot write {backbone.name} as ONNX: {reason}") from error
+        program.model.metadata_props.update(_metadata(backbone))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        program.save(str(file), external_data=False)
+    compared = importlib.util.find_spec("onnxruntime") is not None
+    if compared:
+        check_onnx(backbone, file)
+    return compared
+
+
+def takes_any_size(backbone: Backbone) -> bool:
+    """Whether the same weights read pictures of every size."""
+    return backbone.patch_size is None and not size_arguments(backbone.name, backbone.image_size)
+
+
+def _metadata(backbone: Backbone) -> dict[str, str]:
+    """What a reader needs for the pixels; lists and numbers as JSON."""
+    cfg: Any = backbone.model.pretrained_cfg
+    found = {key: cfg.get(key) for key in ("crop_pct", "interpolation")} | {
+        "architecture": backbone.name,
+        "mean": backbone.mean,
+        "std": backbone.std,
+        "image_size": backbone.image_size,
+    }
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in found.items()
+        if value is not None
+    }
+
+
+def check_onnx(backbone: Backbone, file: Path) -> None:
+    """Refuse a file whose features are not those of torch, for several batches and sizes.
+
+    Args:
+        backbone: That it was written from.
+        file: ONNX.
+
+    Raises:
+        ValueError: By how much they differ.
+    """
+    size = backbone.image_size
+    larger = (size + 32, size + 64) if takes_any_size(backbone) else (size, size)
+    for count, sides in ((1, (size, size)), (3, larger)):
+        noise = np.random.default_rng(0).standard_normal((count, 3, *sides), dtype=np.float32)
+        with evaluating(backbone), torch.no_grad():
+            device = next(backbone.parameters()).device
+            wanted = backbone(torch.from_numpy(noise).to(device)).float().cpu().numpy()
+        found = run_onnx(file, noise)
+        error = float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-12))
+        if not error <= TOLERANCE:  # nor nan
+            raise ValueError(f"{file}: its features differ from torch's by {error:.1%}")
+
+
+def run_onnx(file: Path, images: Float[np.ndarray, "b 3 h w"]) -> Float[np.ndarray, "b d"]:
+    """Features of normalised pictures by onnxruntime on the CPU.
+
+    Raises:
+        ValueError: onnxruntime is not installed.
+    """
+    _require("onnxruntime")
+    from onnxruntime import InferenceSession  # pyright: ignore[reportMissingImports]
+
+    session = InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (features,) = cast(list[Any], session.run([OUTPUT], {INPUT: images}))
+    return features
+
+
+def _require(*packages: str) -> None:
+    """Raises: ValueError: One is not installed, and how to get it."""
+    if lacking := _lacking(packages):
+        raise ValueError(
+            f"{' and '.join(lacking)} not installed; `pip install 'fg-ssl-zoo[onnx]'` brings it"
+        )
+
+
+def _lacking(packages: Sequence[str]) -> list[str]:
+    return [name for name in packages if importlib.util.find_spec(name) is None]
