@@ -19,10 +19,12 @@ OPTIONS = {
     "moco": {"projection_size": 16, "queue_size": 8},
     "particle": {"hidden_size": 32, "projection_size": 16, "prototypes": 32},
     "pmg": {"num_classes": 4, "hidden_size": 16, "embedding_size": 32},
+    "reconstruction": {"decoder_size": 32},
     "simclr": {"hidden_size": 32, "projection_size": 16},
     "simsiam": {"projection_size": 32, "predictor_size": 8},
     "srgan": {"width": 8, "discriminator_width": 8},
     "super_resolution": {"width": 8},
+    "synthesized_pairs": {"decoder_size": 32, "projection_size": 16, "queue_size": 8},
 }
 SIZES = {"jigsaw": 96}
 """Side of the input in pixels, where 64 does not suit."""

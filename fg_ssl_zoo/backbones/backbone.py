@@ -125,6 +125,11 @@ class Backbone(nn.Module):
         std = torch.tensor(self.std, device=pixels.device) * 255
         return ((pixels.float() - mean) / std).movedim(-1, -3)
 
+    def denormalize(self, images: Float[Tensor, "*n 3 h w"]) -> Float[Tensor, "*n 3 h w"]:
+        """Back from what the network reads to pixels around 0..1, not cut."""
+        mean, std = (torch.tensor(x, device=images.device) for x in (self.mean, self.std))
+        return images.float() * std[:, None, None] + mean[:, None, None]
+
 
 def weights_fingerprint(backbone: Backbone) -> str:
     """Twelve hex digits that change with any weight."""

@@ -1,4 +1,4 @@
-"""A network that judges without being changed."""
+"""A network that is used without being changed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,15 +20,27 @@ def frozen(network: Network) -> Iterator[Network]:
     they are shown, and leave the running ones and their count alone.
     """
     trained = [p for p in network.parameters() if p.requires_grad]
-    tracking = [m for m in network.modules() if getattr(m, TRACKING, False)]
     for parameter in trained:
         parameter.requires_grad_(False)
+    try:
+        with unremembered(network):
+            yield network
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def unremembered(network: Network) -> Iterator[Network]:
+    """The same network, whose norms leave their running statistics and their count alone.
+
+    In training mode they still work with the statistics of what they are shown.
+    """
+    tracking = [m for m in network.modules() if getattr(m, TRACKING, False)]
     for norm in tracking:
         setattr(norm, TRACKING, False)
     try:
         yield network
     finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
         for norm in tracking:
             setattr(norm, TRACKING, True)

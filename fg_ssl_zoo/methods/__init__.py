@@ -19,10 +19,12 @@ METHODS = {
     "moco": "MoCo",
     "particle": "Particle",
     "pmg": "PMG",
+    "reconstruction": "Reconstruction",
     "simclr": "SimCLR",
     "simsiam": "SimSiam",
     "srgan": "SRGAN",
     "super_resolution": "SuperResolution",
+    "synthesized_pairs": "SynthesizedPairs",
 }
 """Name in a recipe and file of this folder -> class."""
 

@@ -67,3 +67,19 @@ def sum_over_processes(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 def mean_over_processes(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Mean of a tensor over all processes, without gradient."""
     return sum_over_processes(x) / world_size()
+
+
+@torch.no_grad()
+def own_share_of_first(x: Float[Tensor, "m ..."]) -> Float[Tensor, "_ ..."]:
+    """This process's rows of what the first one has drawn for the images of all, in rank order.
+
+    So what is drawn does not depend on the number of processes.
+
+    Args:
+        x: A row for each image of all processes; of the same shape on each of them.
+    """
+    if world_size() == 1:
+        return x
+    x = x.contiguous()
+    dist.broadcast(x, src=0)
+    return x.chunk(world_size())[rank()]

@@ -1,4 +1,4 @@
-"""How close two pictures are: PSNR and SSIM of pixels in 0..1, and a strip to judge by eye."""
+"""How close two pictures are: PSNR and SSIM of pixels in 0..1, and strips to judge by eye."""
 
 import torch
 import torch.nn.functional as F
@@ -76,3 +76,9 @@ def strip(
     pixels = (restored[:most].float().clamp(0, 1) * 255).round().movedim(1, -1)
     rows = torch.cat([repeated.byte(), pixels.byte(), high[:most]], dim=2)  # (b, s, 3 s, 3)
     return rows.flatten(0, 1)
+
+
+def side_by_side(*columns: Float[Tensor, "b 3 s s"], most: int = 8) -> UInt8[Tensor, "p q 3"]:
+    """One row for each picture, one column for each argument; pixels are cut to 0..1."""
+    rows = torch.cat([column[:most].float().clamp(0, 1) for column in columns], dim=3)
+    return (rows * 255).round().byte().movedim(1, -1).flatten(0, 1)

@@ -19,3 +19,10 @@ def warmup_cosine(progress: float, warmup: float, end: float = 0.0) -> float:
     if progress < warmup:
         return progress / warmup
     return cosine(1.0, end, (progress - warmup) / (1 - warmup)) if warmup < 1 else 1.0
+
+
+def ramp(progress: float, start: float, end: float) -> float:
+    """0 up to `start`, a straight line to 1 at `end`, then 1; a step where both are one place."""
+    if progress >= end:
+        return 1.0
+    return max(0.0, (progress - start) / (end - start)) if end > start else 0.0

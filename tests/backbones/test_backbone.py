@@ -32,6 +32,14 @@ def test_the_last_map_pools_to_the_features_of_a_resnet():
     torch.testing.assert_close(last.mean((2, 3)), backbone(pixels))
 
 
+def test_denormalize_brings_the_pixels_back():
+    backbone = create_backbone("test_resnet", image_size=64)
+    backbone.mean, backbone.std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    pixels = torch.randint(0, 256, (2, 5, 6, 3), dtype=torch.uint8)
+    found = backbone.denormalize(backbone.normalize(pixels))
+    torch.testing.assert_close(found, pixels.movedim(-1, 1) / 255, rtol=0, atol=1e-6)
+
+
 def test_normalize_is_the_end_of_timms_transform():
     backbone = create_backbone("test_vit", image_size=32)
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fg_ssl_zoo.layers.batch_norm import synchronise
-from fg_ssl_zoo.layers.frozen import frozen
+from fg_ssl_zoo.layers.frozen import frozen, unremembered
 
 
 def judge():
@@ -38,3 +38,20 @@ def test_a_judge_judges_as_in_training_and_is_released_as_it_was():
         assert torch.equal(judged, twin(images))
         assert network[1].track_running_stats
         assert [p.requires_grad for p in network.parameters()] == [True] * 5 + [False]
+
+
+def test_what_is_unremembered_learns_as_ever_and_no_norm_counts_it():
+    network, images = judge(), torch.randn(5, 3, 6, 6)
+    twin = copy.deepcopy(network)
+    before = copy.deepcopy(network.state_dict())
+    with unremembered(network) as same:
+        out = same(images)
+    assert torch.equal(out, twin(images))
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    out.sum().backward()
+    twin(images).sum().backward()
+    for a, b in zip(network.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    network(images)
+    assert network[1].num_batches_tracked == 1

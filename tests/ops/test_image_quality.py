@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fg_ssl_zoo.ops.image_quality import psnr, quality, ssim, strip
+from fg_ssl_zoo.ops.image_quality import psnr, quality, side_by_side, ssim, strip
 
 
 def pictures():
@@ -81,3 +81,11 @@ def test_a_strip_shows_low_restored_and_true_beside_each_other():
     assert (
         strip(*(x.repeat(9, 1, 1, 1) for x in (low, torch.rand(1, 3, 8, 8), high))).shape[0] == 64
     )
+
+
+def test_columns_stand_side_by_side_and_are_cut():
+    a, b = torch.full((3, 3, 4, 4), 2.0), torch.rand(3, 3, 4, 4)
+    shown = side_by_side(a, b, most=2)
+    assert (shown.shape, shown.dtype) == ((8, 8, 3), torch.uint8)
+    assert (shown[:, :4] == 255).all()
+    assert torch.equal(shown[4:, 4:], (b[1] * 255).round().byte().movedim(0, -1))
