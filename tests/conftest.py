@@ -36,3 +36,10 @@ def own_precision() -> None:
 def own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command switches fused attention for its process; the next test has timm's own again."""
     monkeypatch.setattr(timm.layers.config, "_USE_FUSED_ATTN", FUSED_ATTENTION)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork come first: torch refuses a backward pass in a fork of some later states."""
+    items.sort(
+        key=lambda item: "two_process" not in item.name and "processes" not in item.path.stem
+    )

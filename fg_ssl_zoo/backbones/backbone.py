@@ -112,7 +112,7 @@ class Backbone(nn.Module):
         in a network that divides their side by 32.
         """
         info = getattr(self.model, "feature_info", None) or [{"reduction": 1}]
-        single = min(images.shape[-2:]) <= info[-1]["reduction"] / 2
+        single = min(images.shape[-2:]) <= info[-1].get("reduction", 1) / 2
         tiny = single and self.patch_size is None and images.device.type == "cpu"
         return torch.autocast("cpu", enabled=False) if tiny else nullcontext()
 
