@@ -38,6 +38,15 @@ def test_the_evaluations_are_made_from_their_files():
     assert tables["evaluations"]() in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 
 
+def test_the_comparisons_are_made_from_their_files():
+    tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    folders = sorted((ROOT / "benchmarks" / "results" / "comparisons").iterdir())
+    assert folders
+    for folder in folders:
+        assert tables["comparison"](folder) in text
+
+
 @pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
 def test_an_evaluation_names_no_machine_and_has_untrained_rows(path):
     results = json.loads(path.read_text(encoding="utf-8"))
