@@ -5,7 +5,7 @@
 It reads benchmarks/results/*.json and writes README.md and docs/images/knn_curve.png; and it reads
 benchmarks/results/evaluation/*.json, which `fgssl eval --out` wrote, for docs/results.md.
 A results file is the `results.json` of a run, as it is. Comparisons of methods are folders of
-benchmarks/results/comparisons/: DATA.json is what `fgssl eval --out` wrote, and runs/ROW.json the
+benchmarks/results/comparisons/: DATA.json is what `fgssl eval --out` wrote, and trained/ROW.json the
 results of the run behind a row. The pages keep their words; what stands between `<!-- NAME -->` and
 `<!-- end of NAME -->` is replaced.
 """
@@ -104,7 +104,7 @@ def evaluations() -> str:
 
 def comparison(folder: Path) -> str:
     """A table for each data set, with the minutes of training behind each row."""
-    runs = {path.stem: read(path) for path in sorted((folder / "runs").glob("*.json"))}
+    runs = {path.stem: read(path) for path in sorted((folder / "trained").glob("*.json"))}
     return "\n\n".join(compared(read(path), runs) for path in sorted(folder.glob("*.json")))
 
 
@@ -129,7 +129,7 @@ def compared(results: dict[str, Any], runs: Mapping[str, dict[str, Any]]) -> str
 
 def draw_learning(folder: Path, path: Path) -> None:
     """The kNN accuracy of every run of a comparison while it trained, a panel for each data set."""
-    runs = [read(file) for file in sorted((folder / "runs").glob("*.json"))]
+    runs = [read(file) for file in sorted((folder / "trained").glob("*.json"))]
     names = sorted({run["data"]["name"] for run in runs})
     figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.4), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
