@@ -11,15 +11,12 @@ from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Train
-from fg_ssl_zoo.data.loader import ViewDataset
 from fg_ssl_zoo.engine import checkpoint
-from fg_ssl_zoo.engine.checkpoint import Position
-from fg_ssl_zoo.engine.loop import Fit, fit
-from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.layers.batch_norm import AnyDeviceSyncBatchNorm, synchronise
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.ops.contrastive import nt_xent
 from fg_ssl_zoo.ops.distributed import rank, world_size
+from tests.runs import end_of, go_on
 
 CPU = torch.device("cpu")
 
@@ -96,34 +93,15 @@ def test_a_synchronised_norm_keeps_keys_and_is_plain_in_one_process(affine):
     torch.testing.assert_close(twin.eval()(x), plain.eval()(x))
 
 
-def train_a_run(path, images, backbone, steps=3):
-    torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
+def small_simclr(backbone):
     torch.manual_seed(0)
     small = {"hidden_size": 16, "projection_size": 8}
-    method = create_method("simclr", create_backbone(backbone, image_size=64), **small)
-    folder = RunFolder(path)
-    if accelerator.is_main_process:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
-    found = checkpoint.positions(folder.checkpoints)
-    start = max(found, default=Position())
-    accelerator.wait_for_everyone()
-    job = Fit(
-        train=Train(steps=steps, batch_size=8, optimizer="sgd", lr=0.5, checkpoint_every=0.5),
-        dataset=ViewDataset(images, method.views(64), seed=0),
-        accelerator=accelerator,
-        folder=folder,
-        start=start,
-        state=checkpoint.load(found[start]) if found else None,
-        num_workers=0,
-    )
-    fit(method, job)
+    return create_method("simclr", create_backbone(backbone, image_size=64), **small)
 
 
-def end_of(path):
-    found = checkpoint.positions(path / "checkpoints")
-    return checkpoint.load(found[max(found)])["method"]
+def train_a_run(path, images, backbone, steps=3):
+    settings = Train(steps=steps, batch_size=8, optimizer="sgd", lr=0.5, checkpoint_every=0.5)
+    go_on(path, images, lambda: small_simclr(backbone), settings)
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])

@@ -52,7 +52,7 @@ from tests.engine.test_processes import launch
 from tests.evaluation.test_evaluate import DATA
 from tests.pictures import SomeCorrupt
 
-CARPARTS = Path("/work/shared/data/carparts")
+CARPARTS = Path(__file__).parents[3] / "shared" / "data" / "carparts"
 QUICK = PartSegmentation(shots=(2,), steps=2, checkpoints=1)
 
 

@@ -9,14 +9,12 @@ from torch import nn
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.drawn import DrawnBirds
-from fg_ssl_zoo.data.loader import ViewDataset
 from fg_ssl_zoo.engine import checkpoint
-from fg_ssl_zoo.engine.checkpoint import Position
-from fg_ssl_zoo.engine.loop import Fit, fit
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.layers.batch_norm import synchronise
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.ops.distributed import rank, world_size
+from tests.runs import go_on
 
 
 def build(name, backbone="test_resnet", size=32, seed=0, **options):
@@ -54,29 +52,10 @@ def one_step(name, options, path):
 
 def train(path, images, name, options, *, steps=6):
     """Go on where the folder stops, up to the end; a checkpoint after every second step."""
-    torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
-    method = build(name, size=64, **options)
-    folder = RunFolder(path)
-    if accelerator.is_main_process:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
-    found = checkpoint.positions(folder.checkpoints)
-    start = max(found, default=Position())
     settings = Train(
         steps=steps, batch_size=8, optimizer="momentum", lr=0.5, warmup=0.0, checkpoint_every=1
     )
-    job = Fit(
-        train=settings,
-        dataset=ViewDataset(images, method.views(64), seed=0),
-        accelerator=accelerator,
-        folder=folder,
-        start=start,
-        state=checkpoint.load(found[start]) if found else None,
-        num_workers=0,
-    )
-    fit(method, job)
-    return method.state_dict()
+    return go_on(path, images, lambda: build(name, size=64, **options), settings).state_dict()
 
 
 def drop_newest(path):

@@ -7,18 +7,16 @@ from accelerate import Accelerator
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Train, load_recipe
-from fg_ssl_zoo.data.loader import ViewDataset, collate
+from fg_ssl_zoo.data.loader import collate
 from fg_ssl_zoo.data.views import PRESETS
 from fg_ssl_zoo.engine import checkpoint
-from fg_ssl_zoo.engine.checkpoint import Position
-from fg_ssl_zoo.engine.loop import Fit, fit
-from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.detcon import DetCon
 from fg_ssl_zoo.ops.region_contrast import region_contrast
 from fg_ssl_zoo.pretrain import pretrain
 from tests.engine.test_processes import launch
 from tests.pictures import SomeCorrupt
+from tests.runs import end_of, go_on
 
 SMALL = {"hidden_size": 16, "projection_size": 8, "num_samples": 4}
 
@@ -151,31 +149,8 @@ def test_the_figures_name_who_measured_them():
 
 
 def train_a_run(path, images, steps=2):
-    torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
-    method = build(masks="felzenszwalb", scale=300, momentum=0.9)
-    folder = RunFolder(path)
-    if accelerator.is_main_process:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
-    found = checkpoint.positions(folder.checkpoints)
-    start = max(found, default=Position())
-    accelerator.wait_for_everyone()
-    job = Fit(
-        train=Train(steps=steps, batch_size=8, optimizer="sgd", lr=0.1, checkpoint_every=0.5),
-        dataset=ViewDataset(images, method.views(64), 0, method.annotate(images, accelerator)),
-        accelerator=accelerator,
-        folder=folder,
-        start=start,
-        state=checkpoint.load(found[start]) if found else None,
-        num_workers=0,
-    )
-    fit(method, job)
-
-
-def end_of(path):
-    found = checkpoint.positions(path / "checkpoints")
-    return checkpoint.load(found[max(found)])["method"]
+    settings = Train(steps=steps, batch_size=8, optimizer="sgd", lr=0.1, checkpoint_every=0.5)
+    go_on(path, images, lambda: build(masks="felzenszwalb", scale=300, momentum=0.9), settings)
 
 
 @pytest.fixture(scope="module")

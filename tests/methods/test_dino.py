@@ -16,15 +16,13 @@ from fg_ssl_zoo.config import RecipeError, Train, load_recipe
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.loader import ViewDataset, collate
 from fg_ssl_zoo.engine import checkpoint
-from fg_ssl_zoo.engine.checkpoint import Position
-from fg_ssl_zoo.engine.loop import Fit, fit
-from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.dino import DINO
 from fg_ssl_zoo.ops.distillation import distillation_loss, signs_of_collapse
 from fg_ssl_zoo.ops.distributed import rank
 from fg_ssl_zoo.pretrain import pretrain
 from tests.engine.test_processes import launch
+from tests.runs import end_of, go_on
 
 SMALL = {"prototypes": 32, "hidden_size": 32, "bottleneck": 16, "local_crops": 2}
 
@@ -311,34 +309,12 @@ def test_a_negative_count_is_refused_with_the_least():
 
 
 def train_a_run(path, images, backbone="test_vit", drop=0.0, steps=4):
-    torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
     given = {"drop_path_rate": drop} if drop else {}
-    method = build(backbone, 32, given, freeze_last_layer=0.3, teacher_warmup=0.8)
-    folder = RunFolder(path)
-    if accelerator.is_main_process:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
-    found = checkpoint.positions(folder.checkpoints)
-    start = max(found, default=Position())
-    accelerator.wait_for_everyone()
-    job = Fit(
-        train=Train(
-            steps=steps, batch_size=8, optimizer="sgd", lr=0.5, warmup=0.0, checkpoint_every=0.5
-        ),
-        dataset=ViewDataset(images, method.views(32), seed=0),
-        accelerator=accelerator,
-        folder=folder,
-        start=start,
-        state=checkpoint.load(found[start]) if found else None,
-        num_workers=0,
+    settings = Train(
+        steps=steps, batch_size=8, optimizer="sgd", lr=0.5, warmup=0.0, checkpoint_every=0.5
     )
-    fit(method, job)
-
-
-def end_of(path):
-    found = checkpoint.positions(path / "checkpoints")
-    return checkpoint.load(found[max(found)])["method"]
+    short = {"freeze_last_layer": 0.3, "teacher_warmup": 0.8}
+    go_on(path, images, lambda: build(backbone, 32, given, **short), settings, size=32)
 
 
 def test_a_run_that_was_stopped_equals_one_that_was_not_to_the_bit(tmp_path, birds):

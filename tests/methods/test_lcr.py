@@ -6,21 +6,17 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import nn
 
 from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Train, load_recipe, parse_recipe, recipe_files
-from fg_ssl_zoo.data.loader import ViewDataset
 from fg_ssl_zoo.engine import checkpoint
-from fg_ssl_zoo.engine.checkpoint import Position
-from fg_ssl_zoo.engine.loop import Fit, fit
-from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.lcr import LCR, attention_loss, correlation
 from tests.engine.test_processes import launch
+from tests.runs import end_of, go_on
 
 MEAN = {"global_pool": "avg", "fc_norm": False}
 BACKBONES = {"test_vit": MEAN, "test_resnet": {"zero_init_last": False}}
@@ -249,34 +245,10 @@ def test_the_recipes_have_the_papers_rates_and_their_cards_its_figures_and_the_r
 
 
 def train_a_run(path, images, backbone, steps=3):
-    torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
-    method = build(backbone)
-    folder = RunFolder(path)
-    if accelerator.is_main_process:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
-    found = checkpoint.positions(folder.checkpoints)
-    start = max(found, default=Position())
-    accelerator.wait_for_everyone()
-    job = Fit(
-        train=Train(
-            steps=steps, batch_size=8, optimizer="sgd", lr=0.05, lr_scaling="none",
-            checkpoint_every=0.5,
-        ),
-        dataset=ViewDataset(images, method.views(64), seed=0),
-        accelerator=accelerator,
-        folder=folder,
-        start=start,
-        state=checkpoint.load(found[start]) if found else None,
-        num_workers=0,
-    )  # fmt: skip
-    fit(method, job)
-
-
-def end_of(path):
-    found = checkpoint.positions(path / "checkpoints")
-    return checkpoint.load(found[max(found)])["method"]
+    settings = Train(
+        steps=steps, batch_size=8, optimizer="sgd", lr=0.05, lr_scaling="none", checkpoint_every=0.5
+    )
+    go_on(path, images, lambda: build(backbone), settings)
 
 
 def test_two_processes_train_the_weights_that_one_trains(tmp_path, birds):

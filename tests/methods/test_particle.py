@@ -11,12 +11,8 @@ from torch import nn
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.drawn import DrawnBirds
-from fg_ssl_zoo.data.loader import ViewDataset, collate
-from fg_ssl_zoo.engine import checkpoint
-from fg_ssl_zoo.engine.checkpoint import Position
-from fg_ssl_zoo.engine.loop import Fit, fit
+from fg_ssl_zoo.data.loader import collate
 from fg_ssl_zoo.engine.optim import create_optimizer
-from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.particle import PAPER, Particle
 from fg_ssl_zoo.ops.distributed import rank, world_size
@@ -24,6 +20,7 @@ from fg_ssl_zoo.parts import Discovery, store
 from tests.engine.test_processes import launch
 from tests.methods.test_dino import loss_of_the_paper as loss_of_dino
 from tests.ops.test_region_contrast import loss_of_the_paper
+from tests.runs import end_of, go_on
 
 SMALL = {
     "num_parts": 4, "hidden_size": 16, "projection_size": 8, "num_samples": 3, "prototypes": 12,
@@ -396,26 +393,8 @@ def test_two_processes_give_notes_loss_and_gradient_of_one(tmp_path):
 
 
 def train_a_run(path, images):
-    torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
-    method, folder = build("test_vit"), RunFolder(path)
-    if accelerator.is_main_process:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
-    job = Fit(
-        train=Train(steps=2, batch_size=8, optimizer="momentum", lr=0.1, warmup=0),
-        dataset=ViewDataset(images, method.views(64), 0, method.annotate(images, accelerator)),
-        accelerator=accelerator,
-        folder=folder,
-        start=Position(),
-        num_workers=0,
-    )
-    fit(method, job)
-
-
-def end_of(path):
-    found = checkpoint.positions(path / "checkpoints")
-    return checkpoint.load(found[max(found)])["method"]
+    settings = Train(steps=2, batch_size=8, optimizer="momentum", lr=0.1, warmup=0)
+    go_on(path, images, lambda: build("test_vit"), settings)
 
 
 def test_two_processes_train_the_weights_that_one_trains(tmp_path, birds):

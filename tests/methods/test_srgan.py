@@ -5,21 +5,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.drawn import DrawnBirds
-from fg_ssl_zoo.data.loader import ViewDataset
 from fg_ssl_zoo.data.views import LowAndHigh
 from fg_ssl_zoo.engine import checkpoint
-from fg_ssl_zoo.engine.loop import Fit, fit
 from fg_ssl_zoo.engine.optim import create_optimizer
-from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.methods import create_method, srgan
 from fg_ssl_zoo.methods.srgan import SRGAN
 from tests.engine.test_processes import launch
+from tests.runs import go_on
 
 SMALL = {"width": 8, "discriminator_width": 8}
 
@@ -239,21 +236,8 @@ def test_without_weights_there_is_no_perceptual_term_and_wrong_ones_are_refused(
 
 
 def train_a_run(path, images, steps=2):
-    torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
-    method = build(size=64)
-    folder = RunFolder(path)
-    if accelerator.is_main_process:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
-    job = Fit(
-        train=Train(steps=steps, batch_size=8, optimizer="sgd", lr=0.1, lr_scaling="none"),
-        dataset=ViewDataset(images, method.views(64), seed=0),
-        accelerator=accelerator,
-        folder=folder,
-        num_workers=0,
-    )
-    fit(method, job)
+    settings = Train(steps=steps, batch_size=8, optimizer="sgd", lr=0.1, lr_scaling="none")
+    go_on(path, images, lambda: build(size=64), settings)
 
 
 def test_two_processes_train_the_weights_that_one_trains(tmp_path, birds):

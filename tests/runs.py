@@ -1,0 +1,42 @@
+"""A short run of any method through the training loop: one process or several, stopped or not."""
+
+import torch
+from accelerate import Accelerator
+
+from fg_ssl_zoo.data.loader import ViewDataset
+from fg_ssl_zoo.engine import checkpoint
+from fg_ssl_zoo.engine.checkpoint import Position
+from fg_ssl_zoo.engine.loop import Fit, fit
+from fg_ssl_zoo.engine.run_folder import RunFolder
+
+
+def go_on(path, images, build, settings, size=64):
+    """Train the method that `build()` gives from where the folder stops to the end."""
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    method = build()
+    folder = RunFolder(path)
+    if accelerator.is_main_process:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    found = checkpoint.positions(folder.checkpoints)
+    start = max(found, default=Position())
+    accelerator.wait_for_everyone()
+    notes = method.annotate(images, accelerator)
+    job = Fit(
+        train=settings,
+        dataset=ViewDataset(images, method.views(size), 0, notes),
+        accelerator=accelerator,
+        folder=folder,
+        start=start,
+        state=checkpoint.load(found[start]) if found else None,
+        num_workers=0,
+    )
+    fit(method, job)
+    return method
+
+
+def end_of(path):
+    """State of the method in the newest checkpoint."""
+    found = checkpoint.positions(path / "checkpoints")
+    return checkpoint.load(found[max(found)])["method"]
