@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fg_ssl_zoo.layers.heads import mlp
 from fg_ssl_zoo.layers.momentum import teacher_of
 from fg_ssl_zoo.layers.queue import Queue
-from fg_ssl_zoo.ops.contrastive import info_nce, info_nce_logits
+from fg_ssl_zoo.ops.contrastive import info_nce_logits, own_key_accuracy, own_key_loss
 from fg_ssl_zoo.ops.distributed import gather
 from fg_ssl_zoo.ops.similarity import mean_cosine, spread, unit
 
@@ -73,11 +73,9 @@ class ContrastiveBase(nn.Module):
         with torch.no_grad():
             keys = unit(self.teacher(second))
         negatives = queue.items.clone()  # the gradient needs them as they were
-        loss = info_nce(queries, keys, negatives, self.temperature)
-        with torch.no_grad():
-            logits = info_nce_logits(queries, keys, negatives, self.temperature)
-            found = (logits[:, 0] > logits[:, 1:].amax(dim=1)).float().mean()
-        return Agreement(loss, h, keys, {"train/accuracy": found})
+        logits = info_nce_logits(queries, keys, negatives, self.temperature)
+        metrics = {"train/accuracy": own_key_accuracy(logits)}
+        return Agreement(own_key_loss(logits), h, keys, metrics)
 
 
 class PredictiveBase(nn.Module):

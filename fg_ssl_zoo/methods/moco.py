@@ -40,7 +40,7 @@ from fg_ssl_zoo.layers.heads import mlp
 from fg_ssl_zoo.layers.momentum import follow, teacher_of
 from fg_ssl_zoo.layers.queue import Queue
 from fg_ssl_zoo.method import Batch, Method, MethodOutput, Notes
-from fg_ssl_zoo.ops.contrastive import info_nce, info_nce_logits
+from fg_ssl_zoo.ops.contrastive import info_nce_logits, own_key_accuracy, own_key_loss
 from fg_ssl_zoo.ops.distributed import gather
 from fg_ssl_zoo.ops.schedules import cosine
 from fg_ssl_zoo.ops.similarity import unit
@@ -137,12 +137,9 @@ class MoCo(Method):
         with torch.no_grad():
             keys = unit(self.teacher(partner))
         negatives = self.queue.items.clone()  # the gradient needs them as they were
-        loss = info_nce(queries, keys, negatives, self.temperature)
+        logits = info_nce_logits(queries, keys, negatives, self.temperature)
         self.queue.push(gather(keys[: len(first)]))
-        with torch.no_grad():
-            logits = info_nce_logits(queries, keys, negatives, self.temperature)
-            found = (logits[:, 0] > logits[:, 1:].amax(dim=1)).float().mean()
-        return MethodOutput(loss, {"train/accuracy": found})
+        return MethodOutput(own_key_loss(logits), {"train/accuracy": own_key_accuracy(logits)})
 
     def on_step_end(self, progress: float) -> None:
         """The teacher follows the student."""

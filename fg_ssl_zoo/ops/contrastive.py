@@ -45,9 +45,7 @@ def info_nce(
         negatives: The queue; of length 1 already.
         temperature: Divides the cosine similarities.
     """
-    logits = info_nce_logits(queries, keys, negatives, temperature)
-    own = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-    return F.cross_entropy(logits, own)
+    return own_key_loss(info_nce_logits(queries, keys, negatives, temperature))
 
 
 def info_nce_logits(
@@ -61,3 +59,15 @@ def info_nce_logits(
     with torch.autocast(queries.device.type, enabled=False):
         own = (queries * keys).sum(dim=1, keepdim=True)
         return torch.cat([own, queries @ negatives.to(queries).T], dim=1) / temperature
+
+
+def own_key_loss(logits: Float[Tensor, "n c"]) -> Float[Tensor, ""]:
+    """Cross entropy of the first column, each query's own key; logits of `info_nce_logits`."""
+    own = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    return F.cross_entropy(logits, own)
+
+
+def own_key_accuracy(logits: Float[Tensor, "n c"]) -> Float[Tensor, ""]:
+    """Share of queries that are nearer to their own key than to all negatives; no gradient."""
+    logits = logits.detach()
+    return (logits[:, 0] > logits[:, 1:].amax(dim=1)).float().mean()
