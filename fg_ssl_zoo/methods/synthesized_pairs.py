@@ -276,5 +276,5 @@ class SynthesizedPairs(Method):
             for group in (~weak, weak):
                 heeded = (gradient[:n] * group)[..., None, None]
                 light = min_max(gradcam(maps, heeded))[:, None]
-                columns.append(shown * F.interpolate(light, shown.shape[2:]))
+                columns.append(shown * F.interpolate(light, shown.shape[2:], mode="bilinear"))
         return side_by_side(*columns)

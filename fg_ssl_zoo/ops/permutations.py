@@ -72,9 +72,9 @@ def dcl(generator: np.random.Generator, n: int, k: int = 2) -> Int64[np.ndarray,
     Every index of a row gets a draw of U(-k, k) on top and the row is sorted; then the columns
     likewise.
     """
-    grid = np.arange(n * n).reshape(n, n)
-    grid = np.take_along_axis(grid, _jittered(generator, n, k), axis=1)
-    return np.take_along_axis(grid, _jittered(generator, n, k).T, axis=0).ravel()
+    row, column = np.ogrid[:n, :n]
+    grid = row * n + _jittered(generator, n, k)
+    return grid[_jittered(generator, n, k).T, column].ravel()
 
 
 def _jittered(generator: np.random.Generator, n: int, k: int) -> np.ndarray:
@@ -104,10 +104,10 @@ def pmg(generator: np.random.Generator, n: int) -> Int64[np.ndarray, " t"]:
 
     It is always one cycle through all tiles, so none stays where it was.
     """
-    order = np.arange(n * n)
-    for other in generator.permutation(n * n):
-        order[[0, other]] = order[[other, 0]]
-    return order
+    order = list(range(n * n))
+    for other in generator.permutation(n * n).tolist():
+        order[0], order[other] = order[other], order[0]
+    return np.array(order)
 
 
 SHUFFLES: dict[str, Shuffle] = {
