@@ -24,7 +24,7 @@ from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
 from fg_ssl_zoo.engine import hardware
 from fg_ssl_zoo.engine.optim import create_optimizer
 from fg_ssl_zoo.engine.provenance import describe_hardware
-from fg_ssl_zoo.methods import create_method
+from fg_ssl_zoo.methods import complete_options, create_method
 
 
 def main() -> None:
@@ -45,12 +45,13 @@ def measure(recipe: Recipe, steps: int, parts: Sequence[str]) -> None:
     switches = hardware.choose(recipe.speed, convolutional=hardware.is_convolutional(model))
     hardware.switch_on(switches)
     backbone = create_backbone(recipe.backbone, image_size=recipe.data.image_size)
+    images, _ = load_splits(recipe.data, seed=recipe.seed)
     stage = recipe.stages[0]
-    method = create_method(stage.method, backbone, **stage.options).to(switches.device)
+    options = complete_options(stage.method, stage.options, images, "stages[0].options")
+    method = create_method(stage.method, backbone, **options).to(switches.device)
     if switches.channels_last:
         method.to(memory_format=torch.channels_last)
     optimizer = create_optimizer(method, stage.train)
-    images, _ = load_splits(recipe.data, seed=recipe.seed)
     dataset = ViewDataset(images, method.views(recipe.data.image_size), recipe.seed)
     order = Order(len(images), stage.train.batch_size, recipe.seed)
     loader = iter(step_loader(dataset, order, range(3 * steps + 9), num_workers=0))
