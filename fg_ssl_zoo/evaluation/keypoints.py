@@ -120,11 +120,11 @@ class _Fits:
         blind = np.stack([self._blind(rows) for rows in draws])
         settings = {
             "grid": GRID, "within": WITHIN, "penalty": PENALTY, "keypoints": self.names, **said,
-            "mean_place": float(np.nanmean(blind)),
+            "mean_place": _over_pictures(blind).mean().item(),
         }  # fmt: skip
         if said:
-            settings["std_over_draws"] = float(np.nanmean(values, axis=1).std())
-            settings["mean_place_std_over_draws"] = float(np.nanmean(blind, axis=1).std())
+            settings["std_over_draws"] = _over_pictures(values).std().item()
+            settings["mean_place_std_over_draws"] = _over_pictures(blind).std().item()
         lines = [*notes, *self._unseen(draws)]
         if hidden := int(np.isnan(values[0]).sum()):
             lines.append(f"{hidden} test pictures show no keypoint")
@@ -143,6 +143,12 @@ class _Fits:
         ):
             if there and count:
                 yield f"{name}: shown by no picture of {count} of {len(draws)} draws, not found"
+
+
+def _over_pictures(values: Float64[np.ndarray, "r m"]) -> Float64[np.ndarray, " r"]:
+    """Mean of every draw over the pictures that show keypoints; 0 where none does."""
+    scored = values[:, ~np.isnan(values[0])]
+    return scored.sum(axis=1) / max(scored.shape[1], 1)
 
 
 def keypoint_names(images: Images) -> list[str]:

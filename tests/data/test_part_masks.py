@@ -141,5 +141,8 @@ def test_keypoints_outside_of_the_picture_are_refused(tmp_path):
     (tmp_path / "parts.csv").write_text(f"{header}train/a.png,120,0.5,1\n")
     with pytest.raises(ValueError, match=r"parts.csv, line 2: beak at x 120, y 0.5 is outside"):
         splits(tmp_path)
+    (tmp_path / "parts.csv").write_text(f"{header}train/a.png,nan,0.5,1\n")
+    with pytest.raises(ValueError, match=r"line 2: beak at x nan, y 0.5 is outside"):
+        splits(tmp_path)
     (tmp_path / "parts.csv").write_text(f"{header}train/a.png,120,0.5,0\n")
     assert splits(tmp_path)["train"][0]["keypoints"].tolist() == [[0, 0, 0]]

@@ -125,6 +125,16 @@ def test_few_shots_equal_a_ridge_regression_on_each_drawn_list(birds, tmp_path, 
     assert found.notes == (f"{name}: shown by no picture of {unseen} of 4 draws, not found",)
 
 
+def test_test_pictures_that_show_no_keypoint_are_not_scored(birds, tmp_path, monkeypatch):
+    backbone = create_backbone("test_resnet", image_size=32).eval()
+    task = make_task(backbone, birds, birds, Accelerator(cpu=True), cache=tmp_path)
+    points = probe.points_of
+    monkeypatch.setattr(probe, "points_of", lambda *words: 0 * points(*words))
+    for outcome in keypoints(task, how=Keypoints(shots=(3,), draws=2)):
+        assert np.isnan(outcome.values).all()
+        assert outcome.notes == ("16 test pictures show no keypoint",)
+
+
 def test_small_draws_are_parts_of_large_ones_and_follow_the_seed():
     few, more = (few_shot_rows(40, count, seed=3).tolist() for count in (5, 10))
     assert more[:5] == few
