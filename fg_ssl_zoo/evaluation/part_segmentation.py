@@ -220,6 +220,7 @@ class _Learner:
         if self.how.protocol != "particle":
             if held:
                 segmenter.restore(self.best)
+                self.best = {}  # a whole network where the backbone learns
                 best = max(range(len(self.scores)), key=lambda i: (self.scores[i], i))
                 self.draw.checkpoint = best + 1
             self._keep()
