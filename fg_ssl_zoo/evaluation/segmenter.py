@@ -98,7 +98,8 @@ class Segmenter(nn.Module):
             shape = self.eval().maps(torch.zeros(1, 3, side, side, device=device)).shape
         self.decoder = UpDecoder(shape[1], num_outputs, deep=backbone.patch_size is not None)
         self.map_side = shape[2]
-        self.decoder.to(device, memory_format=torch.channels_last)
+        self.decoder.to(memory_format=torch.channels_last)  # enlarging is many times as fast
+        self.to(device)
 
     def maps(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d _ _"]:
         """What the decoder reads, of normalised pictures."""
