@@ -23,6 +23,10 @@ def add_verbs(verbs: Any) -> None:
         f"part_segmentation finetune (default {CHEAP})",
     )  # fmt: skip
     eval_.add_argument(
+        "--keypoints", nargs="+", metavar="KEY=VALUE",
+        help="a variant of that protocol: shots, draws",
+    )  # fmt: skip
+    eval_.add_argument(
         "--finetune", nargs="+", metavar="KEY=VALUE",
         help="a variant of that protocol: epochs, batch_size, lr, backbone_rate, weight_decay, "
         "train_what (all, last_stage, head), head (linear, mlp, paper), hidden_size, dropout, "
@@ -71,9 +75,11 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.evaluation import table
     from fg_ssl_zoo.evaluation.evaluate import evaluate
     from fg_ssl_zoo.evaluation.finetune import Finetune
+    from fg_ssl_zoo.evaluation.keypoints import Keypoints
     from fg_ssl_zoo.evaluation.segmenter import PartSegmentation
 
     variants = {
+        "keypoints": (Keypoints, chosen.keypoints),
         "finetune": (Finetune, chosen.finetune),
         "part_segmentation": (PartSegmentation, chosen.part_segmentation),
     }

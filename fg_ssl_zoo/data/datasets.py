@@ -1,7 +1,7 @@
 """From `data:` of a recipe to pictures: which source, which split, how many.
 
-    data.path                local folder (`folders`, `official` for CUB-200-2011 and NABirds, or
-                             `pascub` for the birds with part masks)
+    data.path                local folder (`folders`, `official` for CUB-200-2011 and NABirds,
+                             `pascub` and `oid_aircraft` for birds and aeroplanes with part masks)
     data.hub_id, data.name   Hugging Face datasets (`hub_images`, `catalog`)
     name: drawn              the built-in birds (`drawn`)
 
@@ -20,6 +20,7 @@ from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.folders import NO_TEST, FolderImages, existing_folder, load_folder
 from fg_ssl_zoo.data.hub_images import load_hub
 from fg_ssl_zoo.data.official import load_official, official_folder
+from fg_ssl_zoo.data.oid_aircraft import load_oid, oid_folder
 from fg_ssl_zoo.data.pascub import load_pascub, pascub_folder
 from fg_ssl_zoo.data.sample import Images, Sample
 
@@ -164,6 +165,8 @@ def _load_folder(data: Data) -> tuple[Images, Images | None]:
         return load_official(data, official)
     if pascub := pascub_folder(folder):
         return load_pascub(data, pascub)
+    if oid := oid_folder(folder):
+        return load_oid(data, oid)
     return load_folder(data)
 
 

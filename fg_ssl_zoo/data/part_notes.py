@@ -88,7 +88,7 @@ def _point_row(
                 point[:] = float(row[f"{name}_x"]), float(row[f"{name}_y"]), 1
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}, line {line}: {name} needs _x, _y, _visible ({error})") from None
-    outside = ((points[:, :2] < 0) | (points[:, :2] > 1)).any(axis=1)
+    outside = ~((points[:, :2] >= 0) & (points[:, :2] <= 1)).all(axis=1)  # NaN is nowhere inside
     if outside.any():
         first = int(outside.argmax())
         x, y = points[first, :2].tolist()

@@ -29,7 +29,7 @@ from fg_ssl_zoo.config import Data, parse_recipe, read_yaml
 from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
 from fg_ssl_zoo.data.datasets import Subset, all_splits, load_splits
 from fg_ssl_zoo.data.loader import resolve_num_workers
-from fg_ssl_zoo.data.sample import CorruptImage, Images
+from fg_ssl_zoo.data.sample import CorruptImage, Images, WrongMask
 from fg_ssl_zoo.data.views import WholeView
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.evaluation.evaluate import opened, row_name
@@ -142,12 +142,14 @@ def readable_subset(images: Images, most: int) -> Subset:
     """Evenly spaced pictures, without those that cannot be decoded.
 
     Raises:
-        ValueError: None can be.
+        ValueError: None can be, or a part mask does not fit its picture.
     """
     good = []
     for index in evenly(len(images), most):
         try:
             images[index]
+        except WrongMask:
+            raise
         except CorruptImage:
             continue
         good.append(index)

@@ -18,13 +18,15 @@ is seen, as the paper's crop to the true box needs the labels of test pictures (
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64
-from torch import Tensor
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor, nn
 
+from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.data.datasets import image_name
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.part_truth import (
@@ -39,14 +41,12 @@ from fg_ssl_zoo.evaluation.part_truth import (
 )
 from fg_ssl_zoo.evaluation.segmenter import (
     STANDARD,
-    Few,
     PartSegmentation,
     Segmenter,
-    learn,
-    read_few,
-    set_counts,
-    square_counts,
+    map_pictures,
 )
+from fg_ssl_zoo.evaluation.segmenter_scores import map_counts, set_counts
+from fg_ssl_zoo.evaluation.segmenter_training import Few, both_maps, learn, read_few
 from fg_ssl_zoo.evaluation.task import Outcome, Task
 
 HELD_OUT = 5
@@ -83,13 +83,14 @@ def part_segmentation(task: Task, *, how: PartSegmentation = STANDARD) -> list[O
             f"{min(map(len, lists))} training pictures; that many or less would do"
         )
     assert len(tested) == len(task.test.indices)
+    backbone = copy.deepcopy(task.backbone)
+    drawn = [
+        _one_draw(task, backbone, view, names, chosen, sizes, how, seed)
+        for chosen, seed in zip(lists, _seeds(task, how), strict=True)
+    ]
     outcomes = []
-    for size in sizes:
-        drawn = [
-            _one_draw(task, view, names, chosen[:size], how, seed)
-            for chosen, seed in zip(lists, _seeds(task, how), strict=True)
-        ]
-        outcomes += _outcomes(task, size, names, drawn, how)
+    for size, draws in zip(sizes, zip(*drawn, strict=True), strict=True):
+        outcomes += _outcomes(task, size, names, list(draws), how)
     return outcomes
 
 
@@ -152,63 +153,121 @@ class Draw:
 
 def _one_draw(
     task: Task,
+    backbone: Backbone,
     view: PartView,
     names: list[str],
     chosen: list[int],
+    sizes: list[int],
     how: PartSegmentation,
     seed: int,
-) -> Draw:
-    """Train on one list and count the pixels of the test pictures."""
-    torch.manual_seed(seed)
-    num_outputs = len(names) + how.exclusive
-    segmenter = Segmenter(copy.deepcopy(task.backbone), num_outputs, how)
-    few = read_few(task.train_images, chosen, view)
-    held = len(chosen) // HELD_OUT if how.protocol == "held_out" else 0
-    pictures = [image_name(task.train_images, index) for index in chosen]
-    draw = Draw(pictures, held, segmenter.map_side)
-    judge = _Judge(task, segmenter, view, few[:held], how)
-    learn(segmenter, few[held:], mirrored(names), how, task.accelerator, seed, judge.look)
-    if how.protocol == "particle":
-        draw.scored = chosen_by_folds(judge.passes, seed)
-        return draw
-    if held:
-        draw.checkpoint = judge.restore()
-    counts = judge.count_test()
-    draw.scored = [(np.ones(len(counts), dtype=bool), counts)]
-    return draw
+) -> list[Draw]:
+    """Train on the beginnings of one list and count the pixels of the test pictures.
+
+    A frozen backbone sees the longest list and the test pictures once, whatever the sizes.
+    """
+    longest = chosen[: max(sizes)]
+    few, maps = read_few(task.train_images, longest, view), None
+    pictures = [image_name(task.train_images, index) for index in longest]
+    learners = []
+    for size in sizes:
+        torch.manual_seed(seed)
+        own = backbone if how.backbone == "frozen" else copy.deepcopy(backbone)
+        segmenter = Segmenter(own, len(names) + how.exclusive, how)
+        if segmenter.frozen and maps is None:
+            maps = both_maps(segmenter, few, task.accelerator)
+        held = size // HELD_OUT if how.protocol == "held_out" else 0
+        draw = Draw(pictures[:size], held, segmenter.map_side)
+        learner = _Learner(task, segmenter, view, how, seed, draw)
+        learner.learn(few[:size], maps if maps is None else maps[:, :size], mirrored(names))
+        learners.append(learner)
+    if how.backbone == "frozen":
+        _count_together(learners)
+    for learner in learners:
+        learner.conclude()
+    return [learner.draw for learner in learners]
 
 
-class _Judge:
-    """Looks at a decoder at every checkpoint, as the protocol says."""
+class _Learner:
+    """A decoder that learns from one list, looked at at every checkpoint as the protocol says.
+
+    What is to be scored on the test pictures is kept in `decoders`, and counted once the backbone
+    moves on: at once where it learns, together with the other lists where it is frozen.
+    """
 
     def __init__(
-        self, task: Task, segmenter: Segmenter, view: PartView, held: Few, how: PartSegmentation
+        self,
+        task: Task,
+        segmenter: Segmenter,
+        view: PartView,
+        how: PartSegmentation,
+        seed: int,
+        draw: Draw,
     ) -> None:
-        self.task, self.segmenter, self.view, self.held, self.how = task, segmenter, view, held, how
+        self.task, self.segmenter, self.view = task, segmenter, view
+        self.how, self.seed, self.draw = how, seed, draw
         self.scores: list[float] = []
         self.best: dict[str, Tensor] = {}
-        self.passes: list[Tensor] = []
+        self.decoders: list[nn.Module] = []
+        self.passes: list[Int64[Tensor, "m 3 c"]] = []
+
+    def learn(self, few: Few, maps: Float[Tensor, "2 n d _ _"] | None, twins: list[int]) -> None:
+        """Train on the list without its held-out pictures; choose the checkpoint on those."""
+        held, segmenter = self.draw.held_out, self.segmenter
+        self.held, self.held_maps = few[:held], None if maps is None else maps[0, :held]
+        rest = None if maps is None else maps[:, held:]
+        accelerator = self.task.accelerator
+        learn(segmenter, few[held:], twins, self.how, accelerator, self.seed, self.look, rest)
+        if self.how.protocol != "particle":
+            if held:
+                segmenter.restore(self.best)
+                self.best = {}  # a whole network where the backbone learns
+                best = max(range(len(self.scores)), key=lambda i: (self.scores[i], i))
+                self.draw.checkpoint = best + 1
+            self._keep()
 
     def look(self) -> None:
-        """Score the held-out pictures, or count the test pictures for the folds."""
+        """Score the held-out pictures, or keep the checkpoint for the folds of test pictures."""
         if self.how.protocol == "particle":
-            self.passes.append(self.count_test())
-        elif len(self.held.images):
-            counts = square_counts(self.segmenter, self.held, self.task.accelerator, self.how)
+            self._keep()
+        elif self.draw.held_out:
+            maps, accelerator = self.held_maps, self.task.accelerator
+            if maps is None:
+                maps = map_pictures(self.segmenter, self.held.images, accelerator)
+            truth, decoder = list(self.held.truth.numpy()), self.segmenter.decoder
+            counts = map_counts(decoder, maps, truth, accelerator, self.how.exclusive)
             self.scores.append(float(mean_iou_values(counts).mean()))
-            if self.scores[-1] >= max(self.scores):
+            if self.scores[-1] >= max(self.scores):  # the latest of equals
                 self.best = self.segmenter.trained_state()
 
-    def restore(self) -> int:
-        """Back to the best checkpoint, the latest of equals; its number from 1."""
-        self.segmenter.restore(self.best)
-        return max(range(len(self.scores)), key=lambda i: (self.scores[i], i)) + 1
+    def _keep(self) -> None:
+        if self.segmenter.frozen:
+            self.decoders.append(copy.deepcopy(self.segmenter.decoder))
+        else:
+            self.passes.append(_count_test(self, [self.segmenter.decoder])[0])
 
-    def count_test(self) -> Int64[Tensor, "m 3 c"]:
-        """`overlaps` of all test pictures."""
-        indices = self.task.test.indices.tolist()
-        task = self.task
-        return set_counts(self.segmenter, task.test_images, indices, self.view, task.accelerator)
+    def conclude(self) -> None:
+        """Which pictures are scored, with which counts."""
+        if self.how.protocol == "particle":
+            self.draw.scored = chosen_by_folds(self.passes, self.seed)
+        else:
+            (counts,) = self.passes
+            self.draw.scored = [(np.ones(len(counts), dtype=bool), counts)]
+
+
+def _count_together(learners: list[_Learner]) -> None:
+    """Count the test pictures for all lists, whose decoders share the maps of one backbone."""
+    decoders = [decoder for learner in learners for decoder in learner.decoders]
+    counts = iter(_count_test(learners[0], decoders))
+    for learner in learners:
+        learner.passes = [next(counts) for _ in learner.decoders]
+
+
+def _count_test(learner: _Learner, decoders: Sequence[nn.Module]) -> Int64[Tensor, "r m 3 c"]:
+    """`overlaps` of all test pictures."""
+    task, indices = learner.task, learner.task.test.indices.tolist()
+    return set_counts(
+        learner.segmenter, decoders, task.test_images, indices, learner.view, task.accelerator
+    )
 
 
 def chosen_by_folds(

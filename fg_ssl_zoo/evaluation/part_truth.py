@@ -30,8 +30,8 @@ def part_names(images: Images) -> list[str]:
     names: list[str] = getattr(images, "parts", [])
     if not names:
         raise ValueError(
-            f"{images.name} has no part masks; drawn, PASCUB and folders with a parts.json and "
-            "masks/ have (docs/data.md)"
+            f"{images.name} has no part masks; drawn, PASCUB, OID-Aircraft and folders with a "
+            "parts.json and masks/ have (docs/data.md)"
         )
     return names
 
@@ -123,10 +123,16 @@ class PartView:
         """The picture (s, s, 3) uint8, and the truth at the picture's own resolution, uint8.
 
         Raises:
-            ValueError: The parts overlap and are to be told apart by one number for each pixel.
+            ValueError: The parts overlap and are to be told apart by one number for each pixel, or
+                nothing is left of the picture.
         """
         image, mask = sample["image"], _mask_of(sample)
         assert mask is not None  # `usable` has seen it
+        if self.cut_bottom >= len(image):
+            raise ValueError(
+                f"part_segmentation.cut_bottom: {self.cut_bottom} rows of a picture of "
+                f"{len(image)} rows; fewer would do"
+            )
         truth = self._truth(mask)
         if self.cut_bottom:
             image, truth = image[: -self.cut_bottom], truth[..., : -self.cut_bottom, :]

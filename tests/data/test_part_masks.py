@@ -1,10 +1,11 @@
-"""Part masks beside pictures: one for all parts, one for each, and the folders of PASCUB."""
+"""Part masks beside pictures: one for all parts, one for each; the folders of PASCUB and OID."""
 
 import json
 
 import cv2
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.datasets import all_splits
@@ -60,11 +61,88 @@ def test_the_folders_of_pascub(tmp_path):
         splits(tmp_path)
 
 
+def box(left, top, right, bottom):
+    """Corners as MATLAB counts them, from 1."""
+    return np.array([[left, right, right, left], [top, top, bottom, bottom]]) + 1.0
+
+
+def cell(*values):
+    found = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        found[i] = value
+    return found
+
+
+def aircraft():
+    """Four pictures of 12 x 20; the first has two aeroplanes, the second none, numbers are odd."""
+    parts = {
+        "wing": ([1, 2, 3], [52, 50, 51], [box(1, 1, 3, 4), box(6, 2, 9, 5), box(15, 6, 90, 90)]),
+        "nose": ([4], [50], [box(0, 0, 0, 0)]),
+        "wheel": ([5, 6], [50, 52], [box(8, 4, 10, 6), box(4, 9, 5, 11)]),
+        "verticalStabilizer": ([7], [52], [box(2, 2, 2, 2)]),
+    }
+    return {
+        "meta": {"image": {"set": cell("train", "val", "test")}},
+        "image": {
+            "id": [11, 12, 13, 14], "name": cell("a.jpg", "b.jpg", "c.jpg", "d.jpg"),
+            "size": np.array([[12] * 4, [20] * 4]), "set": [1, 2, 3, 1],
+        },
+        "aeroplane": {"id": [50, 51, 52], "parentId": [11, 11, 13]},
+        **{
+            name: {"id": ids, "parentId": parents, "polygon": cell(*outlines)}
+            for name, (ids, parents, outlines) in parts.items()
+        },
+    }  # fmt: skip
+
+
+def write_aircraft(folder, anno):
+    (folder / "data" / "annotations").mkdir(parents=True, exist_ok=True)
+    savemat(folder / "data" / "annotations" / "anno.mat", {"anno": anno})
+    for name in anno["image"]["name"]:
+        write(folder / "data" / "images" / "aeroplane" / name, np.zeros((12, 20, 3), np.uint8))
+
+
+def test_the_outlines_of_oid_aircraft_are_drawn_where_they_are(tmp_path):
+    write_aircraft(tmp_path / "oid-aircraft-beta-1", aircraft())
+    found = splits(tmp_path)
+    train, test = found["train"], found["test"]
+    assert train.parts == ["nose", "vertical_stabilizer", "wheel", "wing"]
+    assert (len(train), len(test), train.labels) == (2, 1, None)
+    want = np.zeros((4, 12, 20), dtype=bool)
+    want[0, 0, 0] = want[2, 4:7, 8:11] = want[3, 2:6, 6:10] = want[3, 6:, 15:] = True
+    np.testing.assert_array_equal(train[0]["part_maps"], want)  # wings of both aeroplanes
+    assert not train[1]["part_maps"].any()
+    assert test[0]["part_maps"].sum(axis=(1, 2)).tolist() == [0, 1, 6, 12]
+    both = all_splits(Data(path=str(tmp_path), train_split="trainval", test_split="val"))
+    assert [len(both[split]) for split in ("train", "test")] == [3, 1]
+
+
+def test_wrong_annotations_of_oid_aircraft_are_refused(tmp_path):
+    write_aircraft(tmp_path, aircraft())
+    with pytest.raises(ValueError, match=r"data.train_split: .*anno.mat has no set 'training'"):
+        all_splits(Data(path=str(tmp_path), train_split="training"))
+    write(tmp_path / "data" / "images" / "aeroplane" / "a.jpg", np.zeros((9, 20, 3), np.uint8))
+    with pytest.raises(WrongMask, match=r"a.jpg: \(9, 20\); its outlines are for \(12, 20\)"):
+        splits(tmp_path)["train"][0]
+    (tmp_path / "data" / "images" / "aeroplane" / "d.jpg").unlink()
+    with pytest.raises(ValueError, match=r"1 of 2 pictures of .*anno.mat are not in .*d.jpg"):
+        splits(tmp_path)
+    savemat(tmp_path / "data" / "annotations" / "anno.mat", {"anno": {"image": 3}})
+    with pytest.raises(ValueError, match=r"anno.mat: the annotations of oid-aircraft-beta-1 are"):
+        splits(tmp_path)
+    (tmp_path / "data" / "annotations" / "anno.mat").write_bytes(b"no MATLAB")
+    with pytest.raises(ValueError, match=r"anno.mat: the annotations of oid-aircraft-beta-1 are"):
+        splits(tmp_path)
+
+
 def test_keypoints_outside_of_the_picture_are_refused(tmp_path):
     write(tmp_path / "train" / "a.png", np.zeros((6, 8, 3), np.uint8))
     header = "file,beak_x,beak_y,beak_visible\n"
     (tmp_path / "parts.csv").write_text(f"{header}train/a.png,120,0.5,1\n")
     with pytest.raises(ValueError, match=r"parts.csv, line 2: beak at x 120, y 0.5 is outside"):
+        splits(tmp_path)
+    (tmp_path / "parts.csv").write_text(f"{header}train/a.png,nan,0.5,1\n")
+    with pytest.raises(ValueError, match=r"line 2: beak at x nan, y 0.5 is outside"):
         splits(tmp_path)
     (tmp_path / "parts.csv").write_text(f"{header}train/a.png,120,0.5,0\n")
     assert splits(tmp_path)["train"][0]["keypoints"].tolist() == [[0, 0, 0]]

@@ -2,11 +2,18 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from sklearn.linear_model import Ridge
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.config import parse_words
+from fg_ssl_zoo.evaluation import keypoints as probe
 from fg_ssl_zoo.evaluation.evaluate import make_task
+from fg_ssl_zoo.evaluation.features import Features
 from fg_ssl_zoo.evaluation.keypoints import (
+    PENALTY,
+    Keypoints,
     PointsInCrop,
+    few_shot_rows,
     found_share,
     keypoint_names,
     keypoints,
@@ -64,10 +71,81 @@ def test_keypoints_follow_the_centre_crop():
 def test_drawn_birds_are_probed(birds, tmp_path):
     backbone = create_backbone("test_resnet", image_size=64).eval()
     task = make_task(backbone, birds, birds, Accelerator(cpu=True), cache=tmp_path)
-    (outcome,) = keypoints(task)
+    outcome, *few = keypoints(task, how=Keypoints(shots=(4, 16, 50), draws=2))
     assert outcome.values.shape == (16,)
     assert outcome.value > outcome.settings["mean_place"]  # fitted on the same pictures
     assert outcome.settings["keypoints"] == birds.keypoints
+    assert outcome.notes == ("no keypoints_50_pck: there are 16 training pictures",)
+    assert [o.metric for o in few] == ["keypoints_4_pck", "keypoints_16_pck"]
+    np.testing.assert_allclose(few[1].values, outcome.values)  # all of them, in another order
+    assert few[1].settings["mean_place"] == pytest.approx(outcome.settings["mean_place"])
+    assert few[0].settings["std_over_draws"] > 0 == few[1].settings["std_over_draws"]
+
+
+def test_few_shots_equal_a_ridge_regression_on_each_drawn_list(birds, tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.randn(2, 16, 12, generator=generator)
+    seen, truth = torch.rand(2, 16, len(birds.keypoints), 3, generator=generator)
+    seen[..., 2], truth[..., 2] = (seen[..., 2] > 0.3).float(), 1
+    seen[:, 2, 2] = 0
+    seen[5, 2, 2] = 1  # the third keypoint is in one picture alone, so in some draws in none
+    backbone = create_backbone("test_resnet", image_size=32).eval()
+    task = make_task(backbone, birds, birds, Accelerator(cpu=True), cache=tmp_path)
+    rows_of = iter([Features(part, None, torch.arange(16)) for part in (train, test)])
+    points = iter([seen, truth])
+    monkeypatch.setattr(probe, "extract", lambda *_, **__: next(rows_of))
+    monkeypatch.setattr(probe, "points_of", lambda *_: next(points))
+    _, found = keypoints(task, how=Keypoints(shots=(6,), draws=4))
+
+    scores, blind, unseen = [], [], 0
+    for draw in range(4):
+        rows = few_shot_rows(16, 6, seed=draw)
+        x = train[rows].double()
+        penalty = PENALTY * float((x - x.mean(0)).square().sum(1).mean())
+        hits, blind_hits = [], []
+        for k in range(len(birds.keypoints)):
+            shown = [i for i, row in enumerate(rows.tolist()) if seen[row, k, 2] > 0]
+            if not shown:  # nothing is known of it: never found
+                unseen += 1
+                hits.append(np.zeros(16))
+                blind_hits.append(np.zeros(16))
+                continue
+            y = seen[rows][shown, k, :2].double().numpy()
+            places = Ridge(alpha=penalty).fit(x[shown].numpy(), y).predict(test.double().numpy())
+            for into, guess in ((hits, places), (blind_hits, y.mean(axis=0))):
+                into.append(np.linalg.norm(guess - truth[:, k, :2].numpy(), axis=1) <= 0.1)
+        scores.append(np.mean(hits, axis=0))
+        blind.append(np.mean(blind_hits))
+    assert 0 < unseen < 4
+    np.testing.assert_allclose(found.values, np.mean(scores, axis=0))
+    assert found.settings["std_over_draws"] == pytest.approx(np.std(np.mean(scores, axis=1)))
+    assert found.settings["mean_place"] == pytest.approx(np.mean(blind))
+    assert found.settings["mean_place_std_over_draws"] == pytest.approx(np.std(blind))
+    name = birds.keypoints[2]
+    assert found.notes == (f"{name}: shown by no picture of {unseen} of 4 draws, not found",)
+
+
+def test_test_pictures_that_show_no_keypoint_are_not_scored(birds, tmp_path, monkeypatch):
+    backbone = create_backbone("test_resnet", image_size=32).eval()
+    task = make_task(backbone, birds, birds, Accelerator(cpu=True), cache=tmp_path)
+    points = probe.points_of
+    monkeypatch.setattr(probe, "points_of", lambda *words: 0 * points(*words))
+    for outcome in keypoints(task, how=Keypoints(shots=(3,), draws=2)):
+        assert np.isnan(outcome.values).all()
+        assert outcome.notes == ("16 test pictures show no keypoint",)
+
+
+def test_small_draws_are_parts_of_large_ones_and_follow_the_seed():
+    few, more = (few_shot_rows(40, count, seed=3).tolist() for count in (5, 10))
+    assert more[:5] == few
+    assert len(set(more)) == 10
+    assert few_shot_rows(40, 5, seed=4).tolist() != few
+
+
+def test_one_picture_is_no_regression():
+    assert parse_words(Keypoints, ["shots=[2,5]", "draws=3"], "keypoints").shots == (2, 5)
+    with pytest.raises(ValueError, match=r"keypoints\.shots"):
+        parse_words(Keypoints, ["shots=[1]"], "keypoints")
 
 
 def test_pictures_without_keypoints_are_refused(birds):

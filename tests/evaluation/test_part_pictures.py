@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import load_recipe, to_yaml
+from fg_ssl_zoo.data.sample import WrongMask
 from fg_ssl_zoo.evaluation.part_pictures import (
     SIDE,
     Found,
@@ -125,6 +126,17 @@ def page_of(out):
     assert "http" not in html
     assert sorted(path.name for path in out.iterdir()) == sorted([*shown, "index.html"])
     return html
+
+
+def test_a_mask_that_does_not_fit_is_an_error_and_no_picture_less(birds):
+    class Wrong(SomeCorrupt):
+        def __getitem__(self, index):
+            if index == 3:
+                raise WrongMask("3.png has another size")
+            return super().__getitem__(index)
+
+    with pytest.raises(WrongMask, match="another size"):
+        readable_subset(Wrong(birds, {0}), 300)
 
 
 def test_the_command_writes_a_page_of_several_models(tmp_path, capsys):

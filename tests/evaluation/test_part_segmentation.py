@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import Data, parse_words
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.sample import CorruptImage
+from fg_ssl_zoo.evaluation import segmenter_training
 from fg_ssl_zoo.evaluation.evaluate import evaluate, make_task
 from fg_ssl_zoo.evaluation.part_segmentation import (
     chosen_by_folds,
@@ -34,17 +35,13 @@ from fg_ssl_zoo.evaluation.part_truth import (
     usable,
 )
 from fg_ssl_zoo.evaluation.segmenter import (
-    Few,
     PartSegmentation,
     Segmenter,
     last_keys,
-    learn,
-    picture_counts,
-    read_few,
-    set_counts,
-    square_counts,
-    turned,
+    map_pictures,
 )
+from fg_ssl_zoo.evaluation.segmenter_scores import map_counts, picture_counts, set_counts
+from fg_ssl_zoo.evaluation.segmenter_training import Few, learn, read_few, turned
 from fg_ssl_zoo.evaluation.statistics import bootstrap_interval, influence_values
 from fg_ssl_zoo.layers.decoder import UpDecoder
 from fg_ssl_zoo.ops.distributed import rank
@@ -276,6 +273,11 @@ def test_independent_parts_of_exclusive_masks_and_merged_maps(birds):
         PartView(24, (0, 1, 2))(Overlapping()[0])
 
 
+def test_something_must_be_left_of_a_picture():
+    with pytest.raises(ValueError, match="cut_bottom: 24 rows of a picture of 24 rows; fewer"):
+        PartView(24, (0, 1, 1), exclusive=False, cut_bottom=24)(Overlapping()[0])
+
+
 # --------------------------------------------------------------------------- the lists
 
 
@@ -309,6 +311,30 @@ def test_two_runs_agree(birds, tmp_path):
         for a, b in zip(first, second, strict=True):
             np.testing.assert_array_equal(a.values, b.values)
             assert a.settings == b.settings
+
+
+def test_a_frozen_backbone_sees_every_picture_once_whatever_the_sizes(birds, tmp_path):
+    task = task_of(birds, cache=tmp_path)
+    alone = part_segmentation(task, how=replace(QUICK, shots=(6,)))
+    seen, layer = [], Backbone.feature_maps
+
+    def counted(self, images, indices):
+        seen.append(len(images))
+        return layer(self, images, indices)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Backbone, "feature_maps", counted)
+        both = part_segmentation(task, how=replace(QUICK, shots=(1, 2, 6), checkpoints=2))
+    probes = 3  # each decoder asks for the shape of a map
+    assert sum(seen) == 6 + 6 + 16 + probes  # the longest list, its mirror images, the test
+    for a, b in zip(alone, both[-2:], strict=True):
+        np.testing.assert_allclose(a.values, b.values)
+
+
+def test_a_loss_over_rows_is_the_loss_over_maps():
+    logits, truth = torch.randn(2, 5, 4, 6, dtype=torch.float64), torch.randint(5, (2, 4, 6))
+    found = segmenter_training._loss(logits, truth.to(torch.uint8), exclusive=True)
+    torch.testing.assert_close(found, F.cross_entropy(logits, truth))
 
 
 def test_a_decoder_on_drawn_birds_beats_background_everywhere(tmp_path):
@@ -412,9 +438,10 @@ def test_square_pictures_are_counted_as_test_pictures_are(birds, tmp_path):
     view = PartView(64, tuple(range(12)))
     few = read_few(birds, [0, 1, 2], view)
     assert isinstance(few[1:], Few)
+    maps = map_pictures(network, few.images, task.accelerator)
     torch.testing.assert_close(
-        square_counts(network, few, task.accelerator, QUICK),
-        set_counts(network, birds, [0, 1, 2], view, task.accelerator),
+        map_counts(network.decoder, maps, list(few.truth.numpy()), task.accelerator, True),
+        set_counts(network, [network.decoder], birds, [0, 1, 2], view, task.accelerator)[0],
     )
 
 
@@ -422,7 +449,7 @@ def test_square_pictures_are_counted_as_test_pictures_are(birds, tmp_path):
 
 
 def test_pictures_without_masks_are_refused_before_anything_runs(birds):
-    with pytest.raises(ValueError, match=r"drawn has no part masks; drawn, PASCUB and folders"):
+    with pytest.raises(ValueError, match=r"drawn has no part masks; drawn, PASCUB, OID"):
         usable(SomeCorrupt(birds), [0])
 
 
