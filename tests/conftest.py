@@ -19,6 +19,11 @@ FUSED_ATTENTION = timm.layers.config._USE_FUSED_ATTN
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
 
+# Torch's first backward pass of a process starts a thread for each device but the CPU, and a fork
+# of a process with such threads refuses every backward pass. There is none without a GPU, until a
+# FakeTensorMode (ONNX export) makes the process believe in one. So the first pass comes here.
+torch.ones((), requires_grad=True).backward()
+
 
 @pytest.fixture(scope="session")
 def birds() -> DrawnBirds:
@@ -36,10 +41,3 @@ def own_precision() -> None:
 def own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command switches fused attention for its process; the next test has timm's own again."""
     monkeypatch.setattr(timm.layers.config, "_USE_FUSED_ATTN", FUSED_ATTENTION)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that fork come first: torch refuses a backward pass in a fork of some later states."""
-    items.sort(
-        key=lambda item: "two_process" not in item.name and "processes" not in item.path.stem
-    )

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection
 
+import cv2
+
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.sample import CorruptImage, Sample
 
@@ -23,3 +25,34 @@ class SomeCorrupt:
         if index in self.corrupt:
             raise CorruptImage(f"{index}.jpg is truncated")
         return self.birds[index]
+
+
+class Drawings:
+    """Pictures given as arrays."""
+
+    name, classes, labels = "drawings", [], None
+
+    def __init__(self, *pictures):
+        self.pictures = pictures
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, index):
+        return {"image": self.pictures[index], "index": index}
+
+
+def write_photos(root, birds, *, classes=False, split_of=None):
+    """A PNG for each bird below `root`: `INDEX.png`, in folders of splits and classes if wanted.
+
+    Args:
+        root: Is made.
+        birds: Drawn ones.
+        classes: In a folder with the name of their class.
+        split_of: Index -> `train` or `test`, the folder above that.
+    """
+    for index in range(len(birds)):
+        folder = root / (split_of(index) if split_of else "")
+        folder = folder / (birds.classes[birds.labels[index]] if classes else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{index}.png"), birds[index]["image"][..., ::-1])

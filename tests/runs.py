@@ -1,7 +1,8 @@
 """A short run of any method through the training loop: one process or several, stopped or not."""
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
 
 from fg_ssl_zoo.data.loader import ViewDataset
 from fg_ssl_zoo.engine import checkpoint
@@ -40,3 +41,9 @@ def end_of(path):
     """State of the method in the newest checkpoint."""
     found = checkpoint.positions(path / "checkpoints")
     return checkpoint.load(found[max(found)])["method"]
+
+
+def launch(function, *arguments):
+    """Run in two gloo processes, which must not inherit that this one trains alone."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    debug_launcher(function, arguments, num_processes=2)

@@ -21,6 +21,7 @@ from fg_ssl_zoo.evaluation.evaluate import PROTOCOLS
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.hub.pretraining import Pretraining
 from fg_ssl_zoo.methods import METHODS, create_method, method_class
+from tests.pictures import write_photos
 
 ROOT = Path(__file__).parent.parent
 EVALUATIONS = sorted((ROOT / "benchmarks" / "results" / "evaluation").glob("*.json"))
@@ -117,19 +118,22 @@ def test_every_preset_stands_in_the_table_with_its_crops(preset):
     assert tuple(map(float, row)) == PRESETS[preset][0].crop_scale
 
 
+def snippets(page):
+    """Language and text of each code block of a page."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
 def test_every_snippet_about_features_runs_in_its_order(tmp_path, monkeypatch, capsys, birds):
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(overrides=["backbone=test_resnet", "data.image_size=48"])
     export(create_backbone("test_resnet", image_size=48), "runs/x/export", recipe, {"rows": []})
-    for index in range(16):
-        split = "test" if index >= 12 else "train"
-        path = tmp_path / "photos" / split / birds.classes[birds.labels[index]] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), birds[index]["image"][..., ::-1])
+    write_photos(
+        tmp_path / "photos", birds, classes=True, split_of=lambda i: "test" if i >= 12 else "train"
+    )
     cv2.imwrite("query.jpg", birds[3]["image"][..., ::-1])
-    text = (ROOT / "docs" / "embed.md").read_text(encoding="utf-8")
     names = {}
-    for language, code in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    for language, code in snippets("embed.md"):
         if language == "python":
             exec(compile(code, "embed.md", "exec"), names)
             continue
@@ -150,9 +154,8 @@ def test_the_page_about_other_uses_shows_what_runs(tmp_path, monkeypatch):
     export(method.backbone, "runs/birds/export", load_recipe(), {"rows": []}, state)
     written = []
     monkeypatch.setattr("fg_ssl_zoo.cli.export_onnx._export", written.append)  # has its own test
-    text = (ROOT / "docs" / "downstream.md").read_text(encoding="utf-8")
     names = {}
-    for language, code in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    for language, code in snippets("downstream.md"):
         if language == "python":
             exec(compile(code, "downstream.md", "exec"), names)
             continue

@@ -16,7 +16,11 @@ from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.evaluation.monitor import Collapsed
 from fg_ssl_zoo.methods import create_method, particle
 from fg_ssl_zoo.parts import store
-from fg_ssl_zoo.pretrain import Run, _part_scores, main, pretrain
+from fg_ssl_zoo.pretrain import main, pretrain
+from fg_ssl_zoo.pretrain.inherit import inherit
+from fg_ssl_zoo.pretrain.rounds import part_scores
+from fg_ssl_zoo.pretrain.run import Run
+from tests.pictures import write_photos
 
 TINY = """
 backbone: test_resnet
@@ -209,25 +213,34 @@ def test_masks_that_cannot_be_scored_do_not_stop_a_training(birds, monkeypatch, 
     def refuse(*_):
         raise ValueError("3 part masks do not fit")
 
-    monkeypatch.setattr("fg_ssl_zoo.pretrain.part_agreement", refuse)
+    monkeypatch.setattr("fg_ssl_zoo.pretrain.rounds.part_agreement", refuse)
     run = object.__new__(Run)
     for name, value in (("train", birds), ("accelerator", Accelerator(cpu=True))):
         object.__setattr__(run, name, value)
     method = create_method("simclr", create_backbone("test_resnet"), hidden_size=8)
-    assert _part_scores(run, method) == {}  # looks for no parts
+    assert part_scores(run, method) == {}  # looks for no parts
     assert not caplog.text
     monkeypatch.setattr(type(method), "parts", lambda *_: torch.zeros(16, 4, 4))
-    assert _part_scores(run, method) == {}
+    assert part_scores(run, method) == {}
     assert "part scores are left out: 3 part masks do not fit" in caplog.text
 
 
-def test_an_unlabelled_folder_trains_with_rankme_alone(recipe, tmp_path, birds):
-    import cv2
+def test_a_stage_inherits_what_both_have_and_a_run_that_goes_on_nothing():
+    one, two = (
+        create_method("simclr", create_backbone("test_resnet"), hidden_size=8) for _ in range(2)
+    )
+    before = two.projector[0].weight.clone()
+    inherit(two, ["projector"], None)
+    assert torch.equal(two.projector[0].weight, before)
+    inherit(two, ["projector"], one)
+    assert torch.equal(two.projector[0].weight, one.projector[0].weight)
+    assert not torch.equal(one.projector[0].weight, before)
+    with pytest.raises(ValueError, match="both stages need a module 'projectr'; did you mean proj"):
+        inherit(two, ["projectr"], one)
 
-    for index in range(16):
-        path = tmp_path / "photos" / f"{index}.png"
-        path.parent.mkdir(exist_ok=True)
-        cv2.imwrite(str(path), birds[index]["image"])
+
+def test_an_unlabelled_folder_trains_with_rankme_alone(recipe, tmp_path, birds):
+    write_photos(tmp_path / "photos", birds)
     pretrain(load_recipe(recipe, ["data.path=photos", "data.name=garden", "data.num_images=null"]))
     results = json.loads(
         (tmp_path / "runs/fgssl_test_resnet_garden.simclr/results.json").read_text()

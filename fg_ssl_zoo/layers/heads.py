@@ -27,6 +27,42 @@ def mlp(
     return nn.Sequential(*layers)
 
 
+def moco_projector(
+    width: int, projection_size: int, hidden_size: int | None = None
+) -> nn.Sequential:
+    """Head of MoCo v2: two linear layers with biases and ReLU between them, no norm.
+
+    He et al., 2020 (arXiv 1911.05722) with the head of Chen et al., 2020 (arXiv 2003.04297), as in
+    facebookresearch/moco.
+
+    Args:
+        width: `d`, of the features.
+        projection_size: Of queries and keys; 128 in the papers.
+        hidden_size: `d` when not given, as in the official code.
+    """
+    return mlp([width, hidden_size or width, projection_size], norm=False, bias=True)
+
+
+def simsiam_projector(width: int, projection_size: int) -> nn.Sequential:
+    """Three linear layers, a norm behind each (Chen & He, 2021, arXiv 2011.10566, section 3).
+
+    Args:
+        width: `d`, of the features.
+        projection_size: Of `z` and of the two hidden layers; 2,048 in the paper.
+    """
+    return mlp([width, *[projection_size] * 3], last_norm=True)
+
+
+def simsiam_predictor(projection_size: int, predictor_size: int) -> nn.Sequential:
+    """Two linear layers with a bottleneck; no norm on the output (ibid.).
+
+    Args:
+        projection_size: Of `z` and `p`.
+        predictor_size: Of the hidden layer; 512 in the paper, a quarter of `z`.
+    """
+    return mlp([projection_size, predictor_size, projection_size], bias=True)
+
+
 def layer_norm_mlp(width: int, hidden_size: int, width_out: int) -> nn.Sequential:
     """Two linear layers with LayerNorm and ReLU between them, as in cvl-umass/PARTICLE.
 

@@ -29,6 +29,10 @@ class Queue(nn.Module):
         self.register_buffer("items", F.normalize(torch.randn(size, width), dim=-1))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
+    def negatives(self) -> Float[Tensor, "k d"]:
+        """A copy of `items`: a gradient needs them as they were, and `push` writes over them."""
+        return self.items.clone()
+
     @torch.no_grad()
     def push(self, new: Float[Tensor, "n d"]) -> None:
         """Write vectors over the oldest ones; those of all processes, the same on each.

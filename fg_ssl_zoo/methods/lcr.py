@@ -39,7 +39,7 @@ from fg_ssl_zoo.backbones.backbone import Backbone, size_arguments
 from fg_ssl_zoo.backbones.fgssl_models import stock_of
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import RandomViews, Share, augmentations_of
-from fg_ssl_zoo.layers.heads import mlp
+from fg_ssl_zoo.layers.heads import moco_projector
 from fg_ssl_zoo.layers.momentum import follow, teacher_of
 from fg_ssl_zoo.layers.queue import Queue
 from fg_ssl_zoo.method import Batch, Method, MethodOutput
@@ -93,8 +93,7 @@ class LCR(Method):
     ) -> None:
         super().__init__(backbone)
         check_pooling(backbone.model, backbone.name, backbone.image_size)
-        width = backbone.num_features
-        self.projector = mlp([width, width, projection_size], norm=False, bias=True)
+        self.projector = moco_projector(backbone.num_features, projection_size)
         self.teacher = teacher_of(self.student())
         self.queue = Queue(queue_size, projection_size)
         self.attention = AttentionBranch(backbone.model.num_features, attention_channels)
@@ -132,8 +131,7 @@ class LCR(Method):
         queries = self.projector(model.forward_head(features))
         with torch.no_grad():
             keys = self.teacher(second)
-        negatives = self.queue.items.clone()  # the push below writes over them
-        contrast = info_nce(queries, keys, negatives, self.temperature)
+        contrast = info_nce(queries, keys, self.queue.negatives(), self.temperature)
         self.queue.push(gather(keys))
 
         maps = map_of(model, features)

@@ -36,7 +36,7 @@ from torch import nn
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.data.sample import Images, Views
 from fg_ssl_zoo.data.views import RandomViews, Share, augmentations_of
-from fg_ssl_zoo.layers.heads import mlp
+from fg_ssl_zoo.layers.heads import moco_projector
 from fg_ssl_zoo.layers.momentum import follow, teacher_of
 from fg_ssl_zoo.layers.queue import Queue
 from fg_ssl_zoo.method import Batch, Method, MethodOutput, Notes
@@ -90,8 +90,7 @@ class MoCo(Method):
         augmentation: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(backbone)
-        width = backbone.num_features
-        self.projector = mlp([width, hidden_size or width, projection_size], norm=False, bias=True)
+        self.projector = moco_projector(backbone.num_features, projection_size, hidden_size)
         self.teacher = teacher_of(nn.Sequential(self.backbone, self.projector))
         self.queue = Queue(queue_size, projection_size)
         self.temperature = temperature
@@ -136,8 +135,7 @@ class MoCo(Method):
         queries = self.projector(self.backbone(seen))
         with torch.no_grad():
             keys = unit(self.teacher(partner))
-        negatives = self.queue.items.clone()  # the gradient needs them as they were
-        logits = info_nce_logits(queries, keys, negatives, self.temperature)
+        logits = info_nce_logits(queries, keys, self.queue.negatives(), self.temperature)
         self.queue.push(gather(keys[: len(first)]))
         return MethodOutput(own_key_loss(logits), {"train/accuracy": own_key_accuracy(logits)})
 

@@ -24,9 +24,9 @@ from annotated_types import Ge
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import RandomViews, augmentations_of
-from fg_ssl_zoo.layers.heads import mlp
+from fg_ssl_zoo.layers.heads import simsiam_predictor, simsiam_projector
 from fg_ssl_zoo.method import Batch, Method, MethodOutput
-from fg_ssl_zoo.ops.similarity import mean_cosine, spread
+from fg_ssl_zoo.ops.similarity import cross_prediction, spread
 
 
 class SimSiam(Method):
@@ -55,8 +55,8 @@ class SimSiam(Method):
         augmentation: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(backbone)
-        self.projector = mlp([backbone.num_features, *[projection_size] * 3], last_norm=True)
-        self.predictor = mlp([projection_size, predictor_size, projection_size], bias=True)
+        self.projector = simsiam_projector(backbone.num_features, projection_size)
+        self.predictor = simsiam_predictor(projection_size, predictor_size)
         self.augmentations = augmentations_of(preset, augmentation, paper="moco_v2")
 
     @classmethod
@@ -82,7 +82,5 @@ class SimSiam(Method):
         """The loss of `images` (b, 2, h, w, 3); both views take one pass."""
         images = self.backbone.normalize(batch["images"].transpose(0, 1).flatten(0, 1))
         z = self.projector(self.backbone(images))  # (2b, projection_size)
-        p0, p1 = self.predictor(z).chunk(2)
-        z0, z1 = z.detach().chunk(2)
-        loss = -(mean_cosine(p0, z1) + mean_cosine(p1, z0)) / 2
-        return MethodOutput(loss, {"train/z_std": spread(z)})
+        p = self.predictor(z)
+        return MethodOutput(cross_prediction(p, z), {"train/z_std": spread(z)})

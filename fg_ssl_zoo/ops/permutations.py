@@ -52,12 +52,6 @@ def stored_permutations(count: int) -> Int64[np.ndarray, "p 9"]:
     return np.array([[int(digit) for digit in line] for line in lines[:count]], dtype=np.int64)
 
 
-def smallest_distance(orders: np.ndarray) -> int:
-    """The smallest number of places in which two of the permutations differ."""
-    apart = (orders[:, None] != orders[None]).sum(axis=-1)
-    return int(apart[~np.eye(len(orders), dtype=bool)].min())
-
-
 # --------------------------------------------------------------------------- shuffles of a grid
 
 

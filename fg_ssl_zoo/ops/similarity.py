@@ -18,6 +18,19 @@ def mean_cosine(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Float[Tenso
     return (unit(x) * unit(y)).sum(dim=-1).mean()
 
 
+def cross_prediction(p: Float[Tensor, "n d"], z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """-(cos(p0, stop(z1)) + cos(p1, stop(z0))) / 2, averaged over the images (SimSiam, eq. 4).
+
+    -1 where each prediction points where the other view's projection does.
+
+    Args:
+        p: Predictions of all first views, then of all second ones.
+        z: Projections in the same order; a constant here.
+    """
+    (p0, p1), (z0, z1) = p.chunk(2), z.detach().chunk(2)
+    return -(mean_cosine(p0, z1) + mean_cosine(p1, z0)) / 2
+
+
 @torch.no_grad()
 def spread(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """How far unit rows differ: their standard deviation over the batch, averaged over the axes.

@@ -21,8 +21,8 @@ from fg_ssl_zoo.data.regions import (
     several,
 )
 from fg_ssl_zoo.data.views import Augmentation, augmentations_of
-from tests.engine.test_processes import launch
 from tests.pictures import SomeCorrupt
+from tests.runs import launch
 
 STILL = Augmentation(crop_scale=(0.08, 1.0), jitter=0, grayscale=0, blur=0)
 """Crops and flips alone."""

@@ -5,8 +5,7 @@ Compared are loss, gradients, statistics and trained weights.
 
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
 from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
@@ -16,15 +15,9 @@ from fg_ssl_zoo.layers.batch_norm import AnyDeviceSyncBatchNorm, synchronise
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.ops.contrastive import nt_xent
 from fg_ssl_zoo.ops.distributed import rank, world_size
-from tests.runs import end_of, go_on
+from tests.runs import end_of, go_on, launch
 
 CPU = torch.device("cpu")
-
-
-def launch(function, *arguments):
-    """Run in two gloo processes, which must not inherit that this one trains alone."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    debug_launcher(function, arguments, num_processes=2)
 
 
 def projections(rows=8):

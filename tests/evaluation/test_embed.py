@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
 from PIL import Image
 from safetensors import safe_open
 
@@ -23,6 +22,8 @@ from fg_ssl_zoo.evaluation import embed as module
 from fg_ssl_zoo.evaluation.embed import embed
 from fg_ssl_zoo.evaluation.embedder import load
 from fg_ssl_zoo.evaluation.embedding_file import EmbeddingFile, embeddings_of, read_about
+from tests.pictures import write_photos
+from tests.runs import launch
 
 MODEL = "test_resnet@scratch"
 
@@ -32,11 +33,7 @@ def photos(tmp_path_factory):
     """Class folders with 14 training and 9 test pictures, one of them cut off."""
     root = tmp_path_factory.mktemp("photos")
     birds = DrawnBirds(23, num_classes=3, image_size=64, seed=0)
-    for index in range(23):
-        split = "train" if index < 14 else "test"
-        path = root / split / birds.classes[birds.labels[index]] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), birds[index]["image"][..., ::-1])
+    write_photos(root, birds, classes=True, split_of=lambda i: "train" if i < 14 else "test")
     broken = next((root / "train").rglob("5.png"))
     broken.write_bytes(broken.read_bytes()[:100])
     return root
@@ -221,8 +218,7 @@ def two_processes(root, folder):
 
 def test_two_processes_write_the_file_of_one(embedder, photos, tmp_path):
     write(embedder, photos, tmp_path / "one.parquet")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    debug_launcher(two_processes, (photos, tmp_path), num_processes=2)
+    launch(two_processes, photos, tmp_path)
     assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
 
 

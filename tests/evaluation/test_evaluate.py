@@ -15,7 +15,7 @@ from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.evaluation import table
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, evaluate, row_name, with_layer
-from tests.engine.test_processes import launch
+from tests.runs import launch
 
 DATA = Data(name="drawn", num_images=24, num_classes=4, image_size=48)
 MODELS = ["test_resnet@scratch", "test_vit@scratch"]

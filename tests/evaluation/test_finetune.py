@@ -2,7 +2,6 @@ import json
 import math
 from dataclasses import replace
 
-import cv2
 import pytest
 import torch
 from accelerate import Accelerator
@@ -15,6 +14,7 @@ from fg_ssl_zoo.engine.optim import create_optimizer
 from fg_ssl_zoo.evaluation import finetune as module
 from fg_ssl_zoo.evaluation.evaluate import make_task
 from fg_ssl_zoo.evaluation.finetune import Classifier, Finetune, finetune, weights_of
+from tests.pictures import write_photos
 
 COUNTS = torch.tensor([4, 4, 4, 4])
 
@@ -241,11 +241,9 @@ def test_labels_that_say_nothing_are_refused(task):
 
 
 def test_the_command_takes_the_variant_and_writes_it_down(birds, tmp_path):
-    for index in range(16):
-        split = "test" if index >= 12 else "train"
-        path = tmp_path / "garden" / split / birds.classes[birds.labels[index]] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), birds[index]["image"][..., ::-1])
+    write_photos(
+        tmp_path / "garden", birds, classes=True, split_of=lambda i: "test" if i >= 12 else "train"
+    )
     main(
         [
             *["eval", "test_resnet@scratch", "--data", str(tmp_path / "garden")],

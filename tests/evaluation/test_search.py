@@ -13,6 +13,7 @@ from fg_ssl_zoo.evaluation.embed import embed
 from fg_ssl_zoo.evaluation.embedder import load
 from fg_ssl_zoo.evaluation.embedding_file import EmbeddingFile, part_table, write_table
 from fg_ssl_zoo.evaluation.search import check_same_model, search
+from tests.pictures import write_photos
 
 MODEL = "test_resnet@scratch"
 
@@ -22,10 +23,7 @@ def folder(tmp_path_factory):
     """Twelve pictures of three classes and their index in parts of four."""
     root = tmp_path_factory.mktemp("birds")
     birds = DrawnBirds(12, num_classes=3, image_size=64, seed=1)
-    for index in range(12):
-        path = root / "photos" / birds.classes[birds.labels[index]] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), birds[index]["image"][..., ::-1])
+    write_photos(root / "photos", birds, classes=True)
     splits = all_splits(Data(path=str(root / "photos")))
     out = root / "x.parquet"
     embed(load(MODEL, image_size=48), splits, out, model=MODEL, batch_size=2, part_rows=4)

@@ -14,7 +14,7 @@ from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.layers.batch_norm import synchronise
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.ops.distributed import rank, world_size
-from tests.runs import go_on
+from tests.runs import go_on, launch
 
 
 def build(name, backbone="test_resnet", size=32, seed=0, **options):
@@ -50,6 +50,15 @@ def one_step(name, options, path):
     torch.save(found, path / f"{rank()}.pt")
 
 
+def by_one_and_by_two(name, options, path):
+    """What `one_step` leaves: of one process alone, and of each of two."""
+    for folder in ("one", "two"):
+        (path / folder).mkdir()
+    one_step(name, options, path / "one")
+    launch(one_step, name, options, path / "two")
+    return [torch.load(path / file) for file in ("one/0.pt", "two/0.pt", "two/1.pt")]
+
+
 def train(path, images, name, options, *, steps=6):
     """Go on where the folder stops, up to the end; a checkpoint after every second step."""
     settings = Train(
@@ -64,6 +73,20 @@ def drop_newest(path):
     newest = max(checkpoint.positions(folder.checkpoints))
     (folder.checkpoints / newest.file_name).unlink()
     return max(checkpoint.positions(folder.checkpoints)).step
+
+
+def train_twice(path, images, name, options):
+    """State at the end of a run, and of one that was killed in between and went on."""
+    whole = train(path, images, name, options)
+    assert drop_newest(path) == 4
+    return whole, train(path, images, name, options)
+
+
+def assert_equal_states(found, expected):
+    """To the bit, under the same names."""
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
 
 
 def student(method):

@@ -14,9 +14,8 @@ from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.detcon import DetCon
 from fg_ssl_zoo.ops.region_contrast import region_contrast
 from fg_ssl_zoo.pretrain import pretrain
-from tests.engine.test_processes import launch
 from tests.pictures import SomeCorrupt
-from tests.runs import end_of, go_on
+from tests.runs import end_of, go_on, launch
 
 SMALL = {"hidden_size": 16, "projection_size": 8, "num_samples": 4}
 

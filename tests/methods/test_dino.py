@@ -21,8 +21,7 @@ from fg_ssl_zoo.methods.dino import DINO
 from fg_ssl_zoo.ops.distillation import distillation_loss, signs_of_collapse
 from fg_ssl_zoo.ops.distributed import rank
 from fg_ssl_zoo.pretrain import pretrain
-from tests.engine.test_processes import launch
-from tests.runs import end_of, go_on
+from tests.runs import end_of, go_on, launch
 
 SMALL = {"prototypes": 32, "hidden_size": 32, "bottleneck": 16, "local_crops": 2}
 

@@ -15,8 +15,7 @@ from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.lcr import LCR, attention_loss, correlation
-from tests.engine.test_processes import launch
-from tests.runs import end_of, go_on
+from tests.runs import end_of, go_on, launch
 
 MEAN = {"global_pool": "avg", "fc_norm": False}
 BACKBONES = {"test_vit": MEAN, "test_resnet": {"zero_init_last": False}}

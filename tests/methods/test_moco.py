@@ -9,8 +9,16 @@ from fg_ssl_zoo import pretrain
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.data.views import PRESETS
 from fg_ssl_zoo.methods import check_queue, create_method
-from tests.engine.test_processes import launch
-from tests.methods.short_runs import build, drop_newest, one_step, pairs, student, train
+from tests.methods.short_runs import (
+    assert_equal_states,
+    build,
+    by_one_and_by_two,
+    pairs,
+    student,
+    train,
+    train_twice,
+)
+from tests.runs import launch
 
 SMALL = {"projection_size": 16, "queue_size": 16}
 
@@ -144,11 +152,7 @@ def test_a_queue_of_half_an_epoch_holds_an_own_older_key_one_time_in_eight():
 
 
 def test_two_processes_equal_one_in_loss_gradients_and_queue(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    one_step("moco", SMALL, tmp_path / "one")
-    launch(one_step, "moco", SMALL, tmp_path / "two")
-    one, *two = (torch.load(tmp_path / name) for name in ("one/0.pt", "two/0.pt", "two/1.pt"))
+    one, *two = by_one_and_by_two("moco", SMALL, tmp_path)
     assert torch.equal(two[0]["state"]["queue.items"], two[1]["state"]["queue.items"])
     assert two[0]["state"]["queue.place"] == 8
     torch.testing.assert_close(two[0], one, rtol=1e-3, atol=1e-4)
@@ -170,9 +174,5 @@ def train_and_keep(path, images):
 def test_a_run_that_goes_on_has_the_weights_teacher_and_queue_of_one_that_was_not_stopped(
     tmp_path, birds
 ):
-    whole = train(tmp_path, birds, "moco", SMALL)
-    assert drop_newest(tmp_path) == 4
-    again = train(tmp_path, birds, "moco", SMALL)
-    assert whole.keys() == again.keys()
-    for key, value in whole.items():
-        assert torch.equal(again[key], value), key
+    whole, again = train_twice(tmp_path, birds, "moco", SMALL)
+    assert_equal_states(again, whole)

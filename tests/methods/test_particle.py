@@ -17,10 +17,10 @@ from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.particle import PAPER, Particle
 from fg_ssl_zoo.ops.distributed import rank, world_size
 from fg_ssl_zoo.parts import Discovery, store
-from tests.engine.test_processes import launch
 from tests.methods.test_dino import loss_of_the_paper as loss_of_dino
 from tests.ops.test_region_contrast import loss_of_the_paper
-from tests.runs import end_of, go_on
+from tests.pictures import Drawings
+from tests.runs import end_of, go_on, launch
 
 SMALL = {
     "num_parts": 4, "hidden_size": 16, "projection_size": 8, "num_samples": 3, "prototypes": 12,
@@ -58,21 +58,6 @@ def halves():
     note = np.zeros((16, 16), np.uint8)
     note[:, 8:] = 3
     return note
-
-
-class Drawings:
-    """Pictures given as arrays."""
-
-    name, classes, labels = "drawings", [], None
-
-    def __init__(self, *pictures):
-        self.pictures = pictures
-
-    def __len__(self):
-        return len(self.pictures)
-
-    def __getitem__(self, index):
-        return {"image": self.pictures[index], "index": index}
 
 
 # --------------------------------------------------------------------------- loss

@@ -18,6 +18,7 @@ from fg_ssl_zoo.methods import complete_options, create_method
 from fg_ssl_zoo.methods.pmg import CROP, PMG, LabelledPuzzle, shuffle_tiles
 from fg_ssl_zoo.ops.permutations import join_tiles, split_tiles
 from fg_ssl_zoo.pretrain import main, pretrain
+from tests.pictures import write_photos
 
 SMALL = {"num_classes": 4, "hidden_size": 8, "embedding_size": 12}
 TINY = """
@@ -269,12 +270,6 @@ def recipe(tmp_path, monkeypatch):
     path = tmp_path / "fgssl_test_resnet_drawn.pmg.yaml"
     path.write_text(TINY)
     return path
-
-
-def write_photos(folder, birds):
-    folder.mkdir(parents=True)
-    for index in range(16):
-        cv2.imwrite(str(folder / f"{index}.png"), birds[index]["image"])
 
 
 def test_pictures_without_labels_are_refused_before_anything_is_trained(

@@ -7,8 +7,13 @@ import torch
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.views import PRESETS
 from fg_ssl_zoo.engine.optim import create_optimizer, schedule
-from tests.engine.test_processes import launch
-from tests.methods.short_runs import build, drop_newest, one_step, pairs, train
+from tests.methods.short_runs import (
+    assert_equal_states,
+    build,
+    by_one_and_by_two,
+    pairs,
+    train_twice,
+)
 
 SMALL = {"projection_size": 32, "predictor_size": 8}
 
@@ -95,19 +100,11 @@ def test_heads_are_those_of_the_paper():
 
 
 def test_two_processes_equal_one_in_loss_gradients_and_statistics(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    one_step("simsiam", SMALL, tmp_path / "one")
-    launch(one_step, "simsiam", SMALL, tmp_path / "two")
-    one, *two = (torch.load(tmp_path / name) for name in ("one/0.pt", "two/0.pt", "two/1.pt"))
+    one, *two = by_one_and_by_two("simsiam", SMALL, tmp_path)
     torch.testing.assert_close(two[0], one, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(two[1], one, rtol=1e-3, atol=1e-4)
 
 
 def test_a_run_that_goes_on_has_the_weights_of_one_that_was_not_stopped(tmp_path, birds):
-    whole = train(tmp_path, birds, "simsiam", SMALL)
-    assert drop_newest(tmp_path) == 4
-    again = train(tmp_path, birds, "simsiam", SMALL)
-    assert whole.keys() == again.keys()
-    for key, value in whole.items():
-        assert torch.equal(again[key], value), key
+    whole, again = train_twice(tmp_path, birds, "simsiam", SMALL)
+    assert_equal_states(again, whole)

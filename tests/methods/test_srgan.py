@@ -15,8 +15,7 @@ from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.optim import create_optimizer
 from fg_ssl_zoo.methods import create_method, srgan
 from fg_ssl_zoo.methods.srgan import SRGAN
-from tests.engine.test_processes import launch
-from tests.runs import go_on
+from tests.runs import go_on, launch
 
 SMALL = {"width": 8, "discriminator_width": 8}
 

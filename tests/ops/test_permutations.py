@@ -8,7 +8,6 @@ from fg_ssl_zoo.ops.permutations import (
     join_tiles,
     maximal_hamming,
     pmg,
-    smallest_distance,
     split_tiles,
     stored_permutations,
 )
@@ -21,6 +20,12 @@ def draws(shuffle, n, count=3000):
 
 def columns_moved(orders, n):
     return abs(orders % n - np.arange(n * n) % n)
+
+
+def smallest_distance(orders: np.ndarray) -> int:
+    """The smallest number of places in which two of the permutations differ."""
+    apart = (orders[:, None] != orders[None]).sum(axis=-1)
+    return int(apart[~np.eye(len(orders), dtype=bool)].min())
 
 
 @pytest.mark.parametrize("name", SHUFFLES)

@@ -13,7 +13,7 @@ from fg_ssl_zoo.ops.region_contrast import (
     sample_regions,
     vote_cells,
 )
-from tests.engine.test_processes import launch
+from tests.runs import launch
 
 B, S, D = 4, 3, 6
 

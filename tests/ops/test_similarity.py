@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fg_ssl_zoo.ops.similarity import mean_cosine, spread, unit
+from fg_ssl_zoo.ops.similarity import cross_prediction, mean_cosine, spread, unit
 
 
 def test_mean_cosine_equals_the_loop_and_ignores_scale():
@@ -19,6 +19,20 @@ def test_equal_opposite_and_orthogonal_vectors_have_cosines_1_minus_1_and_0():
     turned = torch.stack([-x[:, 1], x[:, 0], -x[:, 3], x[:, 2]], dim=1)
     found = [float(mean_cosine(x, y)) for y in (x, -x, turned)]
     assert found == pytest.approx([1, -1, 0], abs=1e-12)
+
+
+def test_each_view_predicts_the_other_view_which_is_a_constant():
+    """SimSiam, eq. 4, with loops."""
+    p, z = torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.manual_seed(3))
+    p, z = p.requires_grad_(), z.requires_grad_()
+    loss = cross_prediction(p, z)
+    others = torch.cat([z[3:], z[:3]]).detach()
+    expected = [-(a @ b) / (a.norm() * b.norm()) for a, b in zip(p, others, strict=True)]
+    torch.testing.assert_close(loss, sum(expected) / 6)
+    loss.backward()
+    assert p.grad.abs().sum() > 0
+    assert z.grad is None
+    assert float(cross_prediction(others, z).detach()) == pytest.approx(-1, abs=1e-12)
 
 
 def test_half_precision_becomes_float32_and_double_stays():

@@ -8,8 +8,8 @@ from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.views import WholeView
 from fg_ssl_zoo.parts import Discovery, discover_parts, discovery, pixels
-from tests.engine.test_processes import launch
-from tests.pictures import SomeCorrupt
+from tests.pictures import Drawings, SomeCorrupt
+from tests.runs import launch
 
 CNN = {"num_parts": 4, "size": 16, "sample": 1000}
 VIT = {"num_parts": 3, "size": 16, "sample": 1000, "foreground": True}
@@ -23,21 +23,6 @@ def build(name="test_resnet", size=64):
 def discover(path, images, name="test_resnet", **options):
     how = Discovery(**{**(CNN if name == "test_resnet" else VIT), **options})
     return discover_parts(build(name), images, Accelerator(cpu=True), how, cache=path)
-
-
-class Drawings:
-    """Pictures given as arrays."""
-
-    name, classes, labels = "drawings", [], None
-
-    def __init__(self, *pictures):
-        self.pictures = pictures
-
-    def __len__(self):
-        return len(self.pictures)
-
-    def __getitem__(self, index):
-        return {"image": self.pictures[index], "index": index}
 
 
 def quadrants(side=64):

@@ -1,0 +1,63 @@
+"""What a run leaves behind its last step: results, and exported folders that open without it."""
+
+import json
+from dataclasses import replace
+
+import torch
+
+from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.engine.loop import Record
+from fg_ssl_zoo.hub.card import results_table
+from fg_ssl_zoo.hub.export import export, usage_lines
+from fg_ssl_zoo.hub.pretraining import Pretraining
+from fg_ssl_zoo.method import Method
+from fg_ssl_zoo.methods import all_options, complete_options
+from fg_ssl_zoo.pretrain.results import results_of, table_rows
+from fg_ssl_zoo.pretrain.run import Run
+
+
+def export_backbone(run: Run, backbone: Backbone, record: Record, pretraining: Pretraining) -> None:
+    """Write results and the exported folder, print the table and the lines that load it."""
+    if run.accelerator.is_main_process:
+        results = results_of(run, record)
+        run.say(f"trained   {record.images_seen} images at {record.images_per_second:.1f} images/s")
+        text = json.dumps(results, indent=2) + "\n"
+        (run.folder.path / "results.json").write_text(text, encoding="utf-8")
+        export(backbone, run.folder.export, run.recipe, results, pretraining)
+        run.say("\n" + results_table(results["rows"]))
+        run.say(f"\nexported to {run.folder.export}; load it with\n")
+        run.say(usage_lines(run.folder.export, run.recipe))
+    run.accelerator.wait_for_everyone()
+
+
+def export_companion(run: Run, name: str, companion: Backbone, record: Record) -> None:
+    """Score another network of the method, as it is and untrained, and export it.
+
+    A second network of the recipe's kind, such as a teacher, started as the first one did; any
+    other is compared with random weights.
+    """
+    companion.eval().to(memory_format=torch.contiguous_format)
+    torch.manual_seed(run.recipe.seed)
+    init = run.recipe.init if companion.name == run.recipe.backbone else "scratch"
+    size, options = companion.image_size, companion.options
+    start = create_backbone(companion.name, init=init, image_size=size, **options)
+    start.mean, start.std = companion.mean, companion.std
+    rows = table_rows(
+        start=(start.init, run.monitor(start, run.accelerator)),
+        trained=(companion.init, run.monitor(companion, run.accelerator)),
+    )
+    if run.accelerator.is_main_process:
+        recipe = replace(run.recipe, name=f"{run.recipe.name}_{name}")
+        folder = run.folder.path / f"export_{name}"
+        results = {**results_of(run, record), "name": recipe.name, "companion": name, "rows": rows}
+        results.pop("curve")
+        export(companion, folder, recipe, results)
+        run.say(f"\nexported its {name} to {folder}\n\n{results_table(rows)}")
+    run.accelerator.wait_for_everyone()
+
+
+def pretraining_of(run: Run, method: Method) -> Pretraining:
+    """The last stage's method as whoever goes on with it needs it."""
+    stage = run.recipe.stages[-1]
+    options = all_options(stage.method, complete_options(stage.method, stage.options, run.train))
+    return Pretraining(stage.method, method.options_of_saved(options), method.state_dict())

@@ -1,0 +1,52 @@
+"""What a stage inherits beside the backbone: parts of the stage before, or of an earlier run."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from fg_ssl_zoo.config import nearest
+from fg_ssl_zoo.method import Method
+
+
+def inherit(method: Method, names: Sequence[str], before: Method | None) -> None:
+    """Give modules of a method the state of those of the same name in the stage before.
+
+    Nothing where `before` is not at hand: the run goes on, and its checkpoint holds them.
+
+    Raises:
+        ValueError: A module that one of them lacks.
+    """
+    if before is None:
+        return
+    for name in names:
+        source, target = getattr(before, name, None), getattr(method, name, None)
+        if not (isinstance(source, nn.Module) and isinstance(target, nn.Module)):
+            owners = [n for n, _ in method.named_children()]
+            raise ValueError(f"inherit: both stages need a module '{name}'{nearest(name, owners)}")
+        target.load_state_dict(source.state_dict())
+
+
+def inherit_saved(method: Method, names: Sequence[str], saved: Mapping[str, Tensor]) -> None:
+    """Give parts of a method the state that an earlier training saved; `all` is all of it.
+
+    Raises:
+        ValueError: A part that one of them lacks, or of another shape.
+    """
+    own = {k: v for k, v in method.state_dict().items() if not k.startswith("backbone.")}
+    for name in names:
+        there, here = (
+            {k: v for k, v in state.items() if f"{k}.".startswith(f"{name}.") or name == "all"}
+            for state in ({k: v for k, v in saved.items() if not k.startswith("backbone.")}, own)
+        )
+        if not here or here.keys() != there.keys():
+            known = {key.partition(".")[0] for key in saved.keys() & own.keys()}
+            raise ValueError(
+                f"stages[0].inherit: '{name}' is not the same part in both trainings"
+                f"{nearest(name, sorted(known))}"
+            )
+        if odd := [key for key in here if here[key].shape != there[key].shape]:
+            raise ValueError(
+                f"stages[0].inherit: {odd[0]} is {tuple(there[odd[0]].shape)} in init and "
+                f"{tuple(here[odd[0]].shape)} with these options"
+            )
+        method.load_state_dict(there, strict=False)

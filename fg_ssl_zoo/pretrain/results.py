@@ -1,0 +1,92 @@
+"""The record that a card is rendered from."""
+
+from typing import Any
+
+from fg_ssl_zoo.config import Recipe, as_dict
+from fg_ssl_zoo.data.catalog import CATALOG
+from fg_ssl_zoo.data.datasets import fingerprint
+from fg_ssl_zoo.engine.loop import Record
+from fg_ssl_zoo.engine.provenance import describe_hardware, versions
+from fg_ssl_zoo.methods import method_class
+from fg_ssl_zoo.pretrain.run import Run
+
+
+def results_of(run: Run, record: Record) -> dict[str, Any]:
+    """The record a card is rendered from: rows, protocol, all that could move a number."""
+    recipe = run.recipe
+    first, last = record.measurements[0], record.measurements[-1]
+    papers = [paper for stage in recipe.stages for paper in method_class(stage.method).papers]
+    return {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "commit": run.commit,
+        "versions": versions(),
+        "hardware": f"{describe_hardware()}; {run.processes}; {run.switches}",
+        "data": _data_of(run),
+        "protocol": {"knn": _knn_protocol(recipe)},
+        "rows": table_rows(start=(recipe.init, first), trained=(recipe.init, last)),
+        "curve": record.measurements,
+        "train": {
+            "steps": int(last["step"]),
+            "images_seen": record.images_seen,
+            "seconds": round(record.seconds, 1),
+            "images_per_second": round(record.images_per_second, 1),
+        },
+        "papers": list(dict.fromkeys(papers)),
+        "reported": [
+            line
+            for stage in recipe.stages
+            for line in method_class(stage.method).reported(stage.options)
+        ],
+        "with_labels": any(method_class(s.method).needs_labels for s in recipe.stages),
+        "recipe": as_dict(recipe),
+    }
+
+
+def table_rows(
+    start: tuple[str, dict[str, float]], trained: tuple[str, dict[str, float]]
+) -> list[dict[str, Any]]:
+    """The two rows of a card's table: a network before training and behind it.
+
+    Args:
+        start: `init` of the network as training found it, and its measurement; the row is named
+            `untrained` if that is `scratch` and `start` otherwise.
+        trained: The same of the trained one.
+    """
+    names = ("untrained" if start[0] == "scratch" else "start", "trained")
+    return [
+        {"name": name, "init": init, **_plain(measured)}
+        for name, (init, measured) in zip(names, (start, trained), strict=True)
+    ]
+
+
+def _data_of(run: Run) -> dict[str, Any]:
+    """Which pictures: their terms, counts and fingerprints."""
+    data = run.recipe.data
+    entry = CATALOG.get(data.name)
+    return {
+        "name": data.name,
+        "terms": entry.terms if entry else None,
+        "num_train": len(run.train),
+        "num_test": len(run.test) if run.test is not None else 0,
+        "num_classes": len(run.train.classes),
+        "image_size": data.image_size,
+        "fingerprint": fingerprint(run.train),
+        "test_fingerprint": fingerprint(run.test) if run.test is not None else None,
+    }
+
+
+def _knn_protocol(recipe: Recipe) -> dict[str, Any]:
+    """How the measurements of a run are taken."""
+    return {
+        "k": recipe.monitor.k,
+        "temperature": recipe.monitor.temperature,
+        "similarity": "cosine",
+        "crop_pct": recipe.data.crop_pct,
+        "max_images": recipe.monitor.max_images,
+    }
+
+
+def _plain(measured: dict[str, float]) -> dict[str, float]:
+    """Scores under the names that tables know, without the step."""
+    return {key.removeprefix("eval/"): value for key, value in measured.items() if key != "step"}

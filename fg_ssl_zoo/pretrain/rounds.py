@@ -1,0 +1,112 @@
+"""One round of a stage: take notes on the pictures, then train on both."""
+
+import logging
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fg_ssl_zoo.config import Recipe, Stage
+from fg_ssl_zoo.data.loader import Order, ViewDataset
+from fg_ssl_zoo.engine.checkpoint import Position
+from fg_ssl_zoo.engine.loop import Fit, Record, fit, total_steps
+from fg_ssl_zoo.evaluation.part_discovery import knows_parts, part_agreement
+from fg_ssl_zoo.method import Method
+from fg_ssl_zoo.pretrain.run import Run
+
+_log = logging.getLogger(__name__)
+
+
+def run_round(
+    run: Run,
+    method: Method,
+    stage: Stage,
+    start: Position,
+    state: dict[str, Any] | None,
+    record: Record,
+) -> None:
+    """Annotate, then train from `start` to the end of the round."""
+    recipe = run.recipe
+    method.to(run.accelerator.device)
+    notes = _notes(run, method, start)
+    dataset = ViewDataset(
+        run.train, method.views(recipe.data.image_size), _round_seed(recipe, start), notes
+    )
+    job = Fit(
+        train=stage.train,
+        dataset=dataset,
+        accelerator=run.accelerator,
+        folder=run.folder,
+        start=start,
+        state=state,
+        measure=lambda: {
+            **run.monitor(method.backbone, run.accelerator),
+            **run.monitor.own_accuracy(method, run.accelerator),
+        },
+        measure_every=recipe.monitor.every,
+        measure_ends=lambda: part_scores(run, method),
+        num_workers=recipe.data.num_workers,
+        first_step=steps_before(run, start),
+        channels_last=run.switches.channels_last,
+        record=record,
+        title=_title(recipe, start),
+    )
+    fit(method, job)
+    run.accelerator.free_memory()
+
+
+def _round_seed(recipe: Recipe, at: Position) -> int:
+    """Another order and other views in every round."""
+    return recipe.seed + 1000 * at.stage + 100_000 * at.round
+
+
+def _title(recipe: Recipe, at: Position) -> str:
+    stage = recipe.stages[at.stage]
+    several = len(recipe.stages) > 1 or stage.rounds > 1
+    return f"{stage.method} {at.stage}.{at.round}" if several else stage.method
+
+
+def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
+    """The method's notes of this round, from the file of a run that goes on or taken now.
+
+    Raises:
+        ValueError: The run goes on in the midst of a round whose notes are gone.
+    """
+    path = run.folder.path / "notes" / f"stage{at.stage}_round{at.round}.safetensors"
+    if at.step and path.is_file():
+        return load_file(path)
+    notes = method.annotate(run.train, run.accelerator)
+    if notes and at.step:
+        raise ValueError(
+            f"{path} is gone, and what the weights of then would note cannot be had any more; "
+            "put it back, or begin again with overwrite=true"
+        )
+    if notes and run.accelerator.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(notes, path)
+    return notes
+
+
+def part_scores(run: Run, method: Method) -> dict[str, float]:
+    """How well the parts that the method finds in the training pictures are those that are known.
+
+    The next round finds the same ones, and reads them from the cache.
+    """
+    maps = method.parts(run.train, run.accelerator) if knows_parts(run.train) else None
+    if maps is None:
+        return {}
+    try:
+        return part_agreement(maps, run.train)
+    except ValueError as error:  # training does not need these masks
+        _log.warning("part scores are left out: %s", error)
+        return {}
+
+
+def steps_before(run: Run, at: Position) -> int:
+    """Optimizer steps of the rounds before a position."""
+    before = 0
+    for number, stage in enumerate(run.recipe.stages[: at.stage + 1]):
+        order = Order(len(run.train), stage.train.batch_size, run.recipe.seed)
+        rounds = at.round if number == at.stage else stage.rounds
+        before += rounds * total_steps(stage.train, order)
+    return before

@@ -1,0 +1,105 @@
+"""What all stages of a run share, and how it is opened."""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.config import Recipe, to_yaml
+from fg_ssl_zoo.data.loader import resolve_num_workers
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.engine import hardware
+from fg_ssl_zoo.engine.optim import describe_lr
+from fg_ssl_zoo.engine.provenance import commit
+from fg_ssl_zoo.engine.run_folder import RunFolder
+from fg_ssl_zoo.evaluation.monitor import OnlineMonitor
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages share.
+
+    Attributes:
+        recipe: Resolved.
+        folder: Where everything of the run lies.
+        accelerator: Devices, precision and processes.
+        train, test: Pictures to learn from, and labelled ones to score or `None`.
+        switches: Resolved hardware switches.
+        monitor: Measurements while training.
+        commit: Of the code when the run was started, not when it ended.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    accelerator: Accelerator
+    train: Images
+    test: Images | None
+    switches: hardware.Switches
+    monitor: OnlineMonitor
+    commit: str | None
+
+    @property
+    def processes(self) -> str:
+        """How many train."""
+        count = self.accelerator.num_processes
+        return "1 process" if count == 1 else f"{count} processes"
+
+    def say(self, text: str) -> None:
+        """A line of the main process on standard output."""
+        if self.accelerator.is_main_process:
+            print(text, flush=True)  # noqa: T201
+
+
+def prepare_backbone(recipe: Recipe) -> tuple[hardware.Switches, Backbone]:
+    """The start weights, built after the switches that concern the whole process."""
+    with torch.device("meta"):
+        shape = create_backbone(
+            recipe.backbone, image_size=recipe.data.image_size, **recipe.backbone_options
+        )
+    switches = hardware.choose(recipe.speed, convolutional=hardware.is_convolutional(shape.model))
+    hardware.switch_on(switches)
+    torch.manual_seed(recipe.seed)
+    image_size = recipe.data.image_size
+    return switches, create_backbone(
+        recipe.backbone, init=recipe.init, image_size=image_size, **recipe.backbone_options
+    )
+
+
+def open_run(
+    recipe: Recipe, switches: hardware.Switches, train: Images, test: Images | None
+) -> Run:
+    """Claim the run's folder, ready the measurements, and say what is about to be trained.
+
+    Args:
+        recipe: Resolved.
+        switches: Of `prepare_backbone`.
+        train: Pictures to learn from.
+        test: Labelled ones to score, or `None`.
+
+    Raises:
+        ValueError: The folder holds a run of another recipe; nothing in it was touched.
+    """
+    accelerator = hardware.create_accelerator(switches)
+    folder = RunFolder(recipe.folder)
+    if accelerator.is_main_process:
+        folder.claim(recipe)
+    accelerator.wait_for_everyone()
+    workers = resolve_num_workers(recipe.data.num_workers, accelerator.num_processes)
+    monitor = OnlineMonitor(train, test, recipe.monitor, recipe.data.crop_pct, workers)
+    run = Run(recipe, folder, accelerator, train, test, switches, monitor, commit())
+    run.say(_headline(run))
+    return run
+
+
+def _headline(run: Run) -> str:
+    labelled = "unlabelled" if run.test is None else f"{len(run.test)} test images"
+    lines = [
+        to_yaml(run.recipe).rstrip(),
+        f"run       {run.folder.path}",
+        f"data      {run.train.name}: {len(run.train)} training images, {labelled}",
+        f"hardware  {run.switches}; {run.processes}",
+    ]
+    stages = enumerate(run.recipe.stages)
+    lines += [f"lr        stages[{number}]: {describe_lr(stage.train)}" for number, stage in stages]
+    return "\n".join(lines)
