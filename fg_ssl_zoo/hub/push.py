@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -116,13 +116,13 @@ def _explain(error: Exception, repo: str) -> str:
         owner = repo.partition("/")[0]
         return (
             f"the Hub refuses the upload to {repo} ({status}): a token that may write for {owner} "
-            "is needed; `hf auth login` keeps one, HF_TOKEN names one"
+            "is needed; `hf auth login` keeps one, HF_TOKEN names one; --org names another owner"
         )
     if type(error).__name__ == "OfflineModeIsEnabled":
         return f"{repo}: HF_HUB_OFFLINE is set, so nothing can be uploaded"
     return (
-        f"the upload to {repo} broke off ({type(error).__name__}: {line}); the same command goes "
-        "on where it stopped"
+        f"the upload to {repo} broke off ({constants.ENDPOINT}, {type(error).__name__}: {line}); "
+        "the same command goes on where it stopped"
     )
 
 

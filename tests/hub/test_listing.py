@@ -1,18 +1,34 @@
 """`fgssl list`, `info` and `pull`: what there is, where it comes from, offline afterwards."""
 
+import functools
 import json
 import shutil
 
 import pytest
 import timm
+import torch
 from huggingface_hub import constants
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
+import fg_ssl_zoo.hf_pretraining  # noqa: F401
 from fg_ssl_zoo.backbones import zoo
+from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import recipe_files
 from fg_ssl_zoo.hub import listing
+from fg_ssl_zoo.hub.export import export
+from fg_ssl_zoo.hub.pretraining import Pretraining, saved_state
+from fg_ssl_zoo.methods import create_method
 from tests.hub_server import Hub, point_client_at
-from tests.tiny_zoo import NAME, RECIPE, exported, recipe_of, registered, write_recipes
+from tests.tiny_zoo import (
+    NAME,
+    RECIPE,
+    RESULTS,
+    exported,
+    recipe_of,
+    registered,
+    write_recipes,
+)
 
 OTHER = "fgssl_tinier_cub.byol"
 REPO = f"fg-ssl-zoo/{NAME}"
@@ -135,6 +151,37 @@ def test_what_was_pulled_loads_offline(model, hub, monkeypatch, capsys):
     assert timm.create_model(NAME, pretrained=True).num_features == 96
     main(["info", NAME])
     assert f"# {NAME}" in capsys.readouterr().out
+
+
+def test_transformers_opens_what_was_pulled_and_goes_on_only_with_what_was_asked_for(
+    hub, tmp_path, monkeypatch, capsys
+):
+    torch.manual_seed(0)
+    method = create_method("simclr", create_backbone("test_resnet", image_size=64), hidden_size=8)
+    state = Pretraining("simclr", {"hidden_size": 8}, method.state_dict())
+    hub.publish(REPO, export(method.backbone, tmp_path / "whole", recipe_of(), RESULTS, state))
+    main(["pull", NAME])
+    offline = functools.partial(monkeypatch.setattr, constants, "HF_HUB_OFFLINE")
+    offline(True)
+    assert AutoModel.from_pretrained(REPO).timm_model.num_features == 96
+    assert AutoImageProcessor.from_pretrained(REPO).data_config["input_size"] == [3, 64, 64]
+    with pytest.raises(OSError, match="pretraining"):
+        AutoModelForPreTraining.from_pretrained(REPO, subfolder="pretraining")
+    offline(False)
+    main(["pull", NAME, "--pretraining"])
+    offline(True)
+    again = AutoModelForPreTraining.from_pretrained(REPO, subfolder="pretraining")
+    torch.testing.assert_close(again.method.state_dict(), method.state_dict(), rtol=0, atol=0)
+    assert saved_state(NAME).keys() == method.state_dict().keys()
+
+
+def test_what_was_published_without_its_training_is_said_to_be(model, hub, monkeypatch, capsys):
+    hub.publish(REPO, model)
+    monkeypatch.setenv("FG_SSL_ZOO_DIR", str(model.parent))
+    main(["pull", NAME])  # the folder
+    with pytest.raises(SystemExit):
+        main(["pull", NAME, "--pretraining"])
+    assert f"{REPO} was published without pretraining/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["pull", "info"])
