@@ -74,7 +74,8 @@ def _source(words: str) -> str:
     name, _, tag = words.partition("@")[0].partition(".")
     if not timm.is_model(name):
         known = [*timm.list_models(), *timm.list_pretrained("fgssl*")]
-        raise ValueError(f"no model '{words}'{nearest(words, known)}; a model is {FORMS}")
+        hint = ", and no such folder" if "/" in words else nearest(words, known)
+        raise ValueError(f"no model '{words}'{hint}; a model is {FORMS}")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
     if tag and tag not in tags:
         raise ValueError(f"{name} has no weights '{tag}'{nearest(tag, tags)}")

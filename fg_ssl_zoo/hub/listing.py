@@ -216,7 +216,9 @@ def resolve(name: str) -> Published:
     """
     published = published_as(name)
     if published is None:
-        raise ValueError(f"no model '{name}'{nearest(name, timm.list_pretrained('fgssl*'))}")
+        others = "; `hf download OWNER/NAME` brings a repository that has no name here"
+        hint = others if "/" in name else nearest(name, timm.list_pretrained("fgssl*"))
+        raise ValueError(f"no model '{name}'{hint}")
     return published
 
 

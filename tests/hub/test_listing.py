@@ -191,6 +191,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(hub, verb, name, capsys):
         main([verb, name])
     error = capsys.readouterr().err
     assert error.startswith(f"error: no model '{name}'")
+    assert ("hf download" if "/" in name else "fgssl_") in error
     assert len(error.splitlines()) == 1
     assert hub.log == []
 
