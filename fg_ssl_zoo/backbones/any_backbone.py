@@ -41,6 +41,8 @@ def open_backbone(
         ValueError: Nothing is meant by these words, or the size does not fit; the message names
             what would be right.
     """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size: {image_size} is no number of pixels")
     architecture, at, init = words.partition("@")
     if at and not _is_pinned(words):
         own = timm.get_pretrained_cfg(architecture)

@@ -275,7 +275,7 @@ def build(source: str, words: str, **arguments: Any) -> Any:
         ) from error
     except (OSError, HfHubHTTPError, SafetensorError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
-        reason = explain(error) if isinstance(error, HfHubHTTPError) else line
+        reason = line if source.startswith("local-dir:") else explain(error)
         raise ValueError(f"no weights for {words}: {reason}") from error
     except PretrainedWeightsError as error:
         raise ValueError(str(error)) from error

@@ -24,7 +24,7 @@ from typing import Any
 
 from huggingface_hub import cached_assets_path, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from timm.models import is_model
 from torch import Tensor
 
@@ -256,14 +256,25 @@ def read_state(folder: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
+    check_readable(path)
+    return load_file(path)
+
+
+def check_readable(path: Path) -> None:
+    """Refuse half a file, and what git leaves in the place of a large one; only its head is read.
+
+    Raises:
+        ValueError: Which it is.
+    """
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt"):
+            return
     except SafetensorError as error:
-        reason = f"{path} is broken ({error})"
+        reason = f"is broken ({error}); copy or download it again"
         with path.open("rb") as file:
             if file.read(len(_GIT_LFS)) == _GIT_LFS:
-                reason = f"{path} is a pointer of git-lfs; `git lfs pull` brings the file itself"
-        raise ValueError(reason) from error
+                reason = "is a pointer of git-lfs; `git lfs pull` brings the file itself"
+        raise ValueError(f"{path} {reason}") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -304,9 +315,11 @@ def whole(folder: Path) -> Path:
     temporary one.
 
     Raises:
-        ValueError: Parts are missing or named wrongly.
+        ValueError: Parts are missing or named wrongly, or the file is broken.
     """
     if not (folder / INDEX).is_file() or (folder / WEIGHTS).is_file():
+        if (folder / WEIGHTS).is_file():
+            check_readable(folder / WEIGHTS)
         return folder
     parts = weight_files(folder)
     stamp = hashlib.sha256("".join(sha256_of(path) for path in parts).encode()).hexdigest()[:16]

@@ -214,7 +214,7 @@ def _snapshot(
 def explain(error: Exception) -> str:
     """One line of what the Hub's client raised; what can be done about it where that is known."""
     line = next(iter(str(error).splitlines()), "").rstrip(".")
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or getattr(error, "filename", None):
         line += "; the cache cannot be written, HF_HOME=FOLDER names another"
     if hint := _HINTS.get(type(error).__name__):
         line += f". {hint}"

@@ -242,7 +242,7 @@ def card_folder(name: str) -> Path:
         return Path(hf_hub_download(published.repo, CARD, revision=published.revision)).parent
     except Exception as error:  # the client raises those of its HTTP library too
         raise ValueError(
-            f"no card of {published.name}: {published.repo} ({explain(error)})"
+            f"no card of {published.name}: {constants.ENDPOINT}/{published.repo} ({explain(error)})"
         ) from error
 
 
@@ -271,7 +271,7 @@ def pull(name: str, *, pretraining: bool = False) -> Path:
         )
     except Exception as error:  # the client raises those of its HTTP library too
         raise PretrainedWeightsError(
-            f"{published.name}: {published.repo} ({explain(error)})"
+            f"{published.name}: {constants.ENDPOINT}/{published.repo} ({explain(error)})"
         ) from error
     if not (folder / WEIGHTS).is_file():
         raise PretrainedWeightsError(f"{published.repo} has no {WEIGHTS}")

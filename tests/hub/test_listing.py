@@ -125,7 +125,9 @@ def test_every_recipe_of_the_package_is_a_row(capsys, tmp_path, monkeypatch):
 def test_info_prints_the_card_from_wherever_it_is(model, hub, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["info", NAME])
-    assert f"no card of {NAME}: {REPO} (RepositoryNotFound" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"no card of {NAME}: {hub.url}/{REPO} (RepositoryNotFound" in told
+    assert "There is no such repository, or HF_TOKEN may not read it" in told
     hub.publish(REPO, model)
     main(["info", NAME])
     assert capsys.readouterr().out.strip() == (model / "README.md").read_text().strip()
