@@ -259,9 +259,9 @@ def test_a_cached_model_costs_little_more_than_timm_alone(models, hub, monkeypat
         best = float("inf")
         for _ in range(3):
             published._sha256.cache_clear()  # a new process has hashed nothing yet
-            start = time.perf_counter()
+            start = time.process_time()  # others may share the processor
             timm.create_model(*words, pretrained=True, **keys)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     added = seconds(NAME) - seconds(f"local-dir:{folder}", num_classes=0)
