@@ -75,6 +75,7 @@ def words_of(line):
     return shlex.split(line, comments=True)
 
 
+@functools.cache
 def commands():
     found = {}
     for path, shown in [(p, shown_on) for p in PAGES] + [(p, shown_in) for p in SOURCES]:

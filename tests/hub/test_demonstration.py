@@ -12,6 +12,8 @@ one with this package.
 
 import argparse
 import json
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.data.drawn import DrawnBirds
@@ -113,7 +115,9 @@ class Stage:
     hub: Hub
     say: Callable[[str], None] = lambda line: None
 
-    def run(self, *words: object, python: str = sys.executable, **environment: str) -> str:
+    def run(
+        self, *words: object, python: str = sys.executable, within: str = ".", **environment: str
+    ) -> str:
         """What a command prints; the first word is a program of our environment, or `python`."""
         program, *rest = map(str, words)
         path = python if program == "python" else str(Path(sys.executable).with_name(program))
@@ -125,7 +129,7 @@ class Stage:
         start = time.perf_counter()
         ran = subprocess.run(
             [path, *rest],
-            cwd=self.folder,
+            cwd=self.folder / within,
             env=outside,
             capture_output=True,
             text=True,
@@ -180,6 +184,19 @@ def opens_elsewhere(stage: Stage, few: list[str], pythons: dict[str, str]) -> No
         assert stage.opened(HIDE + READ + code, repo, repo, pythons[library]) < SLACK
 
 
+def is_repeated_by_its_card(stage: Stage) -> None:
+    """The commands of the card, word for word in an empty folder, train the same weights."""
+    card = stage.hub.repos[f"{OWNER}/{DRAWN}"].commits[-1].files["README.md"].decode()
+    (block,) = re.findall(r"^```sh\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    (stage.folder / "again").mkdir()
+    for command in block.strip().split(" && "):
+        words = [ROOT / word if word == "train.py" else word for word in shlex.split(command)]
+        stage.run(*words, within="again")
+    weights = Path("runs", DRAWN, "export", "model.safetensors")
+    found, wanted = (load_file(stage.folder / place / weights) for place in ("again", "."))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
 def opens_by_name(stage: Stage, python: str) -> None:
     """A ResNet-50 under the name of its recipe, without tag: from the Hub, then from the cache."""
     repo, name = f"{OWNER}/{CUB}", CUB.partition(".")[0]
@@ -217,6 +234,7 @@ def test_trained_published_opened_elsewhere_by_name_and_trained_on(tmp_path):
         stage.draw_photos()
         here = dict.fromkeys(("timm", "transformers"), sys.executable)
         opens_elsewhere(stage, FEW, here)
+        is_repeated_by_its_card(stage)
         opens_by_name(stage, sys.executable)
         goes_on(stage, FEW)
 
@@ -233,6 +251,7 @@ def main() -> None:
         stage = Stage(Path(folder), hub, say=print)
         stage.draw_photos()
         opens_elsewhere(stage, few, vars(chosen))
+        is_repeated_by_its_card(stage)
         opens_by_name(stage, chosen.plugin)
         goes_on(stage, few)
 
