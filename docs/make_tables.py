@@ -3,9 +3,9 @@
     python docs/make_tables.py
 
 It reads benchmarks/results/*.json and writes README.md and docs/images/knn_curve.png; and it reads
-benchmarks/results/evaluation/*.json, which `fgssl eval --out` wrote, for docs/results.md.
+benchmarks/results/evaluation/*.json, which `fgssl eval` wrote, for docs/results.md.
 A results file is the `results.json` of a run, as it is. Comparisons of methods are folders of
-benchmarks/results/comparisons/: DATA.json is what `fgssl eval --out` wrote, and
+benchmarks/results/comparisons/: DATA.json is what `fgssl eval` wrote, and
 trained/ROW.json the results of the run behind a row. The pages keep their words; what stands
 between `<!-- NAME -->` and `<!-- end of NAME -->` is replaced.
 """

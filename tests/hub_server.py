@@ -274,6 +274,11 @@ class Handler(BaseHTTPRequestHandler):
         files = self.commit_of(name, revision).files
         self.send(200, [self.entry(path, data) for path, data in sorted(files.items())])
 
+    def paths_info(self, name: str, revision: str) -> None:
+        files = self.commit_of(name, revision).files
+        wanted = files.keys() & parse_qs(self.content.decode()).get("paths", [])
+        self.send(200, [self.entry(path, files[path]) for path in sorted(wanted)])
+
     @staticmethod
     def info(name: str, commit: Commit) -> dict[str, Any]:
         readme = commit.files.get("README.md", b"").decode()
@@ -382,7 +387,8 @@ ROUTES: tuple[tuple[str, bool, Callable[..., None]], ...] = (  # pattern, needs 
     (rf"/{_NAME}/resolve/([^/]+)/(.+)", False, Handler.resolve),
     ("/api/models", False, Handler.models),
     (rf"/api/models/{_NAME}(?:/revision/([^/]+))?", False, Handler.model_info),
-    (rf"/api/models/{_NAME}/tree/([^/]+)", False, Handler.tree),
+    (rf"/api/models/{_NAME}/tree/([^/]+)/?", False, Handler.tree),
+    (rf"/api/models/{_NAME}/paths-info/([^/]+)", False, Handler.paths_info),
     ("/api/whoami-v2", True, Handler.whoami),
     ("/api/validate-yaml", False, Handler.valid_yaml),
     ("/api/repos/create", True, Handler.create),

@@ -41,6 +41,8 @@ def open_backbone(
         ValueError: Nothing is meant by these words, or the size does not fit; the message names
             what would be right.
     """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size: {image_size} is no number of pixels")
     architecture, at, init = words.partition("@")
     if at and not _is_pinned(words):
         own = timm.get_pretrained_cfg(architecture)
@@ -74,7 +76,8 @@ def _source(words: str) -> str:
     name, _, tag = words.partition("@")[0].partition(".")
     if not timm.is_model(name):
         known = [*timm.list_models(), *timm.list_pretrained("fgssl*")]
-        raise ValueError(f"no model '{words}'{nearest(words, known)}; a model is {FORMS}")
+        hint = ", and no such folder" if "/" in words else nearest(words, known)
+        raise ValueError(f"no model '{words}'{hint}; a model is {FORMS}")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
     if tag and tag not in tags:
         raise ValueError(f"{name} has no weights '{tag}'{nearest(tag, tags)}")

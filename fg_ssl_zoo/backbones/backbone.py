@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
 from fg_ssl_zoo.backbones.published import WEIGHTS, check_source, exported_folder, read_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
-from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError, published_folder
+from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError, explain, published_folder
 from fg_ssl_zoo.config import nearest
 
 _log = logging.getLogger(__name__)
@@ -274,7 +274,8 @@ def build(source: str, words: str, **arguments: Any) -> Any:
             "backbone_options={} does"
         ) from error
     except (OSError, HfHubHTTPError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = line if source.startswith("local-dir:") else explain(error)
         raise ValueError(f"no weights for {words}: {reason}") from error
     except PretrainedWeightsError as error:
         raise ValueError(str(error)) from error

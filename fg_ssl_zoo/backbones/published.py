@@ -24,6 +24,7 @@ from typing import Any
 
 from huggingface_hub import cached_assets_path, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 from timm.models import is_model
 from torch import Tensor
 
@@ -41,6 +42,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 _ELSEWHERE = ("url", "file", "state_dict", "source", "custom_load")
 """Fields of a `pretrained_cfg` that would fetch weights from a place that nobody named."""
 
+_GIT_LFS = b"version https://git-lfs"
 _RESERVED = ("pretrained", "checkpoint_path", "cache_dir")
 _NESTED = ("trunk_options",)  # arguments of the network inside ours (fgssl_attentive)
 _LARGEST = {
@@ -246,12 +248,33 @@ def read_state(folder: Path) -> dict[str, Tensor]:
     """All tensors of a published folder.
 
     Raises:
-        ValueError: A part is missing or named wrongly.
-        SafetensorError: A file is broken.
+        ValueError: A part is missing, named wrongly or broken.
     """
+    return {key: value for path in weight_files(folder) for key, value in _read(path).items()}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    return {key: value for path in weight_files(folder) for key, value in load_file(path).items()}
+    check_readable(path)
+    return load_file(path)
+
+
+def check_readable(path: Path) -> None:
+    """Refuse half a file, and what git leaves in the place of a large one; only its head is read.
+
+    Raises:
+        ValueError: Which it is.
+    """
+    try:
+        with safe_open(path, framework="pt"):
+            return
+    except SafetensorError as error:
+        reason = f"is broken ({error}); copy or download it again"
+        with path.open("rb") as file:
+            if file.read(len(_GIT_LFS)) == _GIT_LFS:
+                reason = "is a pointer of git-lfs; `git lfs pull` brings the file itself"
+        raise ValueError(f"{path} {reason}") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -292,9 +315,11 @@ def whole(folder: Path) -> Path:
     temporary one.
 
     Raises:
-        ValueError: Parts are missing or named wrongly.
+        ValueError: Parts are missing or named wrongly, or the file is broken.
     """
     if not (folder / INDEX).is_file() or (folder / WEIGHTS).is_file():
+        if (folder / WEIGHTS).is_file():
+            check_readable(folder / WEIGHTS)
         return folder
     parts = weight_files(folder)
     stamp = hashlib.sha256("".join(sha256_of(path) for path in parts).encode()).hexdigest()[:16]

@@ -37,6 +37,13 @@ The client alone would repeat the question for 23 s where nothing listens, and f
 one answers.
 """
 
+_HINTS = {
+    "RepositoryNotFoundError": "There is no such repository, or HF_TOKEN may not read it",
+    "RevisionNotFoundError": "It has no such commit, tag or branch",
+    "RemoteEntryNotFoundError": NO_PICKLE,
+}
+"""What an error of the Hub's client means, under its name."""
+
 CHECKOUT = Path(__file__).parents[2]
 
 
@@ -206,9 +213,9 @@ def _snapshot(
 
 def explain(error: Exception) -> str:
     """One line of what the Hub's client raised; what can be done about it where that is known."""
-    line = next(iter(str(error).splitlines()), "")
-    if isinstance(error, PermissionError):
+    line = next(iter(str(error).splitlines()), "").rstrip(".")
+    if isinstance(error, PermissionError) or getattr(error, "filename", None):
         line += "; the cache cannot be written, HF_HOME=FOLDER names another"
-    elif type(error).__name__ == "RemoteEntryNotFoundError":
-        line += f". {NO_PICKLE}"
+    if hint := _HINTS.get(type(error).__name__):
+        line += f". {hint}"
     return f"{type(error).__name__}: {line}"

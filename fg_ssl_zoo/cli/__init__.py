@@ -34,13 +34,18 @@ from fg_ssl_zoo.cli import (
 VERBATIM = argparse.RawDescriptionHelpFormatter
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb; what a user typed wrong ends with one line and status 2."""
+def create_parser() -> argparse.ArgumentParser:
+    """The command line of `fgssl`; `run` of what it parses is the function of the verb."""
     parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=VERBATIM)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for module in (data, evaluation, report, parts, embed, overlap, zoo, publish, export_onnx):
         module.add_verbs(verbs)
-    chosen = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb; what a user typed wrong ends with one line and status 2."""
+    chosen = create_parser().parse_args(arguments)
     try:
         chosen.run(chosen)
     except (ValueError, OSError) as error:

@@ -39,9 +39,8 @@ def _publish(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.hub.checks import check
     from fg_ssl_zoo.hub.push import target_repo
 
-    folders = [folder for folder in chosen.folders if folder.is_dir() or len(chosen.folders) == 1]
-    if not folders:
-        raise ValueError("none of these is a folder")
+    # Only files are passed over, as beside the models of published/*
+    folders = [path for path in chosen.folders if not path.is_file()] or chosen.folders[:1]
     if chosen.repo and len(folders) > 1:
         raise ValueError("--repo names one repository; --org OWNER takes several folders")
     if chosen.to:

@@ -23,7 +23,7 @@ def add_verbs(verbs: Any) -> None:
 def _report(chosen: argparse.Namespace) -> None:
     for package in NEEDED:
         if find_spec(package) is None:
-            raise ValueError(f"fgssl report needs {package}: pip install 'fg-ssl-zoo[report]'")
+            raise ValueError(f"{package} is missing; `pip install 'fg-ssl-zoo[report]'` brings it")
     from fg_ssl_zoo.engine.hardware import evaluation_accelerator
     from fg_ssl_zoo.evaluation.report.page import write_report
 

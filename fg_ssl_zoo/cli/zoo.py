@@ -21,6 +21,10 @@ def add_verbs(verbs: Any) -> None:
 
     pull = verbs.add_parser("pull", help="download models for offline use")
     pull.add_argument("names", nargs="+", metavar="NAME", help=NAME)
+    pull.add_argument(
+        "--pretraining", action="store_true",
+        help="also heads and teachers, to go on with the training",
+    )  # fmt: skip
     pull.add_argument("--json", action="store_true", help="one list of objects")
     pull.set_defaults(run=_pull)
 
@@ -60,7 +64,7 @@ def _pull(chosen: argparse.Namespace) -> None:
     done = []
     for words, name in zip(chosen.names, names, strict=True):
         try:
-            folder = pull(words)
+            folder = pull(words, pretraining=chosen.pretraining)
         except PretrainedWeightsError as error:
             raise ValueError(str(error)) from error
         done.append({"name": name, "folder": str(folder)})

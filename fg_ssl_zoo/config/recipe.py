@@ -144,7 +144,7 @@ class Hub:
         license: SPDX name (lower case) of the weights. The pictures' terms decide it, so there is
             no default; without one, nothing is published.
         tags: Further tags of the card.
-        sha256: Of the released `model.safetensors`; `fgssl publish --to published` writes it here.
+        sha256: Of the released `model.safetensors`; `fgssl publish RUN --to published` writes it.
     """
 
     repo: str | None = None

@@ -145,9 +145,16 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     """The results of an exported folder, or of the folder of its run.
 
     Raises:
-        ValueError: No export is there.
+        ValueError: No export is there, or its results cannot be read.
     """
-    return json.loads((exported(folder) / RESULTS).read_text(encoding="utf-8"))
+    path = exported(folder) / RESULTS
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); export the run again") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"{path} holds no results by name; export the run again")
+    return results
 
 
 def exported(folder: str | Path) -> Path:
@@ -160,7 +167,9 @@ def exported(folder: str | Path) -> Path:
     for place in (folder, folder / "export"):
         if all((place / file).is_file() for file in (CONFIG, RECIPE, RESULTS)):
             return place
-    raise ValueError(f"there is no exported backbone in {folder}, nor in {folder / 'export'}")
+    places = f"{folder}, nor in {folder / 'export'}; a run exports when it ends"
+    why = places if folder.is_dir() else f"{folder}, as there is no such folder"
+    raise ValueError(f"there is no exported backbone in {why}")
 
 
 def usage_lines(folder: str | Path, recipe: Recipe) -> str:

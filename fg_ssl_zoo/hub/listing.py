@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from fg_ssl_zoo.backbones.fgssl_models import Published, published_as
-from fg_ssl_zoo.backbones.published import CONFIG, WEIGHTS, weight_files
+from fg_ssl_zoo.backbones.published import CONFIG, WEIGHTS, has_weights, weight_files
 from fg_ssl_zoo.backbones.zoo import (
     PretrainedWeightsError,
     cached_folder,
@@ -24,6 +24,7 @@ from fg_ssl_zoo.backbones.zoo import (
 )
 from fg_ssl_zoo.config import load_recipe, nearest, recipe_files
 from fg_ssl_zoo.hub.export import CARD, PICTURE, RECIPE, RESULTS
+from fg_ssl_zoo.hub.pretraining import FOLDER as PRETRAINING
 
 NOTHING, UNKNOWN = "nothing yet", "Hub did not answer"
 _PULLED = [CONFIG, WEIGHTS, CARD, RECIPE, RESULTS, PICTURE]
@@ -215,7 +216,9 @@ def resolve(name: str) -> Published:
     """
     published = published_as(name)
     if published is None:
-        raise ValueError(f"no model '{name}'{nearest(name, timm.list_pretrained('fgssl*'))}")
+        others = "; `hf download OWNER/NAME` brings a repository that has no name here"
+        hint = others if "/" in name else nearest(name, timm.list_pretrained("fgssl*"))
+        raise ValueError(f"no model '{name}'{hint}")
     return published
 
 
@@ -239,36 +242,42 @@ def card_folder(name: str) -> Path:
         return Path(hf_hub_download(published.repo, CARD, revision=published.revision)).parent
     except Exception as error:  # the client raises those of its HTTP library too
         raise ValueError(
-            f"no card of {published.name}: {published.repo} ({explain(error)})"
+            f"no card of {published.name}: {constants.ENDPOINT}/{published.repo} ({explain(error)})"
         ) from error
 
 
-def pull(name: str) -> Path:
+def pull(name: str, *, pretraining: bool = False) -> Path:
     """Download a model with its card into the Hub's cache, with a progress bar, and check it.
 
     Args:
         name: With or without its tag, or with `@REVISION`.
+        pretraining: Also `pretraining/`, to go on with its training; larger than the model.
 
     Returns:
         The folder in the cache, or the local one that the name means.
 
     Raises:
-        ValueError: Unknown, or other weights than were published.
+        ValueError: Unknown, other weights than were published, or no `pretraining/` there.
         PretrainedWeightsError: It cannot be had.
     """
     published = resolve(name)
     place = None if published.revision else local_place(published.name)[0]
-    if place:
+    if place and (has_weights(place.path / PRETRAINING) or not pretraining):
         return place.path
+    wanted = [*_PULLED, *([f"{PRETRAINING}/*"] if pretraining else [])]
     try:
         folder = Path(
-            snapshot_download(published.repo, revision=published.revision, allow_patterns=_PULLED)
+            snapshot_download(published.repo, revision=published.revision, allow_patterns=wanted)
         )
     except Exception as error:  # the client raises those of its HTTP library too
         raise PretrainedWeightsError(
-            f"{published.name}: {published.repo} ({explain(error)})"
+            f"{published.name}: {constants.ENDPOINT}/{published.repo} ({explain(error)})"
         ) from error
     if not (folder / WEIGHTS).is_file():
         raise PretrainedWeightsError(f"{published.repo} has no {WEIGHTS}")
     check_download(folder, published.sha256)
+    if pretraining:
+        if not has_weights(folder / PRETRAINING):
+            raise ValueError(f"{published.repo} was published without {PRETRAINING}/")
+        check_download(folder / PRETRAINING)
     return folder

@@ -32,16 +32,18 @@ def export_onnx(backbone: Backbone, file: str | Path) -> bool:
 
     Args:
         backbone: Is left as it is.
-        file: Is replaced.
+        file: `FILE.onnx`; is replaced.
 
     Returns:
         Whether it was compared.
 
     Raises:
-        ValueError: A package is missing, the network cannot be written, or the file answers
-            otherwise than torch.
+        ValueError: A package is missing, the file has another suffix, the network cannot be
+            written, or the file answers otherwise than torch.
     """
     _require("onnx", "onnxscript")
+    if Path(file).suffix != ".onnx":  # before another file is written over
+        raise ValueError(f"{file}: the suffix is .onnx")
     file, size = Path(file).expanduser(), backbone.image_size
     shape: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     if takes_any_size(backbone):

@@ -10,8 +10,8 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from fg_ssl_zoo.backbones.fgssl_models import hub_repo, is_stock
@@ -46,17 +46,25 @@ def target_repo(found: Checked, repo: str | None = None, org: str | None = None)
 
     Args:
         found: A checked folder.
-        repo: Wins over `org`.
-        org: Owner; the model's name is kept.
+        repo: `OWNER/NAME`.
+        org: Owner; the model's name is kept. It wins over `repo`.
 
     Raises:
         ValueError: No such name is possible on the Hub.
     """
     name = found.recipe.name
-    wanted = repo or (f"{org}/{name}" if org else hub_repo(name, found.recipe.hub.repo))
-    validate_repo_id(wanted)  # HFValidationError is a ValueError
+    if org is not None:  # an empty one is an empty variable of a shell, and no wish for the default
+        key, wanted = "--org", f"{org}/{name}"
+    elif repo is not None:
+        key, wanted = "--repo", repo
+    else:
+        key, wanted = "hub.repo", hub_repo(name, found.recipe.hub.repo)
+    try:
+        validate_repo_id(wanted)
+    except HFValidationError as error:
+        raise ValueError(f"{key}: {error}") from error
     if wanted.count("/") != 1:
-        raise ValueError(f"--repo {wanted}: OWNER/NAME is needed")
+        raise ValueError(f"{key}: {wanted}: OWNER/NAME is needed")
     return wanted
 
 
@@ -116,13 +124,13 @@ def _explain(error: Exception, repo: str) -> str:
         owner = repo.partition("/")[0]
         return (
             f"the Hub refuses the upload to {repo} ({status}): a token that may write for {owner} "
-            "is needed; `hf auth login` keeps one, HF_TOKEN names one"
+            "is needed; `hf auth login` keeps one, HF_TOKEN names one; --org names another owner"
         )
     if type(error).__name__ == "OfflineModeIsEnabled":
         return f"{repo}: HF_HUB_OFFLINE is set, so nothing can be uploaded"
     return (
-        f"the upload to {repo} broke off ({type(error).__name__}: {line}); the same command goes "
-        "on where it stopped"
+        f"the upload to {repo} broke off ({constants.ENDPOINT}, {type(error).__name__}: {line}); "
+        "the same command goes on where it stopped"
     )
 
 

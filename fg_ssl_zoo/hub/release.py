@@ -61,6 +61,8 @@ def release(
     """
     found = check(folder, license, backbone_only=True)
     target = Path(root).expanduser().resolve() / found.recipe.name
+    if target.parent.is_file():
+        raise ValueError(f"--to: {root} is a file; released models lie in a folder")
     check_replaceable(target)
     weights = half_of(found.backbone.model.state_dict())
     before = trace(found.backbone)

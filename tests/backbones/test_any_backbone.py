@@ -85,6 +85,7 @@ def test_our_names_open_from_our_folder(run, monkeypatch, tmp_path):
     ("words", "message"),
     [
         ("resnet81", r"no model 'resnet81'; did you mean resnet.*; a model is a run folder"),
+        ("runs/nowhere", r"no model 'runs/nowhere', and no such folder; a model is a run folder"),
         ("resnet18.a1_in1", r"resnet18 has no weights 'a1_in1'; did you mean a1_in1k"),
         ("resnet18@a1_in1", r"init: 'a1_in1' is neither scratch"),
         ("test_resnet@nowhere.safetensors", r"there is no file nowhere.safetensors"),
@@ -104,7 +105,7 @@ def test_weights_that_cannot_be_had_name_the_words(run, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(run[0] / "export", broken)
     (broken / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(ValueError, match=r"no weights for .*broken: "):
+    with pytest.raises(ValueError, match=r"broken.model\.safetensors is broken \(.*copy or downl"):
         open_backbone(str(broken))
 
 

@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from fg_ssl_zoo.backbones import zoo
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.backbones.start_weights import backbone_part, start_from
 from fg_ssl_zoo.config import parse_recipe
@@ -262,6 +263,7 @@ def test_training_continues_from_a_published_name(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"holds a resnet18; the recipe's backbone is resnet34"):
         create_backbone("resnet34", init=name)
     shutil.rmtree(tmp_path / name)
+    monkeypatch.setattr(zoo, "CHECKOUT", tmp_path / "wheel")
     with pytest.raises(ValueError, match=r"init: no weights for fgssl_resnet18_drawn\.simclr"):
         create_backbone("resnet18", init=name)
 

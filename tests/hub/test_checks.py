@@ -110,6 +110,25 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(folder, config, messa
         check(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.safetensors", b"", "model.safetensors is broken"),
+        ("model.safetensors", b"\x10" + 7 * b"\0" + b"{}", "model.safetensors is broken"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "`git lfs pull`"),
+        ("results.json", b'{"rows": [', r"results.json is no JSON .*; export the run again"),
+        ("results.json", b"[]", "results.json holds no results by name"),
+        ("recipe.yaml", b"backbone: [", "recipe.yaml"),
+        ("config.json", b"{", "config.json is no timm config"),
+        ("README.md", b"\xff\xfe", "README.md"),
+    ],
+)
+def test_a_broken_file_is_named(folder, file, content, message):
+    (folder / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        check(folder)
+
+
 def test_weights_that_are_not_finite_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     next(value for value in weights.values() if value.ndim == 4)[0] = float("nan")

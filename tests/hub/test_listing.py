@@ -1,18 +1,34 @@
 """`fgssl list`, `info` and `pull`: what there is, where it comes from, offline afterwards."""
 
+import functools
 import json
 import shutil
 
 import pytest
 import timm
+import torch
 from huggingface_hub import constants
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
+import fg_ssl_zoo.hf_pretraining  # noqa: F401
 from fg_ssl_zoo.backbones import zoo
+from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import recipe_files
 from fg_ssl_zoo.hub import listing
+from fg_ssl_zoo.hub.export import export
+from fg_ssl_zoo.hub.pretraining import Pretraining, saved_state
+from fg_ssl_zoo.methods import create_method
 from tests.hub_server import Hub, point_client_at
-from tests.tiny_zoo import NAME, RECIPE, exported, recipe_of, registered, write_recipes
+from tests.tiny_zoo import (
+    NAME,
+    RECIPE,
+    RESULTS,
+    exported,
+    recipe_of,
+    registered,
+    write_recipes,
+)
 
 OTHER = "fgssl_tinier_cub.byol"
 REPO = f"fg-ssl-zoo/{NAME}"
@@ -109,7 +125,9 @@ def test_every_recipe_of_the_package_is_a_row(capsys, tmp_path, monkeypatch):
 def test_info_prints_the_card_from_wherever_it_is(model, hub, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["info", NAME])
-    assert f"no card of {NAME}: {REPO} (RepositoryNotFound" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"no card of {NAME}: {hub.url}/{REPO} (RepositoryNotFound" in told
+    assert "There is no such repository, or HF_TOKEN may not read it" in told
     hub.publish(REPO, model)
     main(["info", NAME])
     assert capsys.readouterr().out.strip() == (model / "README.md").read_text().strip()
@@ -137,6 +155,37 @@ def test_what_was_pulled_loads_offline(model, hub, monkeypatch, capsys):
     assert f"# {NAME}" in capsys.readouterr().out
 
 
+def test_transformers_opens_what_was_pulled_and_goes_on_only_with_what_was_asked_for(
+    hub, tmp_path, monkeypatch, capsys
+):
+    torch.manual_seed(0)
+    method = create_method("simclr", create_backbone("test_resnet", image_size=64), hidden_size=8)
+    state = Pretraining("simclr", {"hidden_size": 8}, method.state_dict())
+    hub.publish(REPO, export(method.backbone, tmp_path / "whole", recipe_of(), RESULTS, state))
+    main(["pull", NAME])
+    offline = functools.partial(monkeypatch.setattr, constants, "HF_HUB_OFFLINE")
+    offline(True)
+    assert AutoModel.from_pretrained(REPO).timm_model.num_features == 96
+    assert tuple(AutoImageProcessor.from_pretrained(REPO).data_config["input_size"]) == (3, 64, 64)
+    with pytest.raises(OSError, match="couldn't find them in the cached files"):
+        AutoModelForPreTraining.from_pretrained(REPO, subfolder="pretraining")
+    offline(False)
+    main(["pull", NAME, "--pretraining"])
+    offline(True)
+    again = AutoModelForPreTraining.from_pretrained(REPO, subfolder="pretraining")
+    torch.testing.assert_close(again.method.state_dict(), method.state_dict(), rtol=0, atol=0)
+    assert saved_state(NAME).keys() == method.state_dict().keys()
+
+
+def test_what_was_published_without_its_training_is_said_to_be(model, hub, monkeypatch, capsys):
+    hub.publish(REPO, model)
+    monkeypatch.setenv("FG_SSL_ZOO_DIR", str(model.parent))
+    main(["pull", NAME])  # the folder
+    with pytest.raises(SystemExit):
+        main(["pull", NAME, "--pretraining"])
+    assert f"{REPO} was published without pretraining/" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", ["pull", "info"])
 @pytest.mark.parametrize("name", ["fgssl_tinier_cub.simcrl", "../../etc", "a/b", "resnet50"])
 def test_an_unknown_name_is_answered_with_the_nearest(hub, verb, name, capsys):
@@ -144,6 +193,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(hub, verb, name, capsys):
         main([verb, name])
     error = capsys.readouterr().err
     assert error.startswith(f"error: no model '{name}'")
+    assert ("hf download" if "/" in name else "fgssl_") in error
     assert len(error.splitlines()) == 1
     assert hub.log == []
 

@@ -1,6 +1,7 @@
 """`pretraining/` of an exported folder: checked, published, left behind, and gone on from."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fg_ssl_zoo import cli
 from fg_ssl_zoo.backbones import zoo
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import load_recipe, parse_recipe
+from fg_ssl_zoo.hub.card import template_path
 from fg_ssl_zoo.hub.checks import check
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.hub.pretraining import Pretraining, saved_state
@@ -21,6 +23,7 @@ from tests.hub_server import Hub, point_client_at
 from tests.tiny_zoo import NAME, RESULTS, recipe_of
 
 OPTIONS = {"hidden_size": 16, "projection_size": 8}
+TEMPLATE = template_path().read_text(encoding="utf-8")
 FILES = {"pretraining/config.json", "pretraining/model.safetensors"}
 
 
@@ -88,9 +91,11 @@ def test_it_is_published_opened_and_left_out(folder, tmp_path, monkeypatch, caps
         repo = hub.repos[f"me/{NAME}"]
         assert set(repo.commits[-1].files) > FILES
         card = repo.commits[-1].files["README.md"].decode()
-        lines = card.partition("lie in `pretraining/`.")[2].split("```")[1].removeprefix("python\n")
+        snippets = re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+        assert len(snippets) == len(re.findall(r"^```python$", TEMPLATE, re.MULTILINE))
         names = {}
-        exec(lines, names)
+        for code in snippets:  # the last is that of `pretraining/`
+            exec(compile(code, "MODEL_CARD.md", "exec"), names)
         local = AutoModelForPreTraining.from_pretrained(folder, subfolder="pretraining")
         found = names["model"].state_dict()
         torch.testing.assert_close(found, local.state_dict(), rtol=0, atol=0)

@@ -147,6 +147,12 @@ def test_several_folders_are_the_whole_zoo_and_all_are_checked_before_any_is_sen
         ([folders[0], folders[0], "--org", "me"], "two folders would go to"),
         ([*folders, "--repo", "me/x"], "--repo names one repository"),
         ([folders[0], "--repo", "x"], "OWNER/NAME is needed"),
+        ([folders[0], "--repo", "me/my birds"], "error: --repo: Repo id must"),
+        ([folders[0], "--org", ""], "error: --org: Repo id must"),
+        (
+            [folders[0], str(run / "exprot"), "--org", "me"],
+            f"{run / 'exprot'}, as there is no such",
+        ),
         ([folders[0], "--repo", "../x/y"], "Repo id must"),
         ([folders[0], "--org", "a/../b"], "Repo id must"),
     ):
@@ -226,6 +232,16 @@ def test_a_wrong_or_missing_token_is_explained_and_never_shown(
         assert not path.is_file() or b"hf_w" not in path.read_bytes()
 
 
+def test_the_organisation_of_somebody_else_is_explained(run, hub, capsys):
+    hub.fail("POST", "/api/repos/create", 403)
+    with pytest.raises(SystemExit):
+        main(["publish", str(run), "--org", "google"])
+    told = capsys.readouterr().err
+    assert "refuses the upload to google/" in told
+    assert "may write for google is needed" in told
+    assert "--org names another owner" in told
+
+
 def test_no_token_reaches_what_is_uploaded(run, hub):
     push(check(run), MINE)
     assert all(TOKEN.encode() not in data for data in hub.repos[MINE].commits[-1].files.values())
@@ -238,7 +254,8 @@ def test_without_network_the_upload_says_so(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(client_http.time, "sleep", lambda seconds: None)
     with pytest.raises(SystemExit):
         main(["publish", str(run), "--org", "tester"])
-    assert "ConnectError" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"broke off ({gone.url}, ConnectError" in told
 
 
 # --------------------------------------------------------------------------- released folders

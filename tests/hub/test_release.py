@@ -88,6 +88,8 @@ def test_it_replaces_an_older_one_and_nothing_else(trained, tmp_path):
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds notes.txt, which no export wrote"):
         release(trained[0], tmp_path)
+    with pytest.raises(ValueError, match=r"--to: .*notes.txt is a file"):
+        release(trained[0], folder / "notes.txt")
 
 
 @pytest.mark.parametrize(
