@@ -41,7 +41,7 @@ RUNS_ITS_PYTHON = {
     "docs/embed.md": "tests/test_docs.py",
     "docs/evaluation.md": "tests/test_docs.py",
     "docs/publishing.md": "tests/hub/test_publishing_page.py",
-    "docs/synthesized_pairs.md": "tests/methods/test_synthesized_pairs.py",
+    "docs/synthesized_pairs.md": "tests/methods/test_synthesized_pairs_runs.py",
 }
 """The page -> the test that executes its Python, word for word."""
 
