@@ -6,11 +6,13 @@ It reads benchmarks/results/*.json and writes README.md and docs/images/knn_curv
 benchmarks/results/evaluation/*.json, which `fgssl eval` wrote, for docs/results.md.
 A results file is the `results.json` of a run, as it is. Comparisons of methods are folders of
 benchmarks/results/comparisons/: DATA.json is what `fgssl eval` wrote, and
-trained/ROW.json the results of the run behind a row. The pages keep their words; what stands
+trained/ROW.json the results of the run behind a row. benchmarks/results/steps/*.json are what
+`benchmarks/step.py --out` wrote, for docs/performance.md. The pages keep their words; what stands
 between `<!-- NAME -->` and `<!-- end of NAME -->` is replaced.
 """
 
 import json
+import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,14 @@ SHOWN = [
 ]
 """Metrics of docs/results.md; the files hold more."""
 
-COMPARED = ["knn_top1", "linear_top1", "finetune_top1", "retrieval_rank1", "retrieval_map"]
+COMPARED = [
+    "knn_top1",
+    "linear_top1",
+    "finetune_top1",
+    "retrieval_rank1",
+    "retrieval_map",
+    *(f"part_miou_{shots}" for shots in (1, 5, 10, 50, 150)),
+]
 """Metrics of a comparison of methods."""
 
 
@@ -146,6 +155,18 @@ def draw_learning(folder: Path, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def steps() -> str:
+    """What a step of each method costs, as `benchmarks/step.py --out` wrote it; a table a file."""
+    files = sorted((RESULTS / "steps").glob("*.json"))
+    shown = runpy.run_path(str(ROOT / "benchmarks" / "step.py"))["table"]
+    tables = []
+    for found in map(read, files):
+        size = f"{found['image_size']} px, batch {found['batch_size']}"
+        about = f"{found['backbone']}, {size} ({found['hardware']}, {found['rounds']} turns):"
+        tables.append(f"{about}\n\n{shown(found['rows'], 'cpu')}")
+    return "\n\n".join(tables)
+
+
 def replace(page: Path, content: str, name: str = "results") -> None:
     """Put the content between the marks of a page."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -164,6 +185,7 @@ def main() -> None:
         replace(ROOT / "docs" / "results.md", comparison(folder), folder.name)
         if folder.name == "base":
             draw_learning(folder, ROOT / "docs" / "images" / "base_curves.png")
+    replace(ROOT / "docs" / "performance.md", steps(), "steps")
     several = [result for result in results if len(result["curve"]) > 2]
     if several:
         draw_curves(several, ROOT / "docs" / "images" / "knn_curve.png")

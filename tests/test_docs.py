@@ -34,6 +34,12 @@ def test_the_readmes_table_is_made_from_the_results_files():
     assert tables["table"](tables["load"]()) in text
 
 
+def test_the_table_of_steps_is_made_from_its_files():
+    tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert tables["steps"]() in text
+
+
 def test_the_evaluations_are_made_from_their_files():
     tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
     assert tables["evaluations"]() in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
