@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs
 
 from fg_ssl_zoo.backbones import fgssl_models
@@ -237,7 +238,7 @@ def test_a_folder_with_another_architecture_is_refused(published, monkeypatch, t
 
 def test_a_folder_with_an_unreadable_config_is_refused(published, monkeypatch, tmp_path):
     (tmp_path / NAME).mkdir()
-    (tmp_path / NAME / "model.safetensors").touch()
+    save_file({"x": torch.zeros(1)}, tmp_path / NAME / "model.safetensors")
     (tmp_path / NAME / "config.json").write_text("{")
     monkeypatch.setenv("FG_SSL_ZOO_DIR", str(tmp_path))
     with pytest.raises(ValueError, match=r"config.json is no timm config"):
