@@ -23,6 +23,7 @@ from fg_ssl_zoo.config import Data, nearest
 from fg_ssl_zoo.data.datasets import all_splits, fingerprint, load_splits
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.engine.loop import TrainingStopped
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.evaluation import statistics
 from fg_ssl_zoo.evaluation.feature_store import features_of
@@ -168,7 +169,13 @@ def evaluate(
         outcomes = {}
         for protocol in chosen:
             say(f"{name}: {protocol}")
-            for found in PROTOCOLS[protocol](task, **options.get(protocol, {})):
+            try:
+                found_here = PROTOCOLS[protocol](task, **options.get(protocol, {}))
+            except TrainingStopped as error:  # a diverged fine-tuning costs its cell, not the table
+                say(f"{name}: {protocol} is left out: {error}")
+                unscored[f"{name}, {protocol}"] = str(error)
+                continue
+            for found in found_here:
                 if np.isnan(found.values).all():
                     unscored[found.metric] = "; ".join(found.notes)
                 else:

@@ -15,6 +15,7 @@ from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.evaluation import table
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, evaluate, row_name, with_layer
+from fg_ssl_zoo.evaluation.finetune import Finetune
 from tests.runs import launch
 
 DATA = Data(name="drawn", num_images=24, num_classes=4, image_size=48)
@@ -117,6 +118,18 @@ def test_a_metric_that_scores_no_picture_is_left_out_and_says_why(tmp_path):
     text = table.terminal(table.as_plain(found))
     assert table.metrics_of(table.as_plain(found)) == ["knn_top1"]
     assert "retrieval_map: no picture is scored (4 pictures alone in their class" in text
+
+
+def test_a_fine_tuning_that_diverges_costs_its_cell_and_not_the_table(tmp_path):
+    data = Data(name="drawn", num_images=64, num_classes=2, image_size=48)
+    how = Finetune(epochs=3, batch_size=16, lr=1e30)
+    found = evaluate(
+        MODELS[:1], data, Accelerator(cpu=True), protocols=["knn", "finetune"],
+        options={"finetune": {"how": how}}, image_size=48, cache=tmp_path,
+    )  # fmt: skip
+    results = table.as_plain(found)
+    assert table.metrics_of(results) == ["knn_top1"]
+    assert ", finetune: no picture is scored (the loss is " in table.terminal(results)
 
 
 def test_names_of_rows_are_short_and_differ():
