@@ -6,19 +6,16 @@
 The untrained network of every architecture is a row of its own.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
-from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
+from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Data, nearest
 from fg_ssl_zoo.data.datasets import all_splits, fingerprint, load_splits
 from fg_ssl_zoo.data.loader import resolve_num_workers
@@ -26,6 +23,7 @@ from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine.loop import TrainingStopped
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.evaluation import statistics
+from fg_ssl_zoo.evaluation.contenders import Contender, contenders
 from fg_ssl_zoo.evaluation.feature_store import features_of
 from fg_ssl_zoo.evaluation.features import Layer, ready
 from fg_ssl_zoo.evaluation.finetune import finetune
@@ -166,20 +164,8 @@ def evaluate(
         )  # fmt: skip
         labels = None if task.test.labels is None else labels_of(task.test).numpy()
         num_scored = len(task.test.indices)
-        outcomes = {}
-        for protocol in chosen:
-            say(f"{name}: {protocol}")
-            try:
-                found_here = PROTOCOLS[protocol](task, **options.get(protocol, {}))
-            except TrainingStopped as error:  # a diverged fine-tuning costs its cell, not the table
-                say(f"{name}: {protocol} is left out: {error}")
-                unscored[f"{name}, {protocol}"] = str(error)
-                continue
-            for found in found_here:
-                if np.isnan(found.values).all():
-                    unscored[found.metric] = "; ".join(found.notes)
-                else:
-                    outcomes[found.metric] = found
+        outcomes, lacking = _scored(name, task, {key: options.get(key, {}) for key in chosen}, say)
+        unscored |= lacking
         rows.append(_row(contender, outcomes, seed))
     return Evaluation(
         data=_about(train, test, labels, num_scored),
@@ -201,57 +187,6 @@ def evaluate(
             "commit": began_at,
         },
     )
-
-
-def with_layer(words: str) -> tuple[str, int | None]:
-    """`resnet18@scratch#3` -> `resnet18@scratch` and feature map 3; without a number, `None`."""
-    source, _, number = words.rpartition("#")
-    return (source, int(number)) if re.fullmatch(r"-?\d+", number) and source else (words, None)
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A backbone that is about to be scored.
-
-    Attributes:
-        name: Of its row.
-        words: As the user wrote them.
-        backbone: Opened.
-        layer: Feature map to score, `None` for the pooled features.
-        weights: Fingerprint of its weights.
-    """
-
-    name: str
-    words: str
-    backbone: Backbone
-    layer: int | None
-    weights: str
-
-
-def contenders(
-    models: Sequence[str], image_size: int | None, *, with_untrained: bool, seed: int
-) -> list[Contender]:
-    """All backbones, each once, opened before any of them is scored: a wrong name costs nothing."""
-    found: list[Contender] = []
-    seen: set[tuple[int | None, int, str]] = set()
-    for words, pretrained in product(models, (True, False) if with_untrained else (True,)):
-        backbone, layer = opened(words, image_size, seed=seed, pretrained=pretrained)
-        weights = weights_fingerprint(backbone)
-        key = (layer, backbone.image_size, weights)
-        if key not in seen:
-            seen.add(key)
-            name = row_name(words, backbone, pretrained, [other.name for other in found])
-            found.append(Contender(name, words, backbone, layer, weights))
-    return found
-
-
-def opened(
-    words: str, image_size: int | None, *, seed: int, pretrained: bool = True
-) -> tuple[Backbone, int | None]:
-    """The backbone of these words, an untrained one under this seed, and which map is scored."""
-    torch.manual_seed(seed)
-    source, layer = with_layer(words)
-    return open_backbone(source, image_size=image_size, pretrained=pretrained), layer
 
 
 def known_protocols(names: Iterable[str]) -> list[str]:
@@ -338,26 +273,25 @@ def make_task(
     )
 
 
-def row_name(words: str, backbone: Backbone, pretrained: bool, taken: Iterable[str] = ()) -> str:
-    """A short name for a table that no other row has."""
-    source, layer = with_layer(words)
-    if not pretrained or source.endswith("@scratch"):
-        name = f"{backbone.name}, untrained"
-    elif "@" in source:
-        name = f"{backbone.name}@{Path(source.partition('@')[2]).stem}"
-    else:
-        name = _folder_name(Path(source.partition(":")[2] or source)) or source
-    name = name if layer is None else f"{name}#{layer}"
-    number = sum(other == name or other.startswith(f"{name} (") for other in taken)
-    return f"{name} ({number + 1})" if number else name
-
-
-def _folder_name(path: Path) -> str:
-    """`runs/NAME/export` and `runs/NAME` are NAME, `runs/NAME/export_teacher` is NAME_teacher."""
-    if path.name == "export":
-        return path.parent.name
-    kind = path.name.removeprefix("export_")
-    return path.name if kind == path.name else f"{path.parent.name}_{kind}"
+def _scored(
+    name: str, task: Task, chosen: Mapping[str, Mapping[str, Any]], say: Callable[[str], None]
+) -> tuple[dict[str, Outcome], dict[str, str]]:
+    """Outcomes of one backbone by metric, and why others are missing; protocol -> its keywords."""
+    outcomes, lacking = {}, {}
+    for protocol, keywords in chosen.items():
+        say(f"{name}: {protocol}")
+        try:
+            all_found = PROTOCOLS[protocol](task, **keywords)
+        except TrainingStopped as error:  # a diverged fine-tuning costs its cell, not the table
+            say(f"{name}: {protocol} is left out: {error}")
+            lacking[f"{name}, {protocol}"] = str(error)
+            continue
+        for found in all_found:
+            if np.isnan(found.values).all():
+                lacking[found.metric] = "; ".join(found.notes)
+            else:
+                outcomes[found.metric] = found
+    return outcomes, lacking
 
 
 def _row(contender: Contender, outcomes: dict[str, Outcome], seed: int) -> Row:

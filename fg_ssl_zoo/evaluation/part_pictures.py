@@ -32,7 +32,7 @@ from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import CorruptImage, Images, WrongMask
 from fg_ssl_zoo.data.views import WholeView
 from fg_ssl_zoo.engine.run_folder import RunFolder
-from fg_ssl_zoo.evaluation.evaluate import opened, row_name
+from fg_ssl_zoo.evaluation.contenders import opened, row_name
 from fg_ssl_zoo.evaluation.features import evenly, ready
 from fg_ssl_zoo.evaluation.part_discovery import contingency, knows_parts, part_agreement, stretched
 from fg_ssl_zoo.evaluation.report.looks import enlarged, patch_colours, patch_maps

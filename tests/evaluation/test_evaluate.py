@@ -14,7 +14,8 @@ from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.evaluation import table
-from fg_ssl_zoo.evaluation.evaluate import Evaluation, evaluate, row_name, with_layer
+from fg_ssl_zoo.evaluation.contenders import row_name, with_layer
+from fg_ssl_zoo.evaluation.evaluate import Evaluation, evaluate
 from fg_ssl_zoo.evaluation.finetune import Finetune
 from tests.runs import launch
 

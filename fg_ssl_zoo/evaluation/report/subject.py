@@ -14,7 +14,8 @@ from torch import Tensor
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.evaluation.evaluate import Evaluation, make_task, opened, row_name
+from fg_ssl_zoo.evaluation.contenders import opened, row_name
+from fg_ssl_zoo.evaluation.evaluate import Evaluation, make_task
 from fg_ssl_zoo.evaluation.feature_store import features_of
 from fg_ssl_zoo.evaluation.features import Features, Layer, Read, ready
 from fg_ssl_zoo.evaluation.report.pictures import Thumbnails
