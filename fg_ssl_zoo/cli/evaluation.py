@@ -20,7 +20,7 @@ def add_verbs(verbs: Any) -> None:
     eval_.add_argument(
         "--protocols", nargs="+", default=CHEAP.split(), metavar="P",
         help=f"of knn linear linear_sgd low_shot retrieval keypoints "
-        f"part_segmentation finetune (default {CHEAP})",
+        f"part_discovery part_segmentation finetune (default {CHEAP})",
     )  # fmt: skip
     eval_.add_argument(
         "--keypoints", nargs="+", metavar="KEY=VALUE",
@@ -31,6 +31,11 @@ def add_verbs(verbs: Any) -> None:
         help="a variant of that protocol: epochs, batch_size, lr, backbone_rate, weight_decay, "
         "train_what (all, last_stage, head), head (linear, mlp, paper), hidden_size, dropout, "
         "drop_last_blocks, class_weights (none, inverse, sqrt_inverse)",
+    )  # fmt: skip
+    eval_.add_argument(
+        "--part-discovery", nargs="+", metavar="KEY=VALUE",
+        help="a variant of that protocol: pictures, num_parts, layers, foreground, stride, pca, "
+        "smooth",
     )  # fmt: skip
     eval_.add_argument(
         "--part-segmentation", nargs="+", metavar="KEY=VALUE",
@@ -76,11 +81,13 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.evaluation.evaluate import evaluate
     from fg_ssl_zoo.evaluation.finetune import Finetune
     from fg_ssl_zoo.evaluation.keypoints import Keypoints
+    from fg_ssl_zoo.evaluation.part_discovery import PartDiscovery
     from fg_ssl_zoo.evaluation.segmenter import PartSegmentation
 
     variants = {
         "keypoints": (Keypoints, chosen.keypoints),
         "finetune": (Finetune, chosen.finetune),
+        "part_discovery": (PartDiscovery, chosen.part_discovery),
         "part_segmentation": (PartSegmentation, chosen.part_segmentation),
     }
     options = {

@@ -31,6 +31,8 @@ from fg_ssl_zoo.evaluation.keypoints import keypoint_names, keypoints
 from fg_ssl_zoo.evaluation.knn import knn
 from fg_ssl_zoo.evaluation.linear import linear, linear_sgd
 from fg_ssl_zoo.evaluation.low_shot import low_shot
+from fg_ssl_zoo.evaluation.part_discovery import part_discovery
+from fg_ssl_zoo.evaluation.part_scores import refuse_unknown_parts
 from fg_ssl_zoo.evaluation.part_segmentation import part_segmentation
 from fg_ssl_zoo.evaluation.part_truth import part_names
 from fg_ssl_zoo.evaluation.retrieval import retrieval
@@ -44,6 +46,7 @@ PROTOCOLS: dict[str, Callable[..., list[Outcome]]] = {
     "low_shot": low_shot,
     "retrieval": retrieval,
     "keypoints": keypoints,
+    "part_discovery": part_discovery,
     "part_segmentation": part_segmentation,
     "finetune": finetune,
 }
@@ -52,10 +55,10 @@ PROTOCOLS: dict[str, Callable[..., list[Outcome]]] = {
 CHEAP = ("knn", "linear", "low_shot", "retrieval")
 """Those that read nothing but the features."""
 
-WITHOUT_LABELS = ("keypoints", "part_segmentation")
+WITHOUT_LABELS = ("keypoints", "part_discovery", "part_segmentation")
 """Those that need no class labels: keypoints or part masks are their truth."""
 
-BEHIND_FEATURES = ("keypoints", "part_segmentation", "finetune")
+BEHIND_FEATURES = ("keypoints", "part_discovery", "part_segmentation", "finetune")
 """Those that go behind the features of one map."""
 
 
@@ -143,6 +146,8 @@ def evaluate(
     crop_pct = data.crop_pct if crop_pct is None else crop_pct
     if "keypoints" in chosen:
         keypoint_names(train)
+    if "part_discovery" in chosen:
+        refuse_unknown_parts(test)
     if "part_segmentation" in chosen:
         part_names(train)
     rows: list[Row] = []

@@ -1,312 +1,105 @@
-"""Parts found without labels, scored against what is known: part masks and keypoints.
+"""Part discovery as a protocol: are the parts that a frozen backbone shows the ones that we know?
 
-    agreement     NMI and ARI between found and true parts, over pixels or at keypoints
-    foreground    IoU of all found parts together against all true parts together
-    regression    keypoints predicted linearly from the centres of the found parts
+    fgssl eval MODEL --data cub --protocols part_discovery --part-discovery num_parts=20
 
-That is the usual protocol of unsupervised part discovery: the regression is from Hung et al., 2019
-(SCOPS, arXiv 1905.01298), NMI and ARI at visible keypoints from Choudhury et al., 2021
-("Unsupervised part discovery from contrastive reconstruction", arXiv 2111.06349). Found numbers
-must mean the same in all pictures (`scope: dataset`); 0 is background.
-
-A part map covers the whole picture, whatever its size: (h, w) numbers, stretched over it.
-
-Deviations: whether a part was found at all is an input of the regression beside its centre (the
-papers' parts are heat maps, which always have one); the error is a share of the picture's sides,
-which for pictures that are cut to the object, as cub100, are the sides of its box.
+The features of some training pictures are clustered as PARTICLE does it (`parts/discovery.py`, with
+numbers that mean the same in all pictures), the same clusters are found in test pictures, and
+`part_scores` compares them with masks or keypoints. No label teaches the parts: masks are read
+for the score alone, and the keypoints of training pictures for the regression alone.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar
 
-import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64, Integer, Num
+from annotated_types import Ge
 from torch import Tensor
 
+from fg_ssl_zoo.backbones.hypercolumns import MapName
+from fg_ssl_zoo.config import STRICT
 from fg_ssl_zoo.data.datasets import Subset
-from fg_ssl_zoo.data.sample import CorruptImage, Images
 from fg_ssl_zoo.evaluation.features import evenly
-from fg_ssl_zoo.evaluation.part_truth import part_names, usable
-from fg_ssl_zoo.evaluation.statistics import influence_values
-from fg_ssl_zoo.evaluation.task import Outcome
-
-SCORED = 1024
-"""Pictures, evenly spaced over the set, that are looked at while training."""
-
-PartMaps = Integer[Tensor, "n h w"]
-"""Part of every pixel of every picture of a set, in its order; 0 is background."""
+from fg_ssl_zoo.evaluation.part_scores import part_scores, refuse_unknown_parts
+from fg_ssl_zoo.evaluation.task import Outcome, Task
+from fg_ssl_zoo.parts import discover_parts, discovery_for
 
 
-def part_discovery(
-    train_maps: Integer[Tensor, "n h w"],
-    train: Images,
-    test_maps: Integer[Tensor, "m y x"],
-    test: Images,
-) -> list[Outcome]:
-    """All scores that the pictures' masks and keypoints allow, on the test pictures.
+@dataclass(frozen=True)
+class PartDiscovery:
+    """What can be chosen on the command line; what is not given is `discovery_for`'s.
 
-    With masks: `parts_nmi`, `parts_ari` over all pixels, `parts_fg_nmi`, `parts_fg_ari` over those
-    of true parts, `parts_fg_iou`. With keypoints: `parts_keypoint_nmi`, `parts_keypoint_ari`, and
-    `parts_keypoint_error`, which is fitted on the training pictures and better when low.
+    Attributes:
+        pictures: Of each split, evenly spaced, or all that it has.
+        num_parts: Clusters; 15 for a CNN, 5 and the background for a ViT.
+        layers, foreground, stride, pca, smooth: As in `parts.Discovery`.
+    """
+
+    pictures: Annotated[int, Ge(1)] = 1000
+    num_parts: Annotated[int, Ge(1)] | None = None
+    layers: tuple[MapName, ...] | None = None
+    foreground: bool | None = None
+    stride: int | None = None
+    pca: int | None = None
+    smooth: int | None = None
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Fields of `parts.Discovery` with other values than its own."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            key: value for key, value in given.items() if key != "pictures" and value is not None
+        }
+
+
+STANDARD = PartDiscovery()
+
+
+def part_discovery(task: Task, *, how: PartDiscovery = STANDARD) -> list[Outcome]:
+    """The outcomes of `part_scores`; test pictures that are not among the chosen ones are NaN.
+
+    `parts_fg_iou` is left out where no part is background, as for a CNN.
 
     Args:
-        train_maps: Parts found in the training pictures; read for the regression alone.
-        train: The training pictures.
-        test_maps: Parts found in the test pictures.
-        test: The test pictures.
+        task: The pictures are read again; the pooled features are not used.
+        how: The variant.
 
     Raises:
-        ValueError: There are neither masks nor keypoints, masks are wrong, keypoints lie outside of
-            their picture, or the maps are of another number of pictures.
+        ValueError: Neither masks nor keypoints, masks or keypoints that are wrong, or a discovery
+            that cannot be.
     """
-    for maps, images, name in ((train_maps, train, "training"), (test_maps, test, "test")):
-        if len(maps) != len(images):
-            raise ValueError(f"{len(maps)} part maps for {len(images)} {name} pictures")
-    has_masks, has_points = (bool(getattr(test, key, [])) for key in ("parts", "keypoints"))
-    if not (has_masks or has_points):
-        raise ValueError(
-            f"{test.name} has neither part masks nor keypoints to score parts with (docs/data.md)"
-        )
-    num_parts = int(max(train_maps.max(), test_maps.max())) + 1
+    refuse_unknown_parts(task.test_images)
+    found = discovery_for(task.backbone, {**how.changes, "scope": "dataset"})
+    train, test = (_some(part.indices, how) for part in (task.train, task.test))
+    seen, shown = Subset(task.train_images, train), Subset(task.test_images, test)
+    maps: list[Tensor] = []
+    for images in (shown, seen):  # the clusters of `seen` are kept until its own maps are made
+        parts = discover_parts(
+            task.backbone, images, task.accelerator, found,
+            learn_from=seen, num_workers=task.num_workers,
+        )  # fmt: skip
+        maps.append(parts.long() + (not found.foreground))  # 0 is background
+    row_of = {int(index): row for row, index in enumerate(task.test.indices)}
+    rows = np.array([row_of[int(index)] for index in test])
     outcomes = []
-    if has_masks:
-        counts = mask_contingency(test_maps, test, num_parts)
-        outcomes += _agreement("parts", counts, {"over": "pixels"})
-        outcomes += _agreement("parts_fg", counts[..., 1:], {"over": "pixels of true parts"})
-        outcomes.append(_outcome("parts_fg_iou", foreground_iou, counts, {}))
-    if has_points:
-        seen, truth = keypoints_of(train), keypoints_of(test)
-        counts = keypoint_contingency(test_maps, truth, num_parts)
-        outcomes += _agreement("parts_keypoint", counts, {"over": "visible keypoints"})
-        centres = [part_centres(maps, num_parts) for maps in (train_maps, test_maps)]
-        errors = keypoint_errors(centres[0], seen, centres[1], truth)
-        blind = mean_place_errors(seen, truth)
-        settings = {"regression": "linear", "mean_place": float(np.nanmean(blind))}
-        outcomes.append(Outcome("parts_keypoint_error", errors, None, settings))
+    for outcome in part_scores(maps[1], seen, maps[0], shown):
+        if outcome.metric == "parts_fg_iou" and not found.foreground:
+            continue
+        values = np.full(len(task.test.indices), np.nan)
+        values[rows] = outcome.values
+        settings = {
+            **outcome.settings,
+            "num_parts": found.num_parts,
+            "layers": list(found.layers_of(task.backbone)),
+            "train_pictures": len(seen),
+            "test_pictures": len(shown),
+        }
+        outcomes.append(Outcome(outcome.metric, values, None, settings))
     return outcomes
 
 
-def part_agreement(maps: Integer[Tensor, "n h w"], images: Images) -> dict[str, float]:
-    """`eval/part_nmi`, `eval/part_ari` of found parts on at most `SCORED` pictures, for the log.
-
-    Against part masks, over all pixels; where there are none, at the visible keypoints.
-
-    Args:
-        maps: Parts found in the pictures, with numbers that mean the same in all of them.
-        images: With masks or keypoints (`knows_parts`).
-    """
-    chosen = np.asarray(evenly(len(images), SCORED))
-    some, few = maps[torch.from_numpy(chosen)], Subset(images, chosen)
-    num_parts = int(maps.max()) + 1
-    if getattr(few, "parts", []):
-        counts = mask_contingency(some, few, num_parts).sum(dim=0)
-    else:
-        counts = keypoint_contingency(some, keypoints_of(few), num_parts).sum(dim=0)
-    if not counts.any():
-        return {}
-    nmi, ari = normalized_mutual_information(counts), adjusted_rand_index(counts)
-    return {"eval/part_nmi": nmi.item(), "eval/part_ari": ari.item()}
-
-
-def knows_parts(images: Images) -> bool:
-    """Whether the pictures have part masks or keypoints to score found parts with."""
-    return any(getattr(images, key, []) for key in ("parts", "keypoints"))
-
-
-def _agreement(
-    name: str, counts: Int64[Tensor, "n k p"], settings: dict[str, Any]
-) -> list[Outcome]:
-    return [
-        _outcome(f"{name}_nmi", normalized_mutual_information, counts, settings),
-        _outcome(f"{name}_ari", adjusted_rand_index, counts, settings),
-    ]
-
-
-def _outcome(
-    metric: str, score: Any, counts: Int64[Tensor, "n k p"], settings: dict[str, Any]
-) -> Outcome:
-    """Pictures without a count are not scored: NaN."""
-    scored = counts.flatten(1).sum(dim=1) > 0
-    values = np.full(len(counts), np.nan)
-    if scored.any():
-        values[scored.numpy()] = influence_values(score, counts[scored])
-    return Outcome(metric, values, None, {**settings, "num_parts": counts.shape[1] - 1})
-
-
-# --------------------------------------------------------------------------- agreement
-
-
-def contingency(
-    found: Integer[Tensor, " m"], true: Integer[Tensor, " m"], shape: tuple[int, int]
-) -> Int64[Tensor, "k p"]:
-    """How often found number i meets true number j."""
-    pairs = found.long() * shape[1] + true.long()
-    return pairs.bincount(minlength=shape[0] * shape[1]).reshape(shape)
-
-
-def mask_contingency(maps: PartMaps, images: Images, num_parts: int) -> Int64[Tensor, "n k p"]:
-    """Found against true parts of every picture, over the pixels of its mask; 0s where unreadable.
-
-    Raises:
-        ValueError: Masks are missing or wrong, or parts overlap.
-    """
-    shape = (num_parts, len(part_names(images)) + 1)
-    counts = torch.zeros(len(images), *shape, dtype=torch.int64)
-    for index in usable(images, range(len(images))):
-        mask = images[index].get("part_mask")
-        if mask is None:
-            raise ValueError(f"{images.name}: found parts are scored against parts without overlap")
-        there = stretched(maps[index], *mask.shape)
-        counts[index] = contingency(there.flatten(), torch.from_numpy(mask).flatten(), shape)
-    return counts
-
-
-def stretched(part_map: Integer[Tensor, "h w"], height: int, width: int) -> Int64[Tensor, "y x"]:
-    """A part map at the size of its picture, nearest neighbour."""
-    small = part_map.cpu().numpy().astype(np.uint16)
-    large = cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    return torch.from_numpy(large.astype(np.int64))
-
-
-def normalized_mutual_information(counts: Num[Tensor, "k p"]) -> Float[Tensor, ""]:
-    """NMI = 2 I(found; true) / (H(found) + H(true)) of a contingency table; 1 where both are one.
-
-    The arithmetic mean of the entropies, as in scikit-learn, which the papers used.
-    """
-    joint = counts.double() / counts.double().sum()
-    rows, columns = joint.sum(dim=1), joint.sum(dim=0)
-    both = _entropy(rows) + _entropy(columns)
-    if both == 0:
-        return joint.sum()
-    return 2 * (both - _entropy(joint)) / both
-
-
-def _entropy(shares: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    there = shares[shares > 0]
-    return -(there * there.log()).sum()
-
-
-def adjusted_rand_index(counts: Num[Tensor, "k p"]) -> Float[Tensor, ""]:
-    """ARI of a contingency table (Hubert & Arabie, 1985): pairs that both put together.
-
-    0 by chance, 1 for equal partitions, below 0 for worse than chance.
-    """
-    table = counts.double()
-    together, in_rows, in_columns = (
-        _pairs(part).sum() for part in (table, table.sum(dim=1), table.sum(dim=0))
-    )
-    expected = in_rows * in_columns / _pairs(table.sum())
-    most = (in_rows + in_columns) / 2
-    if most == expected:
-        return table.sum() / table.sum().detach()
-    return (together - expected) / (most - expected)
-
-
-def _pairs(counts: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    return counts * (counts - 1) / 2
-
-
-def foreground_iou(counts: Num[Tensor, "k p"]) -> Float[Tensor, ""]:
-    """IoU of everything but number 0, found against true."""
-    return counts[1:, 1:].sum() / (counts.sum() - counts[0, 0])
-
-
-# --------------------------------------------------------------------------- keypoints
-
-
-def keypoints_of(images: Images) -> Float[Tensor, "n k 3"]:
-    """x, y as shares of the picture, and visible; all invisible where it cannot be read.
-
-    Raises:
-        ValueError: A visible keypoint lies outside of its picture.
-    """
-    names: Sequence[str] = getattr(images, "keypoints", [])
-    points = torch.zeros(len(images), len(names), 3)
-    for index in range(len(images)):
-        try:
-            points[index] = torch.from_numpy(np.nan_to_num(images[index]["keypoints"]))  # pyright: ignore[reportTypedDictNotRequiredAccess]
-        except CorruptImage:
-            continue
-    off = ((points[..., :2] < 0) | (points[..., :2] > 1)).any(dim=-1) & (points[..., 2] > 0)
-    if off.any():
-        index, k = off.nonzero()[0].tolist()
-        x, y = points[index, k, :2].tolist()
-        raise ValueError(
-            f"{images.name}: {int(off.sum())} visible keypoints lie outside of their picture, as "
-            f"{names[k]} of picture {index} at x {x:.3g}, y {y:.3g} (shares of the picture)"
-        )
-    return points
-
-
-def keypoint_contingency(
-    maps: PartMaps, points: Float[Tensor, "n j 3"], num_parts: int
-) -> Int64[Tensor, "n k j"]:
-    """Found part at each visible keypoint against the number of the keypoint, for each picture."""
-    n, height, width = maps.shape
-    columns = (points[..., 0] * width).long().clamp(0, width - 1)
-    rows = (points[..., 1] * height).long().clamp(0, height - 1)
-    found = maps[torch.arange(n)[:, None], rows, columns]  # (n, j)
-    hits = found[:, None] == torch.arange(num_parts)[:, None]
-    return (hits & (points[:, None, :, 2] > 0)).long()
-
-
-def part_centres(maps: PartMaps, num_parts: int) -> Float64[Tensor, "n k 3"]:
-    """Centre x and y of each part as shares of the picture, and whether it is there; else zeros.
-
-    The background has none: there are `num_parts` - 1 rows.
-    """
-    _, height, width = maps.shape
-    there = (maps[:, None] == torch.arange(1, num_parts)[:, None, None]).double()  # (n, k, h, w)
-    area = there.sum(dim=(2, 3))
-    x = (there.sum(dim=2) * ((torch.arange(width) + 0.5) / width)).sum(dim=-1)
-    y = (there.sum(dim=3) * ((torch.arange(height) + 0.5) / height)).sum(dim=-1)
-    present = area > 0
-    return torch.stack([x, y, area], dim=-1) / torch.where(present, area, 1.0)[..., None]
-
-
-def keypoint_errors(
-    centres: Float64[Tensor, "n k 3"],
-    seen: Float[Tensor, "n j 3"],
-    test_centres: Float64[Tensor, "m k 3"],
-    truth: Float[Tensor, "m j 3"],
-) -> Float64[np.ndarray, " m"]:
-    """Mean distance of predicted and true visible keypoints, in sides of the picture.
-
-    A least-squares fit for each keypoint on the training pictures that show it, from all centres,
-    their presence and a constant; of several solutions the smallest. Predictions are kept within
-    the picture. NaN for pictures without visible keypoints, and keypoints that training never shows
-    are left out.
-    """
-    inputs, given = _inputs(centres), _inputs(test_centres)
-    predicted = torch.full((len(given), truth.shape[1], 2), torch.nan, dtype=torch.float64)
-    for j in range(truth.shape[1]):
-        rows = seen[:, j, 2] > 0
-        if rows.any():
-            weights = torch.linalg.pinv(inputs[rows], rtol=1e-9) @ seen[rows, j, :2].double()
-            predicted[:, j] = (given @ weights).clamp(0, 1)
-    return _distances(predicted, truth)
-
-
-def mean_place_errors(
-    seen: Float[Tensor, "n j 3"], truth: Float[Tensor, "m j 3"]
-) -> Float64[np.ndarray, " m"]:
-    """The same for each keypoint's mean place in training: what no picture needs to be seen for."""
-    shown = seen[..., 2:].double()
-    places = (seen[..., :2].double() * shown).sum(dim=0) / shown.sum(dim=0)
-    return _distances(places.expand(len(truth), -1, -1), truth)
-
-
-def _inputs(centres: Float64[Tensor, "n k 3"]) -> Float64[Tensor, "n d"]:
-    flat = centres.flatten(1)
-    return torch.cat([flat, torch.ones(len(flat), 1, dtype=flat.dtype)], dim=1)
-
-
-def _distances(
-    predicted: Float64[Tensor, "m j 2"], truth: Float[Tensor, "m j 3"]
-) -> Float64[np.ndarray, " m"]:
-    distance = (predicted - truth[..., :2].double()).norm(dim=-1)
-    visible: Bool[Tensor, "m j"] = (truth[..., 2] > 0) & ~distance.isnan()
-    total = torch.where(visible, distance, 0.0).sum(dim=1)
-    return (total / visible.sum(dim=1)).numpy()
+def _some(indices: Tensor, how: PartDiscovery) -> np.ndarray:
+    """Numbers of the pictures that are looked at, of those that can be read."""
+    return indices[torch.as_tensor(evenly(len(indices), how.pictures))].numpy()

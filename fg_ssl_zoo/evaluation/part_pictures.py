@@ -34,7 +34,7 @@ from fg_ssl_zoo.data.views import WholeView
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.evaluation.contenders import opened, row_name
 from fg_ssl_zoo.evaluation.features import evenly, ready
-from fg_ssl_zoo.evaluation.part_discovery import contingency, knows_parts, part_agreement, stretched
+from fg_ssl_zoo.evaluation.part_scores import contingency, knows_parts, part_agreement, stretched
 from fg_ssl_zoo.evaluation.report.looks import enlarged, patch_colours, patch_maps
 from fg_ssl_zoo.ops.distributed import world_size
 from fg_ssl_zoo.parts import Discovery, discover_parts, discovery_for

@@ -69,6 +69,7 @@ def discover_parts(
     accelerator: Accelerator,
     how: Discovery | None = None,
     *,
+    learn_from: Images | None = None,
     num_workers: int = 0,
     cache: Path | None = None,
 ) -> UInt8[Tensor, "n m m"]:
@@ -83,6 +84,8 @@ def discover_parts(
         images: n pictures.
         accelerator: Its device and precision are used.
         how: The defaults of `Discovery` when not given.
+        learn_from: Other pictures that the clusters come from, so that numbers mean the same in
+            both sets (scope `dataset` only); the pictures themselves when not given.
         num_workers: Loader processes.
         cache: Folder where maps are kept under a fingerprint of weights, pictures and options;
             `assets/fg_ssl_zoo` of the Hugging Face cache by default. An interrupted discovery goes
@@ -95,7 +98,10 @@ def discover_parts(
     how = how or Discovery()
     if how.foreground and backbone.patch_size is None:
         raise ValueError(f"foreground: {backbone.name} has no attention; foreground=False would do")
-    work = _Work(backbone, images, accelerator, how, num_workers, cache)
+    if learn_from is not None and how.scope != "dataset":
+        raise ValueError(f"scope: '{how.scope}' learns nothing from other pictures; dataset does")
+    others = None if learn_from is images else learn_from
+    work = _Work(backbone, images, accelerator, how, num_workers, cache, others)
     accelerator.wait_for_everyone()
     kept = work.store.read()
     if all(gather_object([kept is not None])):  # nobody writes before everybody has looked
@@ -103,7 +109,7 @@ def discover_parts(
         return kept["parts"]
     began = time.perf_counter()
     with evaluating(backbone), torch.no_grad():
-        centres = work.centres() if how.scope == "dataset" else None
+        centres = work.teacher.centres() if how.scope == "dataset" else None
         mine = work.maps(centres)
     blocks: dict[int, Tensor] = {}
     for share in gather_object([mine]):
@@ -129,6 +135,7 @@ class _Work(Pixels):
         how: Discovery,
         num_workers: int,
         cache: Path | None,
+        learn_from: Images | None = None,
     ) -> None:
         super().__init__(backbone, images, accelerator, how, num_workers)
         self.mine = range(rank(), self.num_blocks, world_size())
@@ -142,6 +149,10 @@ class _Work(Pixels):
             "precision": accelerator.mixed_precision,
             "format": 1,
         }
+        self.teacher = self
+        if learn_from is not None:
+            self.teacher = _Work(backbone, learn_from, accelerator, how, num_workers, cache)
+            about["learnt_from"] = fingerprint(learn_from)
         self.store = PartStore(about, cache)
 
     # ----------------------------------------------------------------------- centres

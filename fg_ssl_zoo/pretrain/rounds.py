@@ -10,7 +10,7 @@ from fg_ssl_zoo.config import Recipe, Stage
 from fg_ssl_zoo.data.loader import Order, ViewDataset
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import Fit, Record, fit, total_steps
-from fg_ssl_zoo.evaluation.part_discovery import knows_parts, part_agreement
+from fg_ssl_zoo.evaluation.part_scores import knows_parts, part_agreement
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.pretrain.run import Run
 

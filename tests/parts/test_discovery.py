@@ -56,6 +56,24 @@ def test_four_flat_quadrants_are_four_parts(tmp_path, scope, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_clusters_of_other_pictures_give_what_a_set_of_both_would(tmp_path, birds, name):
+    few = Subset(birds, np.array([3, 7, 11]))
+    how = Discovery(**(CNN if name == "test_resnet" else VIT))
+    found = discover_parts(
+        build(name), few, Accelerator(cpu=True), how, learn_from=birds, cache=tmp_path
+    )
+    assert torch.equal(found, discover(tmp_path, birds, name)[few.indices])
+    assert not torch.equal(found, discover(tmp_path, few, name))  # nor is the file the same
+
+
+def test_a_picture_by_itself_learns_nothing_from_others(tmp_path, birds):
+    with pytest.raises(ValueError, match="scope: 'image' learns nothing from other pictures"):
+        discover_parts(
+            build(), birds, Accelerator(cpu=True), Discovery(scope="image"), learn_from=birds
+        )
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_a_picture_clustered_by_itself_does_not_depend_on_the_others(tmp_path, birds, name):
     whole = discover(tmp_path, birds, name, scope="image")
     some = Subset(birds, np.array([11, 2, 5]))
