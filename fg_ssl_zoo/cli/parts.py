@@ -19,15 +19,21 @@ def add_verbs(verbs: Any) -> None:
         help="num_parts (default 15 for a CNN, 5 for a ViT), scope (dataset, image), layers, "
         "foreground, size, stride, threshold, votes, heads, pca, sample, restarts, smooth, seed",
     )  # fmt: skip
+    parts.add_argument(
+        "--card", type=Path, metavar="RUN", help="show the grid of parts on this run's card"
+    )
     parts.set_defaults(run=_parts)
 
 
 def _parts(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.engine.hardware import evaluation_accelerator
     from fg_ssl_zoo.evaluation.part_pictures import write_part_pictures
+    from fg_ssl_zoo.hub.export import add_picture, exported
 
     if chosen.pictures < 1:
         raise ValueError(f"--pictures: {chosen.pictures} is not 1 or more")
+    if chosen.card:
+        exported(chosen.card)  # before the work
     accelerator = evaluation_accelerator()
     page = write_part_pictures(
         chosen.models,
@@ -40,3 +46,7 @@ def _parts(chosen: argparse.Namespace) -> None:
     )
     if accelerator.is_main_process:
         print(f"{page}: a page for the browser, and its pictures beside it")
+        if chosen.card:
+            names = ", ".join(Path(model).name for model in chosen.models)
+            about = f"Pictures of {chosen.data[0]} and the parts that {names} finds without labels"
+            print(f"{add_picture(chosen.card, page.with_name('grid.png'), about)}: shows them")

@@ -191,7 +191,13 @@ def test_the_page_of_a_run_shows_its_rounds(tmp_path, monkeypatch, birds):
         save_file(notes, run / "notes" / f"stage0_round{number}.safetensors")
     main([
         "parts", "run", "--data", *DRAWN, "--out", "out", "--pictures", "8",
-        "--discovery", "num_parts=3", "size=16", "sample=1000",
+        "--discovery", "num_parts=3", "size=16", "sample=1000", "--card", "run",
     ])  # fmt: skip
+    shown = "Pictures of drawn and the parts that run finds without labels"
+    assert f"![{shown}](picture.png)" in (run / "export" / "README.md").read_text()
+    same = (tmp_path / "out" / "grid.png").read_bytes()
+    assert (run / "export" / "picture.png").read_bytes() == same
+    with pytest.raises(SystemExit):  # before the work
+        main(["parts", "run", "--data", *DRAWN, "--card", "elsewhere"])
     html = page_of(tmp_path / "out")
     assert "at the start of round 1 of stage 1, then round 2 of stage 1, then the end." in html
