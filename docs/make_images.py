@@ -1,12 +1,15 @@
-"""Draw the pictures of the README.
+"""Draw the pictures of the README and the pages.
 
-    python docs/make_images.py        all of them, into docs/images/ (the package is installed)
+    python docs/make_images.py                          those that need no run, into docs/images/
+    python docs/make_images.py --pairs runs/painted     what a run of synthesized pairs has painted
+    python docs/make_images.py --parts parts            what `fgssl parts` wrote into a folder
 
 `simclr_pairs.png` shows one bird and what the edit of each SimCLR pair makes of it.
 `drawn_birds.png` shows four species of `DrawnBirds` with six individuals each, one picture as it
 would look with six species, and the part masks of that row.
 """
 
+import argparse
 from pathlib import Path
 
 import cv2
@@ -23,6 +26,9 @@ NUM_COLUMNS = 6
 SPECIES = (4, 1, 14, 10)
 OTHER_SPECIES = (5, 3, 9, 2, 11, 13)
 NUM_COLOURS = 256
+PAINTED_ROWS = 6
+PAINTED = ("view", "decoded", "S perturbed", "difference", "where kept", "where S looks")
+"""Columns of the pictures that a run of synthesized pairs writes."""
 
 
 def tile(picture: np.ndarray) -> np.ndarray:
@@ -88,9 +94,46 @@ def simclr_pairs() -> Image.Image:
     return with_palette(np.asarray(page))
 
 
-if __name__ == "__main__":
+def synthesized_pairs(run: Path) -> Image.Image:
+    """The last pictures of a run, enlarged, the difference eight times as bright."""
+    strip = np.asarray(Image.open(sorted((run / "pictures").glob("*.png"))[-1]).convert("RGB"))
+    side = strip.shape[1] // len(PAINTED)
+    large = cv2.resize(
+        strip[: PAINTED_ROWS * side], None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC
+    )
+    difference = slice(2 * 3 * side, 2 * 4 * side)
+    large[:, difference] = np.minimum(8 * large[:, difference].astype(int), 255)
+    page = Image.new("RGB", (large.shape[1], CAPTION + large.shape[0]), "white")
+    font = ImageFont.load_default(size=15)
+    for column, name in enumerate(PAINTED):
+        text = f"{name} x 8" if name == "difference" else name
+        ImageDraw.Draw(page).text((2 * column * side + 3, 4), text, fill=(60, 60, 60), font=font)
+    page.paste(Image.fromarray(large), (0, CAPTION))
+    return with_palette(np.asarray(page))
+
+
+def parts(folder: Path) -> Image.Image:
+    """The grid of parts, in fewer colours."""
+    return with_palette(np.asarray(Image.open(folder / "grid.png").convert("RGB")))
+
+
+def main() -> None:
+    """Draw what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=Path, metavar="RUN")
+    parser.add_argument("--parts", type=Path, metavar="FOLDER")
+    asked = parser.parse_args()
+    pictures = {
+        draw.__name__: draw(folder)
+        for draw, folder in ((synthesized_pairs, asked.pairs), (parts, asked.parts))
+        if folder
+    } or {draw.__name__: draw() for draw in (drawn_birds, simclr_pairs)}
     FOLDER.mkdir(exist_ok=True)
-    for draw in (drawn_birds, simclr_pairs):
-        path = FOLDER / f"{draw.__name__}.png"
-        draw().save(path, optimize=True)
+    for name, picture in pictures.items():
+        path = FOLDER / f"{name}.png"
+        picture.save(path, optimize=True)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

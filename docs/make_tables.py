@@ -130,7 +130,7 @@ def compared(results: dict[str, Any], runs: Mapping[str, dict[str, Any]]) -> str
         run = runs.get(row[0]) or runs.get(row[0].rpartition("_")[0])
         train = run["train"] if run else {}
         cost = [str(train["steps"]), f"{train['seconds'] / 60:.1f}"] if train else ["", ""]
-        lines.append([row[0].removeprefix(f"{data['name']}."), *row[2:], *cost])
+        lines.append([row[0].rpartition(".")[2], *row[2:], *cost])
     titles = ["", *titles[2:], "steps", "minutes"]
     text = "\n".join(f"| {' | '.join(line)} |" for line in [titles, *lines])
     first, _, rest = text.partition("\n")

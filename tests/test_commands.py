@@ -53,7 +53,7 @@ def shown_on(page):
     """Lines of the page's sh blocks, and commands between backticks."""
     text = page.read_text(encoding="utf-8")
     for block in re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        for line in block.splitlines():
+        for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines():
             yield from line.split(" && ")
     yield from re.findall(rf"(?<!`)`({PROGRAMS} [^`]+)`(?!`)", text)
 
@@ -126,7 +126,7 @@ def check_script(script, words):
         ]
         assert len(words) == len(needed)
         return
-    if script.startswith("docs/"):  # they would write their pages
+    if script == "docs/make_tables.py":  # it would write its pages
         assert not words
         return
     parse = argparse.ArgumentParser.parse_args
