@@ -6,6 +6,9 @@ The features of some training pictures are clustered as PARTICLE does it (`parts
 numbers that mean the same in all pictures), the same clusters are found in test pictures, and
 `part_scores` compares them with masks or keypoints. No label teaches the parts: masks are read
 for the score alone, and the keypoints of training pictures for the regression alone.
+
+What clusters of place score is in the settings of every number (`by_place`): as many pieces of the
+frame, the same in all pictures. Where objects fill their pictures, that is no low floor.
 """
 
 from dataclasses import dataclass, fields
@@ -19,10 +22,15 @@ from torch import Tensor
 from fg_ssl_zoo.backbones.hypercolumns import MapName
 from fg_ssl_zoo.config import STRICT
 from fg_ssl_zoo.data.datasets import Subset
+from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.features import evenly
 from fg_ssl_zoo.evaluation.part_scores import part_scores, refuse_unknown_parts
 from fg_ssl_zoo.evaluation.task import Outcome, Task
+from fg_ssl_zoo.ops.clustering import kmeans
 from fg_ssl_zoo.parts import discover_parts, discovery_for
+
+SIDE = 64
+"""Of the map of places."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ def part_discovery(task: Task, *, how: PartDiscovery = STANDARD) -> list[Outcome
             learn_from=seen, num_workers=task.num_workers,
         )  # fmt: skip
         maps.append(parts.long() + (not found.foreground))  # 0 is background
+    floors = by_place(found.num_parts, seen, shown)
     row_of = {int(index): row for row, index in enumerate(task.test.indices)}
     rows = np.array([row_of[int(index)] for index in test])
     outcomes = []
@@ -92,12 +101,24 @@ def part_discovery(task: Task, *, how: PartDiscovery = STANDARD) -> list[Outcome
         settings = {
             **outcome.settings,
             "num_parts": found.num_parts,
+            "by_place": floors[outcome.metric],
             "layers": list(found.layers_of(task.backbone)),
             "train_pictures": len(seen),
             "test_pictures": len(shown),
         }
         outcomes.append(Outcome(outcome.metric, values, None, settings))
     return outcomes
+
+
+def by_place(num_parts: int, train: Images, test: Images) -> dict[str, float]:
+    """Metric -> value, of parts that are pieces of the frame and know nothing of the pictures."""
+    lines = (torch.arange(SIDE) + 0.5) / SIDE
+    places = torch.cartesian_prod(lines, lines)
+    pieces = kmeans(places[None], num_parts, [0], restarts=5).labels.reshape(1, SIDE, SIDE) + 1
+    train_maps, test_maps = (pieces.expand(len(images), -1, -1) for images in (train, test))
+    return {
+        outcome.metric: outcome.value for outcome in part_scores(train_maps, train, test_maps, test)
+    }
 
 
 def _some(indices: Tensor, how: PartDiscovery) -> np.ndarray:

@@ -13,7 +13,7 @@ from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.evaluation.evaluate import make_task
-from fg_ssl_zoo.evaluation.part_discovery import PartDiscovery, part_discovery
+from fg_ssl_zoo.evaluation.part_discovery import PartDiscovery, by_place, part_discovery
 from fg_ssl_zoo.evaluation.part_scores import part_scores
 from fg_ssl_zoo.parts import discover_parts, discovery_for
 from tests.pictures import SomeCorrupt
@@ -58,6 +58,22 @@ def test_scores_are_those_of_one_discovery_in_both_splits(tmp_path, name):
             outcome.values[[0, 2, 4, 5, 7, 9]], expected[outcome.metric].values
         )
         assert outcome.settings["test_pictures"] == 6
+        assert np.isfinite(outcome.settings["by_place"])
+
+
+def test_pieces_of_the_frame_find_parts_that_are_always_in_one_place():
+    class Quarters(DrawnBirds):
+        """Four true parts, a quarter of the frame each."""
+
+        def __getitem__(self, index):
+            mask = np.repeat(np.repeat([[1, 2], [3, 4]], 16, 0), 16, 1).astype(np.uint8)
+            return {**super().__getitem__(index), "part_mask": mask}
+
+    pictures = Quarters(4, num_classes=2, image_size=32)
+    floors = by_place(4, pictures, pictures)
+    assert floors["parts_nmi"] == pytest.approx(1)
+    assert floors["parts_fg_iou"] == pytest.approx(1)
+    assert floors["parts_keypoint_nmi"] < 0.9  # birds stand where they like
 
 
 def test_pictures_that_cannot_be_read_are_not_looked_at():
