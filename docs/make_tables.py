@@ -136,7 +136,20 @@ def compared(results: dict[str, Any], runs: Mapping[str, dict[str, Any]]) -> str
     first, _, rest = text.partition("\n")
     rule = "|---" + "|---:" * (len(titles) - 1) + "|"
     size = results["rows"][0]["image_size"]
-    return f"### {data['name']}, {size} px\n\n{first}\n{rule}\n{rest}\n\n{floors(results)}"
+    said = f"{floors(results)}{by_place(results, metrics)}"
+    return f"### {data['name']}, {size} px\n\n{first}\n{rule}\n{rest}\n\n{said}"
+
+
+def by_place(results: dict[str, Any], metrics: list[str]) -> str:
+    """What pieces of the frame score, where parts were discovered."""
+    scores = results["rows"][0]["scores"]
+    found = {
+        metric: scores[metric]["settings"]["by_place"]
+        for metric in metrics
+        if "by_place" in scores.get(metric, {}).get("settings", {})
+    }
+    said = ", ".join(f"{metric} {100 * value:.1f}%" for metric, value in found.items())
+    return f"\nPieces of the frame, which look at no picture: {said}." if said else ""
 
 
 def draw_learning(folder: Path, path: Path) -> None:
