@@ -113,8 +113,9 @@ def synthesized_pairs(run: Path) -> Image.Image:
 
 
 def parts(folder: Path) -> Image.Image:
-    """The grid of parts, in fewer colours."""
-    return with_palette(np.asarray(Image.open(folder / "grid.png").convert("RGB")))
+    """The upper half of the grid of parts, in fewer colours."""
+    grid = np.asarray(Image.open(folder / "grid.png").convert("RGB"))
+    return with_palette(grid[: len(grid) // 2])
 
 
 def main() -> None:
