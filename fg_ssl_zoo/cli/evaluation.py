@@ -34,8 +34,8 @@ def add_verbs(verbs: Any) -> None:
     )  # fmt: skip
     eval_.add_argument(
         "--part-discovery", nargs="+", metavar="KEY=VALUE",
-        help="a variant of that protocol: pictures, num_parts, layers, foreground, stride, pca, "
-        "smooth",
+        help="a variant of that protocol: pictures, draws, num_parts, layers, foreground, stride, "
+        "pca, smooth",
     )  # fmt: skip
     eval_.add_argument(
         "--part-segmentation", nargs="+", metavar="KEY=VALUE",

@@ -32,31 +32,35 @@ def task_of(name, train, test):
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_scores_are_those_of_one_discovery_in_both_splits(tmp_path, name):
+def test_scores_are_the_means_of_discoveries_in_both_splits(tmp_path, name):
     train = DrawnBirds(12, num_classes=4, image_size=64, seed=0)
     test = DrawnBirds(10, num_classes=4, image_size=64, seed=1)
     task = task_of(name, train, test)
-    found = part_discovery(task, how=PartDiscovery(pictures=6, num_parts=3))
+    found = part_discovery(task, how=PartDiscovery(pictures=6, draws=2, num_parts=3))
 
     some = [Subset(images, np.array(rows)) for images, rows in
             ((train, [0, 2, 4, 7, 9, 11]), (test, [0, 2, 4, 5, 7, 9]))]  # fmt: skip
-    how = discovery_for(task.backbone, {"num_parts": 3})
-    maps = [
-        discover_parts(
-            task.backbone, images, task.accelerator, how, learn_from=some[0], cache=tmp_path / "own"
-        ).long() + (name == "test_resnet")
-        for images in some
-    ]  # fmt: skip
-    expected = {o.metric: o for o in part_scores(maps[0], some[0], maps[1], some[1])}
+    draws = []
+    for seed in (0, 1):
+        how = discovery_for(task.backbone, {"num_parts": 3, "seed": seed})
+        first, second = (
+            discover_parts(task.backbone, images, task.accelerator, how,
+                           learn_from=some[0], cache=tmp_path / "own")
+            .long() + (name == "test_resnet")
+            for images in some
+        )  # fmt: skip
+        draws.append({o.metric: o for o in part_scores(first, some[0], second, some[1])})
     if name == "test_resnet":  # every part is one: nothing is background
-        del expected["parts_fg_iou"]
-    assert [outcome.metric for outcome in found] == list(expected)
+        del draws[0]["parts_fg_iou"]
+    assert [outcome.metric for outcome in found] == list(draws[0])
     for outcome in found:
+        one, other = (draw[outcome.metric] for draw in draws)
         assert outcome.values.shape == (10,)
         assert np.isnan(outcome.values[[1, 3, 6, 8]]).all()
-        np.testing.assert_array_equal(
-            outcome.values[[0, 2, 4, 5, 7, 9]], expected[outcome.metric].values
-        )
+        mean = (one.values + other.values) / 2
+        np.testing.assert_allclose(outcome.values[[0, 2, 4, 5, 7, 9]], mean, rtol=1e-12)
+        spread = abs(one.value - other.value) / 2
+        assert outcome.settings["std_over_draws"] == pytest.approx(spread)
         assert outcome.settings["test_pictures"] == 6
         assert np.isfinite(outcome.settings["by_place"])
 
