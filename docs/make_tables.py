@@ -45,7 +45,6 @@ COMPARED = [
     *(f"part_miou_{shots}" for shots in (1, 5, 10, 50, 150)),
     *(f"parts_{score}" for score in ("nmi", "ari", "fg_iou")),
     *(f"parts_keypoint_{score}" for score in ("nmi", "ari", "error")),
-    "keypoints_50_pck",
 ]
 """Metrics of a comparison of methods."""
 

@@ -26,8 +26,8 @@ def low_shot(task: Task, *, shots: tuple[int, ...] = SHOTS, draws: int = DRAWS) 
     outcomes = []
     for count in (shot for shot in shots if shot <= largest):
         right = []
-        for draw in range(draws):
-            rows = draw_shots(labels.numpy(), count, seed=1000 * task.seed + draw)
+        for seed in task.draw_seeds(draws):
+            rows = draw_shots(labels.numpy(), count, seed)
             features, few = task.train.features[rows], labels[rows]
             predicted, _ = logistic_regression(features, few, task.test.features)
             right.append(predicted == test_labels)

@@ -89,7 +89,7 @@ def part_discovery(task: Task, *, how: PartDiscovery = STANDARD) -> list[Outcome
     seen, shown = Subset(task.train_images, train), Subset(task.test_images, test)
     row_of = {int(index): row for row, index in enumerate(task.test.indices)}
     rows = np.array([row_of[int(index)] for index in test])
-    draws = [_one_draw(task, seen, shown, how, seed) for seed in _seeds(task, how)]
+    draws = [_one_draw(task, seen, shown, how, seed) for seed in task.draw_seeds(how.draws)]
     floors = by_place(draws[0][0].settings["num_parts"], seen, shown)
     outcomes = []
     for drawn in zip(*draws, strict=True):
@@ -106,10 +106,6 @@ def part_discovery(task: Task, *, how: PartDiscovery = STANDARD) -> list[Outcome
         }
         outcomes.append(Outcome(metric, values, None, settings))
     return outcomes
-
-
-def _seeds(task: Task, how: PartDiscovery) -> range:
-    return range(1000 * task.seed, 1000 * task.seed + how.draws)
 
 
 def _one_draw(

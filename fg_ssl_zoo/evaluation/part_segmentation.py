@@ -75,7 +75,9 @@ def part_segmentation(task: Task, *, how: PartSegmentation = STANDARD) -> list[O
         task.backbone.image_size, tuple(table), how.exclusive, how.gt_box_crop, how.cut_bottom
     )
     tested = usable(task.test_images, range(len(task.test_images)))
-    lists = [few_shot_list(task.train_images, how.shots, seed) for seed in _seeds(task, how)]
+    lists = [
+        few_shot_list(task.train_images, how.shots, seed) for seed in task.draw_seeds(how.draws)
+    ]
     sizes = [size for size in how.shots if size <= min(map(len, lists))]
     if not sizes:
         raise ValueError(
@@ -86,7 +88,7 @@ def part_segmentation(task: Task, *, how: PartSegmentation = STANDARD) -> list[O
     backbone = copy.deepcopy(task.backbone)
     drawn = [
         _one_draw(task, backbone, view, names, chosen, sizes, how, seed)
-        for chosen, seed in zip(lists, _seeds(task, how), strict=True)
+        for chosen, seed in zip(lists, task.draw_seeds(how.draws), strict=True)
     ]
     outcomes = []
     for size, draws in zip(sizes, zip(*drawn, strict=True), strict=True):
@@ -105,10 +107,6 @@ def few_shot_list(images: Images, sizes: tuple[int, ...], seed: int) -> list[int
     order = np.random.default_rng([seed, len(images)]).permutation(len(images))
     spare = 5  # in place of pictures that cannot be read
     return usable(images, order[: max(sizes) + spare].tolist())
-
-
-def _seeds(task: Task, how: PartSegmentation) -> list[int]:
-    return [1000 * task.seed + draw for draw in range(how.draws)]
 
 
 # --------------------------------------------------------------------------- one list

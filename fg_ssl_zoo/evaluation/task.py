@@ -39,6 +39,10 @@ class Task:
     num_workers: int = 0
     seed: int = 0
 
+    def draw_seeds(self, draws: int) -> range:
+        """A seed for each of several draws, the same for all models."""
+        return range(1000 * self.seed, 1000 * self.seed + draws)
+
 
 @dataclass(frozen=True)
 class Outcome:

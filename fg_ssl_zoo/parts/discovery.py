@@ -109,7 +109,7 @@ def discover_parts(
         return kept["parts"]
     began = time.perf_counter()
     with evaluating(backbone), torch.no_grad():
-        centres = work.teacher.centres() if how.scope == "dataset" else None
+        centres = work.source.centres() if how.scope == "dataset" else None
         mine = work.maps(centres)
     blocks: dict[int, Tensor] = {}
     for share in gather_object([mine]):
@@ -149,9 +149,9 @@ class _Work(Pixels):
             "precision": accelerator.mixed_precision,
             "format": 1,
         }
-        self.teacher = self
+        self.source = self
         if learn_from is not None:
-            self.teacher = _Work(backbone, learn_from, accelerator, how, num_workers, cache)
+            self.source = _Work(backbone, learn_from, accelerator, how, num_workers, cache)
             about["learnt_from"] = fingerprint(learn_from)
         self.store = PartStore(about, cache)
 
