@@ -303,9 +303,14 @@ def _patch_size(name: str) -> int:
 
 
 def patch_size_of(model: nn.Module) -> int | None:
-    """Side of a ViT's patch in pixels; `None` for a network that takes any size."""
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    return int(patch[0] if isinstance(patch, tuple | list) else patch) if patch else None
+    """Side of a ViT's patch in pixels; `None` for a network that takes any size.
+
+    A hybrid's patches are of its stem's map: they cover as many times that map's stride.
+    """
+    embed = getattr(model, "patch_embed", None)
+    patch, stride = (getattr(embed, key, None) for key in ("patch_size", "feature_ratio"))
+    sides = [side[0] if isinstance(side, tuple | list) else side for side in (patch, stride)]
+    return int(sides[0] * (sides[1] or 1)) if sides[0] else None
 
 
 def accept_any_size(backbone: Backbone) -> None:

@@ -219,6 +219,10 @@ def overlapping_patches(backbone: Backbone, stride: int) -> Iterator[None]:
     if not hasattr(model, "dynamic_img_size") or not hasattr(model.patch_embed, "output_fmt"):
         raise ValueError(f"stride: {backbone.name} reads one grid of patches; leave it out")
     embed = model.patch_embed
+    if getattr(embed, "feature_ratio", None):
+        raise ValueError(
+            f"stride: the patches of {backbone.name} are of the map of its stem; leave it out"
+        )
     changes = [
         (model, "dynamic_img_size", True),
         (embed, "strict_img_size", False),

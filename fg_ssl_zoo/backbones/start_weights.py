@@ -7,7 +7,8 @@
 Every project stores a backbone under another prefix: `module.encoder_q.` (MoCo),
 `teacher.backbone.` (DINO), `online_encoder.`, `backbone.`, `model.`. The prefix is found by names
 and shapes, so a project that nobody thought of needs no entry here. torchvision's ResNets have
-timm's keys. Heads are left out, as the backbone has no such keys.
+timm's keys. Heads are left out, as the backbone has no such keys. A network that the backbone has
+inside, as the CNN below a hybrid ViT, is put where its names and shapes fit.
 """
 
 import logging
@@ -127,6 +128,8 @@ def start_from(
     state = model.state_dict()
     wanted = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
     prefix, part = backbone_part(found, wanted)
+    if not part.keys() & wanted.keys():
+        prefix, part = _inside(found, wanted)
     part = _as_timm_reads(part, model, wanted)
     shared = {key: value for key, value in part.items() if key in state}
     wrong = [key for key, value in shared.items() if value.shape != state[key].shape]
@@ -152,8 +155,21 @@ def start_from(
         _log.info("init: %s: the %d weights under %s", source, held, prefix)
     if missing:
         modules = sorted({key.rpartition(".")[0] or key for key in missing})
-        _log.warning("init: %s lacks %s; they start at random", source, ", ".join(modules))
+        _log.warning("init: %s lacks %s; they start at random", source, _some(modules))
     model.load_state_dict(shared, strict=False)
+
+
+def _inside(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> tuple[str, dict[str, Tensor]]:
+    """Weights of a network that the backbone has inside, as the CNN below a hybrid ViT."""
+    ends = {name.rpartition(".")[2] for name in found}
+    inside = {key: value for key, value in wanted.items() if key.rpartition(".")[2] in ends}
+    try:
+        place, _ = backbone_part(inside, found)
+    except ValueError:  # it would fit in several places: it is none of them
+        return "", dict(found)
+    return "", {f"{place}{name}": value for name, value in found.items()}
 
 
 def _refuse_deeper(part: Mapping[str, Tensor], state: Collection[str], source: str) -> None:
