@@ -1,9 +1,11 @@
 """A backbone by whatever words a user has for it: ours or not, a folder, a Hub id, a timm name."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import timm
+import yaml
 
 from fg_ssl_zoo.backbones.backbone import Backbone, build, create_backbone, size_arguments
 from fg_ssl_zoo.backbones.fgssl_models import published_as
@@ -13,7 +15,7 @@ from fg_ssl_zoo.config import nearest
 FORMS = (
     "a run folder, an exported folder, hf-hub:OWNER/NAME, local-dir:FOLDER, a timm or fgssl name, "
     "or ARCHITECTURE@INIT, where INIT is what a recipe takes: scratch, a pretrained tag, a "
-    ".safetensors file, ..."
+    ".safetensors file, ...; 'ARCHITECTURE{depth: 6}@INIT' with options of its constructor"
 )
 """The words that `open_backbone` understands."""
 
@@ -33,7 +35,8 @@ def open_backbone(
             - `fgssl_resnet50_cub`, `resnet50.a1_in1k`: a name that has pretrained weights;
             - `fgssl_resnet50_cub.simclr@REVISION`: those of a commit, tag or branch of the Hub;
             - `resnet18@scratch`, `resnet18@a1_in1k`, `resnet18@FILE.safetensors`,
-              `resnet18@FILE.safetensors#partial`: an architecture and the `init` of a recipe.
+              `resnet18@FILE.safetensors#partial`: an architecture and the `init` of a recipe;
+            - `vit_tiny_patch16_224{depth: 6}@FILE.safetensors`: with its `backbone_options` too.
         image_size: Side of the input in pixels; the model's own when not given.
         pretrained: Otherwise the same network as timm initialises it, under torch's seed.
 
@@ -43,12 +46,13 @@ def open_backbone(
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size: {image_size} is no number of pixels")
-    architecture, at, init = words.partition("@")
+    head, at, init = words.partition("@")
+    architecture, options = _with_options(head)
     if at and not _is_pinned(words):
         own = timm.get_pretrained_cfg(architecture)
         size = image_size or (own.input_size[-1] if own else 224)
         init = init if pretrained else "scratch"
-        return create_backbone(architecture, init=init, image_size=size)
+        return create_backbone(architecture, init=init, image_size=size, **options)
     source = _source(words)
     shape = build(source, words, pretrained=False)
     cfg: Any = shape.pretrained_cfg
@@ -57,6 +61,26 @@ def open_backbone(
     arguments: dict[str, Any] = size_arguments(name, size)
     model = build(source, words, pretrained=pretrained, **arguments)
     return Backbone(model, name, init=words, image_size=size, mean=cfg["mean"], std=cfg["std"])
+
+
+def _with_options(words: str) -> tuple[str, dict[str, Any]]:
+    """`vit_tiny_patch16_224{depth: 6}` -> name and keywords of its constructor.
+
+    Raises:
+        ValueError: What stands in braces is no YAML mapping.
+    """
+    match = re.fullmatch(r"([\w.]+)(\{.*\})", words)
+    if match is None:
+        return words, {}
+    try:
+        options = yaml.safe_load(match[2])
+    except yaml.YAMLError:
+        options = None
+    if not isinstance(options, dict) or not all(str(key).isidentifier() for key in options):
+        raise ValueError(
+            f"model '{words}': {match[2]} is no mapping of options; {{depth: 6}} would be one"
+        )
+    return match[1], options
 
 
 def _is_pinned(words: str) -> bool:

@@ -64,6 +64,15 @@ def test_an_architecture_with_its_start(run, tmp_path):
     )
 
 
+def test_an_architecture_with_options_of_its_constructor():
+    torch.manual_seed(0)
+    found = open_backbone("test_vit{depth: 2, global_pool: avg}@scratch", image_size=64)
+    torch.manual_seed(0)
+    wanted = create_backbone("test_vit", image_size=64, depth=2, global_pool="avg")
+    assert same_weights(found, wanted)
+    assert found.options == {"depth": 2, "global_pool": "avg"}
+
+
 def test_our_names_open_from_our_folder(run, monkeypatch, tmp_path):
     monkeypatch.setenv("FG_SSL_ZOO_DIR", str(tmp_path))
     torch.manual_seed(1)
@@ -89,6 +98,10 @@ def test_our_names_open_from_our_folder(run, monkeypatch, tmp_path):
         ("resnet18.a1_in1", r"resnet18 has no weights 'a1_in1'; did you mean a1_in1k"),
         ("resnet18@a1_in1", r"init: 'a1_in1' is neither scratch"),
         ("test_resnet@nowhere.safetensors", r"there is no file nowhere.safetensors"),
+        ("test_vit{depth: 2@scratch", r"unknown backbone 'test_vit\{depth: 2'"),
+        ("test_vit{depth 2}@scratch", r"\{depth 2\} is no mapping of options; \{depth: 6\}"),
+        ("test_vit{depht: 2}@scratch", r"backbone_options: test_vit does not take .*'depht'"),
+        ("test_vit{depth: 2}", r"no model 'test_vit\{depth: 2\}'"),
         ("resnet12t@scratch", r"unknown backbone 'resnet12t'"),
     ],
 )
