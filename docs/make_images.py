@@ -2,7 +2,8 @@
 
     python docs/make_images.py                          those that need no run, into docs/images/
     python docs/make_images.py --pairs runs/painted     what a run of synthesized pairs has painted
-    python docs/make_images.py --parts parts            what `fgssl parts` wrote into a folder
+    python docs/make_images.py --parts parts            what `fgssl parts` wrote into a folder,
+                                                        under the folder's name
 
 `simclr_pairs.png` shows one bird and what the edit of each SimCLR pair makes of it.
 `drawn_birds.png` shows four species of `DrawnBirds` with six individuals each, one picture as it
@@ -95,8 +96,15 @@ def simclr_pairs() -> Image.Image:
 
 
 def synthesized_pairs(run: Path) -> Image.Image:
-    """The last pictures of a run, enlarged, the difference eight times as bright."""
-    strip = np.asarray(Image.open(sorted((run / "pictures").glob("*.png"))[-1]).convert("RGB"))
+    """The last pictures of a run, enlarged, the difference eight times as bright.
+
+    Raises:
+        SystemExit: The run has no pictures.
+    """
+    painted = sorted((run / "pictures").glob("*.png"))
+    if not painted:
+        raise SystemExit(f"{run / 'pictures'} holds no PNG; a run of synthesized_pairs paints them")
+    strip = np.asarray(Image.open(painted[-1]).convert("RGB"))
     side = strip.shape[1] // len(PAINTED)
     large = cv2.resize(
         strip[: PAINTED_ROWS * side], None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC
@@ -124,11 +132,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, metavar="RUN")
     parser.add_argument("--parts", type=Path, metavar="FOLDER")
     asked = parser.parse_args()
-    pictures = {
-        draw.__name__: draw(folder)
-        for draw, folder in ((synthesized_pairs, asked.pairs), (parts, asked.parts))
-        if folder
-    } or {draw.__name__: draw() for draw in (drawn_birds, simclr_pairs)}
+    pictures = {}
+    if asked.pairs:
+        pictures["synthesized_pairs"] = synthesized_pairs(asked.pairs)
+    if asked.parts:
+        pictures[asked.parts.resolve().name] = parts(asked.parts)
+    pictures = pictures or {draw.__name__: draw() for draw in (drawn_birds, simclr_pairs)}
     FOLDER.mkdir(exist_ok=True)
     for name, picture in pictures.items():
         path = FOLDER / f"{name}.png"
