@@ -12,9 +12,11 @@ between `<!-- NAME -->` and `<!-- end of NAME -->` is replaced.
 """
 
 import json
+import re
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import matplotlib as mpl
@@ -136,7 +138,30 @@ def compared(results: dict[str, Any], runs: Mapping[str, dict[str, Any]]) -> str
     rule = "|---" + "|---:" * (len(titles) - 1) + "|"
     size = results["rows"][0]["image_size"]
     said = f"{floors(results)}{by_place(results, metrics)}"
-    return f"### {data['name']}, {size} px\n\n{first}\n{rule}\n{rest}\n\n{said}"
+    page = f"### {data['name']}, {size} px\n\n{first}\n{rule}\n{rest}\n\n{said}"
+    return page + over_seeds(results["rows"], metrics)
+
+
+def over_seeds(rows: list[dict[str, Any]], metrics: list[str]) -> str:
+    """Mean and standard deviation of the rows that differ in the seed alone; `_seed1` ends a name.
+
+    Where there are none, nothing.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(re.sub(r"_seed\d+$", "", row["name"]), []).append(row["scores"])
+    lines = []
+    for name, scores in groups.items():
+        if len(scores) > 1:
+            values = [[100 * score[metric]["value"] for score in scores] for metric in metrics]
+            shown = [f"{mean(found):.1f}% +- {stdev(found):.1f}" for found in values]
+            lines.append([name.rpartition(".")[2], str(len(scores)), *shown])
+    if not lines:
+        return ""
+    titles = ["over seeds", "runs", *metrics]
+    rule = "|---" + "|---:" * (len(titles) - 1) + "|"
+    head, *rest = (f"| {' | '.join(line)} |" for line in [titles, *lines])
+    return "\n\n" + "\n".join([head, rule, *rest])
 
 
 def by_place(results: dict[str, Any], metrics: list[str]) -> str:

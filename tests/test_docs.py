@@ -85,10 +85,14 @@ def test_a_results_file_holds_a_recipe_and_the_row_before_training(path):
     assert results["rows"][-1]["knn_top1"] == results["curve"][-1]["eval/knn_top1"]
 
 
-def test_the_recipe_of_the_documentation_is_valid():
+def test_the_recipes_of_the_documentation_are_valid():
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    parse_recipe({"name": "shown", **yaml.safe_load(shown)})
+    whole, hybrid = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    recipe, lines = yaml.safe_load(whole), yaml.safe_load(hybrid)
+    parse_recipe({"name": "shown", **recipe})
+    parse_recipe({"name": "shown", **recipe, **lines})
+    backbone = create_backbone(lines["backbone"], image_size=64, **lines["backbone_options"])
+    assert (backbone.patch_size, backbone.num_features) == (16, 192)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -176,3 +180,12 @@ def test_the_page_about_other_uses_shows_what_runs(tmp_path, monkeypatch):
     assert [Path(chosen.model).is_dir() for chosen in written] == [True]
     assert len(names["backbone"].channels) == 3
     assert type(names["model"].method).__name__ == "SimCLR"
+
+
+def test_runs_that_differ_in_the_seed_are_averaged():
+    tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
+    values = {"a.moco": 0.2, "a.moco_seed1": 0.4, "a.moco_seed2": 0.6, "a.detcon": 0.9}
+    rows = [{"name": name, "scores": {"knn": {"value": x}}} for name, x in values.items()]
+    *_, last = tables["over_seeds"](rows, ["knn"]).splitlines()
+    assert last == "| moco | 3 | 40.0% +- 20.0 |"
+    assert tables["over_seeds"](rows[2:], ["knn"]) == ""
