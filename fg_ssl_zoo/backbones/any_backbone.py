@@ -58,7 +58,7 @@ def open_backbone(
     cfg: Any = shape.pretrained_cfg
     size = image_size or cfg["input_size"][-1]
     name = cfg.get("architecture") or words
-    arguments: dict[str, Any] = size_arguments(name, size)
+    arguments: dict[str, Any] = size_arguments(name, size, shape)
     model = build(source, words, pretrained=pretrained, **arguments)
     return Backbone(model, name, init=words, image_size=size, mean=cfg["mean"], std=cfg["std"])
 

@@ -167,7 +167,7 @@ def create_backbone(
     """
     if "." in name or not timm.is_model(name):
         raise ValueError(f"unknown backbone '{name}'{nearest(name, timm.list_models())}")
-    arguments = {**size_arguments(name, image_size), **options}
+    arguments = {**size_arguments(name, image_size, **options), **options}
     pixels: Mapping[str, Any] = {}
     if init == "scratch":
         model = build(name, name, **arguments)
@@ -281,12 +281,23 @@ def build(source: str, words: str, **arguments: Any) -> Any:
         raise ValueError(str(error)) from error
 
 
-def size_arguments(name: str, image_size: int) -> dict[str, int]:
-    """`img_size` for the models whose weights depend on it; a size that does not fit is refused."""
+def size_arguments(
+    name: str, image_size: int, built: nn.Module | None = None, **options: Any
+) -> dict[str, int]:
+    """`img_size` for the models whose weights depend on it; a size that does not fit is refused.
+
+    Args:
+        name: Of a timm architecture.
+        image_size: Side of the input in pixels.
+        built: The same network for pictures of any size, where there is one: it tells its patches.
+        **options: Of the constructor otherwise, among which may be another patch size.
+    """
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.fixed_input_size:
         return {}
-    patch = _patch_size(name)
+    with torch.device("meta"):
+        shape = build(name, name, **options) if built is None else built
+    patch = patch_size_of(shape) or 1
     if image_size % patch:
         lower, upper = image_size // patch * patch, (image_size // patch + 1) * patch
         fitting = f"{lower} or {upper}" if lower else str(upper)
@@ -295,11 +306,6 @@ def size_arguments(name: str, image_size: int) -> dict[str, int]:
             f"{fitting} would be"
         )
     return {"img_size": image_size}
-
-
-def _patch_size(name: str) -> int:
-    with torch.device("meta"):
-        return patch_size_of(build(name, name)) or 1
 
 
 def patch_size_of(model: nn.Module) -> int | None:

@@ -153,7 +153,7 @@ class LCR(Method):
         """The backbone with its attention, whose features are the paper's."""
         own = self.backbone
         architecture, stock_options = stock_of(own.name, own.model)
-        sized = size_arguments(architecture, own.image_size)
+        sized = size_arguments(architecture, own.image_size, own.model)
         options = {
             "trunk": architecture,
             "trunk_options": {**stock_options, **sized, **own.options},

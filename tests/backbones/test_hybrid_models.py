@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModel
 
 from fg_ssl_zoo.backbones import fgssl_models
+from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import create_backbone, patch_size_of
 from fg_ssl_zoo.backbones.hypercolumns import maps_of
 from fg_ssl_zoo.config import parse_recipe
@@ -55,6 +56,14 @@ def test_patches_of_timms_own_hybrids_are_counted_in_pixels():
         model: Any = timm.create_model("vit_tiny_r_s16_p8_224")
     assert patch_size_of(model) == 224 // model.patch_embed.grid_size[0] == 32
     assert patch_size_of(timm.create_model("test_vit")) == 16
+
+
+def test_the_size_of_pictures_is_of_whole_patches_of_this_network():
+    assert hybrid(size=24).patch_size == 8
+    with pytest.raises(ValueError, match="28 is not divisible by the patch size 8"):
+        hybrid(size=28)
+    vit = create_backbone("test_vit", image_size=40, patch_size=8)
+    assert vit(images(side=40)).shape == (2, vit.num_features)
 
 
 def test_a_file_of_the_cnn_alone_fills_the_stem(tmp_path):
@@ -125,6 +134,7 @@ def test_a_folder_opens_with_timm_and_transformers_to_equal_features(tmp_path):
     assert config["model_args"] == {**options, "img_size": 64}
     assert usage_lines(folder, recipe).startswith("import fg_ssl_zoo")
     x = images()
+    assert open_backbone(str(folder), image_size=24).image_size == 24  # whole patches of 8
     by_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert torch.equal(by_timm(x), backbone(x))
     by_transformers = AutoModel.from_pretrained(folder).eval()
