@@ -14,6 +14,7 @@ between `<!-- NAME -->` and `<!-- end of NAME -->` is replaced.
 import json
 import re
 import runpy
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
@@ -126,12 +127,12 @@ def compared(results: dict[str, Any], runs: Mapping[str, dict[str, Any]]) -> str
     data = results["data"]
     metrics = [m for m in COMPARED if any(m in row["scores"] for row in results["rows"])]
     titles, *rows = cells(results, metrics)
-    lines = []
+    lines, shown = [], short_names([row[0] for row in rows])
     for row in rows:
         run = runs.get(row[0]) or runs.get(row[0].rpartition("_")[0])
         train = run["train"] if run else {}
         cost = [str(train["steps"]), f"{train['seconds'] / 60:.1f}"] if train else ["", ""]
-        lines.append([row[0].rpartition(".")[2], *row[2:], *cost])
+        lines.append([shown[row[0]], *row[2:], *cost])
     titles = ["", *titles[2:], "steps", "minutes"]
     text = "\n".join(f"| {' | '.join(line)} |" for line in [titles, *lines])
     first, _, rest = text.partition("\n")
@@ -140,6 +141,13 @@ def compared(results: dict[str, Any], runs: Mapping[str, dict[str, Any]]) -> str
     said = f"{floors(results)}{by_place(results, metrics)}"
     page = f"### {data['name']}, {size} px\n\n{first}\n{rule}\n{rest}\n\n{said}"
     return page + over_seeds(results["rows"], metrics)
+
+
+def short_names(names: list[str]) -> dict[str, str]:
+    """The last word of `FAMILY.DATA.METHOD`, or all of them where two rows share it."""
+    last = {name: name.rpartition(".")[2] for name in names}
+    shared = Counter(last.values())
+    return {name: word if shared[word] == 1 else name for name, word in last.items()}
 
 
 def over_seeds(rows: list[dict[str, Any]], metrics: list[str]) -> str:
