@@ -134,13 +134,17 @@ def compared(results: dict[str, Any], runs: Mapping[str, dict[str, Any]]) -> str
         cost = [str(train["steps"]), f"{train['seconds'] / 60:.1f}"] if train else ["", ""]
         lines.append([shown[row[0]], *row[2:], *cost])
     titles = ["", *titles[2:], "steps", "minutes"]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in [titles, *lines])
-    first, _, rest = text.partition("\n")
-    rule = "|---" + "|---:" * (len(titles) - 1) + "|"
     size = results["rows"][0]["image_size"]
     said = f"{floors(results)}{by_place(results, metrics)}"
-    page = f"### {data['name']}, {size} px\n\n{first}\n{rule}\n{rest}\n\n{said}"
+    page = f"### {data['name']}, {size} px\n\n{numbers(titles, lines)}\n\n{said}"
     return page + over_seeds(results["rows"], metrics)
+
+
+def numbers(titles: list[str], lines: list[list[str]]) -> str:
+    """A markdown table of a name and numbers."""
+    rule = "|---" + "|---:" * (len(titles) - 1) + "|"
+    head, *rest = (f"| {' | '.join(line)} |" for line in [titles, *lines])
+    return "\n".join([head, rule, *rest])
 
 
 def short_names(names: list[str]) -> dict[str, str]:
@@ -166,10 +170,7 @@ def over_seeds(rows: list[dict[str, Any]], metrics: list[str]) -> str:
             lines.append([name.rpartition(".")[2], str(len(scores)), *shown])
     if not lines:
         return ""
-    titles = ["over seeds", "runs", *metrics]
-    rule = "|---" + "|---:" * (len(titles) - 1) + "|"
-    head, *rest = (f"| {' | '.join(line)} |" for line in [titles, *lines])
-    return "\n\n" + "\n".join([head, rule, *rest])
+    return "\n\n" + numbers(["over seeds", "runs", *metrics], lines)
 
 
 def by_place(results: dict[str, Any], metrics: list[str]) -> str:

@@ -129,7 +129,8 @@ def start_from(
     wanted = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
     prefix, part = backbone_part(found, wanted)
     if not part.keys() & wanted.keys():
-        prefix, part = _inside(found, wanted)
+        prefix, found = "", _inside(found, wanted)
+        part = dict(found)
     part = _as_timm_reads(part, model, wanted)
     shared = {key: value for key, value in part.items() if key in state}
     wrong = [key for key, value in shared.items() if value.shape != state[key].shape]
@@ -159,17 +160,15 @@ def start_from(
     model.load_state_dict(shared, strict=False)
 
 
-def _inside(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> tuple[str, dict[str, Tensor]]:
+def _inside(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a network that the backbone has inside, as the CNN below a hybrid ViT."""
     ends = {name.rpartition(".")[2] for name in found}
     inside = {key: value for key, value in wanted.items() if key.rpartition(".")[2] in ends}
     try:
         place, _ = backbone_part(inside, found)
     except ValueError:  # it would fit in several places: it is none of them
-        return "", dict(found)
-    return "", {f"{place}{name}": value for name, value in found.items()}
+        return dict(found)
+    return {f"{place}{name}": value for name, value in found.items()}
 
 
 def _refuse_deeper(part: Mapping[str, Tensor], state: Collection[str], source: str) -> None:
