@@ -89,11 +89,15 @@ class Method(nn.Module, ABC):
         """Notes on the training images, taken before each round and equal on every process."""
         return {}
 
-    def parts(self, images: Images, accelerator: Accelerator) -> Tensor | None:
+    def parts(
+        self, images: Images, accelerator: Accelerator, learn_from: Images | None = None
+    ) -> Tensor | None:
         """Part of every pixel (n, m, m) that its backbone now finds, if it looks for parts.
 
-        Numbers must mean the same in all pictures. Asked for before the first round and behind
-        each; scored as `eval/part_nmi` and `eval/part_ari` where parts of the pictures are known.
+        0 is background, and the other numbers mean the same in all pictures and in those of
+        `learn_from`, which they come from (the pictures themselves when not given). Asked for
+        before the first round and behind each; scored as `eval/part_nmi` and `eval/part_ari` where
+        parts of the pictures are known, and kept for a few pictures that `fgssl parts` shows.
         """
         return None
 

@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import load_recipe
+from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.evaluation.monitor import Collapsed
 from fg_ssl_zoo.methods import create_method, particle
 from fg_ssl_zoo.parts import store
 from fg_ssl_zoo.pretrain import main, pretrain
 from fg_ssl_zoo.pretrain.inherit import inherit
-from fg_ssl_zoo.pretrain.rounds import part_scores
+from fg_ssl_zoo.pretrain.rounds import SHOWN, part_scores
 from fg_ssl_zoo.pretrain.run import Run
 from tests.pictures import write_photos
 
@@ -164,8 +165,17 @@ def test_rounds_discover_parts_anew_and_go_on_wherever_they_were_killed(
     folder = next(cache)
     whole = pretrain(load_recipe(recipe, ["output=whole"]))
     run = tmp_path / "whole"
-    notes = [load_file(path)["regions"] for path in sorted((run / "notes").iterdir())]
+    notes = [load_file(path)["regions"] for path in sorted((run / "notes").glob("stage*"))]
     assert len(notes) == 2
+    shown = {
+        name: load_file(run / "notes" / f"shown_stage0_{name}.safetensors")
+        for name in ("round0", "round1", "end")
+    }
+    birds = load_splits(load_recipe(recipe).data)[1]  # the test pictures
+    for found in shown.values():  # 0 would be background
+        assert found["parts"].shape[0] == len(found["indices"]) == min(len(birds), SHOWN)
+        assert 0 < found["parts"].min() < found["parts"].max()
+    assert not torch.equal(shown["round0"]["parts"], shown["end"]["parts"])
     assert not torch.equal(notes[0], notes[1])
     measured = [line for line in metrics(run) if "eval/rankme" in line]
     assert [line["step"] for line in measured] == [0, 2, 3, 5, 6]
@@ -178,7 +188,7 @@ def test_rounds_discover_parts_anew_and_go_on_wherever_they_were_killed(
 
     def killed_between_the_rounds(*arguments, **options):
         calls.append(1)
-        if len(calls) == 4:  # notes, scores at the start, scores behind the round
+        if len(calls) == 5:  # some to look at, notes, scores at the start, scores behind the round
             raise KeyboardInterrupt
         return discover(*arguments, **options)
 
@@ -200,7 +210,7 @@ def test_rounds_discover_parts_anew_and_go_on_wherever_they_were_killed(
     newest[max(newest)].unlink()  # killed within the second round: its notes are read, not taken
     with monkeypatch.context() as patch:
         patch.setattr(particle.Particle, "annotate", lambda *_: pytest.fail("notes taken again"))
-        patch.setattr(particle.Particle, "parts", lambda *_: None)
+        patch.setattr(particle.Particle, "parts", lambda *_, **__: None)
         again = pretrain(load_recipe(recipe, ["output=whole"]))
     for key, value in whole.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key

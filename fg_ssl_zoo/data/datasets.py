@@ -8,6 +8,7 @@
 A labelled source without labelled test pictures gives up a part of each class for them.
 """
 
+import copy
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -99,6 +100,17 @@ def all_splits(data: Data, *, seed: int = 0, hold_out: bool = True) -> dict[str,
     """
     train, test = _load(data, seed, hold_out)
     return {"train": train} if test is None else {"train": train, "test": test}
+
+
+def without_masks(images: Images) -> Images:
+    """The same pictures for whoever needs no part masks, so that a wrong mask costs no picture."""
+    if isinstance(images, Subset):
+        return Subset(without_masks(images.images), images.indices)
+    if isinstance(images, FolderImages) and images.masks is not None:
+        bare = copy.copy(images)
+        bare.masks, bare.parts = None, []
+        return bare
+    return images
 
 
 def fingerprint(images: Images) -> str:

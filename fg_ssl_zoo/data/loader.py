@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fg_ssl_zoo.data.sample import CorruptImage, Images, Sample, Views
+from fg_ssl_zoo.data.datasets import without_masks
+from fg_ssl_zoo.data.sample import CorruptImage, Images, Sample, Views, WrongMask
 
 
 class TooManyCorruptImages(ValueError):
@@ -110,7 +111,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         for offset in range(len(self.images)):
             used = (index + offset) % len(self.images)
             try:
-                sample = self.images[used]
+                sample = _read(self.images, used, self.views)
             except CorruptImage as error:
                 corrupt.append(str(error))
                 continue
@@ -121,6 +122,16 @@ class ViewDataset(Dataset[dict[str, Any]]):
         raise TooManyCorruptImages(
             f"none of the {len(self.images)} images can be decoded; {corrupt[0]}"
         )
+
+
+def _read(images: Images, index: int, views: Views) -> Sample:
+    """A picture; that its part mask is wrong matters to views alone that say `reads_masks`."""
+    try:
+        return images[index]
+    except WrongMask:
+        if getattr(views, "reads_masks", False):
+            raise
+        return without_masks(images)[index]
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -171,7 +182,7 @@ class _EveryImage(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
-            sample = self.images[index]
+            sample = _read(self.images, index, self.views)
         except CorruptImage:
             return {}
         seen = self.views(sample, np.random.default_rng([0, 0, index]))

@@ -130,7 +130,8 @@ def _read(file: Path) -> _Annotations:
         set_names, sets = np.atleast_1d(anno.meta.image.set), np.atleast_1d(anno.image.set)
         outlines: dict[str, list[tuple[int, np.ndarray]]] = {path: [] for path in paths.values()}
         for path, part, corners in _corners(anno, paths):
-            outlines[path].append((part, corners))
+            if len(corners):
+                outlines[path].append((part, corners))
     except wrong as error:
         raise ValueError(
             f"{file}: the annotations of {ARCHIVE} are needed ({type(error).__name__}: {error})"

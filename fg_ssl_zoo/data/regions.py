@@ -242,6 +242,11 @@ class RandomRegionViews:
     augmentations: Sequence[Augmentation]
     regions: RegionsOf
 
+    @property
+    def reads_masks(self) -> bool:
+        """Whether the regions are the part masks of the pictures."""
+        return self.regions is given_parts
+
     def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
         """What a method that contrasts regions reads.
 

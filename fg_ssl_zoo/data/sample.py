@@ -33,6 +33,9 @@ Views = Callable[[Sample, np.random.Generator], dict[str, Any]]
 
 All randomness comes from the generator, which is seeded by (seed, epoch, index): what is drawn
 depends neither on workers nor on processes nor on resuming.
+
+Views that read part masks have an attribute `reads_masks` that is true: they are never given a
+picture whose mask is wrong. Others get it without the mask.
 """
 
 

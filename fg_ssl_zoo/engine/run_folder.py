@@ -4,6 +4,7 @@ recipe.yaml        the resolved recipe
 metrics.jsonl      one line a log step or measurement
 tensorboard/       the same for TensorBoard
 checkpoints/       where it goes on
+notes/             what the method noted on the pictures before a round, and parts of a few
 pictures/          what the method made of a batch at each measurement, where it makes pictures
 corrupt_images.txt names of pictures that were skipped
 export/            the published form of the backbone
@@ -41,7 +42,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        recipe, metrics, checkpoints, pictures, corrupt, export: What lies in it.
+        recipe, metrics, checkpoints, notes, pictures, corrupt, export: What lies in it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,6 +50,7 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.notes = path / "notes"
         self.pictures = path / "pictures"
         self.corrupt = path / "corrupt_images.txt"
         self.export = path / "export"

@@ -54,7 +54,7 @@ def features_of(
         "crop_pct": crop_pct,
         "layer": None if layer is None else [layer.number, layer.grid],
         "precision": accelerator.mixed_precision,
-        "format": 1,
+        "format": 2,
     }
     text = json.dumps(about, sort_keys=True)
     folder = cache or cached_assets_path("fg_ssl_zoo", namespace="features")

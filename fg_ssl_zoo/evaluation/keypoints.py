@@ -24,6 +24,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from fg_ssl_zoo.config import STRICT
+from fg_ssl_zoo.data.datasets import image_name
 from fg_ssl_zoo.data.loader import image_loader
 from fg_ssl_zoo.data.sample import Images, Sample
 from fg_ssl_zoo.evaluation.features import Layer, extract
@@ -62,7 +63,7 @@ def keypoints(task: Task, *, how: Keypoints = STANDARD) -> list[Outcome]:
         how: Sizes and number of the few-shot draws.
 
     Raises:
-        ValueError: The pictures carry no keypoints.
+        ValueError: The pictures carry no keypoints, or visible ones outside of the picture.
     """
     names = keypoint_names(task.train_images)
     train, test = (
@@ -211,16 +212,50 @@ def found_share(
 
 
 def points_of(images: Images, crop_pct: float, num_workers: int = 0) -> Float[Tensor, "n k 3"]:
-    """Keypoints of all readable pictures: x, y in 0..1 of the centre crop, and visible in it."""
+    """Keypoints of all readable pictures: x, y in 0..1 of the centre crop, and visible in it.
+
+    Raises:
+        ValueError: A visible keypoint lies outside of its picture.
+    """
     loader = image_loader(
         images, PointsInCrop(crop_pct), range(len(images)), batch_size=256, num_workers=num_workers
     )
-    return torch.cat([batch["keypoints"] for batch in loader if batch])
+    batches = [batch for batch in loader if batch]
+    whole, indices = (torch.cat([batch[key] for batch in batches]) for key in ("whole", "index"))
+    refuse_points_outside(images, whole, indices)
+    return torch.cat([batch["keypoints"] for batch in batches])
+
+
+def refuse_points_outside(
+    images: Images, points: Float[Tensor, "n k 3"], indices: Int64[Tensor, " n"]
+) -> None:
+    """Visible keypoints lie within the picture.
+
+    Args:
+        images: The set.
+        points: x, y as shares of the picture, and visible.
+        indices: Which pictures these are.
+
+    Raises:
+        ValueError: Some do not; names the first, and how many.
+    """
+    off = ((points[..., :2] < 0) | (points[..., :2] > 1)).any(dim=-1) & (points[..., 2] > 0)
+    if off.any():
+        row, k = off.nonzero()[0].tolist()
+        x, y = points[row, k, :2].tolist()
+        raise ValueError(
+            f"{images.name}: {int(off.sum())} visible keypoints lie outside of their picture, as "
+            f"{keypoint_names(images)[k]} of {image_name(images, int(indices[row]))} at x {x:.3g}, "
+            f"y {y:.3g} (shares of the picture)"
+        )
 
 
 @dataclass(frozen=True)
 class PointsInCrop:
-    """`keypoints` (k, 3) as shares of the centre crop; one outside of it is not visible."""
+    """`keypoints` (k, 3) as shares of the centre crop; one outside of it is not visible.
+
+    `whole` has the same as shares of the picture.
+    """
 
     crop_pct: float
 
@@ -232,4 +267,4 @@ class PointsInCrop:
         points = sample["keypoints"].copy()
         points[:, :2] = (points[:, :2] - 0.5) * (width, height) / side + 0.5
         points[:, 2] *= ((points[:, :2] >= 0) & (points[:, :2] <= 1)).all(axis=1)
-        return {"keypoints": np.nan_to_num(points)}
+        return {"keypoints": np.nan_to_num(points), "whole": np.nan_to_num(sample["keypoints"])}

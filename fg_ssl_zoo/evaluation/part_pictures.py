@@ -1,7 +1,7 @@
 """Found parts as pictures, in which a person should see "that is the head".
 
     grid.png      some pictures, and their parts in colour for each model
-    rounds.png    training pictures of a run: the parts that each round began with, and those now
+    rounds.png    pictures of a run, parts found before training, after each round and at the end
     part_03.png   one part in many pictures, each cut to it
     features.png  patch features as colours: their first three principal components
     index.html    all of it on one page, which asks no network for anything
@@ -10,6 +10,7 @@ A part has one colour in all pictures, and parts of different models or rounds t
 pixels have the same colour.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -22,6 +23,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float, Integer, UInt8
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
@@ -34,7 +37,7 @@ from fg_ssl_zoo.data.views import WholeView
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.evaluation.contenders import opened, row_name
 from fg_ssl_zoo.evaluation.features import evenly, ready
-from fg_ssl_zoo.evaluation.part_scores import contingency, knows_parts, part_agreement, stretched
+from fg_ssl_zoo.evaluation.part_scores import contingency, part_agreement, stretched
 from fg_ssl_zoo.evaluation.report.looks import enlarged, patch_colours, patch_maps
 from fg_ssl_zoo.ops.distributed import world_size
 from fg_ssl_zoo.parts import Discovery, discover_parts, discovery_for
@@ -112,11 +115,7 @@ def write_part_pictures(
         name = row_name(words, backbone, pretrained=True, taken=[other.name for other in found])
         say(f"{name}: parts of {len(images)} pictures, {backbone.image_size} px")
         found.append(_discovered(name, backbone, images, how, accelerator, cache))
-    first, how = opened_models[0][0], discovery_for(opened_models[0][0], changes)
-    told = rounds_of_run(Path(models[0]).expanduser(), how.foreground, num_pictures)
-    if told:
-        say(f"{found[0].name}: parts of {len(told[0])} training pictures")
-        told[1].append(_discovered("the end", first, told[0], how, accelerator, cache))
+    told = rounds_of_run(Path(models[0]).expanduser())
     if not accelerator.is_main_process:
         return out / "index.html"
     say(f"{found[0].name}: pictures")
@@ -126,11 +125,11 @@ def write_part_pictures(
     figures = [grid("grid.png", "Parts in pictures", text, images, found)]
     if told:
         names = ", then ".join(each.name for each in told[1])
-        text = f"A training picture, then its parts at the start of {names}."
+        text = f"A picture, then its parts at {names}."
         title = "Round by round"
         figures.append(grid("rounds.png", title, text, told[0], _all_matched(told[1])))
     figures += montages(images, found[0])
-    figures.append(features_figure(images, first, accelerator.device))
+    figures.append(features_figure(images, opened_models[0][0], accelerator.device))
     for figure in figures:
         save_png(out / figure.file, figure.picture)
     page = out / "index.html"
@@ -169,37 +168,47 @@ def _discovered(
     workers = resolve_num_workers("auto", world_size())
     ready(backbone, accelerator)
     maps = discover_parts(backbone, images, accelerator, how, num_workers=workers, cache=cache)
-    scored = knows_parts(images) and how.scope == "dataset"
-    return Found(name, maps, how.foreground, part_agreement(maps, images) if scored else {})
+    scores = part_agreement(maps, images) if how.scope == "dataset" else {}
+    return Found(name, maps, how.foreground, scores)
 
 
-def rounds_of_run(run: Path, has_background: bool, most: int) -> tuple[Images, list[Found]] | None:
-    """Some training pictures of a run with the parts that each round began with.
+def rounds_of_run(run: Path) -> tuple[Images, list[Found]] | None:
+    """Some pictures of a run with the parts that were found before each round and at the end.
 
-    `None` where the folder is no run, or has kept no such notes.
+    Test pictures, where it had some. `None` where the folder is no run, or kept no parts.
 
     Args:
         run: Folder of the run.
-        has_background: Whether 0 is no part.
-        most: Pictures.
-    """
-    from safetensors.torch import load_file
 
+    Raises:
+        ValueError: The pictures are not there any more.
+    """
     folder = RunFolder(run)
-    paths = sorted((run / "notes").glob("stage*_round*.safetensors"))
-    kept = {path.stem: load_file(path).get("regions") for path in paths}
-    if not folder.recipe.is_file() or not any(maps is not None for maps in kept.values()):
+    shown = sorted(folder.notes.glob("shown_stage*.safetensors"), key=_stage_and_round)
+    if not folder.recipe.is_file() or not shown:
         return None
     recipe = parse_recipe(read_yaml(folder.recipe))
-    train, _ = load_splits(recipe.data, seed=recipe.seed)
-    some = readable_subset(train, most)
-    found = []
-    for name, maps in kept.items():
-        if maps is not None and len(maps) == len(train):
-            stage, number = name.removeprefix("stage").split("_round")
-            title = f"round {int(number) + 1} of stage {int(stage) + 1}"
-            found.append(Found(title, maps[torch.from_numpy(some.indices)], has_background, {}))
-    return (some, found) if found else None
+    train, test = load_splits(recipe.data, seed=recipe.seed)
+    with safe_open(shown[0], framework="pt") as file:
+        images = test if file.metadata()["split"] == "test" else train
+        indices = file.get_tensor("indices")
+    if images is None or int(indices.max()) >= len(images):
+        raise ValueError(f"{run}: it was trained on other pictures than {recipe.data.name} has now")
+    some = readable_subset(Subset(images, indices.numpy()), len(indices))
+    rows = torch.from_numpy(some.indices)
+    return some, [Found(_title(path), load_file(path)["parts"][rows], True, {}) for path in shown]
+
+
+def _stage_and_round(path: Path) -> tuple[int, float]:
+    """Numbers in the name of a file of parts, from 0; the end is behind all rounds."""
+    stage, at = path.stem.removeprefix("shown_stage").split("_")
+    return int(stage), math.inf if at == "end" else int(at.removeprefix("round"))
+
+
+def _title(path: Path) -> str:
+    stage, number = _stage_and_round(path)
+    where = f"of stage {stage + 1}"
+    return f"the end {where}" if number == math.inf else f"the start of round {number + 1} {where}"
 
 
 def _all_matched(found: Sequence[Found]) -> list[Found]:

@@ -16,6 +16,7 @@ papers' parts are heat maps, which always have one); the error is a share of the
 which for pictures that are cut to the object, as cub100, are the sides of its box.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,12 +26,15 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, Integer, Num
 from torch import Tensor
 
-from fg_ssl_zoo.data.datasets import Subset
+from fg_ssl_zoo.data.datasets import Subset, without_masks
 from fg_ssl_zoo.data.sample import CorruptImage, Images
 from fg_ssl_zoo.evaluation.features import evenly
+from fg_ssl_zoo.evaluation.keypoints import refuse_points_outside
 from fg_ssl_zoo.evaluation.part_truth import part_names, usable
 from fg_ssl_zoo.evaluation.statistics import influence_values
 from fg_ssl_zoo.evaluation.task import Outcome
+
+_log = logging.getLogger(__name__)
 
 SCORED = 1024
 """Pictures, evenly spaced over the set, that are looked at while training."""
@@ -88,12 +92,23 @@ def part_scores(
 def part_agreement(maps: Integer[Tensor, "n h w"], images: Images) -> dict[str, float]:
     """`eval/part_nmi`, `eval/part_ari` of found parts on at most `SCORED` pictures, for the log.
 
-    Against part masks, over all pixels; where there are none, at the visible keypoints.
+    Against part masks, over all pixels; where there are none, at the visible keypoints. Nothing
+    where what is known cannot be used: who only looks at parts needs neither masks nor keypoints.
 
     Args:
         maps: Parts found in the pictures, with numbers that mean the same in all of them.
-        images: With masks or keypoints (`knows_parts`).
+        images: With masks or keypoints, or without.
     """
+    if not knows_parts(images):
+        return {}
+    try:
+        return _agreement_of_some(maps, images)
+    except ValueError as error:
+        _log.warning("part scores are left out: %s", error)
+        return {}
+
+
+def _agreement_of_some(maps: PartMaps, images: Images) -> dict[str, float]:
     chosen = np.asarray(evenly(len(images), SCORED))
     some, few = maps[torch.from_numpy(chosen)], Subset(images, chosen)
     num_parts = int(maps.max()) + 1
@@ -233,19 +248,13 @@ def keypoints_of(images: Images) -> Float[Tensor, "n k 3"]:
     """
     names: Sequence[str] = getattr(images, "keypoints", [])
     points = torch.zeros(len(images), len(names), 3)
+    bare = without_masks(images)
     for index in range(len(images)):
         try:
-            points[index] = torch.from_numpy(np.nan_to_num(images[index]["keypoints"]))  # pyright: ignore[reportTypedDictNotRequiredAccess]
+            points[index] = torch.from_numpy(np.nan_to_num(bare[index]["keypoints"]))  # pyright: ignore[reportTypedDictNotRequiredAccess]
         except CorruptImage:
             continue
-    off = ((points[..., :2] < 0) | (points[..., :2] > 1)).any(dim=-1) & (points[..., 2] > 0)
-    if off.any():
-        index, k = off.nonzero()[0].tolist()
-        x, y = points[index, k, :2].tolist()
-        raise ValueError(
-            f"{images.name}: {int(off.sum())} visible keypoints lie outside of their picture, as "
-            f"{names[k]} of picture {index} at x {x:.3g}, y {y:.3g} (shares of the picture)"
-        )
+    refuse_points_outside(images, points, torch.arange(len(images)))
     return points
 
 

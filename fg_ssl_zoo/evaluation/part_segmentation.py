@@ -18,6 +18,7 @@ is seen, as the paper's crop to the true box needs the labels of test pictures (
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -37,6 +38,7 @@ from fg_ssl_zoo.evaluation.part_truth import (
     mirrored,
     occurring,
     part_names,
+    refuse_no_parts,
     usable,
 )
 from fg_ssl_zoo.evaluation.segmenter import (
@@ -66,7 +68,8 @@ def part_segmentation(task: Task, *, how: PartSegmentation = STANDARD) -> list[O
         how: The variant.
 
     Raises:
-        ValueError: No masks, masks that are wrong, or fewer training pictures than every size.
+        ValueError: No masks, masks that are wrong, test masks of background alone, or fewer
+            training pictures than every size.
     """
     names, table = merged(part_names(task.train_images), how.drop_words)
     if part_names(task.test_images) != part_names(task.train_images):
@@ -85,6 +88,7 @@ def part_segmentation(task: Task, *, how: PartSegmentation = STANDARD) -> list[O
             f"{min(map(len, lists))} training pictures; that many or less would do"
         )
     assert len(tested) == len(task.test.indices)
+    refuse_no_parts(task.test_images, tested)
     backbone = copy.deepcopy(task.backbone)
     drawn = [
         _one_draw(task, backbone, view, names, chosen, sizes, how, seed)
@@ -233,7 +237,8 @@ class _Learner:
                 maps = map_pictures(self.segmenter, self.held.images, accelerator)
             truth, decoder = list(self.held.truth.numpy()), self.segmenter.decoder
             counts = map_counts(decoder, maps, truth, accelerator, self.how.exclusive)
-            self.scores.append(float(mean_iou_values(counts).mean()))
+            score = float(mean_iou_values(counts).mean())
+            self.scores.append(-math.inf if math.isnan(score) else score)  # they show no part
             if self.scores[-1] >= max(self.scores):  # the latest of equals
                 self.best = self.segmenter.trained_state()
 

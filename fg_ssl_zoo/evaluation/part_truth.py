@@ -91,10 +91,27 @@ def usable(images: Images, indices: Iterable[int]) -> list[int]:
     if unknown:
         found = ", ".join(f"{value} in {n} pictures" for value, n in sorted(unknown.items())[:5])
         raise ValueError(
-            f"{images.name}: part masks hold numbers without a name: {found}; parts.json names 1 "
-            f"to {num_parts}"
+            f"{images.name}: part masks hold numbers without a name: {found}; its parts are 1 to "
+            f"{num_parts} ({part_names(images)[0]}, ...), and 0 is none"
         )
     return good
+
+
+def refuse_no_parts(images: Images, indices: Iterable[int]) -> None:
+    """Some picture shows a part.
+
+    Args:
+        images: The set.
+        indices: Of pictures that are `usable`; read until one shows a part.
+
+    Raises:
+        ValueError: None does.
+    """
+    for index in indices:
+        mask = _mask_of(images[index])
+        if mask is not None and mask.any():
+            return
+    raise ValueError(f"{images.name}: its part masks show background alone")
 
 
 def _mask_of(sample: Sample) -> np.ndarray | None:

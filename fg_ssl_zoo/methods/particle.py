@@ -92,7 +92,8 @@ class Particle(Method):
         momentum, momentum_end: Of the teacher at the start and the end of a round.
         distillation, prototypes: Whether DINO's loss is added, and how many outputs it compares.
         backbone_rate: Learning rate of the backbone as a share of the heads'; 0.01 for a ViT.
-        preset: Views of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for the release's.
+        preset: Views of `fg_ssl_zoo.data.views.PRESETS`, `paper` for the release's, or `release`
+            for those with all `values` of the release.
         augmentation: Strengths of `Augmentation` that replace those of the preset.
 
     Raises:
@@ -128,6 +129,8 @@ class Particle(Method):
         augmentation: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(backbone)
+        if preset == "release":
+            values, preset = "release", None
         asked = _given(num_parts=num_parts, scope=scope, layers=layers, foreground=foreground)
         self.discovery = discovery_for(
             backbone, {**asked, **(discovery or {})}, released=values == "release"
@@ -167,14 +170,24 @@ class Particle(Method):
 
     def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
         """`regions` (n, m, m): the parts that the backbone finds as it is now."""
-        how, workers = self.discovery, resolve_num_workers("auto", world_size())
-        found = discover_parts(self.backbone, images, accelerator, how, num_workers=workers)
-        return {"regions": found}
+        return {"regions": self._discover(images, accelerator)}
 
-    def parts(self, images: Images, accelerator: Accelerator) -> Tensor | None:
-        """The same, where numbers mean the same in all pictures."""
-        alike = self.discovery.scope == "dataset"
-        return self.annotate(images, accelerator)["regions"] if alike else None
+    def parts(
+        self, images: Images, accelerator: Accelerator, learn_from: Images | None = None
+    ) -> Tensor | None:
+        """The same numbered from 1, where numbers mean the same in all pictures."""
+        if self.discovery.scope != "dataset":
+            return None
+        found = self._discover(images, accelerator, learn_from)
+        return found if self.discovery.foreground else found + 1
+
+    def _discover(
+        self, images: Images, accelerator: Accelerator, learn_from: Images | None = None
+    ) -> Tensor:
+        return discover_parts(
+            self.backbone, images, accelerator, self.discovery,
+            learn_from=learn_from, num_workers=resolve_num_workers("auto", world_size()),
+        )  # fmt: skip
 
     def views(self, image_size: int) -> Views:
         """`images` (2, s, s, 3), `masks` (2, c, c) on the feature map, `ids` (2, n), `weight`."""

@@ -76,8 +76,9 @@ def discover_parts(
     """Part of every pixel of every picture, a row each, equal on all processes.
 
     A map covers the whole picture, stretched to a square. Without `foreground` parts are 0 to
-    num_parts - 1; with it they are 1 to num_parts, and 0 is background. A picture that cannot be
-    decoded has a map of zeros, which nobody reads, as the loader takes another picture instead.
+    num_parts - 1; with it they are 1 to num_parts, and 0 is background. A picture of one colour has
+    a map of zeros: it has no parts. So has one that cannot be decoded, which nobody reads, as the
+    loader takes another picture instead.
 
     Args:
         backbone: Not wrapped; reads pictures of its own size.
@@ -106,7 +107,7 @@ def discover_parts(
     kept = work.store.read()
     if all(gather_object([kept is not None])):  # nobody writes before everybody has looked
         assert kept is not None
-        return kept["parts"]
+        return kept["maps"]
     began = time.perf_counter()
     with evaluating(backbone), torch.no_grad():
         centres = work.source.centres() if how.scope == "dataset" else None
@@ -117,7 +118,7 @@ def discover_parts(
     empty = torch.zeros(0, how.size, how.size, dtype=torch.uint8)
     parts = torch.cat([empty, *(blocks[block] for block in sorted(blocks))])
     if accelerator.is_main_process:
-        work.store.finish({"parts": parts})
+        work.store.finish({"maps": parts, **(work.store.read("centres") or {})})
         seconds = time.perf_counter() - began
         _log.info("parts     %d pictures in %.0f s (scope %s)", len(parts), seconds, how.scope)
     accelerator.wait_for_everyone()
@@ -147,7 +148,7 @@ class _Work(Pixels):
             "pixels": [backbone.mean, backbone.std],
             "how": {**asdict(how), "layers": self.layers},
             "precision": accelerator.mixed_precision,
-            "format": 1,
+            "format": 2,
         }
         self.source = self
         if learn_from is not None:
@@ -159,7 +160,7 @@ class _Work(Pixels):
 
     def centres(self) -> Centres:
         """Of the whole set, from a sample of pixels; the same on every process."""
-        kept = self.store.read("centres")
+        kept = self.store.read("centres") or self._centres_of_finished()
         if all(gather_object([kept is not None])):
             assert kept is not None
             return Centres(**self._to_device(kept))
@@ -173,6 +174,11 @@ class _Work(Pixels):
         if self.accelerator.is_main_process:
             self.store.keep("centres", tensors)
         return Centres(**tensors)
+
+    def _centres_of_finished(self) -> dict[str, Tensor] | None:
+        """Those that lie beside finished maps."""
+        whole = self.store.read() or {}
+        return {key: whole[key] for key in whole.keys() - {"maps"}} or None
 
     def _sample(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Features (s, d), saliency (s,) and picture (s,) of some pixels of every picture."""
@@ -241,14 +247,14 @@ class _Work(Pixels):
     def maps(self, centres: Centres | None) -> dict[int, Tensor]:
         """Maps (b, m, m) uint8 of this process's blocks, from their files or made now."""
         kept = {block: self.store.read(f"block_{block}") for block in self.mine}
-        maps = {block: found["parts"] for block, found in kept.items() if found}
+        maps = {block: found["maps"] for block, found in kept.items() if found}
         for block in self.read([block for block in self.mine if block not in maps]):
             rows, size = self.indices(block.number), self.how.size
             parts = torch.zeros(len(rows), size, size, dtype=torch.uint8)
             if block.indices:
                 found = self._maps(block, centres).to("cpu", torch.uint8)
                 parts[torch.tensor(block.indices) - rows.start] = found
-            self.store.keep(f"block_{block.number}", {"parts": parts})
+            self.store.keep(f"block_{block.number}", {"maps": parts})
             maps[block.number] = parts
         return maps
 
@@ -271,6 +277,7 @@ class _Work(Pixels):
                     for row, index in enumerate(indices)
                 ]
             )
+        found[block.flat] = 0  # what differs there is distance to the border, or position
         return majority(found, self.how.smooth) if self.how.smooth > 1 else found
 
     def _map_of_one(self, features: Tensor, saliency: Tensor, seed: int) -> Tensor:

@@ -30,12 +30,14 @@ class Block:
         indices: b pictures of it that can be decoded.
         features: (b, n, d) float32.
         saliency: (b, n) in 0..1, where the foreground is wanted.
+        flat: (b,) whether all pixels of a picture have one colour.
     """
 
     number: int
     indices: list[int]
     features: Tensor
     saliency: Tensor | None
+    flat: Tensor
 
 
 class Pixels:
@@ -75,7 +77,7 @@ class Pixels:
         )
         for block, batch in zip(blocks, loader, strict=True):
             if not batch:
-                yield Block(block, [], torch.zeros(0, 0, 0), None)
+                yield Block(block, [], torch.zeros(0, 0, 0), None, torch.zeros(0, dtype=torch.bool))
                 continue
             pixels = batch["image"].to(self.accelerator.device, non_blocking=True)
             with self.accelerator.autocast():
@@ -83,7 +85,8 @@ class Pixels:
             features = found.flatten(2).mT.contiguous()
             indices = batch["index"].tolist()
             self._check(features, indices)
-            yield Block(block, indices, features, saliency)
+            flat = (pixels == pixels[:, :1, :1]).flatten(1).all(dim=1)
+            yield Block(block, indices, features, saliency, flat)
 
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         how = self.how

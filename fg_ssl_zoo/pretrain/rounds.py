@@ -1,20 +1,24 @@
 """One round of a stage: take notes on the pictures, then train on both."""
 
-import logging
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fg_ssl_zoo.config import Recipe, Stage
+from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.loader import Order, ViewDataset
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import Fit, Record, fit, total_steps
+from fg_ssl_zoo.evaluation.features import evenly
 from fg_ssl_zoo.evaluation.part_scores import knows_parts, part_agreement
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.pretrain.run import Run
 
-_log = logging.getLogger(__name__)
+SHOWN = 48
+"""Pictures whose parts are kept to be looked at."""
 
 
 def run_round(
@@ -52,6 +56,8 @@ def run_round(
         title=_title(recipe, start),
     )
     fit(method, job)
+    if start.round == stage.rounds - 1:
+        _keep_shown(run, method, f"stage{start.stage}_end")
     run.accelerator.free_memory()
 
 
@@ -72,9 +78,11 @@ def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
     Raises:
         ValueError: The run goes on in the midst of a round whose notes are gone.
     """
-    path = run.folder.path / "notes" / f"stage{at.stage}_round{at.round}.safetensors"
+    name = f"stage{at.stage}_round{at.round}"
+    path = run.folder.notes / f"{name}.safetensors"
     if at.step and path.is_file():
         return load_file(path)
+    _keep_shown(run, method, name)
     notes = method.annotate(run.train, run.accelerator)
     if notes and at.step:
         raise ValueError(
@@ -93,13 +101,19 @@ def part_scores(run: Run, method: Method) -> dict[str, float]:
     The next round finds the same ones, and reads them from the cache.
     """
     maps = method.parts(run.train, run.accelerator) if knows_parts(run.train) else None
-    if maps is None:
-        return {}
-    try:
-        return part_agreement(maps, run.train)
-    except ValueError as error:  # training does not need these masks
-        _log.warning("part scores are left out: %s", error)
-        return {}
+    return {} if maps is None else part_agreement(maps, run.train)
+
+
+def _keep_shown(run: Run, method: Method, name: str) -> None:
+    """Keep the parts of a few pictures, of the test split where there is one, to be looked at."""
+    images, split = (run.train, "train") if run.test is None else (run.test, "test")
+    rows = evenly(len(images), SHOWN)
+    some = Subset(images, np.array(rows))
+    maps = method.parts(some, run.accelerator, learn_from=run.train)
+    if maps is not None and run.accelerator.is_main_process:
+        path = run.folder.notes / f"shown_{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"parts": maps, "indices": torch.tensor(rows)}, path, {"split": split})
 
 
 def steps_before(run: Run, at: Position) -> int:

@@ -5,12 +5,17 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
 from scipy.io import savemat
 
 from fg_ssl_zoo.config import Data
-from fg_ssl_zoo.data.datasets import all_splits
+from fg_ssl_zoo.data.datasets import Subset, all_splits
+from fg_ssl_zoo.data.loader import ViewDataset, image_loader
 from fg_ssl_zoo.data.pascub import PARTS
+from fg_ssl_zoo.data.regions import RandomRegionViews, given_parts
 from fg_ssl_zoo.data.sample import WrongMask
+from fg_ssl_zoo.data.views import RandomViews, WholeView, augmentations_of
+from fg_ssl_zoo.evaluation.part_scores import mask_contingency, part_agreement
 
 
 def write(path, pixels):
@@ -61,6 +66,28 @@ def test_the_folders_of_pascub(tmp_path):
         splits(tmp_path)
 
 
+def test_a_wrong_mask_costs_those_alone_who_need_masks_a_picture(tmp_path):
+    (tmp_path / "parts.json").write_text(json.dumps({"1": "wing"}))
+    mask = np.repeat(np.arange(2, dtype=np.uint8), 4)[None].repeat(8, 0)
+    for name in ("a", "b", "c"):
+        write(tmp_path / "train" / f"{name}.png", np.full((8, 8, 3), 90, np.uint8))
+        write(tmp_path / "masks" / "train" / f"{name}.png", mask[: 6 if name == "b" else 8])
+    birds = splits(tmp_path)["train"]
+    for images in (birds, Subset(birds, np.array([0, 1, 2]))):
+        (batch,) = image_loader(images, WholeView(8), range(3), batch_size=3, num_workers=0)
+        assert batch["index"].tolist() == [0, 1, 2]
+        views = augmentations_of("moco_v2")
+        seen = ViewDataset(images, RandomViews(8, views, (None, None)), seed=0)[0, 1]
+        assert (seen["index"], seen["corrupt"]) == (1, [])
+        given = RandomRegionViews(8, 2, 3, views, given_parts)
+        seen = ViewDataset(images, given, seed=0)[0, 1]
+        assert seen["index"] == 2
+        assert "b.png: uint8 (6, 8); the picture needs uint8 (8, 8)" in seen["corrupt"][0]
+        with pytest.raises(ValueError, match=r"1 part masks do not fit their pictures: .*b\.png"):
+            mask_contingency(torch.zeros(3, 4, 4, dtype=torch.uint8), images, 2)
+        assert part_agreement(torch.arange(48).reshape(3, 4, 4) % 3, images) == {}
+
+
 def box(left, top, right, bottom):
     """Corners as MATLAB counts them, from 1."""
     return np.array([[left, right, right, left], [top, top, bottom, bottom]]) + 1.0
@@ -78,7 +105,7 @@ def aircraft():
     parts = {
         "wing": ([1, 2, 3], [52, 50, 51], [box(1, 1, 3, 4), box(6, 2, 9, 5), box(15, 6, 90, 90)]),
         "nose": ([4], [50], [box(0, 0, 0, 0)]),
-        "wheel": ([5, 6], [50, 52], [box(8, 4, 10, 6), box(4, 9, 5, 11)]),
+        "wheel": ([5, 6, 8], [50, 52, 50], [box(8, 4, 10, 6), box(4, 9, 5, 11), np.zeros((2, 0))]),
         "verticalStabilizer": ([7], [52], [box(2, 2, 2, 2)]),
     }
     return {

@@ -6,6 +6,7 @@ from sklearn.linear_model import Ridge
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import parse_words
+from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.evaluation import keypoints as probe
 from fg_ssl_zoo.evaluation.evaluate import make_task
 from fg_ssl_zoo.evaluation.features import Features
@@ -133,6 +134,20 @@ def test_test_pictures_that_show_no_keypoint_are_not_scored(birds, tmp_path, mon
     for outcome in keypoints(task, how=Keypoints(shots=(3,), draws=2)):
         assert np.isnan(outcome.values).all()
         assert outcome.notes == ("16 test pictures show no keypoint",)
+
+
+def test_visible_keypoints_outside_of_the_picture_are_refused(birds, tmp_path):
+    class Off(Subset):
+        def __getitem__(self, index):
+            points = birds[index]["keypoints"].copy()
+            points[2] = (1.7, 0.5, index in (1, 4))
+            return {**birds[index], "keypoints": points}
+
+    backbone = create_backbone("test_resnet", image_size=32).eval()
+    off = Off(birds, np.arange(len(birds)))
+    task = make_task(backbone, birds, off, Accelerator(cpu=True), cache=tmp_path)
+    with pytest.raises(ValueError, match=r"2 visible .* as eye of drawn\[1\] at x 1.7, y 0.5"):
+        keypoints(task, how=Keypoints(shots=(3,), draws=1))
 
 
 def test_small_draws_are_parts_of_large_ones_and_follow_the_seed():

@@ -1,6 +1,7 @@
 """Pictures of parts: what is coloured, cut and renumbered, and the page that shows it."""
 
 import re
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.cli import main
-from fg_ssl_zoo.config import load_recipe, to_yaml
+from fg_ssl_zoo.config import Data, load_recipe, to_yaml
 from fg_ssl_zoo.data.sample import WrongMask
 from fg_ssl_zoo.evaluation.part_pictures import (
     SIDE,
@@ -164,19 +165,35 @@ def test_what_is_typed_wrong_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_rounds_of_a_run_are_told_from_its_notes(tmp_path, birds):
+def keep_shown(run, birds, at, parts=None):
+    rows = torch.tensor([0, 5, 15])
+    maps = masks_of(birds)[rows] if parts is None else parts
+    (run / "notes").mkdir(exist_ok=True)
+    path = run / "notes" / f"shown_stage{at}.safetensors"
+    save_file({"parts": maps, "indices": rows}, path, {"split": "train"})
+
+
+def test_the_rounds_of_a_run_are_told_in_their_order(tmp_path, birds):
     recipe = load_recipe(overrides=[f"data.{word}" for word in DRAWN[1:]])
-    (tmp_path / "notes").mkdir()
-    assert rounds_of_run(tmp_path, False, 4) is None
+    assert rounds_of_run(tmp_path) is None
     (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
-    assert rounds_of_run(tmp_path, False, 4) is None
-    for number in (0, 1):
-        notes = {"regions": masks_of(birds) * (1 + number)}
-        save_file(notes, tmp_path / "notes" / f"stage0_round{number}.safetensors")
-    images, found = rounds_of_run(tmp_path, False, 4)
-    assert len(images) == 4
-    assert [each.name for each in found] == ["round 1 of stage 1", "round 2 of stage 1"]
-    assert torch.equal(found[1].maps, 2 * masks_of(birds)[[0, 5, 10, 15]])
+    assert rounds_of_run(tmp_path) is None
+    for at in ("0_end", "0_round10", "0_round2", "1_round0"):
+        keep_shown(tmp_path, birds, at)
+    keep_shown(tmp_path, birds, "0_round2", 2 * masks_of(birds)[[0, 5, 15]])
+    images, found = rounds_of_run(tmp_path)
+    assert [each.name for each in found] == [
+        "the start of round 3 of stage 1",
+        "the start of round 11 of stage 1",
+        "the end of stage 1",
+        "the start of round 1 of stage 2",
+    ]
+    assert torch.equal(found[0].maps, 2 * masks_of(birds)[[0, 5, 15]])
+    for row, index in enumerate((0, 5, 15)):
+        assert np.array_equal(images[row]["image"], birds[index]["image"])
+    (tmp_path / "recipe.yaml").write_text(to_yaml(replace(recipe, data=Data(num_images=12))))
+    with pytest.raises(ValueError, match="trained on other pictures than drawn has now"):
+        rounds_of_run(tmp_path)
 
 
 def test_the_page_of_a_run_shows_its_rounds(tmp_path, monkeypatch, birds):
@@ -185,10 +202,8 @@ def test_the_page_of_a_run_shows_its_rounds(tmp_path, monkeypatch, birds):
     run = tmp_path / "run"
     export(create_backbone("test_resnet", image_size=64), run / "export", recipe, {"rows": []})
     (run / "recipe.yaml").write_text(to_yaml(recipe))
-    (run / "notes").mkdir()
-    for number in (0, 1):
-        notes = {"regions": masks_of(birds)}
-        save_file(notes, run / "notes" / f"stage0_round{number}.safetensors")
+    for at in ("round0", "round1", "end"):
+        keep_shown(run, birds, f"0_{at}")
     main([
         "parts", "run", "--data", *DRAWN, "--out", "out", "--pictures", "8",
         "--discovery", "num_parts=3", "size=16", "sample=1000", "--card", "run",
@@ -200,4 +215,4 @@ def test_the_page_of_a_run_shows_its_rounds(tmp_path, monkeypatch, birds):
     with pytest.raises(SystemExit):  # before the work
         main(["parts", "run", "--data", *DRAWN, "--card", "elsewhere"])
     html = page_of(tmp_path / "out")
-    assert "at the start of round 1 of stage 1, then round 2 of stage 1, then the end." in html
+    assert "start of round 2 of stage 1, then the end of stage 1." in html

@@ -177,7 +177,7 @@ def test_keypoints_outside_of_the_picture_are_refused(birds):
 
     with pytest.raises(
         ValueError,
-        match=r"off: 1 visible keypoints lie outside .* eye of picture 1 at x 1.2, y 0.5",
+        match=r"off: 1 visible keypoints lie outside .* eye of off\[1\] at x 1.2, y 0.5",
     ):
         keypoints_of(Off())
 

@@ -464,12 +464,28 @@ def test_wrong_masks_are_refused_with_counts(birds, tmp_path):
         return np.where(mask == 0, 37 if index < 2 else 255, mask) if index < 5 else mask
 
     with pytest.raises(
-        ValueError, match=r"without a name: 37 in 2 pictures, 255 in 3 pictures; parts.json names 1"
+        ValueError, match=r"without a name: 37 in 2 pictures, 255 in 3 pictures; its parts are 1"
     ):
         usable(Masks(birds, unknown), range(16))
     task = task_of(birds, Masks(birds, unknown), cache=tmp_path)
     with pytest.raises(ValueError, match="37 in 2 pictures"):
         part_segmentation(task, how=QUICK)
+
+
+def test_masks_of_nothing_but_background_are_refused_before_anything_is_learnt(birds, tmp_path):
+    task = task_of(birds, Masks(birds, lambda mask, _: 0 * mask), cache=tmp_path)
+    with pytest.raises(ValueError, match="drawn: its part masks show background alone"):
+        part_segmentation(task, how=QUICK)
+
+
+def test_held_out_pictures_without_any_part_leave_the_last_checkpoint(birds, tmp_path):
+    order = few_shot_list(birds, (5,), seed=0)
+    empty = Masks(birds, lambda mask, index: 0 * mask if index == order[0] else mask)
+    how = replace(QUICK, shots=(5,), labels="independent", steps=4, checkpoints=2)
+    (outcome,) = part_segmentation(task_of(empty, birds, cache=tmp_path), how=how)
+    assert outcome.settings["held_out"] == 1
+    assert outcome.settings["checkpoint"] == [2]
+    assert np.isfinite(outcome.values).all()
 
 
 def test_pictures_that_cannot_be_read_are_left_out(birds, tmp_path):

@@ -148,7 +148,7 @@ def test_flat_pictures_and_pictures_of_one_part_weigh_nothing(backbone):
     method = build(backbone, distillation=False, scope="image")
     notes = method.annotate(flat, Accelerator(cpu=True))["regions"]
     assert notes.shape == (3, 16, 16)
-    samples = [noted(flat[i], np.zeros((16, 16))) for i in range(3)]
+    samples = [noted(flat[i], notes[i].numpy()) for i in range(3)]
     output = method(batch_of(method, samples))
     output.loss.backward()
     assert output.loss == 0
@@ -179,7 +179,9 @@ def test_notes_are_parts_of_the_backbone_as_it_is(birds, backbone):
     assert set(notes) == {"regions"}
     first = notes["regions"]
     assert (first.shape, first.dtype) == ((16, 16, 16), torch.uint8)
-    assert torch.equal(method.parts(birds, Accelerator(cpu=True)), first)
+    assert torch.equal(
+        method.parts(birds, Accelerator(cpu=True)), first + (backbone == "test_resnet")
+    )  # 0 is background
     with torch.no_grad():
         for parameter in method.backbone.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.manual_seed(3)))
@@ -302,14 +304,15 @@ def test_what_is_not_given_depends_on_the_network():
     assert not hasattr(cnn, "head")
 
 
-def test_the_release_has_its_values_where_nothing_is_given():
-    cnn = options_of("test_resnet", values="release", hidden_size=8)
+@pytest.mark.parametrize("word", ["values", "preset"])
+def test_the_release_has_its_values_where_nothing_is_given(word):
+    cnn = options_of("test_resnet", hidden_size=8, **{word: "release"})
     layers = ("layer3", "layer2", "layer1", "maxpool")
     assert cnn.discovery == Discovery(15, "image", layers, restarts=10)
     assert cnn.augmentations == PAPER
     assert all(view.grayscale == 0 for view in PAPER)
     assert cnn.momentum_end == 0.996
-    vit = options_of("test_vit", values="release", hidden_size=8, num_parts=3, prototypes=9)
+    vit = options_of("test_vit", hidden_size=8, num_parts=3, prototypes=9, **{word: "release"})
     assert vit.discovery == Discovery(3, foreground=True, stride=8, heads=(0, 2, 4, 5), restarts=10)
     assert (vit.momentum_end, vit.backbone_rate) == (1.0, 1.0)
     assert vit.head.prototypes.out_features == 9
