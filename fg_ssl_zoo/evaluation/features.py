@@ -61,15 +61,17 @@ def extract(
         read: What is taken from the backbone; its pooled features by default.
     """
     mine = evenly(len(images), max_images)[rank() :: world_size()]
-    batches = list(
-        stream(
-            backbone, images, accelerator, mine,
-            crop_pct=crop_pct, batch_size=batch_size, num_workers=num_workers, read=read,
-        )
-    )  # fmt: skip
-    parts, seen = [rows for rows, _ in batches], [which for _, which in batches]
-    features = torch.cat(parts) if parts else torch.zeros(0, backbone.num_features)
-    indices = torch.cat(seen) if seen else torch.zeros(0, dtype=torch.int64)
+    features, indices = torch.zeros(0, backbone.num_features), torch.zeros(0, dtype=torch.int64)
+    done = 0
+    for rows, which in stream(
+        backbone, images, accelerator, mine,
+        crop_pct=crop_pct, batch_size=batch_size, num_workers=num_workers, read=read,
+    ):  # fmt: skip
+        if not done:  # made once: what is kept between the passes splits the memory they use again
+            features, indices = rows.new_empty(len(mine), rows.shape[1]), which.new_empty(len(mine))
+        features[done : done + len(rows)], indices[done : done + len(rows)] = rows, which
+        done += len(rows)
+    features, indices = features[:done], indices[:done]
     if world_size() > 1:
         gathered = gather_object([(features, indices)])
         features = torch.cat([part for part, _ in gathered])

@@ -20,7 +20,6 @@ a majority filter instead of a dense CRF.
 
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,7 +40,7 @@ from fg_ssl_zoo.ops.label_maps import majority
 from fg_ssl_zoo.ops.pca import principal_axes
 from fg_ssl_zoo.parts.foreground import split_foreground
 from fg_ssl_zoo.parts.options import Discovery
-from fg_ssl_zoo.parts.pixels import Block, Pixels
+from fg_ssl_zoo.parts.pixels import BLOCK, Block, Pixels
 from fg_ssl_zoo.parts.store import PartStore
 
 _log = logging.getLogger(__name__)
@@ -125,6 +124,26 @@ def discover_parts(
     return parts
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """Some pixels of n pictures.
+
+    Attributes:
+        features: (n, p, d), on the CPU as the others.
+        saliency: (n, p), where the foreground is wanted.
+        images: (n,) numbers of the pictures.
+    """
+
+    features: Tensor
+    saliency: Tensor | None
+    images: Tensor
+
+    def first(self, count: int) -> "_Sample":
+        """Of the first pictures."""
+        salient = None if self.saliency is None else self.saliency[:count]
+        return _Sample(self.features[:count], salient, self.images[:count])
+
+
 class _Work(Pixels):
     """One discovery: its pictures, its share of the blocks and its files."""
 
@@ -182,26 +201,46 @@ class _Work(Pixels):
 
     def _sample(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Features (s, d), saliency (s,) and picture (s,) of some pixels of every picture."""
-        each = -(-self.how.sample // max(len(self.images), 1))
-        rows = [row for block in self.read(self.mine) for row in self._sample_of(block, each)]
-        gathered = gather_object(rows)
-        gathered.sort(key=lambda row: row[0])
+        gathered: list[_Sample] = [one for one in gather_object([self._own_sample()]) if one]
         if not gathered:
             raise ValueError(f"{self.images.name}: none of the pictures can be decoded")
-        device = self.accelerator.device
-        features = torch.cat([row[1] for row in gathered]).to(device)
-        images = torch.cat([torch.full((len(row[1]),), row[0]) for row in gathered])
-        if gathered[0][2] is None:
-            return features, None, images
-        return features, torch.cat([row[2] for row in gathered]).to(device), images
+        order = torch.cat([one.images for one in gathered]).argsort()
+        device, pixels = self.accelerator.device, gathered[0].features.shape[1]
+        features = torch.cat([one.features for one in gathered])[order].flatten(0, 1).to(device)
+        images = torch.cat([one.images for one in gathered])[order].repeat_interleave(pixels)
+        salient = [one.saliency for one in gathered if one.saliency is not None]
+        saliency = torch.cat(salient)[order].flatten().to(device) if salient else None
+        return features, saliency, images
 
-    def _sample_of(self, block: Block, each: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        count, device = block.features.shape[1], block.features.device
-        for row, index in enumerate(block.indices):
-            generator = torch.Generator().manual_seed(self.seed(index))
-            chosen = torch.randperm(count, generator=generator)[:each].to(device)
-            salient = None if block.saliency is None else block.saliency[row, chosen].cpu()
-            yield index, block.features[row, chosen].cpu(), salient
+    def _own_sample(self) -> "_Sample | None":
+        """Of this process's pictures; `None` if it has none that can be decoded.
+
+        Filled into tensors that were made once: small ones that stay between the blocks' large ones
+        would keep the C library from using that memory again (22 GB for a ResNet-50's layer3).
+        """
+        each = -(-self.how.sample // max(len(self.images), 1))
+        most = sum(len(self.indices(block)) for block in self.mine)
+        found: _Sample | None = None
+        done = 0
+        for block in self.read(self.mine):
+            count, width = block.features.shape[1:]
+            for row, index in enumerate(block.indices):
+                if found is None:
+                    shape, shown = (most, min(each, count)), block.saliency is not None
+                    found = _Sample(
+                        torch.empty(*shape, width),
+                        torch.empty(shape) if shown else None,
+                        torch.empty(most, dtype=torch.int64),
+                    )
+                generator = torch.Generator().manual_seed(self.seed(index))
+                chosen = torch.randperm(count, generator=generator)[:each]
+                chosen = chosen.to(block.features.device)
+                found.features[done] = block.features[row, chosen]
+                if found.saliency is not None and block.saliency is not None:
+                    found.saliency[done] = block.saliency[row, chosen]
+                found.images[done] = index
+                done += 1
+        return found and found.first(done)
 
     def _cluster(self, features: Tensor, saliency: Tensor | None, images: Tensor) -> Centres:
         mean = axes = None
@@ -246,11 +285,13 @@ class _Work(Pixels):
 
     def maps(self, centres: Centres | None) -> dict[int, Tensor]:
         """Maps (b, m, m) uint8 of this process's blocks, from their files or made now."""
+        side = self.how.size
+        empty = torch.zeros(len(self.mine), BLOCK, side, side, dtype=torch.uint8)  # made once
         kept = {block: self.store.read(f"block_{block}") for block in self.mine}
         maps = {block: found["maps"] for block, found in kept.items() if found}
         for block in self.read([block for block in self.mine if block not in maps]):
-            rows, size = self.indices(block.number), self.how.size
-            parts = torch.zeros(len(rows), size, size, dtype=torch.uint8)
+            rows = self.indices(block.number)
+            parts = empty[self.mine.index(block.number), : len(rows)]
             if block.indices:
                 found = self._maps(block, centres).to("cpu", torch.uint8)
                 parts[torch.tensor(block.indices) - rows.start] = found
