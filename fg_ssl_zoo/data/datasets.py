@@ -11,6 +11,7 @@ A labelled source without labelled test pictures gives up a part of each class f
 import copy
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -120,6 +121,32 @@ def fingerprint(images: Images) -> str:
     for text in (str(len(images)), "\n".join(images.classes), labels, _identity(images)):
         digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()
+
+
+def file_state(images: Images) -> str:
+    """Twelve hex digits that change when a file does: sizes and times of change of all of them.
+
+    For caches, beside `fingerprint`: a copy of the pictures has another state.
+    """
+    digest = hashlib.blake2b(digest_size=6)
+    for path in _files(images):
+        try:
+            found = os.stat(path)
+        except OSError:
+            digest.update(b"gone")
+        else:
+            digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _files(images: Images) -> list[str]:
+    """Where the pictures lie; nothing for those that are no files."""
+    if isinstance(images, Subset):
+        files = _files(images.images)
+        return [files[index] for index in images.indices] if files else []
+    if isinstance(images, FolderImages):
+        return [os.path.join(images.root, path) for path in images.paths]
+    return []
 
 
 def image_name(images: Images, index: int) -> str:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
-from fg_ssl_zoo.data.datasets import fingerprint, image_name
+from fg_ssl_zoo.data.datasets import file_state, fingerprint, image_name
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.features import Features, Layer, extract
 
@@ -47,7 +47,7 @@ def features_of(
     about = {
         "backbone": backbone.name,
         "weights": weights_fingerprint(backbone),
-        "pictures": fingerprint(images),
+        "pictures": [fingerprint(images), file_state(images)],
         "image_size": backbone.image_size,
         "mean": backbone.mean,
         "std": backbone.std,

@@ -31,7 +31,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
-from fg_ssl_zoo.data.datasets import fingerprint
+from fg_ssl_zoo.data.datasets import file_state, fingerprint
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.ops.clustering import kmeans, squared_distances
@@ -144,6 +144,10 @@ class _Sample:
         return _Sample(self.features[:count], salient, self.images[:count])
 
 
+def _state(images: Images) -> list[str]:
+    return [fingerprint(images), file_state(images)]
+
+
 class _Work(Pixels):
     """One discovery: its pictures, its share of the blocks and its files."""
 
@@ -162,7 +166,7 @@ class _Work(Pixels):
         about = {
             "backbone": backbone.name,
             "weights": weights_fingerprint(backbone),
-            "pictures": fingerprint(images),
+            "pictures": _state(images),
             "image_size": backbone.image_size,
             "pixels": [backbone.mean, backbone.std],
             "how": {**asdict(how), "layers": self.layers},
@@ -172,7 +176,7 @@ class _Work(Pixels):
         self.source = self
         if learn_from is not None:
             self.source = _Work(backbone, learn_from, accelerator, how, num_workers, cache)
-            about["learnt_from"] = fingerprint(learn_from)
+            about["learnt_from"] = _state(learn_from)
         self.store = PartStore(about, cache)
 
     # ----------------------------------------------------------------------- centres

@@ -1,11 +1,15 @@
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
 from fg_ssl_zoo.backbones.backbone import create_backbone, weights_fingerprint
+from fg_ssl_zoo.config import Data
+from fg_ssl_zoo.data.datasets import Subset, image_name, load_images
 from fg_ssl_zoo.evaluation import feature_store
 from fg_ssl_zoo.evaluation.feature_store import features_of
 from fg_ssl_zoo.evaluation.features import Layer, extract
+from tests.pictures import write_photos
 
 
 @pytest.fixture
@@ -53,6 +57,27 @@ def test_whatever_changes_the_features_has_a_file_of_its_own(
     assert len(extractions) == 5
     assert len(list(tmp_path.glob("*.safetensors"))) == 5
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_picture_that_is_replaced_under_its_name_is_read_again(
+    backbone, birds, tmp_path, extractions
+):
+    write_photos(tmp_path / "photos", birds)
+    file = tmp_path / "photos" / "3.png"
+    photos = Subset(load_images(Data(path=str(tmp_path / "photos")), "train"), np.array([1, 5]))
+    name = image_name(photos, 1)
+
+    def compute():
+        return features_of(backbone, photos, Accelerator(cpu=True), cache=tmp_path / "cache")
+
+    first = compute()
+    file.write_bytes(file.read_bytes())  # none of these two
+    assert torch.equal(compute().features, first.features)
+    assert len(extractions) == 1
+    (tmp_path / "photos" / name).write_bytes(file.read_bytes())
+    assert torch.equal(compute().features[0], first.features[0])
+    assert not torch.equal(compute().features[1], first.features[1])
+    assert len(extractions) == 2
 
 
 def test_a_damaged_file_is_made_anew(backbone, birds, tmp_path, extractions):
