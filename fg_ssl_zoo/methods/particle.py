@@ -88,6 +88,8 @@ class Particle(Method):
         num_samples: Parts compared per picture, with replacement; 10 for a CNN, 6 for a ViT.
         temperature: 0.1 in the release.
         local_negatives: Whether other parts of the same picture are negatives, as in the release.
+        gather_targets: Whether targets are those of all processes, so that the loss is that of one
+            process with the whole batch; otherwise of each process alone.
         hidden_size, projection_size: Of both heads; 4,096 (2,048 for a ViT) and 256.
         momentum, momentum_end: Of the teacher at the start and the end of a round.
         distillation, prototypes: Whether DINO's loss is added, and how many outputs it compares.
@@ -118,6 +120,7 @@ class Particle(Method):
         num_samples: Count | None = None,
         temperature: Positive = 0.1,
         local_negatives: bool = True,
+        gather_targets: bool = True,
         hidden_size: Count | None = None,
         projection_size: Count = 256,
         momentum: Share = 0.996,
@@ -144,6 +147,7 @@ class Particle(Method):
         self.augmentations = augmentations_of(chosen["preset"], augmentation, paper=PAPER)
         self.num_samples, self.distils = chosen["num_samples"], chosen["distillation"]
         self.temperature, self.local_negatives = temperature, local_negatives
+        self.gather_targets = gather_targets
         self.momentum, self.momentum_end = momentum, chosen["momentum_end"]
         self.backbone_rate, hidden = chosen["backbone_rate"], chosen["hidden_size"]
         width, _ = self._last_map(backbone.image_size)
@@ -209,6 +213,7 @@ class Particle(Method):
         loss = region_contrast(
             q, t, ids, self.temperature,
             weights=batch["weight"], local_negatives=self.local_negatives,
+            gather_targets=self.gather_targets,
         )  # fmt: skip
         regions = num_compared(ids, batch["weight"])
         metrics = {"train/z_std": spread(z), "train/regions": regions}

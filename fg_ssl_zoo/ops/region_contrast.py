@@ -86,13 +86,14 @@ def region_contrast(
     *,
     weights: Float[Tensor, " b"] | None = None,
     local_negatives: bool = True,
+    gather_targets: bool = True,
 ) -> Float[Tensor, ""]:
     """Cross entropy of each region with itself in the other view (DetCon, eq. 3), both ways.
 
     For the direction v -> u, the logits of a prediction are its cosines with the targets of both
-    views of all processes, without those of its own region in its own view v. Its positives are the
-    targets of its own region in u. The mean over positives of -log softmax is divided by how often
-    the region was drawn in v, and is 0 where u has no positive.
+    views, without those of its own region in its own view v. Its positives are the targets of its
+    own region in u. The mean over positives of -log softmax is divided by how often the region was
+    drawn in v, and is 0 where u has no positive.
 
     2 ln(2 b s - 1) where all vectors are equal and the s regions of a picture differ. Computed in
     float32 or better.
@@ -104,14 +105,19 @@ def region_contrast(
         temperature: Divides the cosine similarities.
         weights: Of the pictures; 1 by default.
         local_negatives: Whether other regions of the same picture are negatives.
+        gather_targets: Whether targets are those of all processes, or of this one alone.
     """
     q, t = unit(predictions), unit(targets)
-    everyones = [gather(view.flatten(0, 1)) for view in t]  # (b s * world, d)
+    everyones = [view.flatten(0, 1) for view in t]  # (b s, d)
+    before = 0
+    if gather_targets:
+        everyones = [gather(view) for view in everyones]  # (b s * world, d)
+        before = rank() * q.shape[1]
     with torch.autocast(q.device.type, enabled=False):  # products of half precision are too coarse
         there, back = (
             _one_way(
                 q[view], torch.cat([everyones[1 - view], everyones[view]]), ids[view],
-                ids[1 - view], temperature, local_negatives,
+                ids[1 - view], temperature, local_negatives, before,
             )
             for view in (0, 1)
         )  # fmt: skip
@@ -126,12 +132,16 @@ def _one_way(
     other_ids: Integer[Tensor, "b s"],
     temperature: float,
     local_negatives: bool,
+    before: int,
 ) -> Float[Tensor, "b s"]:
-    """Weighted cross entropy of every query; the keys are the other view's, then its own view's."""
+    """Weighted cross entropy of every query; the keys are the other view's, then its own view's.
+
+    `before` pictures of other processes come first among the keys.
+    """
     b, s, _ = queries.shape
     logits = (queries.flatten(0, 1) @ keys.T / temperature).view(b, s, 2, -1, s)
     picture = torch.arange(b, device=ids.device)
-    own = picture + rank() * b  # where this process's pictures are among everyone's
+    own = picture + before
     positive, twin = _equal(ids, other_ids), _equal(ids, ids)
     across, within = logits[picture, :, 0, own], logits[picture, :, 1, own]  # (b, s, s)
     if not local_negatives:

@@ -130,7 +130,8 @@ def loss_of_a_share(path):
     p.requires_grad_()
     loss = region_contrast(p, t, IDS[:, mine], 0.2)
     (gradient,) = torch.autograd.grad(loss, p)
-    torch.save([loss.detach(), gradient / world_size()], path / f"{rank()}.pt")
+    alone = region_contrast(p, t, IDS[:, mine], 0.2, gather_targets=False).detach()
+    torch.save([loss.detach(), gradient / world_size(), alone], path / f"{rank()}.pt")
 
 
 def test_two_processes_give_the_loss_and_the_gradient_of_one(tmp_path):
@@ -142,6 +143,10 @@ def test_two_processes_give_the_loss_and_the_gradient_of_one(tmp_path):
     shares = [torch.load(tmp_path / f"{r}.pt") for r in (0, 1)]
     torch.testing.assert_close((shares[0][0] + shares[1][0]) / 2, loss.detach())
     torch.testing.assert_close(torch.cat([s[1] for s in shares], dim=1), gradient)
+    for r, (_, _, alone) in enumerate(shares):  # as if there were no other process
+        mine = slice(2 * r, 2 * r + 2)
+        wanted = region_contrast(p[:, mine], t[:, mine], IDS[:, mine], 0.2).detach()
+        torch.testing.assert_close(alone, wanted)
 
 
 # --------------------------------------------------------------------------- pooling
