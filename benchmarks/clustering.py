@@ -1,7 +1,10 @@
 """k-means on the hypercolumns of pictures: time and inertia against scikit-learn's KMeans.
 
     python benchmarks/clustering.py [--backbone NAME] [--init INIT] [--image-size 224]
-        [--data drawn image_size=224] [--images 12] [--clusters 15] [--seeds 2]
+        [--data drawn image_size=224] [--images 12] [--clusters 15] [--seeds 2] [--sample 50000]
+
+With `--sample` the pictures make one set of so many pixels of the deepest layer alone, as
+`discover_parts` clusters them for `scope: dataset`.
 
 Seconds are processor time of this process for one picture on one thread. Inertia is relative to
 scikit-learn's with one start (`n_init=1`), the mean over pictures and seeds; another seed of
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--clusters", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--sample", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -47,7 +51,7 @@ def main() -> None:
     points = features(chosen)
     b, n, d = points.shape
     print(f"{describe_hardware()}, one thread; {chosen.backbone}, {chosen.init}")
-    print(f"{b} pictures of {n} pixels x {d}, {chosen.clusters} clusters")
+    print(f"{b} sets of {n} pixels x {d}, {chosen.clusters} clusters")
     ours = partial(of_torch, points.to(chosen.device), chosen.clusters)
     compare(
         {
@@ -63,7 +67,7 @@ def main() -> None:
 
 
 def features(chosen: argparse.Namespace) -> torch.Tensor:
-    """Hypercolumns (b, n, d) of the first pictures of the set."""
+    """Hypercolumns (b, n, d) of some pictures of the set, or a sample (1, n, d) of all of them."""
     backbone = create_backbone(chosen.backbone, init=chosen.init, image_size=chosen.image_size)
     images, _ = load_splits(data_of(chosen.data))
     view, nothing = WholeView(chosen.image_size), np.random.default_rng(0)
@@ -71,8 +75,12 @@ def features(chosen: argparse.Namespace) -> torch.Tensor:
     pixels = np.stack([view(images[int(i)], nothing)["image"] for i in some])
     with torch.inference_mode():
         seen = backbone.eval().normalize(torch.from_numpy(pixels))
-        found = hypercolumns(backbone, seen, default_layers(backbone), 64)
-    return found.flatten(2).mT.contiguous()
+        layers = default_layers(backbone)[: 1 if chosen.sample else None]
+        found = hypercolumns(backbone, seen, layers, 64).flatten(2).mT.contiguous()
+    if not chosen.sample:
+        return found
+    each = -(-chosen.sample // len(found))
+    return torch.cat([pixels[torch.randperm(len(pixels))[:each]] for pixels in found])[None].clone()
 
 
 def of_sklearn(points: torch.Tensor, clusters: int, offset: int, seed: int) -> np.ndarray:
@@ -102,7 +110,7 @@ def compare(
     reference = np.stack(inertia["scikit-learn"])
     for name in ways:
         ratio = np.mean(np.stack(inertia[name]) / reference)
-        print(f"  {name:30} {1e3 * seconds[name]:7.1f} ms a picture   inertia {ratio:.4f}")
+        print(f"  {name:30} {1e3 * seconds[name]:7.1f} ms a set   inertia {ratio:.4f}")
 
 
 if __name__ == "__main__":
