@@ -47,6 +47,13 @@ def _parts(chosen: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         print(f"{page}: a page for the browser, and its pictures beside it")
         if chosen.card:
-            names = ", ".join(Path(model).name for model in chosen.models)
+            own = exported(chosen.card)
+            names = ", ".join(_named(model, own) for model in chosen.models)
             about = f"Pictures of {chosen.data[0]} and the parts that {names} finds without labels"
-            print(f"{add_picture(chosen.card, page.with_name('grid.png'), about)}: shows them")
+            print(f"{add_picture(own, page.with_name('grid.png'), about)}: shows them")
+
+
+def _named(model: str, own: Path) -> str:
+    """A model in a caption of the card that lies in `own`."""
+    found = Path(model).expanduser().resolve()
+    return "this model" if found in (own.resolve(), own.resolve().parent) else found.name

@@ -208,7 +208,7 @@ def test_the_page_of_a_run_shows_its_rounds(tmp_path, monkeypatch, birds):
         "parts", "run", "--data", *DRAWN, "--out", "out", "--pictures", "8",
         "--discovery", "num_parts=3", "size=16", "sample=1000", "--card", "run",
     ])  # fmt: skip
-    shown = "Pictures of drawn and the parts that run finds without labels"
+    shown = "Pictures of drawn and the parts that this model finds without labels"
     assert f"![{shown}](picture.png)" in (run / "export" / "README.md").read_text()
     same = (tmp_path / "out" / "grid.png").read_bytes()
     assert (run / "export" / "picture.png").read_bytes() == same

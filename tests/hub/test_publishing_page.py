@@ -52,7 +52,9 @@ def test_every_snippet_of_the_page_runs(tmp_path, monkeypatch, capsys):
     folder = Path("runs/garden/export")
     shown = (folder / "picture.png").read_bytes()
     assert shown == Path("parts/grid.png").read_bytes()
-    assert "and the parts that garden finds" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "and the parts that this model finds" in (folder / "README.md").read_text(
+        encoding="utf-8"
+    )
     Path("neighbours.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (code,) = re.findall(r"`fg_ssl_zoo\.hub\.export\.(add_picture\(.*?\))`", PAGE)
     eval(code, {"add_picture": add_picture})
