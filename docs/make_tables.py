@@ -117,16 +117,32 @@ def evaluations() -> str:
 
 
 def comparison(folder: Path) -> str:
-    """A table for each data set, with the minutes of training behind each row."""
+    """A table for each data set, with the minutes of training behind each row.
+
+    Rows of `NAME_untrained.json`, which were scored in an evaluation of their own, stand below
+    those of `NAME.json`.
+    """
     runs = {path.stem: read(path) for path in sorted((folder / "trained").glob("*.json"))}
-    return "\n\n".join(compared(read(path), runs) for path in sorted(folder.glob("*.json")))
+    found = {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
+    return "\n\n".join(
+        compared(results, runs, found.get(f"{name}_untrained"))
+        for name, results in found.items()
+        if not name.endswith("_untrained")
+    )
 
 
-def compared(results: dict[str, Any], runs: Mapping[str, dict[str, Any]]) -> str:
+def compared(
+    results: dict[str, Any],
+    runs: Mapping[str, dict[str, Any]],
+    untrained: dict[str, Any] | None = None,
+) -> str:
     """One data set: what `fgssl eval` said, and steps and minutes of the runs."""
     data = results["data"]
     metrics = [m for m in COMPARED if any(m in row["scores"] for row in results["rows"])]
     titles, *rows = cells(results, metrics)
+    if untrained:  # best of themselves, which says nothing here
+        apart = cells(untrained, metrics)[1:]
+        rows += [[cell.removesuffix(" *") for cell in row] for row in apart]
     lines, shown = [], short_names([row[0] for row in rows])
     for row in rows:
         run = runs.get(row[0]) or runs.get(row[0].rpartition("_")[0])
