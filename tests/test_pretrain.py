@@ -223,14 +223,14 @@ def test_masks_that_cannot_be_scored_do_not_stop_a_training(birds, monkeypatch, 
     def refuse(*_):
         raise ValueError("3 part masks do not fit")
 
-    monkeypatch.setattr("fg_ssl_zoo.pretrain.rounds.part_agreement", refuse)
+    monkeypatch.setattr("fg_ssl_zoo.evaluation.part_scores._agreement_of_some", refuse)
     run = object.__new__(Run)
     for name, value in (("train", birds), ("accelerator", Accelerator(cpu=True))):
         object.__setattr__(run, name, value)
     method = create_method("simclr", create_backbone("test_resnet"), hidden_size=8)
     assert part_scores(run, method) == {}  # looks for no parts
     assert not caplog.text
-    monkeypatch.setattr(type(method), "parts", lambda *_: torch.zeros(16, 4, 4))
+    monkeypatch.setattr(type(method), "parts", lambda *_: torch.zeros(16, 4, 4, dtype=torch.uint8))
     assert part_scores(run, method) == {}
     assert "part scores are left out: 3 part masks do not fit" in caplog.text
 
