@@ -94,7 +94,7 @@ def learn(student: Backbone, teacher: Backbone, chosen: argparse.Namespace) -> N
             with torch.no_grad():
                 there = stages(teacher, teacher.normalize(pixels))[1:4]
             images = F.interpolate(student.normalize(pixels), size=chosen.side, mode="area")
-            end, maps = student.model.forward_intermediates(images)
+            end, maps = student.model.forward_intermediates(images, norm=True)
             pairs = [(rows(a), rows(b)) for a, b in alike(maps, there)]
             pairs.append((student.model.forward_head(end), there[-1].mean(dim=(2, 3))))
             losses = [error(head(a), b) for head, (a, b) in zip(heads, pairs, strict=True)]
