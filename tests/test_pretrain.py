@@ -188,7 +188,7 @@ def test_rounds_discover_parts_anew_and_go_on_wherever_they_were_killed(
 
     def killed_between_the_rounds(*arguments, **options):
         calls.append(1)
-        if len(calls) == 5:  # some to look at, notes, scores at the start, scores behind the round
+        if len(calls) == 5:  # notes, some to look at, scores at the start, scores behind the round
             raise KeyboardInterrupt
         return discover(*arguments, **options)
 

@@ -32,8 +32,7 @@ def _parts(chosen: argparse.Namespace) -> None:
 
     if chosen.pictures < 1:
         raise ValueError(f"--pictures: {chosen.pictures} is not 1 or more")
-    if chosen.card:
-        exported(chosen.card)  # before the work
+    own = exported(chosen.card) if chosen.card else None  # asked for before the work
     accelerator = evaluation_accelerator()
     page = write_part_pictures(
         chosen.models,
@@ -46,8 +45,7 @@ def _parts(chosen: argparse.Namespace) -> None:
     )
     if accelerator.is_main_process:
         print(f"{page}: a page for the browser, and its pictures beside it")
-        if chosen.card:
-            own = exported(chosen.card)
+        if own:
             names = ", ".join(_named(model, own) for model in chosen.models)
             about = f"Pictures of {chosen.data[0]} and the parts that {names} finds without labels"
             print(f"{add_picture(own, page.with_name('grid.png'), about)}: shows them")

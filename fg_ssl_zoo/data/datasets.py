@@ -128,25 +128,15 @@ def file_state(images: Images) -> str:
 
     For caches, beside `fingerprint`: a copy of the pictures has another state.
     """
-    digest = hashlib.blake2b(digest_size=6)
-    for path in _files(images):
+    digest, root = hashlib.blake2b(digest_size=6), image_root(images)
+    for index in range(0 if root is None else len(images)):
         try:
-            found = os.stat(path)
+            found = os.stat(os.path.join(root or "", image_name(images, index)))
         except OSError:
             digest.update(b"gone")
         else:
             digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def _files(images: Images) -> list[str]:
-    """Where the pictures lie; nothing for those that are no files."""
-    if isinstance(images, Subset):
-        files = _files(images.images)
-        return [files[index] for index in images.indices] if files else []
-    if isinstance(images, FolderImages):
-        return [os.path.join(images.root, path) for path in images.paths]
-    return []
 
 
 def image_name(images: Images, index: int) -> str:

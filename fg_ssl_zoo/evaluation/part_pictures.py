@@ -108,6 +108,7 @@ def write_part_pictures(
     """
     splits = all_splits(data, seed=seed, hold_out=False)
     images = readable_subset(splits.get("test", splits["train"]), num_pictures)
+    told = rounds_of_run(Path(models[0]).expanduser())
     opened_models = [opened(words, image_size, seed=seed) for words in models]
     found: list[Found] = []
     for words, (backbone, _) in zip(models, opened_models, strict=True):
@@ -115,7 +116,6 @@ def write_part_pictures(
         name = row_name(words, backbone, pretrained=True, taken=[other.name for other in found])
         say(f"{name}: parts of {len(images)} pictures, {backbone.image_size} px")
         found.append(_discovered(name, backbone, images, how, accelerator, cache))
-    told = rounds_of_run(Path(models[0]).expanduser())
     if not accelerator.is_main_process:
         return out / "index.html"
     say(f"{found[0].name}: pictures")

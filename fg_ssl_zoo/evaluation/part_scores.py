@@ -26,10 +26,11 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, Integer, Num
 from torch import Tensor
 
-from fg_ssl_zoo.data.datasets import Subset, without_masks
-from fg_ssl_zoo.data.sample import CorruptImage, Images
+from fg_ssl_zoo.data.datasets import Subset
+from fg_ssl_zoo.data.loader import image_loader
+from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.features import evenly
-from fg_ssl_zoo.evaluation.keypoints import refuse_points_outside
+from fg_ssl_zoo.evaluation.keypoints import PointsInCrop, refuse_points_outside
 from fg_ssl_zoo.evaluation.part_truth import part_names, usable
 from fg_ssl_zoo.evaluation.statistics import influence_values
 from fg_ssl_zoo.evaluation.task import Outcome
@@ -248,12 +249,12 @@ def keypoints_of(images: Images) -> Float[Tensor, "n k 3"]:
     """
     names: Sequence[str] = getattr(images, "keypoints", [])
     points = torch.zeros(len(images), len(names), 3)
-    bare = without_masks(images)
-    for index in range(len(images)):
-        try:
-            points[index] = torch.from_numpy(np.nan_to_num(bare[index]["keypoints"]))  # pyright: ignore[reportTypedDictNotRequiredAccess]
-        except CorruptImage:
-            continue
+    loader = image_loader(
+        images, PointsInCrop(1.0), range(len(images)), batch_size=256, num_workers=0
+    )
+    for batch in loader:
+        if batch:
+            points[batch["index"]] = batch["whole"]
     refuse_points_outside(images, points, torch.arange(len(images)))
     return points
 

@@ -208,13 +208,12 @@ class _Work(Pixels):
         gathered: list[_Sample] = [one for one in gather_object([self._own_sample()]) if one]
         if not gathered:
             raise ValueError(f"{self.images.name}: none of the pictures can be decoded")
-        order = torch.cat([one.images for one in gathered]).argsort()
+        images, order = torch.cat([one.images for one in gathered]).sort()
         device, pixels = self.accelerator.device, gathered[0].features.shape[1]
         features = torch.cat([one.features for one in gathered])[order].flatten(0, 1).to(device)
-        images = torch.cat([one.images for one in gathered])[order].repeat_interleave(pixels)
         salient = [one.saliency for one in gathered if one.saliency is not None]
         saliency = torch.cat(salient)[order].flatten().to(device) if salient else None
-        return features, saliency, images
+        return features, saliency, images.repeat_interleave(pixels)
 
     def _own_sample(self) -> "_Sample | None":
         """Of this process's pictures; `None` if it has none that can be decoded.

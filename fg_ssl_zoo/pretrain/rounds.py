@@ -82,7 +82,6 @@ def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
     path = run.folder.notes / f"{name}.safetensors"
     if at.step and path.is_file():
         return load_file(path)
-    _keep_shown(run, method, name)
     notes = method.annotate(run.train, run.accelerator)
     if notes and at.step:
         raise ValueError(
@@ -92,6 +91,7 @@ def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
     if notes and run.accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(notes, path)
+    _keep_shown(run, method, name)
     return notes
 
 

@@ -215,4 +215,5 @@ def test_the_page_of_a_run_shows_its_rounds(tmp_path, monkeypatch, birds):
     with pytest.raises(SystemExit):  # before the work
         main(["parts", "run", "--data", *DRAWN, "--card", "elsewhere"])
     html = page_of(tmp_path / "out")
-    assert "start of round 2 of stage 1, then the end of stage 1." in html
+    rounds = [f"the start of round {number} of stage 1" for number in (1, 2)]
+    assert f"at {', then '.join(rounds)}, then the end of stage 1." in html
