@@ -44,10 +44,13 @@ class Method(nn.Module, ABC):
         papers: Citation lines of the method, for the card.
         needs_labels: Whether it learns from labels; `num_classes` is then an option, which the data
             decides, and `classify` tells what it has learnt.
+        has_outside_teacher: Whether it learns from a network that its state does not hold. Then
+            `outside_teachers` names it, and an export has no `pretraining/` to go on from.
     """
 
     papers: ClassVar[tuple[str, ...]] = ()
     needs_labels: ClassVar[bool] = False
+    has_outside_teacher: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -57,6 +60,14 @@ class Method(nn.Module, ABC):
     def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
         """What papers report of the method with these options, for the card; a line each."""
         return ()
+
+    @classmethod
+    def outside_teachers(cls, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """`model`, `architecture`, `weights` (hash), `license` of each network it learns from.
+
+        Where `has_outside_teacher`; opens them, and refuses those that it could not learn from.
+        """
+        return []
 
     @classmethod
     def options_of_saved(cls, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """The contract that every method keeps, on a tiny ResNet and a tiny ViT."""
 
+import tempfile
+from functools import cache
+from pathlib import Path
 from statistics import median
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
@@ -33,7 +37,18 @@ BACKBONE_OPTIONS = {("lcr", "test_vit"): {"global_pool": "avg", "fc_norm": False
 """For a method that needs a mean over the patches."""
 
 
+@cache
+def teacher_words():
+    """A small network with weights, for methods that learn from one."""
+    torch.manual_seed(99)
+    file = Path(tempfile.mkdtemp()) / "teacher.safetensors"
+    save_file(create_backbone("test_resnet", image_size=64).model.state_dict(), file)
+    return f"test_resnet@{file}"
+
+
 def build(name, backbone, seed=0):
+    if name == "distillation":
+        OPTIONS[name] = {"teacher": teacher_words()}
     torch.manual_seed(seed)
     options = BACKBONE_OPTIONS.get((name, backbone), {})
     shape = create_backbone(backbone, image_size=SIZES.get(name, 64), **options)

@@ -6,10 +6,12 @@ from typing import Any
 
 import timm
 import yaml
+from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone, build, create_backbone, size_arguments
 from fg_ssl_zoo.backbones.fgssl_models import published_as
 from fg_ssl_zoo.backbones.published import exported_folder, whole
+from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights
 from fg_ssl_zoo.config import nearest
 
 FORMS = (
@@ -61,6 +63,33 @@ def open_backbone(
     arguments: dict[str, Any] = size_arguments(name, size, shape)
     model = build(source, words, pretrained=pretrained, **arguments)
     return Backbone(model, name, init=words, image_size=size, mean=cfg["mean"], std=cfg["std"])
+
+
+def open_classifier(words: str) -> nn.Linear | None:
+    """The linear classifier that a model of these words has behind its pooled features, if any.
+
+    Args:
+        words: As `open_backbone` takes them.
+
+    Raises:
+        ValueError: Nothing is meant by these words.
+    """
+    head, at, init = words.partition("@")
+    name, _ = _with_options(head)
+    pinned = not at or _is_pinned(words)
+    if pinned or not is_file_name(init):
+        source = _source(words) if pinned else f"{name}.{init}"
+        model = build(source, words, pretrained=True, num_classes=None)
+        found = model.get_classifier()
+        return found.eval().requires_grad_(False) if isinstance(found, nn.Linear) else None
+    cfg = timm.get_pretrained_cfg(name)
+    weights = read_weights(Path(init.removesuffix(PARTIAL)))
+    weight, bias = (weights.get(f"{cfg and cfg.classifier}.{end}") for end in ("weight", "bias"))
+    if weight is None or weight.ndim != 2:
+        return None
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
+    return linear.eval().requires_grad_(False)
 
 
 def _with_options(words: str) -> tuple[str, dict[str, Any]]:

@@ -101,9 +101,19 @@ class Backbone(nn.Module):
 
         Both are of one pass.
         """
+        (last,), features = self.maps_and_features(images, [-1])
+        return last, features
+
+    def maps_and_features(
+        self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]
+    ) -> tuple[list[Float[Tensor, "b _ _ _"]], Float[Tensor, "b d"]]:
+        """Feature maps as `feature_maps`, a ViT's behind its last norm, and the pooled features.
+
+        All are of one pass; the network has to have `forward_intermediates`, as most of timm's do.
+        """
         with self._precision_for(images):
-            end, (last,) = self.model.forward_intermediates(images, indices=[-1], norm=True)
-            return last, self.model.forward_head(end)
+            end, maps = self.model.forward_intermediates(images, indices=list(indices), norm=True)
+            return maps, self.model.forward_head(end)
 
     def _precision_for(self, images: Tensor) -> AbstractContextManager[Any]:
         """No autocast where torch's bf16 gradient is wrong: a strided convolution on one pixel.
@@ -265,7 +275,7 @@ def build(source: str, words: str, **arguments: Any) -> Any:
     """
     try:
         check_source(source, arguments.get("cache_dir"))
-        return timm.create_model(source, num_classes=0, **arguments)
+        return timm.create_model(source, **{"num_classes": 0, **arguments})
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise

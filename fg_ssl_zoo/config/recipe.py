@@ -68,7 +68,11 @@ class Train:
         warmup: Share of the steps over which the rate rises from 0.
         head_warmup: Share of the steps in which the backbone keeps the weights it started with and
             the rest learns, so that random heads do not destroy a good start. The running
-            statistics of its norms move.
+            statistics of its norms move unless `norm` keeps them.
+        norm: Batch norms of the backbone and of its teacher: `train` normalises with each batch
+            and moves the running statistics; `frozen` normalises with the running statistics and
+            keeps them, while scale and shift learn; `auto` freezes those whose statistics came
+            with the start weights (`init`), so none from `scratch`.
         lr_end: Share of the rate that the cosine ends at.
         clip_grad_norm: Largest norm of the gradient, if any.
         checkpoint_every: Epochs between checkpoints; the last step and an interrupt always write
@@ -87,6 +91,7 @@ class Train:
     momentum: Share = 0.9
     warmup: Share = 0.1
     head_warmup: Share = 0.0
+    norm: Literal["auto", "train", "frozen"] = "auto"
     lr_end: Share = 0.0
     clip_grad_norm: Positive | None = None
     checkpoint_every: Positive = 1

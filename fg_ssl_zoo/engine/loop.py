@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.loader import (
     Order,
@@ -34,6 +35,7 @@ from fg_ssl_zoo.engine.log import Meter, Progress
 from fg_ssl_zoo.engine.optim import create_optimizer, schedule
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.layers.batch_norm import synchronise
+from fg_ssl_zoo.layers.frozen import keep_statistics, norms_of
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.method import Batch, Method
 
@@ -95,6 +97,8 @@ class Fit:
         first_step: Optimizer steps of the rounds before this one; the log counts on.
         channels_last: Memory format of the method.
         record: Of the run so far; grows.
+        started_norms: Batch norms of the backbone that `train.norm: auto` freezes, by name: those
+            that had statistics before the first stage.
         title: Of the progress line.
     """
 
@@ -111,6 +115,7 @@ class Fit:
     first_step: int = 0
     channels_last: bool = False
     record: Record = field(default_factory=Record)
+    started_norms: frozenset[str] = frozenset()
     title: str = "train"
 
     def __post_init__(self) -> None:
@@ -151,6 +156,15 @@ class Fit:
         self.accelerator.log(found, step=step)
         values = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
         self.progress.say(f"{self.title}: step {done}, {values}")
+
+    def train_mode(self, method: Method) -> None:
+        """Training mode, but for the batch norms that `train.norm` freezes in every backbone."""
+        method.train()
+        for network in method.modules():
+            if isinstance(network, Backbone):
+                every = norms_of(network)
+                frozen = {"train": frozenset(), "frozen": every, "auto": every & self.started_norms}
+                keep_statistics(network, frozen[self.train.norm])
 
     def keep_picture(self, method: Method, batch: Batch, done: int) -> None:
         """Write the method's picture of a batch, if it makes one; the method stays as it is."""
@@ -234,7 +248,7 @@ def fit(method: Method, job: Fit) -> None:
     wrapped, optimizer = accelerator.prepare(method, create_optimizer(method, train))
     if job.state:
         optimizer.load_state_dict(job.state["optimizer"])
-    method.train()
+    job.train_mode(method)
     if not job.record.measurements:
         job.take_measure(0)
 

@@ -1,10 +1,11 @@
-"""A network that is used without being changed."""
+"""A network that is used without being changed, and norms that keep their running statistics."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 TRACKING = "track_running_stats"
 """torch's word for a norm that keeps running statistics."""
@@ -44,3 +45,43 @@ def unremembered(network: Network) -> Iterator[Network]:
     finally:
         for norm in tracking:
             setattr(norm, TRACKING, True)
+
+
+def norms_of(network: nn.Module) -> frozenset[str]:
+    """Names of the batch norms that keep running statistics; those of timm are among them."""
+    return frozenset(
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    )
+
+
+def norms_with_statistics(network: nn.Module) -> frozenset[str]:
+    """Names of the batch norms whose running statistics come from data.
+
+    A norm that was only initialised (mean 0, variance 1) has seen nothing: the random part of a
+    network that starts from a part of its weights.
+    """
+    return frozenset(
+        name for name in norms_of(network) if not _is_initial(network.get_submodule(name))
+    )
+
+
+def _is_initial(norm: nn.Module) -> bool:
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return not norm.running_mean.any() and bool((norm.running_var == 1).all())
+
+
+def keep_statistics(network: nn.Module, names: Collection[str]) -> None:
+    """Make batch norms normalise with their running statistics, in training too, and keep them.
+
+    Their scale and shift still learn. Lasts until the next `network.train()`.
+
+    Args:
+        network: Is changed.
+        names: Of `norms_of`.
+    """
+    for name in names:
+        network.get_submodule(name).eval()

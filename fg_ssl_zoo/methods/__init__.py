@@ -14,6 +14,7 @@ METHODS = {
     "byol": "BYOL",
     "detcon": "DetCon",
     "dino": "DINO",
+    "distillation": "Distillation",
     "jigsaw": "Jigsaw",
     "lcr": "LCR",
     "moco": "MoCo",

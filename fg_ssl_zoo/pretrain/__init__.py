@@ -28,7 +28,7 @@ from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.loop import Interrupted, TrainingStopped
 from fg_ssl_zoo.evaluation.monitor import Collapsed
-from fg_ssl_zoo.methods import check_options, check_queue, complete_options
+from fg_ssl_zoo.methods import check_options, check_queue, complete_options, method_class
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
 from fg_ssl_zoo.pretrain.run import open_run, prepare_backbone
 from fg_ssl_zoo.pretrain.stages import run_stages
@@ -67,6 +67,10 @@ def _check_stages(recipe: Recipe) -> None:
         options = check_options(stage.method, stage.options, where=where)
         at_once = stage.train.batch_size // stage.train.accumulate
         check_queue(stage.method, options, at_once, where=where)
+        try:
+            method_class(stage.method).outside_teachers(options)
+        except ValueError as error:
+            raise ValueError(f"{where}.{error}") from error
 
 
 def _check_stages_on(recipe: Recipe, train: Images) -> None:

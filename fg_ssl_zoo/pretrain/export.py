@@ -16,7 +16,7 @@ from fg_ssl_zoo.pretrain.results import results_of, table_rows
 from fg_ssl_zoo.pretrain.run import Run
 
 
-def export_backbone(run: Run, backbone: Backbone, record: Record, pretraining: Pretraining) -> None:
+def export_backbone(run: Run, backbone: Backbone, record: Record, pretraining: Pretraining | None) -> None:
     """Write results and the exported folder, print the table and the lines that load it."""
     if run.accelerator.is_main_process:
         results = results_of(run, record)
@@ -56,8 +56,10 @@ def export_companion(run: Run, name: str, companion: Backbone, record: Record) -
     run.accelerator.wait_for_everyone()
 
 
-def pretraining_of(run: Run, method: Method) -> Pretraining:
-    """The last stage's method as whoever goes on with it needs it."""
+def pretraining_of(run: Run, method: Method) -> Pretraining | None:
+    """The last stage's method as whoever goes on with it needs it, if its state is all of it."""
+    if method.has_outside_teacher:
+        return None
     stage = run.recipe.stages[-1]
     options = all_options(stage.method, complete_options(stage.method, stage.options, run.train))
     return Pretraining(stage.method, method.options_of_saved(options), method.state_dict())

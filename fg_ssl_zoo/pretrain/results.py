@@ -38,6 +38,11 @@ def results_of(run: Run, record: Record) -> dict[str, Any]:
             for stage in recipe.stages
             for line in method_class(stage.method).reported(stage.options)
         ],
+        "teachers": [
+            teacher
+            for stage in recipe.stages
+            for teacher in method_class(stage.method).outside_teachers(stage.options)
+        ],
         "with_labels": any(method_class(s.method).needs_labels for s in recipe.stages),
         "recipe": as_dict(recipe),
     }

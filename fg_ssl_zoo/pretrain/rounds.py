@@ -28,6 +28,7 @@ def run_round(
     start: Position,
     state: dict[str, Any] | None,
     record: Record,
+    started_norms: frozenset[str] = frozenset(),
 ) -> None:
     """Annotate, then train from `start` to the end of the round."""
     recipe = run.recipe
@@ -53,6 +54,7 @@ def run_round(
         first_step=steps_before(run, start),
         channels_last=run.switches.channels_last,
         record=record,
+        started_norms=started_norms,
         title=_title(recipe, start),
     )
     fit(method, job)

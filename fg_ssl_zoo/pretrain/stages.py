@@ -12,6 +12,7 @@ from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import open_trackers
 from fg_ssl_zoo.engine.loop import Record
 from fg_ssl_zoo.hub.pretraining import saved_state
+from fg_ssl_zoo.layers.frozen import norms_with_statistics
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.methods import complete_options, create_method
 from fg_ssl_zoo.pretrain.inherit import inherit, inherit_saved
@@ -29,6 +30,7 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
     done = steps_before(run, newest) + newest.step
     trackers = open_trackers(run.accelerator, run.folder, run.recipe.trackers, done)
     record = Record(**state["record"]) if state else Record()
+    started = norms_with_statistics(backbone)  # before a checkpoint replaces the start weights
     method: Method | None = None
     for number, stage in enumerate(run.recipe.stages):
         for round_number in range(stage.rounds):
@@ -39,7 +41,7 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
                 saved = saved_state(run.recipe.init) if first else None
                 method = _stage_method(stage, backbone, run.train, method, saved)
             at = newest if state else Position(number, round_number)
-            run_round(run, method, stage, at, state, record)
+            run_round(run, method, stage, at, state, record, started)
             state = None
     for tracker in trackers:
         tracker.finish()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.loader import TooManyCorruptImages, ViewDataset
 from fg_ssl_zoo.data.sample import CorruptImage
@@ -20,6 +20,7 @@ from fg_ssl_zoo.engine.log import JsonlTracker
 from fg_ssl_zoo.engine.loop import Fit, Interrupted, TrainingStopped, fit
 from fg_ssl_zoo.engine.optim import base_lr, create_optimizer, describe_lr, lr_at, schedule
 from fg_ssl_zoo.engine.run_folder import RunFolder
+from fg_ssl_zoo.layers.frozen import norms_of
 from fg_ssl_zoo.method import Method, MethodOutput
 from fg_ssl_zoo.methods import create_method
 
@@ -95,6 +96,25 @@ def test_a_run_killed_between_checkpoints_redoes_the_steps_and_ends_the_same(tmp
     (folder.checkpoints / newest.file_name).unlink()
     assert max(checkpoint.positions(folder.checkpoints)).step == 4
     assert_equal(trained(tmp_path / "run", birds), whole)
+
+
+@pytest.mark.parametrize("norm", ["train", "frozen", "auto"])
+@pytest.mark.parametrize("name", ["simclr", "moco"])
+def test_frozen_norms_keep_their_statistics_in_student_and_teacher(tmp_path, birds, name, norm):
+    method = method_for() if name == "simclr" else create_method(
+        "moco", method_for().backbone, projection_size=8, queue_size=8
+    )  # fmt: skip
+    started = frozenset({"model.bn1"})  # the rest was random before the first stage
+    job = job_in(tmp_path, birds, method, train={"norm": norm}, started_norms=started)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    fit(method, job)
+    kept = {"train": set(), "frozen": norms_of(method.backbone.model), "auto": {"bn1"}}[norm]
+    networks = [x for x in method.modules() if isinstance(x, Backbone)]
+    assert len(networks) == (2 if name == "moco" else 1)
+    for key, value in method.state_dict().items():
+        owner, _, kind = key.rpartition(".")
+        if kind == "running_mean" and ".model." in owner:
+            assert torch.equal(value, before[key]) == (owner.rpartition(".model.")[2] in kept), key
 
 
 def test_two_runs_with_one_seed_agree_to_the_bit(tmp_path, birds):

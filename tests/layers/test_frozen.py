@@ -4,7 +4,13 @@ import torch
 from torch import nn
 
 from fg_ssl_zoo.layers.batch_norm import synchronise
-from fg_ssl_zoo.layers.frozen import frozen, unremembered
+from fg_ssl_zoo.layers.frozen import (
+    frozen,
+    keep_statistics,
+    norms_of,
+    norms_with_statistics,
+    unremembered,
+)
 
 
 def judge():
@@ -55,3 +61,27 @@ def test_what_is_unremembered_learns_as_ever_and_no_norm_counts_it():
         assert torch.equal(a.grad, b.grad)
     network(images)
     assert network[1].num_batches_tracked == 1
+
+
+def test_norms_with_statistics_are_those_that_have_seen_data():
+    network = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm1d(3)), nn.LayerNorm(2))
+    assert norms_of(network) == {"0", "1.0"}
+    assert norms_with_statistics(network) == frozenset()
+    network[0](torch.randn(5, 4, 2, 2))
+    assert norms_with_statistics(network) == {"0"}
+
+
+def test_kept_statistics_are_normalised_with_and_scale_and_shift_learn():
+    network = judge()
+    network(torch.randn(64, 3, 6, 6))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    network.train()
+    keep_statistics(network, norms_of(network))
+    images = torch.randn(2, 3, 6, 6) * 5
+    expected = copy.deepcopy(network).eval()(images)
+    found = network(images)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    assert network[1].weight.grad is not None
+    for key in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
+        assert torch.equal(network.state_dict()[key], before[key])

@@ -1,0 +1,292 @@
+"""Distillation: a network of any kind learns the features of a good one, without labels.
+
+Papers: Hinton, Vinyals & Dean, 2015 (arXiv 1503.02531) for the logits; Romero et al., 2015 (arXiv
+1412.6550) for the maps.
+
+    views      one random view of a picture; teacher and student may read it at different sizes
+    teacher    pooled features f, maps F_s with s cells a side, class logits t; fixed
+    student    pooled features h and maps H_s, the last map with about as many cells
+    target     x' = (x - mean) / (std + 1e-3) per channel, over the batch of all processes
+    features   L_f = mean (linear(h) - f')^2
+    maps       L_m = sum over s of the mean of (linear(H_s) - F_s')^2
+    logits     L_l = T^2 KL(softmax(t / T) || softmax(linear(h) / T))
+    loss       (a L_f + b L_m + c L_l) / (a + b * number of maps + c)
+
+The linear heads are thrown away after the stage. A student without feature maps in timm learns
+from features (and logits) alone. With `targets: cached` the teacher reads every picture once, as
+evaluation does, and the student learns these features from random views; there are no maps then.
+
+Our choice: the standardised error (without it the channels with the largest scale are learnt and
+the others are not), the weights, and maps of strides 8 and more only.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from annotated_types import Ge, Gt
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fg_ssl_zoo.backbones.any_backbone import open_backbone, open_classifier
+from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
+from fg_ssl_zoo.data.loader import image_loader, resolve_num_workers
+from fg_ssl_zoo.data.sample import Images, Views
+from fg_ssl_zoo.data.views import CentreView, RandomViews, augmentations_of
+from fg_ssl_zoo.layers.modes import evaluating
+from fg_ssl_zoo.layers.pixel_decoder import resized
+from fg_ssl_zoo.method import Batch, Method, MethodOutput, Notes
+from fg_ssl_zoo.ops.distributed import mean_over_processes, rank, world_size
+
+Weight = Annotated[float, Ge(0)]
+Size = Annotated[int, Ge(16)]
+
+FINEST = 8
+"""Smallest stride of a map that is learnt: finer ones hold edges, which any network learns."""
+
+
+class Distillation(Method):
+    """A student that learns what a fixed teacher says of the same view.
+
+    Args:
+        backbone: The student; is trained.
+        teacher: Any model that `fgssl eval` opens: a run, an exported folder, `local-dir:FOLDER`,
+            `hf-hub:OWNER/NAME`, a timm or fgssl name, `ARCHITECTURE@FILE.safetensors`.
+        teacher_size: Side of the teacher's pictures in pixels; when not given the student's, or
+            the teacher's own if it reads one size only.
+        targets: `online`: the teacher reads the student's view at every step. `cached`: it reads
+            each picture once before the stage, in evaluation's centre view.
+        feature_weight: `a`.
+        map_weight: `b`, of each map; 0 for pooled features alone.
+        logit_weight: `c`; needs a teacher with a classifier.
+        temperature: `T` of the logits; 4, within the range that Hinton et al. report (2 to 20).
+        preset: Views of `fg_ssl_zoo.data.views.PRESETS`; `paper` is `fine_grained`.
+        augmentation: Strengths of `Augmentation` that replace those of the preset.
+
+    Raises:
+        ValueError: No such teacher, one without weights or classifier, or sizes that do not fit.
+    """
+
+    papers = (
+        "Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. 2015, "
+        "arXiv 1503.02531.",
+        "Romero, Ballas, Kahou, Chassang, Gatta, Bengio: FitNets: Hints for Thin Deep Nets. "
+        "ICLR 2015, arXiv 1412.6550.",
+    )
+    has_outside_teacher = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        teacher: str,
+        teacher_size: Size | None = None,
+        targets: Literal["online", "cached"] = "online",
+        feature_weight: Weight = 2.0,
+        map_weight: Weight = 1.0,
+        logit_weight: Weight = 0.0,
+        temperature: Annotated[float, Gt(0)] = 4.0,
+        preset: str = "fine_grained",
+        augmentation: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(backbone)
+        if targets == "cached":
+            map_weight = 0.0
+        if not feature_weight + logit_weight:  # or what lies behind the maps has no gradient
+            raise ValueError("feature_weight, logit_weight: one of them has to be above 0")
+        self.cached, self.temperature = targets == "cached", temperature
+        self.feature_weight, self.map_weight = feature_weight, map_weight
+        self.logit_weight = logit_weight
+        self.augmentation, _ = augmentations_of(preset, augmentation, paper="fine_grained")
+        taught = open_teacher(teacher, teacher_size or backbone.image_size, teacher_size is None)
+        classifier = open_classifier(teacher) if logit_weight else None
+        if logit_weight and classifier is None:
+            raise ValueError(f"logit_weight: teacher '{teacher}' has no classifier; 0 would do")
+        self._outside = (taught, classifier)  # a tuple: neither in the state nor in the export
+        self.pairs = self._pairs(taught) if map_weight else []
+        widths = [(a, b) for _, _, a, b in self.pairs]
+        self.maps = nn.ModuleList(nn.Linear(a, b) for a, b in widths)
+        d = backbone.num_features
+        self.features = nn.Linear(d, taught.num_features) if feature_weight else None
+        self.logits = nn.Linear(d, classifier.out_features) if classifier else None
+
+    @classmethod
+    def outside_teachers(cls, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Words, weights and licence of the teacher, for results and card."""
+        teacher = open_teacher(options["teacher"], options.get("teacher_size"), True)
+        return [
+            {
+                "model": options["teacher"],
+                "architecture": teacher.name,
+                "weights": weights_fingerprint(teacher),
+                "license": _license(options["teacher"], teacher),
+            }
+        ]
+
+    @property
+    def teacher(self) -> Backbone:
+        """The fixed network; no part of the module, so that no checkpoint holds it."""
+        return self._outside[0]
+
+    def views(self, image_size: int) -> Views:
+        """`images` (1, s, s, 3) at the larger of both sizes."""
+        size = image_size if self.cached else max(image_size, self.teacher.image_size)
+        return RandomViews(size, (self.augmentation,), (None,))
+
+    def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
+        """`teacher` (n, d): the teacher's features of each picture, where they are cached."""
+        if not self.cached:
+            return {}
+        return {"teacher": _features_of_all(self.teacher, images, accelerator)}
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """The error of `images` (b, 1, h, w, 3)."""
+        pixels = batch["images"][:, 0]
+        maps, h = self._look(self.backbone, pixels, [mine for mine, _, _, _ in self.pairs])
+        with torch.no_grad():
+            theirs, f, logits = self._targets(batch, pixels)
+        terms: list[tuple[str, float, Tensor]] = []
+        if self.features is not None:
+            error = F.mse_loss(self.features(h).float(), standardised(f))
+            terms.append(("features", self.feature_weight, error))
+        for head, mine, target in zip(self.maps, maps, theirs, strict=True):
+            rows = mine.flatten(2).mT.flatten(0, 1)  # (b cells, c)
+            cells = _with_cells(target, mine.shape[-2:]).flatten(2).mT.flatten(0, 1)
+            error = F.mse_loss(head(rows).float(), standardised(cells))
+            terms.append((f"map_{mine.shape[-1]}", self.map_weight, error))
+        if self.logits is not None:
+            assert logits is not None
+            found = self.logits(h).float()
+            terms.append(("logits", self.logit_weight, divergence(found, logits, self.temperature)))
+        loss = sum(weight * term for _, weight, term in terms)
+        total = sum(weight for _, weight, _ in terms)
+        metrics = {f"loss/{name}": term.detach() for name, _, term in terms}
+        return MethodOutput(torch.as_tensor(loss) / total, metrics)
+
+    def _targets(self, batch: Batch, pixels: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """The teacher's maps, features and logits."""
+        teacher, classifier = self._outside
+        if next(teacher.parameters()).device != pixels.device:
+            teacher.to(pixels.device)
+        if self.cached:
+            maps, f = [], batch["teacher"]
+        else:
+            maps, f = self._look(teacher, pixels, [theirs for _, theirs, _, _ in self.pairs])
+        if classifier is None:
+            return maps, f, None
+        return maps, f, classifier.to(pixels.device)(f)
+
+    def _look(
+        self, network: Backbone, pixels: Tensor, indices: Sequence[int]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Chosen maps and the pooled features of pixels (b, h, w, 3), at the network's size."""
+        images = network.normalize(pixels)
+        if images.shape[-1] != network.image_size:
+            images = resized(images, network.image_size)
+        return network.maps_and_features(images, indices) if indices else ([], network(images))
+
+    def _pairs(self, teacher: Backbone) -> list[tuple[int, int, int, int]]:
+        """Which maps are compared: numbers of the student's and the teacher's, and both widths.
+
+        For every map of the teacher at stride 8 and more that of the student with the nearest
+        number of cells a side, if one has at most half as many again; the last one of each.
+        """
+        mine, theirs = _maps_by_cells(self.backbone), _maps_by_cells(teacher)
+        pairs: dict[int, tuple[int, int, int, int]] = {}
+        for cells, (number, width) in theirs.items():
+            if cells > teacher.image_size / FINEST or not mine:
+                continue
+            nearest = min(mine, key=lambda own: abs(own / cells - 1))
+            if 2 / 3 <= nearest / cells <= 3 / 2:
+                own, own_width = mine[nearest]
+                pairs[own] = (own, number, own_width, width)
+        return [pairs[own] for own in sorted(pairs)]
+
+
+def open_teacher(words: str, size: int | None, may_be_own: bool) -> Backbone:
+    """The teacher in evaluation mode, without gradient.
+
+    Args:
+        words: As `open_backbone` takes them.
+        size: Side of its pictures in pixels; its own when not given.
+        may_be_own: Whether a teacher that cannot read this size reads its own instead.
+
+    Raises:
+        ValueError: No such model, one without trained weights, or a size that it cannot read.
+    """
+    if words.endswith("@scratch"):
+        raise ValueError(f"teacher: '{words}' is untrained; name a model that has weights")
+    try:
+        teacher = open_backbone(words, image_size=size)
+    except ValueError as error:
+        if not (may_be_own and "patch size" in str(error)):
+            raise ValueError(f"teacher: {error}") from error
+        teacher = open_backbone(words)
+    return teacher.eval().requires_grad_(False)
+
+
+def _license(words: str, teacher: Backbone) -> str | None:
+    """Of the teacher's weights, where timm or its folder states one; a bare file states none."""
+    cfg = getattr(teacher.model, "pretrained_cfg", None) or {}
+    return None if ".safetensors" in words else cfg.get("license")
+
+
+@torch.no_grad()
+def standardised(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Zero mean and unit deviation per channel over the rows of all processes.
+
+    A channel that hardly varies (deviation far below 1e-3) becomes zero.
+    """
+    x = x.float()
+    x = x - mean_over_processes(x.mean(0))
+    return x / (mean_over_processes(x.square().mean(0)).sqrt() + 1e-3)
+
+
+def divergence(
+    student: Float[Tensor, "n k"], teacher: Float[Tensor, "n k"], temperature: float
+) -> Float[Tensor, ""]:
+    """T^2 KL(teacher || student) of softened distributions (Hinton et al., section 2)."""
+    log_q = (student / temperature).log_softmax(dim=-1)
+    log_p = (teacher.float() / temperature).log_softmax(dim=-1)
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def _with_cells(x: Float[Tensor, "b c _ _"], cells: Sequence[int]) -> Float[Tensor, "b c y x"]:
+    """A map with another number of cells, bilinear; a reduction averages what it covers."""
+    if x.shape[-2:] == tuple(cells):
+        return x
+    return F.interpolate(x.float(), size=tuple(cells), mode="bilinear", antialias=True)
+
+
+def _maps_by_cells(backbone: Backbone) -> dict[int, tuple[int, int]]:
+    """Cells a side -> number of the last map that has them, and its width."""
+    if not hasattr(backbone.model, "forward_intermediates"):
+        return {}
+    size, device = backbone.image_size, next(backbone.parameters()).device
+    with evaluating(backbone), torch.no_grad():
+        image = torch.zeros(1, 3, size, size, device=device)
+        maps = backbone.feature_maps(image, list(range(len(backbone.model.feature_info))))
+    return {x.shape[-1]: (number, x.shape[1]) for number, x in enumerate(maps)}
+
+
+@torch.inference_mode()
+def _features_of_all(teacher: Backbone, images: Images, accelerator: Accelerator) -> Tensor:
+    """Features (n, d) of every picture in evaluation's view, equal on every process.
+
+    Those of a picture that cannot be read stay 0; the loop replaces such a picture and its notes.
+    """
+    teacher.to(accelerator.device)
+    mine = list(range(len(images)))[rank() :: world_size()]
+    found = torch.zeros(len(images), teacher.num_features)
+    workers = resolve_num_workers("auto", world_size())
+    for batch in image_loader(
+        images, CentreView(teacher.image_size), mine, batch_size=64, num_workers=workers
+    ):
+        if batch:
+            pixels = batch["image"].to(accelerator.device)
+            with accelerator.autocast():
+                found[batch["index"]] = teacher(teacher.normalize(pixels)).float().cpu()
+    gathered = mean_over_processes(found.to(accelerator.device)) * world_size()
+    return gathered.cpu().clone()
