@@ -30,6 +30,9 @@ YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5
 RGB = np.linalg.inv(YIQ)
 LUMA = YIQ[0]
 
+TRIES = 10
+"""Crops that are drawn until one fits into the picture; torchvision's number."""
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -38,7 +41,8 @@ class Augmentation:
     Attributes:
         crop_scale: Area of the crop as a share of the picture, drawn uniformly; 1 to 1 is all of
             the picture, whatever its shape.
-        crop_ratio: Width to height of the crop, drawn uniformly in the logarithm.
+        crop_ratio: Width to height of the crop, drawn uniformly in the logarithm. Crops that do not
+            fit into the picture are drawn again, ten times in all; then it is the central crop.
         flip: Probability of a mirror image.
         jitter: Probability that brightness, contrast, saturation and hue are changed.
         brightness, contrast, saturation: Factors are drawn from 1 +- this.
@@ -139,17 +143,12 @@ def draw_view(
 ) -> View:
     """Draw one view of a (height, width) picture.
 
-    The number of draws never depends on their values.
+    The number of draws never depends on their values: all ten tries of the crop are drawn, although
+    the first that fits is taken.
     """
-    u = generator.random(16).tolist()
-    area = _between(u[0], how.crop_scale) * height * width
-    low, high = how.crop_ratio
-    ratio = math.exp(_between(u[1], (math.log(low), math.log(high))))
-    w = max(1, min(width, round(math.sqrt(area * ratio))))
-    h = max(1, min(height, round(math.sqrt(area / ratio))))
-    if how.crop_scale[0] >= 1:
-        w, h = width, height
-    box = (int(u[2] * (width - w + 1)), int(u[3] * (height - h + 1)), w, h)
+    u = generator.random(16 + 2 * (TRIES - 1)).tolist()
+    tries = [(u[0], u[1]), *zip(u[16::2], u[17::2], strict=True)]
+    box = crop_box(height, width, tries, (u[2], u[3]), how)
     jitters = u[4] < how.jitter
     brightness, contrast, saturation, turn = (
         jitters * strength * (2 * x - 1)
@@ -168,6 +167,40 @@ def draw_view(
         sigma=sigma,
         solarize=u[13] < how.solarize,
     )
+
+
+def crop_box(
+    height: int,
+    width: int,
+    tries: Sequence[tuple[float, float]],
+    place: tuple[float, float],
+    how: Augmentation,
+) -> tuple[int, int, int, int]:
+    """x, y, width and height of a random crop of a (height, width) picture.
+
+    As `RandomResizedCrop.get_params` of torchvision 0.29, which the code of the papers calls: the
+    first try that fits into the picture is taken; if none fits, the largest central crop of an
+    allowed ratio. Clamping a try to the picture instead would give crops of other areas and ratios.
+
+    Args:
+        height: Of the picture in pixels.
+        width: Of the picture in pixels.
+        tries: Area and ratio of each try, uniform in 0..1.
+        place: Of the crop in the room that is left in x and in y, uniform in 0..1.
+        how: Bounds of area and ratio.
+    """
+    if how.crop_scale[0] >= 1:
+        return 0, 0, width, height
+    low, high = sorted(how.crop_ratio)
+    logarithms = math.log(low), math.log(high)
+    for area, ratio in tries:
+        pixels = height * width * _between(area, how.crop_scale)
+        aspect = math.exp(_between(ratio, logarithms))
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(place[0] * (width - w + 1)), int(place[1] * (height - h + 1)), w, h
+    w, h = min(width, max(1, round(height * high))), min(height, max(1, round(width / low)))
+    return (width - w) // 2, (height - h) // 2, w, h
 
 
 def crop_resize(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:

@@ -4,6 +4,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
+from scipy.stats import ks_2samp
+from torchvision.transforms import transforms
 
 from fg_ssl_zoo.config import RecipeError
 from fg_ssl_zoo.data.augment import gamma, power_law
@@ -87,19 +90,86 @@ def test_solarize_inverts_the_bright_half_only():
     np.testing.assert_array_equal(seen[image >= 128], 255 - image[image >= 128])
 
 
+SHAPES = {"square": (160, 160), "wide": (200, 320), "tall": (900, 300), "strip": (40, 400)}
+
+
+class _Given:
+    """Uniform draws in the order in which torchvision asks for them; in float64 and none twice."""
+
+    log, exp = staticmethod(torch.log), staticmethod(torch.exp)
+
+    def __init__(self, tries, place):
+        self.draws, self.place = [u for pair in tries for u in pair], list(place)
+
+    def tensor(self, values):
+        return torch.tensor(values, dtype=torch.float64)
+
+    def empty(self, _):
+        return self
+
+    def uniform_(self, low, high):
+        return torch.as_tensor(low + self.draws.pop(0) * (high - low), dtype=torch.float64)
+
+    def randint(self, low, high, size):
+        return torch.tensor(int(low + self.place.pop() * (high - low)))  # y is drawn first
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("preset", ["simclr", "fine_grained"])
+def test_a_crop_is_that_of_torchvision_given_the_same_draws(shape, preset, monkeypatch):
+    how, (height, width) = PRESETS[preset][0], SHAPES[shape]
+    picture = torch.empty(3, height, width)
+    for seed in range(100):
+        u = np.random.default_rng(seed).random(34).tolist()
+        tries, place = [(u[0], u[1]), *zip(u[16::2], u[17::2], strict=True)], (u[2], u[3])
+        monkeypatch.setattr(transforms, "torch", _Given(tries, place))
+        y, x, h, w = transforms.RandomResizedCrop.get_params(
+            picture, list(how.crop_scale), list(how.crop_ratio)
+        )
+        assert draw(how, seed, height, width).box == (x, y, w, h)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("preset", ["simclr", "fine_grained"])
+def test_areas_and_ratios_of_crops_are_distributed_as_those_of_torchvision(shape, preset):
+    how, (height, width) = PRESETS[preset][0], SHAPES[shape]
+    picture = torch.empty(3, height, width)
+    torch.manual_seed(0)
+    theirs = np.array(
+        [
+            transforms.RandomResizedCrop.get_params(
+                picture, list(how.crop_scale), list(how.crop_ratio)
+            )
+            for _ in range(1000)
+        ]
+    )[:, [1, 0, 3, 2]]
+    ours = np.array([draw(how, seed, height, width).box for seed in range(1000)])
+    for quantity in (lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 2] / b[:, 3]):
+        # Two samples of 1,000 of one distribution differ by more than 0.087 once in a thousand.
+        assert ks_2samp(quantity(ours), quantity(theirs)).statistic < 0.087
+
+
 def test_crops_stay_inside_and_keep_area_and_ratio():
-    how = with_only(crop_scale=(0.2, 1), crop_ratio=(3 / 4, 4 / 3))
+    how = with_only(crop_scale=(0.6, 1), crop_ratio=(3 / 4, 4 / 3))
     for seed in range(300):
-        x, y, w, h = draw(how, seed, height=120, width=200).box
-        assert 0 <= x <= x + w <= 200
+        x, y, w, h = draw(how, seed, height=120, width=140).box
+        assert 0 <= x <= x + w <= 140
         assert 0 <= y <= y + h <= 120
-        assert w * h >= 0.15 * 120 * 200
+        assert w * h >= 0.59 * 120 * 140  # sides are whole pixels
+        assert 0.74 <= w / h <= 1.35
+
+
+def test_a_strip_is_cut_to_the_nearest_ratio_in_its_middle():
+    how = with_only(crop_scale=(0.5, 1), crop_ratio=(3 / 4, 4 / 3))
+    assert draw(how, 0, height=30, width=300).box == (130, 0, 40, 30)
+    assert draw(how, 0, height=300, width=30).box == (0, 130, 30, 40)
 
 
 def test_crops_reach_every_corner():
-    boxes = [draw(with_only(crop_scale=(0.2, 0.3)), seed, 64, 64).box for seed in range(500)]
-    assert min(x for x, *_ in boxes) == 0
-    assert max(x + w for x, _, w, _ in boxes) == 64
+    boxes = [draw(with_only(crop_scale=(0.2, 0.3)), seed, 48, 64).box for seed in range(500)]
+    for start, length, side in ((0, 2, 64), (1, 3, 48)):
+        assert min(box[start] for box in boxes) == 0
+        assert max(box[start] + box[length] for box in boxes) == side
 
 
 @pytest.mark.parametrize("size", [16, 24, 40])
