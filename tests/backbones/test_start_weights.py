@@ -298,3 +298,12 @@ def test_an_export_whose_config_is_broken_is_refused(tmp_path):
     (tmp_path / "x" / "config.json").write_text(json.dumps(["no", "mapping"]))
     with pytest.raises(ValueError, match=r"config\.json is no timm config"):
         create_backbone("test_vit", init=str(tmp_path / "x"), image_size=64)
+
+
+def test_a_bare_file_of_a_network_that_wants_other_pixels_is_warned_about(tmp_path, caplog):
+    file = tmp_path / "weights.safetensors"
+    save_file(create_backbone("test_vit", image_size=64).model.state_dict(), file)
+    backbone = create_backbone("test_vit", image_size=64, init=str(file))
+    assert backbone.mean == (0.485, 0.456, 0.406)
+    assert "states no mean and std" in caplog.text
+    assert "(0.5, 0.5, 0.5)" in caplog.text
