@@ -21,7 +21,7 @@ from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
 from fg_ssl_zoo.backbones.published import WEIGHTS, check_source, exported_folder, read_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
 from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError, explain, published_folder
-from fg_ssl_zoo.config import nearest
+from fg_ssl_zoo.config import nearest, recipe_files
 
 _log = logging.getLogger(__name__)
 
@@ -254,6 +254,10 @@ def _folder_of_ours(name: str, init: str) -> Path:
             raise ValueError(f"init: {error}") from error
     if Path(init).expanduser().is_dir():
         return exported_folder(Path(init).expanduser())
+    if (recipe := Path(init).name) in recipe_files() and init.startswith("runs/"):
+        raise ValueError(
+            f"init: there is no {init}; train it first: accelerate launch train.py {recipe}"
+        )
     known = ["scratch", *_tags(name), *timm.list_pretrained("fgssl*")]
     raise ValueError(
         f"init: '{init}' is neither scratch, a .safetensors file, a run or exported folder, "

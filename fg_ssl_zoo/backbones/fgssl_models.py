@@ -1,9 +1,12 @@
 """The `fgssl_*` names of timm: every recipe in `hub_configs/` is a model, nothing is listed here.
 
+So is every exported folder in FG_SSL_ZOO_DIR (when this module is imported) under its own name.
+
     hub_configs/fgssl_resnet50_cub.simclr.yaml
                 architecture       tag     -> timm.create_model("fgssl_resnet50_cub.simclr")
 
-Without a tag, an architecture means its `simclr` model, or the first by name where there is none.
+Without a tag, an architecture means its released model (`hub.sha256` in the recipe); of several, or
+of none, its `simclr` model, or the first by name where there is none.
 
 What is built is the recipe's `backbone` with its `backbone_options`, by timm's own function; the
 caller's keywords come before those. `pretrained=True` then looks where `zoo.py` says, and nowhere
@@ -37,7 +40,7 @@ from timm.models import (
 from torch import nn
 
 from fg_ssl_zoo.backbones import attentive_models, hybrid_models, srgan_models
-from fg_ssl_zoo.backbones.published import CONFIG, SHA256, WEIGHTS, read_config
+from fg_ssl_zoo.backbones.published import CONFIG, RECIPE, SHA256, WEIGHTS, read_config
 from fg_ssl_zoo.backbones.zoo import published_folder
 from fg_ssl_zoo.config import Data, Hub, Recipe, nearest, read_yaml, recipe_files
 
@@ -55,6 +58,8 @@ _ARCHITECTURES = {
     *hybrid_models.default_cfgs,
 }
 """Names that are networks of ours; no recipe's."""
+
+_LEFT_OUT = "%s is left out of timm's models: %s"
 
 _log = logging.getLogger(__name__)
 
@@ -145,14 +150,26 @@ def hub_repo(name: str, repo: str | None = None) -> str:
     return repo or f"{os.environ.get('FG_SSL_ZOO_ORG') or ORGANISATION}/{name}"
 
 
-def _read(path: Path) -> tuple[str, dict[str, Any], str | None, PretrainedCfg]:
+def own_recipes() -> dict[str, Path]:
+    """Recipes of exported folders in FG_SSL_ZOO_DIR that have no recipe in the package.
+
+    Each such folder is a name of timm too: `fgssl_resnet18_garden.simclr/` with `recipe.yaml`.
+    """
+    root = os.environ.get("FG_SSL_ZOO_DIR")
+    folders = sorted(Path(root).expanduser().glob(f"fgssl_*/{CONFIG}")) if root else []
+    found = {folder.parent.name: folder.parent / RECIPE for folder in folders}
+    known = recipe_files()
+    return {name: path for name, path in found.items() if name not in known and path.is_file()}
+
+
+def _read(name: str, path: Path) -> tuple[str, dict[str, Any], str | None, PretrainedCfg]:
     """Stock architecture, its options, hash and `pretrained_cfg`; only what is needed is checked.
 
     Raises:
         ValueError: The file's name or one of those keys is not what it should be.
     """
-    if not re.fullmatch(r"fgssl_\w+\.\w+", path.stem):
-        raise ValueError("the file's name is not of the form fgssl_BACKBONE_DATA.METHOD.yaml")
+    if not re.fullmatch(r"fgssl_\w+\.\w+", name):
+        raise ValueError(f"the name {name} is not of the form fgssl_BACKBONE_DATA.METHOD")
     content = read_yaml(path)
     backbone, init = content.get("backbone"), content.get("init", Recipe.init)
     if not isinstance(backbone, str) or "." in backbone or not is_model(backbone):
@@ -170,7 +187,7 @@ def _read(path: Path) -> tuple[str, dict[str, Any], str | None, PretrainedCfg]:
         crop_pct=data.get("crop_pct", Data.crop_pct),
         license=hub.get("license", Hub.license),
     )
-    repo = hub.get("repo") or f"{ORGANISATION}/{path.stem}"
+    repo = hub.get("repo") or f"{ORGANISATION}/{name}"
     options = dict(_section(content, "backbone_options"))
     sha256 = hub.get("sha256")
     if sha256 is not None and not (isinstance(sha256, str) and SHA256.fullmatch(sha256)):
@@ -192,10 +209,16 @@ def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, Stock], dict[str, Pr
     """
     stocks: dict[str, Stock] = {}
     cfgs: dict[str, PretrainedCfg] = {}
-    for name, path in sorted(files.items(), key=lambda f: _default_first(f[0])):
+    read: dict[str, tuple[str, dict[str, Any], str | None, PretrainedCfg]] = {}
+    for name, path in sorted(files.items()):
         try:
-            backbone, options, sha256, cfg = _read(path)
-            architecture, _, tag = name.partition(".")
+            read[name] = _read(name, path)
+        except (ValueError, OSError) as error:
+            _log.warning(_LEFT_OUT, path, error)
+    for name in sorted(read, key=lambda name: _default_first(name, read[name][2])):
+        backbone, options, sha256, cfg = read[name]
+        architecture, _, tag = name.partition(".")
+        try:
             if architecture in _ARCHITECTURES:
                 raise ValueError(f"{architecture} is an architecture; add _DATA to the file's name")
             stock = stocks.setdefault(architecture, Stock(backbone, {}, {}))
@@ -204,8 +227,8 @@ def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, Stock], dict[str, Pr
                     f"its backbone is {backbone}; another recipe of that name has "
                     f"{stock.architecture}"
                 )
-        except (ValueError, OSError) as error:
-            _log.warning("%s is left out of timm's models: %s", path, error)
+        except ValueError as error:
+            _log.warning(_LEFT_OUT, files[name], error)
         else:
             stock.options[tag] = options
             if sha256:
@@ -214,9 +237,9 @@ def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, Stock], dict[str, Pr
     return stocks, cfgs
 
 
-def _default_first(name: str) -> tuple[str, bool, str]:
+def _default_first(name: str, sha256: str | None) -> tuple[str, bool, bool, str]:
     architecture, _, tag = name.partition(".")
-    return architecture, tag != DEFAULT_TAG, tag
+    return architecture, sha256 is None, tag != DEFAULT_TAG, tag
 
 
 # --------------------------------------------------------------------------- a name -> weights
@@ -339,7 +362,7 @@ def _register(name: str, stock: Stock) -> None:
 
 
 __all__: list[str] = []  # timm appends every name it registers
-STOCK, _cfgs = _read_all(recipe_files())  # architecture of ours -> stock model
+STOCK, _cfgs = _read_all({**recipe_files(), **own_recipes()})  # architecture of ours -> stock model
 default_cfgs = generate_default_cfgs({**_cfgs})  # register_model reads it, under this name
 for _name in default_cfgs:
     _register(_name, STOCK[_name])

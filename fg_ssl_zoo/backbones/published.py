@@ -32,6 +32,7 @@ from fg_ssl_zoo.backbones.start_weights import PICKLES
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+RECIPE = "recipe.yaml"
 INDEX = "model.safetensors.index.json"
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9](?:[\w-]|\.(?!\.))*", re.ASCII)

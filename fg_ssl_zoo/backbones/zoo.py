@@ -29,6 +29,7 @@ from fg_ssl_zoo.backbones.published import (
     weight_files,
     whole,
 )
+from fg_ssl_zoo.config import recipe_files
 
 HUB_PATIENCE = 5.0
 """Seconds to wait for the Hub's first answer; HF_HUB_ETAG_TIMEOUT replaces it.
@@ -135,12 +136,23 @@ def published_folder(
         where = f"{constants.ENDPOINT}/{repo}" + (f"@{revision}" if revision else "")
         tried.append(f"{where} ({explain(error)})")
         raise PretrainedWeightsError(
-            f"no weights for {name}: tried {', then '.join(tried)}. Set FG_SSL_ZOO_DIR to a folder "
-            f"that holds {name}/, FG_SSL_ZOO_ORG to an owner who publishes it, or pass "
-            "pretrained=False."
-        ) from error
+            f"no weights for {name}: tried {', then '.join(tried)}. {_remedies(name)}"
+        ) from None
     check_download(folder, sha256)
     return folder
+
+
+def _remedies(name: str) -> str:
+    """How a user gets weights of a name that has none here."""
+    train = f"accelerate launch train.py {name}" if name in recipe_files() else ""
+    ways = [
+        f"train it: {train}, then load runs/{name} or copy runs/{name}/export to "
+        f"FG_SSL_ZOO_DIR/{name}" if train else "",
+        f"download it once it is published: fgssl pull {name}",
+        "set FG_SSL_ZOO_ORG to an owner who publishes it",
+        "or pass pretrained=False",
+    ]  # fmt: skip
+    return f"To get them, {'; '.join(way for way in ways if way)}."
 
 
 def check_download(folder: Path, sha256: str | None = None) -> None:

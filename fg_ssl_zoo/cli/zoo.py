@@ -9,7 +9,10 @@ NAME = "fgssl_BACKBONE_DATA[.METHOD][@REVISION], see fgssl list"
 
 def add_verbs(verbs: Any) -> None:
     """Give the three commands."""
-    listing = verbs.add_parser("list", help="every model, its scores, where it comes from")
+    listing = verbs.add_parser(
+        "list", help="models with weights, and how to train the others"
+    )
+    listing.add_argument("--all", action="store_true", help="recipes without weights in the table")
     listing.add_argument("--json", action="store_true", help="one list of objects")
     listing.add_argument("--offline", action="store_true", help="do not ask the Hub")
     listing.set_defaults(run=_list)
@@ -30,10 +33,13 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _list(chosen: argparse.Namespace) -> None:
-    from fg_ssl_zoo.hub.listing import as_plain, as_table, entries
+    from fg_ssl_zoo.hub.listing import as_plain, as_table, as_text, entries
 
     rows = list(entries(ask_hub=not chosen.offline))
-    print(json.dumps([as_plain(row) for row in rows], indent=2) if chosen.json else as_table(rows))
+    if chosen.json:
+        print(json.dumps([as_plain(row) for row in rows], indent=2))
+    else:
+        print(as_table(rows) if chosen.all else as_text(rows))
 
 
 def _info(chosen: argparse.Namespace) -> None:

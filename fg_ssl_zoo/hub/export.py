@@ -35,14 +35,13 @@ from torch import Tensor
 from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.fgssl_models import stock_of, timm_cfg
-from fg_ssl_zoo.backbones.published import CONFIG, INDEX, WEIGHTS, write_state
+from fg_ssl_zoo.backbones.published import CONFIG, INDEX, RECIPE, WEIGHTS, write_state
 from fg_ssl_zoo.config import Recipe, load_recipe, to_yaml
 from fg_ssl_zoo.hub.card import render_card, usage
 from fg_ssl_zoo.hub.pretraining import FOLDER, Pretraining, write_pretraining
 from fg_ssl_zoo.layers.modes import evaluating
 
 CARD = "README.md"
-RECIPE = "recipe.yaml"
 RESULTS = "results.json"
 PICTURE = "picture.png"
 FILES = frozenset({CONFIG, WEIGHTS, CARD, RECIPE, RESULTS})

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from fg_ssl_zoo.backbones.fgssl_models import Published, published_as
+from fg_ssl_zoo.backbones.fgssl_models import Published, own_recipes, published_as
 from fg_ssl_zoo.backbones.published import CONFIG, WEIGHTS, has_weights, weight_files
 from fg_ssl_zoo.backbones.zoo import (
     PretrainedWeightsError,
@@ -59,17 +59,17 @@ class Entry:
 
 
 def entries(*, ask_hub: bool = True) -> Iterator[Entry]:
-    """All models that have a recipe, by name.
+    """All models that have a recipe, of the package or in FG_SSL_ZOO_DIR, by name.
 
     Args:
         ask_hub: Otherwise models that are neither in a folder nor in the cache have no source.
     """
     on_hub = _OnHub() if ask_hub else None
-    for name in recipe_files():
+    for name, path in sorted({**recipe_files(), **own_recipes()}.items()):
         published = published_as(name)
         if published is None:  # its recipe cannot be read, as the log says
             continue
-        recipe = load_recipe(name)
+        recipe = load_recipe(path)
         source, place, results = _source(published, on_hub)
         folder = Path(place) if source in ("folder", "checkout", "cache") else None
         yield Entry(
@@ -162,6 +162,19 @@ def _num_parameters(backbone: str, options: str) -> int:
     with torch.device("meta"):
         model = timm.create_model(backbone, num_classes=0, **json.loads(options))
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def as_text(rows: list[Entry]) -> str:
+    """Models that can be used now as a table, then a line for each other one: how it is trained."""
+    usable = [row for row in rows if row.source not in (NOTHING, UNKNOWN)]
+    others = [row for row in rows if row.source in (NOTHING, UNKNOWN)]
+    lines = [as_table(usable) if usable else "no weights on this machine or on the Hub"]
+    if others:
+        reason = "; the Hub did not answer" if others[0].source == UNKNOWN else ""
+        title = f"recipes without weights{reason}: {len(others)} (--all shows them in the table)"
+        lines += ["", title]
+        lines += [f"accelerate launch train.py {row.name}" for row in others]
+    return "\n".join(lines)
 
 
 def as_table(rows: list[Entry]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError
 from fg_ssl_zoo.config import parse_recipe, recipe_files
 from fg_ssl_zoo.hub.export import export
 from tests.hub_server import Hub, point_client_at
-from tests.tiny_zoo import registered, write_recipes
+from tests.tiny_zoo import register, registered, write_recipes
 
 STAGES = [{"method": "simclr"}]
 RECIPES = {
@@ -101,6 +102,27 @@ def test_what_depends_on_the_architecture_is_timms_own():
 def test_the_default_tag_is_simclr_wherever_its_file_stands():
     assert timm.get_pretrained_cfg("fgssl_tiny_cub").tag == "simclr"
     assert timm.list_pretrained("fgssl_tiny_cub*") == ["fgssl_tiny_cub.byol", NAME]
+
+
+def test_a_released_tag_is_the_default_before_simclr(tmp_path):
+    recipes = {
+        "fgssl_r_cub.simclr": {"backbone": "test_resnet"},
+        "fgssl_r_cub.particle": {"backbone": "test_resnet", "hub": {"sha256": "0" * 64}},
+    }
+    _, cfgs = fgssl_models._read_all(write_recipes(tmp_path, recipes))
+    assert list(cfgs) == ["fgssl_r_cub.particle", "fgssl_r_cub.simclr"]
+
+
+def test_a_folder_of_ones_own_is_a_name_of_timm(published, monkeypatch, tmp_path):
+    own = "fgssl_tiny_garden.simclr"
+    shutil.copytree(published[0] / NAME, tmp_path / own)
+    monkeypatch.setenv("FG_SSL_ZOO_DIR", str(tmp_path))
+    assert fgssl_models.own_recipes() == {own: tmp_path / own / "recipe.yaml"}
+    with pytest.MonkeyPatch.context() as patch:
+        register(fgssl_models.own_recipes(), patch)
+        model = timm.create_model("fgssl_tiny_garden", pretrained=True)
+    state = published[1][NAME].model.state_dict()
+    torch.testing.assert_close(model.state_dict(), state)
 
 
 def test_every_tag_is_built_with_the_options_of_its_recipe():
@@ -257,12 +279,21 @@ def test_one_error_names_all_that_was_tried(monkeypatch, tmp_path):
     for said in (
         f"{tmp_path / NAME} (no config.json and no model.safetensors)",
         f"{hub.url}/fg-ssl-zoo/{NAME} (RepositoryNotFoundError",
-        "FG_SSL_ZOO_DIR",
+        f"fgssl pull {NAME}",
         "FG_SSL_ZOO_ORG",
         "pretrained=False",
     ):
         assert said in message
     assert "\n" not in message
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_a_recipe_of_the_package_without_weights_says_how_to_train_it(monkeypatch):
+    monkeypatch.delenv("FG_SSL_ZOO_DIR", raising=False)
+    with pytest.raises(PretrainedWeightsError) as caught:
+        timm.create_model("fgssl_resnet50_cub.jigsaw", pretrained=True)
+    assert "accelerate launch train.py fgssl_resnet50_cub.jigsaw" in str(caught.value)
 
 
 def test_the_hub_serves_what_no_folder_has_then_the_cache_does(published, monkeypatch, tmp_path):

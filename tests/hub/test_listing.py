@@ -89,7 +89,12 @@ def test_a_row_says_what_a_model_is_and_where_it_would_come_from(model, hub, mon
 def test_the_table_is_for_people(model, hub, monkeypatch, capsys):
     monkeypatch.setenv("FG_SSL_ZOO_DIR", str(model.parent))
     main(["list"])
-    head, _, mine = capsys.readouterr().out.splitlines()
+    shown = capsys.readouterr().out
+    head, mine, _, title, other = shown.splitlines()
+    assert title == "recipes without weights: 1 (--all shows them in the table)"
+    assert other == f"accelerate launch train.py {OTHER}"
+    main(["list", "--all"])
+    assert len(capsys.readouterr().out.splitlines()) == 3
     assert head.split() == [
         "name",
         "backbone",
