@@ -235,6 +235,25 @@ def test_masks_that_cannot_be_scored_do_not_stop_a_training(birds, monkeypatch, 
     assert "part scores are left out: 3 part masks do not fit" in caplog.text
 
 
+def test_a_share_of_the_start_is_averaged_into_what_a_stage_ends_with(recipe, tmp_path):
+    exported = {}
+    for share in (0.0, 0.25, 1.0):
+        words = [f"stages.0.start_share={share}", f"output={tmp_path / str(share)}"]
+        pretrain(load_recipe(recipe, words))
+        exported[share] = load_file(tmp_path / str(share) / "export" / "model.safetensors")
+    start = load_file(tmp_path / "0.25" / "notes" / "stage0_start.safetensors")
+    for key, trained in exported[0.0].items():
+        if trained.is_floating_point():
+            torch.testing.assert_close(exported[1.0][key], start[key])
+            expected = 0.25 * start[key] + 0.75 * trained
+            torch.testing.assert_close(exported[0.25][key], expected, rtol=1e-5, atol=1e-6)
+    curve = json.loads((tmp_path / "1.0" / "results.json").read_text())["curve"]
+    assert curve[-1]["eval/rankme"] == pytest.approx(curve[0]["eval/rankme"], rel=1e-4)
+    pretrain(load_recipe(recipe, ["stages.0.start_share=0.25", f"output={tmp_path / '0.25'}"]))
+    again = load_file(tmp_path / "0.25" / "export" / "model.safetensors")
+    assert all(torch.equal(again[key], value) for key, value in exported[0.25].items())
+
+
 def test_a_stage_inherits_what_both_have_and_a_run_that_goes_on_nothing():
     one, two = (
         create_method("simclr", create_backbone("test_resnet"), hidden_size=8) for _ in range(2)

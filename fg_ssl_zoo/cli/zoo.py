@@ -9,9 +9,7 @@ NAME = "fgssl_BACKBONE_DATA[.METHOD][@REVISION], see fgssl list"
 
 def add_verbs(verbs: Any) -> None:
     """Give the three commands."""
-    listing = verbs.add_parser(
-        "list", help="models with weights, and how to train the others"
-    )
+    listing = verbs.add_parser("list", help="models with weights, and how to train the others")
     listing.add_argument("--all", action="store_true", help="recipes without weights in the table")
     listing.add_argument("--json", action="store_true", help="one list of objects")
     listing.add_argument("--offline", action="store_true", help="do not ask the Hub")

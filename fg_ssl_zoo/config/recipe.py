@@ -69,6 +69,8 @@ class Train:
         head_warmup: Share of the steps in which the backbone keeps the weights it started with and
             the rest learns, so that random heads do not destroy a good start. The running
             statistics of its norms move unless `norm` keeps them.
+        backbone_rate: Rate of the backbone as a share of that of the heads; below 1 keeps a good
+            start closer to what it was.
         norm: Batch norms of the backbone and of its teacher: `train` normalises with each batch
             and moves the running statistics; `frozen` normalises with the running statistics and
             keeps them, while scale and shift learn; `auto` freezes those whose statistics came
@@ -91,6 +93,7 @@ class Train:
     momentum: Share = 0.9
     warmup: Share = 0.1
     head_warmup: Share = 0.0
+    backbone_rate: Positive = 1.0
     norm: Literal["auto", "train", "frozen"] = "auto"
     lr_end: Share = 0.0
     clip_grad_norm: Positive | None = None
@@ -110,6 +113,9 @@ class Stage:
         rounds: How often annotate + train are repeated.
         inherit: Modules other than the backbone that are taken over from the stage before; in the
             first stage from the training of `init`, where `all` takes all.
+        start_share: Share `a` of the stage's start in the weights that it ends with: a * start +
+            (1 - a) * trained, for all parameters and running statistics of the backbone (WiSE-FT,
+            Wortsman et al., 2022, arXiv 2109.01903). Choose it on a validation part.
     """
 
     method: str
@@ -117,6 +123,7 @@ class Stage:
     train: Train = field(default_factory=Train)
     rounds: Count = 1
     inherit: tuple[str, ...] = ()
+    start_share: Share = 0.0
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 

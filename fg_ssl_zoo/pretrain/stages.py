@@ -1,7 +1,10 @@
 """The stages of a run, from where it was stopped: one backbone walks through all of them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
@@ -40,13 +43,47 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
                 first = number == 0 and stage.inherit
                 saved = saved_state(run.recipe.init) if first else None
                 method = _stage_method(stage, backbone, run.train, method, saved)
+                if stage.start_share:
+                    _keep_start(run, backbone, number)
             at = newest if state else Position(number, round_number)
             run_round(run, method, stage, at, state, record, started)
             state = None
+        if stage.start_share and method is not None and number >= newest.stage:
+            _average_with_start(run, backbone, number, stage.start_share, record)
     for tracker in trackers:
         tracker.finish()
     assert method is not None
     return method, record
+
+
+def _start_file(run: Run, number: int) -> Path:
+    return run.folder.notes / f"stage{number}_start.safetensors"
+
+
+def _keep_start(run: Run, backbone: Backbone, number: int) -> None:
+    """Write the weights that a stage starts from, once: a resumed run reads them."""
+    path = _start_file(run, number)
+    if run.accelerator.is_main_process and not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        save_file({k: v.contiguous() for k, v in backbone.model.state_dict().items()}, part)
+        part.replace(path)
+    run.accelerator.wait_for_everyone()
+
+
+@torch.no_grad()
+def _average_with_start(
+    run: Run, backbone: Backbone, number: int, share: float, record: Record
+) -> None:
+    """Weights <- share * start of the stage + (1 - share) * trained, and a measurement of these."""
+    start = load_file(_start_file(run, number))
+    for key, value in backbone.model.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(start[key].to(value.device), share)
+    measured = run.monitor(backbone, run.accelerator)
+    record.measurements.append({"step": record.measurements[-1]["step"], **measured})
+    values = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
+    run.say(f"stage {number}: {share:g} of its start averaged in, {values}")
 
 
 def _stage_method(

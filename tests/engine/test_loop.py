@@ -202,7 +202,7 @@ def test_every_group_has_its_own_rate_and_decay_at_every_step():
     method.param_groups = lambda: iter(groups)
     train = Train(
         optimizer="sgd", lr=2.0, lr_scaling="none", warmup=0.0, head_warmup=0.25,
-        weight_decay=0.04, weight_decay_end=0.4,
+        weight_decay=0.04, weight_decay_end=0.4, backbone_rate=0.5,
     )  # fmt: skip
     optimizer = create_optimizer(method, train)
     of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -211,7 +211,7 @@ def test_every_group_has_its_own_rate_and_decay_at_every_step():
         lr = schedule(optimizer, train, progress)
         half = (1 + math.cos(math.pi * progress)) / 2
         assert lr == plain["lr"] == pytest.approx(2 * half)
-        assert backbone["lr"] == pytest.approx(0.0 if progress < 0.25 else 0.2 * half)
+        assert backbone["lr"] == pytest.approx(0.0 if progress < 0.25 else 0.1 * half)
         assert fixed["lr"] == 2.0
         assert plain["weight_decay"] == pytest.approx(0.4 - 0.36 * half)
         norms = {id(p) for p in method.parameters() if p.ndim < 2}
