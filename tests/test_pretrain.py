@@ -254,6 +254,22 @@ def test_a_share_of_the_start_is_averaged_into_what_a_stage_ends_with(recipe, tm
     assert all(torch.equal(again[key], value) for key, value in exported[0.25].items())
 
 
+def test_the_distillation_to_the_start_is_a_term_of_the_loss_and_goes_on(recipe, tmp_path):
+    words = ["stages.0.start_distillation=100", "stages.0.train.steps=4"]
+    pretrain(load_recipe(recipe, [*words, f"output={tmp_path / 'whole'}"]))
+    cut = load_recipe(recipe, [*words, f"output={tmp_path / 'cut'}"])
+    pretrain(cut)
+    newest = max(checkpoint.positions(tmp_path / "cut" / "checkpoints"))
+    (tmp_path / "cut" / "checkpoints" / newest.file_name).unlink()
+    pretrain(cut)  # reads the start again
+    whole, again = (
+        load_file(tmp_path / name / "export" / "model.safetensors") for name in ("whole", "cut")
+    )
+    assert all(torch.equal(again[key], value) for key, value in whole.items())
+    term = [line["loss/start"] for line in metrics(tmp_path / "whole") if "loss/start" in line]
+    assert 0 < term[-1] < 100
+
+
 def test_a_stage_inherits_what_both_have_and_a_run_that_goes_on_nothing():
     one, two = (
         create_method("simclr", create_backbone("test_resnet"), hidden_size=8) for _ in range(2)

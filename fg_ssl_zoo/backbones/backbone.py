@@ -38,7 +38,10 @@ class Backbone(nn.Module):
         mean, std: Per channel, of pixels in 0..1.
         patch_size: Of a ViT, in pixels; `None` for others.
         options: Keywords of its timm constructor that an export has to carry.
+        listener: While it is a list, pictures and features of every pass with a gradient go there.
     """
+
+    listener: list[tuple[Tensor, Tensor]] | None = None
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class Backbone(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Pooled features `h` of normalised images."""
         with self._precision_for(images):
-            return self.model(images)
+            return self._reported(images, self.model(images))
 
     def feature_maps(
         self, images: Float[Tensor, "b 3 h w"], indices: int | Sequence[int] = 1
@@ -113,7 +116,12 @@ class Backbone(nn.Module):
         """
         with self._precision_for(images):
             end, maps = self.model.forward_intermediates(images, indices=list(indices), norm=True)
-            return maps, self.model.forward_head(end)
+            return maps, self._reported(images, self.model.forward_head(end))
+
+    def _reported(self, images: Tensor, features: Tensor) -> Tensor:
+        if self.listener is not None and features.requires_grad:
+            self.listener.append((images, features))
+        return features
 
     def _precision_for(self, images: Tensor) -> AbstractContextManager[Any]:
         """No autocast where torch's bf16 gradient is wrong: a strided convolution on one pixel.

@@ -116,6 +116,8 @@ class Stage:
         start_share: Share `a` of the stage's start in the weights that it ends with: a * start +
             (1 - a) * trained, for all parameters and running statistics of the backbone (WiSE-FT,
             Wortsman et al., 2022, arXiv 2109.01903). Choose it on a validation part.
+        start_distillation: Weight of a second loss, 1 - cos(h, h of the stage's start), on the
+            pictures that the method shows the backbone; costs a forward pass of the start.
     """
 
     method: str
@@ -124,6 +126,7 @@ class Stage:
     rounds: Count = 1
     inherit: tuple[str, ...] = ()
     start_share: Share = 0.0
+    start_distillation: Annotated[float, Ge(0)] = 0.0
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 

@@ -34,10 +34,11 @@ from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import Meter, Progress
 from fg_ssl_zoo.engine.optim import create_optimizer, schedule
 from fg_ssl_zoo.engine.run_folder import RunFolder
+from fg_ssl_zoo.layers.anchor import Anchor, listening
 from fg_ssl_zoo.layers.batch_norm import synchronise
 from fg_ssl_zoo.layers.frozen import keep_statistics, norms_of
 from fg_ssl_zoo.layers.modes import evaluating
-from fg_ssl_zoo.method import Batch, Method
+from fg_ssl_zoo.method import Batch, Method, MethodOutput
 
 LOG_EVERY = 10
 """Steps between log lines; several processes agree on stopping at these."""
@@ -99,6 +100,7 @@ class Fit:
         record: Of the run so far; grows.
         started_norms: Batch norms of the backbone that `train.norm: auto` freezes, by name: those
             that had statistics before the first stage.
+        anchor: Keeps the backbone near the start of the stage, where the recipe asks for it.
         title: Of the progress line.
     """
 
@@ -116,6 +118,7 @@ class Fit:
     channels_last: bool = False
     record: Record = field(default_factory=Record)
     started_norms: frozenset[str] = frozenset()
+    anchor: Anchor | None = None
     title: str = "train"
 
     def __post_init__(self) -> None:
@@ -156,6 +159,17 @@ class Fit:
         self.accelerator.log(found, step=step)
         values = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
         self.progress.say(f"{self.title}: step {done}, {values}")
+
+    def forward(self, wrapped: nn.Module, method: Method, batch: Batch) -> MethodOutput:
+        """The method's loss, with the anchor's term where there is one."""
+        if self.anchor is None:
+            return wrapped(batch)
+        with listening(method.backbone) as heard:
+            output = wrapped(batch)
+        with self.accelerator.autocast():
+            term = self.anchor.loss(heard)
+        metrics = {**output.metrics, "loss/start": term.detach()}
+        return MethodOutput(output.loss + term, metrics)
 
     def train_mode(self, method: Method) -> None:
         """Training mode, but for the batch norms that `train.norm` freezes in every backbone."""
@@ -264,7 +278,7 @@ def fit(method: Method, job: Fit) -> None:
                 batch = job.to_device(next(batches))
                 waited += time.perf_counter() - asked
                 with _sync_only_last(accelerator, wrapped, part == train.accumulate - 1):
-                    output = wrapped(batch)
+                    output = job.forward(wrapped, method, batch)
                     accelerator.backward(output.loss / train.accumulate)
                 losses.append(output.loss.detach())
             if train.clip_grad_norm:

@@ -14,6 +14,7 @@ from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import Fit, Record, fit, total_steps
 from fg_ssl_zoo.evaluation.features import evenly
 from fg_ssl_zoo.evaluation.part_scores import knows_parts, part_agreement
+from fg_ssl_zoo.layers.anchor import Anchor
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.pretrain.run import Run
 
@@ -29,6 +30,7 @@ def run_round(
     state: dict[str, Any] | None,
     record: Record,
     started_norms: frozenset[str] = frozenset(),
+    anchor: Anchor | None = None,
 ) -> None:
     """Annotate, then train from `start` to the end of the round."""
     recipe = run.recipe
@@ -55,6 +57,7 @@ def run_round(
         channels_last=run.switches.channels_last,
         record=record,
         started_norms=started_norms,
+        anchor=anchor,
         title=_title(recipe, start),
     )
     fit(method, job)

@@ -1,5 +1,6 @@
 """The stages of a run, from where it was stopped: one backbone walks through all of them."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import open_trackers
 from fg_ssl_zoo.engine.loop import Record
 from fg_ssl_zoo.hub.pretraining import saved_state
+from fg_ssl_zoo.layers.anchor import Anchor
 from fg_ssl_zoo.layers.frozen import norms_with_statistics
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.methods import complete_options, create_method
@@ -34,7 +36,7 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
     trackers = open_trackers(run.accelerator, run.folder, run.recipe.trackers, done)
     record = Record(**state["record"]) if state else Record()
     started = norms_with_statistics(backbone)  # before a checkpoint replaces the start weights
-    method: Method | None = None
+    method, anchor = None, None
     for number, stage in enumerate(run.recipe.stages):
         for round_number in range(stage.rounds):
             if (number, round_number) < (newest.stage, newest.round):
@@ -43,10 +45,9 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
                 first = number == 0 and stage.inherit
                 saved = saved_state(run.recipe.init) if first else None
                 method = _stage_method(stage, backbone, run.train, method, saved)
-                if stage.start_share:
-                    _keep_start(run, backbone, number)
+                anchor = _start_of(run, backbone, number, stage)
             at = newest if state else Position(number, round_number)
-            run_round(run, method, stage, at, state, record, started)
+            run_round(run, method, stage, at, state, record, started, anchor)
             state = None
         if stage.start_share and method is not None and number >= newest.stage:
             _average_with_start(run, backbone, number, stage.start_share, record)
@@ -58,6 +59,18 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
 
 def _start_file(run: Run, number: int) -> Path:
     return run.folder.notes / f"stage{number}_start.safetensors"
+
+
+def _start_of(run: Run, backbone: Backbone, number: int, stage: Stage) -> Anchor | None:
+    """Keep the weights that a stage starts from, if it needs them; the anchor, if it has one."""
+    if not stage.start_share and not stage.start_distillation:
+        return None
+    _keep_start(run, backbone, number)
+    if not stage.start_distillation:
+        return None
+    start = copy.deepcopy(backbone)
+    start.model.load_state_dict(load_file(_start_file(run, number)))
+    return Anchor(start, stage.start_distillation)
 
 
 def _keep_start(run: Run, backbone: Backbone, number: int) -> None:
