@@ -1,7 +1,7 @@
 """Folders that the zoo's trainings read: a validation part of train, and a mixture of sets.
 
     python benchmarks/zoo_data.py validation cub100 cub100_val     # cub100/train split by class
-    python benchmarks/zoo_data.py mixture mix cub100 cars food10   # mix/train/SET/..., no labels used
+    python benchmarks/zoo_data.py mixture mix cub100 cars food10   # mix/train/SET/...
 
 The validation part is one in five pictures of each class of `train/`, drawn with seed 0; options of
 a release are chosen on it and never on `test/`. Both folders hold links to the pictures.
