@@ -20,8 +20,9 @@ over the whole map (theirs over each row) and the KL is averaged over images wit
 (theirs is a sum and weighs 0.01); where a map is constant it counts as even, which is the plain
 mean. The KL's gradient flows through the attention into the backbone. Momentum and queue are those
 for small sets, 0.99 to 0.999 and 4,096 (theirs 0.999 and 65,536). No norm is shuffled: those of
-several processes share their statistics. Their second attention and second queue, which never
-enter the loss, are left out.
+several processes share their statistics. Biases and norms have no weight decay (theirs have it as
+all parameters do). Their second attention and second queue, which never enter the loss, are left
+out.
 """
 
 from collections.abc import Mapping

@@ -20,8 +20,8 @@ group. The trace of one picture in it shrinks with the batch and is not gone (th
 one GPU would have the same). The head has no norm, and a ViT has none of this kind. Running
 statistics of the teacher follow the student's. Also: the batch need not divide the queue; the
 teacher's momentum rises (`momentum_end`), since 0.999 from the start is slow where an epoch has 50
-steps; each view may be query and key (`symmetric`); colour jitter is one affine map (see
-`data/views.py`).
+steps; each view may be query and key (`symmetric`); biases and norms have no weight decay (theirs
+have it as all parameters do); colour jitter is one affine map (see `data/views.py`).
 """
 
 import logging

@@ -163,12 +163,19 @@ def test_accumulated_parts_train_like_the_whole_batch(tmp_path, birds):
         torch.testing.assert_close(states[1][key], value, msg=key)
 
 
-def test_biases_and_norms_are_not_decayed_and_everything_is_optimised():
-    method = method_for()
+@pytest.mark.parametrize(
+    ("backbone", "named"),
+    [("test_resnet", set()), ("test_vit", {"cls_token", "pos_embed"})],
+)
+def test_biases_norms_and_what_timm_names_are_not_decayed(backbone, named):
+    method = method_for(backbone)
     optimizer = create_optimizer(method, Train(optimizer="lars", weight_decay=0.1))
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    without = {f"backbone.model.{name}" for name in named}
+    assert without <= {name for name, _ in method.named_parameters()}
     for name, parameter in method.named_parameters():
-        assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0), name
+        decays = parameter.ndim > 1 and name not in without
+        assert decay[id(parameter)] == (0.1 if decays else 0.0), name
 
 
 def test_every_group_has_its_own_rate_and_decay_at_every_step():
@@ -218,6 +225,30 @@ def test_the_backbone_rests_to_the_bit_while_the_head_warms_up(tmp_path, birds, 
         )
         assert all(backbone) == (step < 3), step
         assert not any(head)
+
+
+def test_the_gradient_is_clipped_to_the_norm_that_the_recipe_gives(tmp_path, birds):
+    method = method_for()
+    before = [p.detach().clone() for p in method.parameters()]
+    train = {"steps": 1, "clip_grad_norm": 1e-3, "warmup": 0.0, "lr": 32.0}
+    train |= {"optimizer": "momentum", "momentum": 0.0, "weight_decay": 0.0}  # plain descent at 1
+    fit(method, job_in(tmp_path, birds, method, train=train))
+    moved = [p.detach() - b for p, b in zip(method.parameters(), before, strict=True)]
+    assert float(torch.nn.utils.get_total_norm(moved)) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_what_a_step_draws_differs_by_process_and_not_by_run(tmp_path, birds, monkeypatch):
+    def seeds(rank, name):
+        method, seen = method_for(), []
+        method.register_forward_pre_hook(lambda *_: seen.append(torch.initial_seed()))
+        job = job_in(tmp_path / name, birds, method, train={"steps": 2})
+        monkeypatch.setattr(Accelerator, "process_index", rank)
+        fit(method, job)
+        return seen
+
+    first, again, other = seeds(0, "first"), seeds(0, "again"), seeds(1, "other")
+    assert first == again
+    assert len({*first, *other}) == 4
 
 
 def test_an_unknown_optimizer_names_the_nearest():

@@ -51,14 +51,25 @@ def norms_of_a_share(path):
     torch.manual_seed(0)
     norm = nn.Sequential(nn.BatchNorm2d(3))
     synchronise(norm, CPU).double()
-    x = pictures()[rank() * 2 : rank() * 2 + 2].clone().requires_grad_()
+    mine = slice(rank() * 2, rank() * 2 + 2)
+    x = pictures()[mine].clone().requires_grad_()
     out = norm(x)
     (gradient,) = torch.autograd.grad((out**3).mean(), x)
-    torch.save([out.detach(), gradient / 2, dict(norm[0].named_buffers())], path / f"{rank()}.pt")
+    far = nn.Sequential(nn.BatchNorm2d(3))
+    synchronise(far, CPU)
+    found = [out.detach(), gradient / 2, dict(norm[0].named_buffers())]
+    found += [far(far_from_zero()[mine]).detach(), far[0].running_var]
+    torch.save(found, path / f"{rank()}.pt")
 
 
 def pictures():
     return torch.randn(4, 3, 5, 5, dtype=torch.float64, generator=torch.manual_seed(2)) * 2 + 1
+
+
+def far_from_zero():
+    """Mean 100 and standard deviation 0.1: E[x^2] - E[x]^2 in float32 is noise."""
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.manual_seed(3))
+    return (100 + 0.1 * x).float()
 
 
 def test_synchronised_norms_equal_batch_norm_on_the_whole_batch(tmp_path):
@@ -71,6 +82,11 @@ def test_synchronised_norms_equal_batch_norm_on_the_whole_batch(tmp_path):
     torch.testing.assert_close(torch.cat([s[1] for s in shares]), x.grad)
     for key, value in norm.named_buffers():
         torch.testing.assert_close(shares[1][2][key], value)
+    exact = nn.BatchNorm2d(3).double()
+    wanted = exact(far_from_zero().double()).detach()
+    found = torch.cat([s[3] for s in shares]).double()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3)
+    torch.testing.assert_close(shares[1][4].double(), exact.running_var, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("affine", [True, False])
