@@ -216,7 +216,7 @@ def test_the_head_gives_cosines_whatever_the_lengths_and_takes_a_copy_and_a_stat
 def test_the_head_starts_from_the_normal_of_the_official_code_which_cuts_at_2_not_at_2_sigma():
     torch.manual_seed(0)
     layers = PrototypeHead(64, 512, 64, 8).mlp[::2]
-    weights = torch.cat([layer.weight.flatten() for layer in layers])
+    weights = torch.cat([layer.weight.detach().flatten() for layer in layers])
     assert float(weights.std()) == pytest.approx(0.02, rel=0.01)
     beyond = float((weights.abs() > 0.04).float().mean())
     assert beyond == pytest.approx(0.0455, rel=0.05)  # of a normal, outside of two deviations
