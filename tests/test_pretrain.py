@@ -1,6 +1,7 @@
 """The whole path: a recipe in, an exported backbone out; and what a user types wrong."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -22,6 +23,7 @@ from fg_ssl_zoo.pretrain.inherit import inherit
 from fg_ssl_zoo.pretrain.rounds import SHOWN, part_scores
 from fg_ssl_zoo.pretrain.run import Run
 from tests.pictures import write_photos
+from tests.runs import launch
 
 TINY = """
 backbone: test_resnet
@@ -130,6 +132,21 @@ def test_runs_of_one_process_may_differ_in_precision(recipe, tmp_path):
         assert f", {precision}, " in hardware
     first, _, third = (losses(tmp_path / name) for name in ("one", "two", "three"))
     assert first == third
+
+
+def two_runs_of_this_process(path):
+    os.environ.pop("FORK_LAUNCHED")  # else Accelerate never destroys the group
+    words = ["stages[0].train.steps=1", "monitor.every=100", "speed.threads=1"]
+    for name in ("one", "two"):
+        pretrain(load_recipe(path, [f"output={name}", *words]))
+
+
+def test_a_process_of_several_may_run_twice(recipe, tmp_path):
+    launch(two_runs_of_this_process, recipe)
+    one, two = (load_file(tmp_path / n / "export" / "model.safetensors") for n in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    hardware = json.loads((tmp_path / "two" / "results.json").read_text())["hardware"]
+    assert "; 2 processes; " in hardware
 
 
 def test_two_stages_and_two_rounds_train_in_order_and_go_on_from_any_of_them(recipe, tmp_path):

@@ -12,6 +12,7 @@ python -m fg_ssl_zoo.pretrain [RECIPE] [key.path=value ...]
 """
 
 import argparse
+import atexit
 import logging
 import signal
 import sys
@@ -56,7 +57,8 @@ def pretrain(recipe: Recipe) -> Backbone:
     export_backbone(run, backbone, record, pretraining_of(run, method))
     for name, companion in method.companions().items():
         export_companion(run, name, companion, record)
-    run.accelerator.end_training()
+    if run.accelerator.num_processes > 1:  # not now: another run of this process needs the group
+        atexit.register(run.accelerator.state.destroy_process_group)
     return backbone
 
 
