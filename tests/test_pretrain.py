@@ -9,12 +9,13 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.engine import checkpoint
+from fg_ssl_zoo.engine.loop import TrainingStopped
 from fg_ssl_zoo.evaluation.monitor import Collapsed
 from fg_ssl_zoo.methods import create_method, particle
 from fg_ssl_zoo.parts import store
@@ -323,6 +324,34 @@ def test_a_collapsed_run_stops_and_says_what_to_try(recipe, monkeypatch):
     monkeypatch.setattr("fg_ssl_zoo.evaluation.monitor.COLLAPSED_STD", 10.0)
     with pytest.raises(Collapsed, match=r"have collapsed: their std is .* effective rank .* Try a"):
         pretrain(load_recipe(recipe))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_that_diverges_before_its_first_log_line_is_stopped_and_not_measured(
+    recipe, optimizer
+):
+    words = [
+        "stages[0].train.lr=1e9",
+        f"stages[0].train.optimizer={optimizer}",
+        "monitor.every=0.5",
+    ]
+    with pytest.raises(TrainingStopped, match=r"(is|are) not finite.* Try a lower train\.lr"):
+        pretrain(load_recipe(recipe, words))
+
+
+def test_start_weights_that_are_no_numbers_are_refused_before_the_folder_is_made(
+    recipe, tmp_path, capsys
+):
+    state = create_backbone("test_resnet", image_size=64).model.state_dict()
+    state["layer1.0.conv1.weight"][0, 0, 0, 0] = torch.nan
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(SystemExit):
+        main([str(recipe), "init=nan.safetensors"])
+    assert capsys.readouterr().err == (
+        "error: init: nan.safetensors: layer1.0.conv1.weight holds values that are not finite; "
+        "take another init, or delete the checkpoint that holds them to go on from the one before\n"
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_discriminator_is_published_beside_the_backbone(recipe, tmp_path):

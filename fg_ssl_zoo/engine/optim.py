@@ -111,6 +111,16 @@ def schedule(optimizer: torch.optim.Optimizer, train: Train, progress: float) ->
     return lr
 
 
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What an optimizer remembers of earlier gradients, named for messages."""
+    return {
+        f"the optimizer's {key} of parameter {number}": value
+        for number, remembered in optimizer.state_dict()["state"].items()
+        for key, value in remembered.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
 def weight_decay_at(train: Train, progress: float) -> float:
     """Weight decay after a share of the steps: constant, or a cosine to `weight_decay_end`."""
     end = train.weight_decay_end

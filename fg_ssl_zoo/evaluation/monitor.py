@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Monitor
 from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.engine.loop import TrainingStopped
 from fg_ssl_zoo.evaluation.features import Features, evenly, extract
 from fg_ssl_zoo.evaluation.knn import knn_top1
 from fg_ssl_zoo.layers.modes import evaluating
@@ -47,6 +48,7 @@ class OnlineMonitor:
 
         Raises:
             Collapsed: The features do not tell pictures apart.
+            TrainingStopped: They are no numbers.
         """
         train = self._features(backbone, self.train, accelerator)
         measured = {}
@@ -87,7 +89,7 @@ class OnlineMonitor:
         return {"eval/own_top1": right.double().mean().item()}
 
     def _features(self, backbone: Backbone, images: Images, accelerator: Accelerator) -> Features:
-        return extract(
+        found = extract(
             backbone,
             images,
             accelerator,
@@ -95,6 +97,13 @@ class OnlineMonitor:
             max_images=self.settings.max_images,
             num_workers=self.num_workers,
         )
+        if bad := int((~found.features.isfinite()).any(dim=1).sum()):
+            raise TrainingStopped(
+                f"the features of {bad} of {len(found.features)} {images.name} images are not "
+                "finite, though the weights are. Try a lower train.lr, train.clip_grad_norm=1, a "
+                "longer train.warmup, or speed.precision=fp32"
+            )
+        return found
 
 
 def _check(measured: dict[str, float]) -> None:

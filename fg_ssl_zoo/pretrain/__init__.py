@@ -27,7 +27,7 @@ from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint
-from fg_ssl_zoo.engine.loop import Interrupted, TrainingStopped
+from fg_ssl_zoo.engine.loop import Interrupted, TrainingStopped, refuse_broken
 from fg_ssl_zoo.evaluation.monitor import Collapsed
 from fg_ssl_zoo.methods import check_options, check_queue, complete_options
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
@@ -43,12 +43,13 @@ def pretrain(recipe: Recipe) -> Backbone:
 
     Raises:
         ValueError: Something in the recipe does not fit; nothing was trained or deleted.
-        TrainingStopped, Collapsed: The run goes nowhere.
+        TrainingStopped, Collapsed: The run goes nowhere, or its start weights are no numbers.
         Interrupted: A signal came; the checkpoint is written.
     """
     _check_stages(recipe)
     set_seed(recipe.seed)
     switches, backbone = prepare_backbone(recipe)
+    refuse_broken(backbone.model.state_dict(), f"init: {recipe.init}")
     train, test = load_splits(recipe.data, seed=recipe.seed)
     _check_stages_on(recipe, train)
     run = open_run(recipe, switches, train, test)

@@ -269,6 +269,45 @@ def test_a_loss_that_is_no_number_stops_with_what_to_try(tmp_path, birds):
     )
 
 
+@pytest.mark.parametrize("where", ["weight", "statistics", "optimizer"])
+def test_a_checkpoint_with_values_that_are_no_numbers_replaces_no_good_one(tmp_path, birds, where):
+    method, optimizers = method_for(), []
+    job = job_in(
+        tmp_path, birds, method, train={"steps": 3}, measure=lambda: pytest.fail("measured")
+    )
+    job.record.measurements.append({"step": 0})
+    prepare = job.accelerator.prepare
+    job.accelerator.prepare = lambda *of: optimizers.append(prepare(*of)) or optimizers[0]
+
+    def spoil(progress):  # the loss of this step was computed before
+        (_, optimizer), last = optimizers[0], method.projector[-1]
+        moments = list(optimizer.state.values())[-1]
+        spoilt = {"weight": method.projector[-2].weight, "statistics": last.running_var,
+                  "optimizer": moments["momentum_buffer"]}  # fmt: skip
+        if progress == 1:
+            spoilt[where].data.view(-1)[0] = math.inf
+
+    method.on_step_end = spoil
+    with pytest.raises(TrainingStopped) as stopped:
+        fit(method, job)
+    name = {"weight": "projector.3.weight", "statistics": "projector.4.running_var",
+            "optimizer": "the optimizer's momentum_buffer of parameter 48"}[where]  # fmt: skip
+    message = str(stopped.value)
+    assert message.startswith(f"{name} is not finite at step 3 of 3 (learning rate ")
+    assert message.endswith(
+        "The last good checkpoint is " + str(max(job.folder.checkpoints.iterdir())) + "."
+    )
+    assert max(checkpoint.positions(job.folder.checkpoints)).step == 2
+
+
+def test_weights_that_are_no_numbers_are_refused_before_the_first_step(tmp_path, birds):
+    method = method_for()
+    method.projector[0].weight.data[0, 0] = math.nan
+    job = job_in(tmp_path, birds, method, measure=lambda: pytest.fail("measured"))
+    with pytest.raises(TrainingStopped, match=r"start from: projector\.0\.weight holds values"):
+        fit(method, job)
+
+
 def test_too_many_corrupt_pictures_stop_the_run_and_are_listed(tmp_path, birds):
     class HalfCorrupt:
         name, classes, labels = birds.name, birds.classes, birds.labels
