@@ -61,6 +61,24 @@ def _merged(x: Float[Tensor, "b c *n"]) -> tuple[Float[Tensor, " c"], Float[Tens
     return mean, variances.mean(0) + (means - mean).square().mean(0)
 
 
+def norms_of_batches(module: nn.Module) -> dict[str, nn.Module]:
+    """BatchNorm layers by name that take statistics of the batch, in the mode they are in now.
+
+    A frozen one (in evaluation mode, with running statistics) needs no batch and is left out.
+    """
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        and (layer.training or layer.running_mean is None)
+    }
+
+
+def synchronises(layer: nn.Module, device: torch.device) -> bool:
+    """Whether `synchronise` gives this layer the statistics of all processes."""
+    return device.type == "cuda" or type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
     """BatchNorm layers become synchronised ones; keys of the state dict stay.
 
@@ -71,7 +89,8 @@ def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
         return convert_sync_batchnorm(module)
     for parent in list(module.modules()):
         for name, layer in parent.named_children():
-            if type(layer) is nn.BatchNorm1d or type(layer) is nn.BatchNorm2d:
+            if synchronises(layer, device):
+                assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
                 setattr(parent, name, _converted(layer))
     return module
 

@@ -104,6 +104,7 @@ class DetCon(Method):
         self.augmentations = augmentations_of(preset, augmentation, paper="byol")
         self.num_samples, self.temperature = num_samples, temperature
         self.local_negatives, self.momentum = local_negatives, momentum
+        self.negatives = "none" if local_negatives else "all"
         width, _ = train_up_to_last_map(backbone, backbone.image_size)
         self.projector = mlp([width, hidden_size, projection_size])
         self.predictor = mlp([projection_size, hidden_size, projection_size])

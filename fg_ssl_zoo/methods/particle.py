@@ -150,6 +150,8 @@ class Particle(Method):
         self.num_samples, self.distils = chosen["num_samples"], chosen["distillation"]
         self.temperature, self.local_negatives = temperature, local_negatives
         self.gather_targets = gather_targets
+        if not local_negatives:
+            self.negatives = "all" if gather_targets else "process"
         self.momentum, self.momentum_end = momentum, chosen["momentum_end"]
         self.backbone_rate, hidden = chosen["backbone_rate"], chosen["hidden_size"]
         width, _ = self._last_map(backbone.image_size)

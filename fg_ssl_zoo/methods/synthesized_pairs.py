@@ -68,7 +68,8 @@ class SynthesizedPairs(Method):
         backbone: Gives the features `h`.
         base: `moco` or `simsiam`; the paper tried both.
         temperature: Of MoCo; 0.2 in v2.
-        queue_size: Of MoCo's two queues, at least a batch; 4,096 suits 5,000 to 10,000 pictures.
+        queue_size: Of MoCo's two queues, at least a batch. Where a recipe does not give it, half of
+            the training pictures and at most 4,096.
         momentum: Of MoCo's teacher at the start, as in `moco`.
         momentum_end: At the end; a cosine leads there.
         projection_size: Of `z`; 128 with MoCo and 2,048 with SimSiam when not given.
