@@ -74,6 +74,10 @@ def test_a_run_leaves_all_that_the_readme_promises(recipe, tmp_path, capsys):
         "results.json",
     ]  # fmt: skip
     assert "lr        stages[0]: 0.015625 = 0.5 x 8 / 256\n" in printed
+    start, end = (results["rows"][row]["knn_top1"] for row in (0, 1))
+    last = printed.rstrip().splitlines()[-1]
+    below = f"# below its start: kNN accuracy {start:.1%} before the training, {end:.1%} after it. "
+    assert last.startswith(below.replace("%", " %") + "Try a lower train.lr") == (end < start)
     assert "| untrained |" in printed
     assert "hidden_size: 16" in printed
 

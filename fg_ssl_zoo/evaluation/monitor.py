@@ -1,5 +1,6 @@
 """Measurements while training: is it learning, or has it collapsed?"""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -19,6 +20,13 @@ RANK_IMAGES = 2048
 
 COLLAPSED_STD = 1e-3
 """Feature std below which features are one point; 1 is evenly spread, untrained is 0.1 and more."""
+
+
+_ADVICE = (
+    "below its start: {} {} before the training, {} after it. Try a lower train.lr (a tenth), "
+    "train.head_warmup=0.1 for a start that is good already, other views (options.preset, "
+    "options.augmentation), more pictures or steps, or another method"
+)
 
 
 class Collapsed(RuntimeError):
@@ -115,3 +123,24 @@ def _check(measured: dict[str, float]) -> None:
             f"{measured['eval/rankme']:.1f}. Try a lower train.lr, a longer train.warmup, "
             "a larger train.batch_size, or stronger views"
         )
+
+
+def below_start(measured: Sequence[Mapping[str, float]]) -> str | None:
+    """What to say of a run whose last measurement is below its first, and what to try.
+
+    Args:
+        measured: Measurements of a run from its start on, and other lines of its log.
+
+    Returns:
+        One sentence on kNN accuracy, on RankMe where no labels are known; `None` if it is not
+        below.
+    """
+    for key, name, shown in (
+        ("eval/knn_top1", "kNN accuracy", lambda x: f"{100 * x:.1f} %"),
+        ("eval/rankme", "RankMe", lambda x: f"{x:.3g}"),
+    ):
+        found = [line[key] for line in measured if key in line]
+        if found:
+            first, last = found[0], found[-1]
+            return _ADVICE.format(name, shown(first), shown(last)) if last < first else None
+    return None

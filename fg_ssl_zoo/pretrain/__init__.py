@@ -30,7 +30,7 @@ from fg_ssl_zoo.data.loader import Order, pictures_of_a_pass
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint, hardware
 from fg_ssl_zoo.engine.loop import Interrupted, TrainingStopped, refuse_broken
-from fg_ssl_zoo.evaluation.monitor import Collapsed
+from fg_ssl_zoo.evaluation.monitor import Collapsed, below_start
 from fg_ssl_zoo.method import check_batch
 from fg_ssl_zoo.methods import check_options, check_queue, long_queue
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
@@ -65,6 +65,8 @@ def pretrain(recipe: Recipe) -> Backbone:
     export_backbone(run, backbone, record, pretraining_of(run, method))
     for name, companion in method.companions().items():
         export_companion(run, name, companion, record)
+    if line := below_start(record.measurements):
+        run.say(f"\n# {line}")  # a comment: the lines above may be pasted into Python as they are
     if run.accelerator.num_processes > 1:  # not now: another run of this process needs the group
         atexit.register(run.accelerator.state.destroy_process_group)
     return backbone
