@@ -1,5 +1,6 @@
 """All that a pretext method may do: see views, say how wrong it was, and some optional hooks."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -64,6 +65,11 @@ class Method(nn.Module, ABC):
     def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
         """What papers report of the method with these options, for the card; a line each."""
         return ()
+
+    @classmethod
+    def keeps_queue(cls, options: Mapping[str, Any]) -> bool:
+        """Whether the method with these options keeps `queue_size` keys of earlier batches."""
+        return "queue_size" in inspect.signature(cls.__init__).parameters
 
     @classmethod
     def options_of_saved(cls, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,20 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.engine import checkpoint
-from fg_ssl_zoo.engine.loop import TrainingStopped
-from fg_ssl_zoo.evaluation.monitor import Collapsed
 from fg_ssl_zoo.methods import create_method, particle
 from fg_ssl_zoo.parts import store
 from fg_ssl_zoo.pretrain import main, pretrain
@@ -313,57 +310,6 @@ def test_what_is_typed_wrong_is_one_line_and_loses_nothing(
     assert not list(tmp_path.glob("runs/*/checkpoints/*"))
 
 
-@pytest.mark.parametrize(("method", "reason"), [
-    ("simclr", "SimCLR compares each picture with others of its pass"),
-    ("moco", "MoCo has a BatchNorm (backbone.model.conv1.1) that takes the statistics of its pass"),
-])  # fmt: skip
-@pytest.mark.parametrize(("batch", "parts", "fix"), [
-    (8, 8, "stages[0].train.batch_size=16 or stages[0].train.accumulate=4 would do"),
-    (1, 1, "stages[0].train.batch_size=2 would do"),
-])  # fmt: skip
-def test_a_pass_of_one_picture_is_refused_before_anything_is_trained(
-    recipe, tmp_path, method, reason, batch, parts, fix
-):
-    words = [f"stages[0].method={method}", "stages[0].options={projection_size: 8}", "output=run"]
-    words += [f"stages[0].train.batch_size={batch}", f"stages[0].train.accumulate={parts}"]
-    with pytest.raises(ValueError, match=r"^stages\[0\]\.train\.batch_size: ") as refused:
-        pretrain(load_recipe(recipe, words))
-    over = f"{batch} over 1 process x {parts} accumulated part{'s' if parts > 1 else ''}"
-    assert f": {over} is 1 picture in a forward pass, but {reason}; {fix}" in str(refused.value)
-    assert "\n" not in str(refused.value)
-    assert not (tmp_path / "run").exists()
-
-
-def test_what_a_later_stage_cannot_learn_of_is_refused_before_the_first_one_is_trained(
-    recipe, tmp_path
-):
-    stages = "\n".join(TINY.splitlines()[4:7])
-    recipe.write_text(TINY.replace(stages, f"{stages}\n{stages}"))
-    for words, message in (
-        (
-            ["stages[1].train.accumulate=8"],
-            r"^stages\[1\]\.train\.batch_size: 8 over 1 process x 8",
-        ),
-        (["stages[1].train.accumulate=3"], r"^stages\[1\]\.train\.batch_size: 8 is not divisible"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            pretrain(load_recipe(recipe, ["output=run", *words]))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_given_queue_of_most_of_the_pictures_is_named_and_a_chosen_one_is_not(recipe, caplog):
-    words = ["stages[0].method=moco", "stages[0].train.steps=1", "monitor.every=100", "output=run"]
-    words += ["stages[0].options={projection_size: 8}"]
-    pretrain(load_recipe(recipe, words))
-    assert "queue" not in caplog.text
-    saved = json.loads(Path("run/export/pretraining/config.json").read_text())
-    assert saved["options"]["queue_size"] == 8
-    words += ["stages[0].options.queue_size=48", "stages[0].train.accumulate=3"]
-    with pytest.raises(ValueError, match="is not divisible"):
-        pretrain(load_recipe(recipe, words))
-    assert "stages[0].options.queue_size: 48 keys are more than half of the 16" in caplog.text
-
-
 def test_a_used_folder_is_refused_before_anything_is_touched(recipe, tmp_path, capsys):
     main([str(recipe)])
     before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
@@ -374,40 +320,6 @@ def test_a_used_folder_is_refused_before_anything_is_touched(recipe, tmp_path, c
     assert "output=FOLDER" in error
     assert "overwrite=true" in error
     assert {p: p.read_bytes() for p in before} == before
-
-
-def test_a_collapsed_run_stops_and_says_what_to_try(recipe, monkeypatch):
-    monkeypatch.setattr("fg_ssl_zoo.evaluation.monitor.COLLAPSED_STD", 10.0)
-    with pytest.raises(Collapsed, match=r"have collapsed: their std is .* effective rank .* Try a"):
-        pretrain(load_recipe(recipe))
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_run_that_diverges_before_its_first_log_line_is_stopped_and_not_measured(
-    recipe, optimizer
-):
-    words = [
-        "stages[0].train.lr=1e9",
-        f"stages[0].train.optimizer={optimizer}",
-        "monitor.every=0.5",
-    ]
-    with pytest.raises(TrainingStopped, match=r"(is|are) not finite.* Try a lower train\.lr"):
-        pretrain(load_recipe(recipe, words))
-
-
-def test_start_weights_that_are_no_numbers_are_refused_before_the_folder_is_made(
-    recipe, tmp_path, capsys
-):
-    state = create_backbone("test_resnet", image_size=64).model.state_dict()
-    state["layer1.0.conv1.weight"][0, 0, 0, 0] = torch.nan
-    save_file(state, tmp_path / "nan.safetensors")
-    with pytest.raises(SystemExit):
-        main([str(recipe), "init=nan.safetensors"])
-    assert capsys.readouterr().err == (
-        "error: init: nan.safetensors: layer1.0.conv1.weight holds values that are not finite; "
-        "take another init, or delete the checkpoint that holds them to go on from the one before\n"
-    )
-    assert not (tmp_path / "runs").exists()
 
 
 def test_the_discriminator_is_published_beside_the_backbone(recipe, tmp_path):

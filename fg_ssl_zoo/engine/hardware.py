@@ -140,8 +140,8 @@ def check_launch(precision: str) -> None:
     for variable, name in UNSUPPORTED.items():
         if _asked(variable):
             raise ValueError(
-                f"{variable}={os.environ[variable]}: {name} is not supported; one process, or data "
-                "parallel processes (--multi_gpu) without it (docs/launching.md)"
+                f"{variable}={os.environ[variable]}: {name} is not supported; launch without it, "
+                "as one process or several data-parallel ones (docs/launching.md)"
             )
     wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if wanted not in PRECISIONS:

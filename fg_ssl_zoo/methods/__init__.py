@@ -152,10 +152,9 @@ def complete_options(
         ValueError: Labels are needed and there are none, or all are alike, or a class has a single
             picture, or another number is given.
     """
-    parameter = inspect.signature(method_class(name).__init__).parameters.get("queue_size")
-    if parameter is not None:
-        size = max(min(parameter.default, len(images) // 2), batch_size)
-        options = {"queue_size": size, **options}
+    if method_class(name).keeps_queue(options):
+        most = all_options(name, {})["queue_size"]
+        options = {"queue_size": max(min(most, len(images) // 2), batch_size), **options}
     if not method_class(name).needs_labels:
         return dict(options)
     if images.labels is None:

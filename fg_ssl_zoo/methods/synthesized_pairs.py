@@ -27,7 +27,7 @@ cut at zero where the batch has none below it (a trunk that ends in ReLU). Norms
 SimSiam together, and those of several processes are synchronised, as for the two methods.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -175,6 +175,11 @@ class SynthesizedPairs(Method):
         self.pair_rise = pair_rise
         self.augmentations = augmentations_of(preset, augmentation, paper="moco_v2")
         self.nu.fill_(pair_weight * ramp(0.0, *pair_rise))
+
+    @classmethod
+    def keeps_queue(cls, options: Mapping[str, Any]) -> bool:
+        """With MoCo as its base."""
+        return options.get("base", "moco") == "moco"
 
     def views(self, image_size: int) -> Views:
         """Two views: `images` (2, s, s, 3)."""

@@ -32,7 +32,7 @@ from fg_ssl_zoo.engine import checkpoint, hardware
 from fg_ssl_zoo.engine.loop import Interrupted, TrainingStopped, refuse_broken
 from fg_ssl_zoo.evaluation.monitor import Collapsed, below_start
 from fg_ssl_zoo.method import check_batch
-from fg_ssl_zoo.methods import check_options, check_queue, long_queue
+from fg_ssl_zoo.methods import check_options, check_queue, long_queue, method_class
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
 from fg_ssl_zoo.pretrain.run import open_run, prepare_backbone
 from fg_ssl_zoo.pretrain.stages import options_on, run_stages, stage_method
@@ -85,11 +85,14 @@ def _check_stages_on(recipe: Recipe, train: Images, accelerator: Accelerator) ->
     """Refuse what does not fit these pictures, before the run's folder is touched."""
     for number, stage in enumerate(recipe.stages):
         where = f"stages[{number}].options"
-        options_on(stage, train, where)
+        options = check_options(stage.method, options_on(stage, train, where), where)
         Order(len(train), stage.train.batch_size, recipe.seed)  # refuses a batch that is too large
-        line = long_queue(check_options(stage.method, stage.options), len(train))
-        if line and accelerator.is_main_process:
-            _log.warning("%s.%s", where, line)
+        if accelerator.is_main_process and method_class(stage.method).keeps_queue(options):
+            if "queue_size" not in stage.options:
+                size = options["queue_size"]
+                _log.info("%s.queue_size: %d, by the number of training images", where, size)
+            elif line := long_queue(options, len(train)):
+                _log.warning("%s.%s", where, line)
 
 
 def _check_batches(

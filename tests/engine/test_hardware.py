@@ -63,7 +63,7 @@ def test_a_launched_process_uses_its_share_of_the_cores(monkeypatch):
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "FSDP is not supported; one process, or data parallel"),
+        ("ACCELERATE_USE_FSDP", "true", "FSDP is not supported; launch without it, as one process"),
         ("ACCELERATE_USE_DEEPSPEED", "True", "DeepSpeed is not supported"),
         ("ACCELERATE_USE_MEGATRON_LM", "1", "Megatron-LM is not supported"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "parallelism_config"),

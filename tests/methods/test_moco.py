@@ -131,6 +131,7 @@ def test_a_queue_that_is_not_given_is_half_of_the_pictures_or_a_batch(birds):
     assert complete_options("moco", {}, birds) == {"queue_size": 8}  # of 16
     assert complete_options("lcr", {}, birds, batch_size=12) == {"queue_size": 12}
     assert complete_options("synthesized_pairs", {"queue_size": 9}, birds) == {"queue_size": 9}
+    assert complete_options("synthesized_pairs", {"base": "simsiam"}, birds) == {"base": "simsiam"}
     assert complete_options("simclr", {}, birds) == {}
     many = DrawnBirds(10_000)
     assert complete_options("moco", {}, many) == {"queue_size": 4096}
