@@ -164,7 +164,8 @@ def check_batch(
     if lacking is None:
         return
     least = 2 * processes
-    fewer = [n for n in range(parts - 1, 0, -1) if batch % (least * n) == 0]
+    fits = [n for n in range(parts - 1, 0, -1) if batch % (processes * n) == 0]
+    fewer = [n for n in fits if batch >= least * n]
     other = f" or {where}.accumulate={fewer[0]}" if fewer else ""
     raise ValueError(
         f"{where}.batch_size: {batch} over {processes} process{'es' if processes > 1 else ''} x "
