@@ -213,7 +213,9 @@ def prepared(
     """A method as training has it, and a batch of its views of drawn birds on its device."""
     torch.manual_seed(0)
     images = DrawnBirds(setting.batch_size, num_classes=2, image_size=setting.image_size, seed=0)
-    options = complete_options(name, setting.options.get(name, {}), images)
+    options = complete_options(
+        name, setting.options.get(name, {}), images, batch_size=setting.batch_size
+    )
     backbone = create_backbone(setting.backbone, image_size=setting.image_size)
     method = create_method(name, backbone, **options).to(switches.device).train()
     if switches.channels_last:

@@ -24,7 +24,8 @@ from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
 from fg_ssl_zoo.engine import hardware
 from fg_ssl_zoo.engine.optim import create_optimizer
 from fg_ssl_zoo.engine.provenance import describe_hardware
-from fg_ssl_zoo.methods import complete_options, create_method
+from fg_ssl_zoo.methods import create_method
+from fg_ssl_zoo.pretrain.stages import options_on
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def measure(recipe: Recipe, steps: int, parts: Sequence[str]) -> None:
     backbone = create_backbone(recipe.backbone, image_size=recipe.data.image_size)
     images, _ = load_splits(recipe.data, seed=recipe.seed)
     stage = recipe.stages[0]
-    options = complete_options(stage.method, stage.options, images, "stages[0].options")
+    options = options_on(stage, images, "stages[0].options")
     method = create_method(stage.method, backbone, **options).to(switches.device)
     if switches.channels_last:
         method.to(memory_format=torch.channels_last)

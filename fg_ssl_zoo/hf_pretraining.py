@@ -37,8 +37,9 @@ from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.data.loader import Order, ViewDataset, collate
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.hub.pretraining import MODEL_TYPE, check_pretraining_config
-from fg_ssl_zoo.method import Method
+from fg_ssl_zoo.method import Method, lack_of_pictures
 from fg_ssl_zoo.methods import create_method, method_class
+from fg_ssl_zoo.ops.distributed import world_size
 
 
 @no_type_check  # of tests: it knows no keywords but the fields, and transformers passes others on
@@ -136,9 +137,23 @@ class FgSslForPreTraining(PreTrainedModel):
             return_loss: Always done; Trainer looks for this name.
             **batch: As `pictures_for` and `collate_views` make it: `images` (b, 2, h, w, 3) uint8,
                 or what the method's `forward` names.
+
+        Raises:
+            ValueError: One picture in training, of which the method cannot learn.
         """
+        if self.training:
+            self._check(len(next(iter(batch.values()))))
         output = self.method(batch)
         return FgSslPreTrainingOutput(loss=output.loss, metrics=output.metrics)
+
+    def _check(self, pictures: int) -> None:
+        if pictures < 2 and (
+            lacking := lack_of_pictures(self.method, pictures, world_size(), lambda norm: False)
+        ):
+            raise ValueError(
+                f"per_device_train_batch_size: {pictures} is 1 picture in a forward pass, but "
+                f"{lacking}; 2 or more would do"
+            )
 
 
 def _constants(model: nn.Module) -> dict[str, Tensor]:

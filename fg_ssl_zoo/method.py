@@ -1,15 +1,20 @@
 """All that a pretext method may do: see views, say how wrong it was, and some optional hooks."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.config import Train
+from fg_ssl_zoo.data.loader import pictures_of_a_pass
 from fg_ssl_zoo.data.sample import Images, Views
+from fg_ssl_zoo.layers.batch_norm import norms_of_batches, synchronises
 
 Batch = Mapping[str, Any]
 """Stacked samples on the device: a row per image, uint8 pictures as (b, ..., h, w, 3) tensors."""
@@ -46,11 +51,14 @@ class Method(nn.Module, ABC):
             decides, and `classify` tells what it has learnt.
         has_outside_teacher: Whether it learns from a network that its state does not hold. Then
             `outside_teachers` names it, and an export has no `pretraining/` to go on from.
+        negatives: Pictures that the loss needs besides the one at hand in each forward pass: `none`
+            (also where a queue holds them), others of the same `process`, or of `all` processes.
     """
 
     papers: ClassVar[tuple[str, ...]] = ()
     needs_labels: ClassVar[bool] = False
     has_outside_teacher: ClassVar[bool] = False
+    negatives: Literal["none", "process", "all"] = "none"
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -68,6 +76,11 @@ class Method(nn.Module, ABC):
         Where `has_outside_teacher`; opens them, and refuses those that it could not learn from.
         """
         return []
+
+    @classmethod
+    def keeps_queue(cls, options: Mapping[str, Any]) -> bool:
+        """Whether the method with these options keeps `queue_size` keys of earlier batches."""
+        return "queue_size" in inspect.signature(cls.__init__).parameters
 
     @classmethod
     def options_of_saved(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,3 +149,62 @@ class Method(nn.Module, ABC):
 
     def on_step_end(self, progress: float) -> None:
         """Called after each optimizer step with the share of the stage that is done, in 0..1."""
+
+
+# --------------------------------------------------------------------------- what a batch must hold
+
+
+def check_batch(
+    method: Method, train: Train, processes: int, device: torch.device, where: str = "train"
+) -> None:
+    """Refuse a batch that leaves one picture where the method needs two: nothing would be learnt.
+
+    Args:
+        method: In the mode that it is trained in.
+        train: Settings of the stage.
+        processes: That train together.
+        device: On which they train; decides which norms they share.
+        where: Path of the settings, for the error.
+
+    Raises:
+        ValueError: Batch, processes, parts and the reason; and what would do.
+    """
+    parts, batch = train.accumulate, train.batch_size
+    pictures = pictures_of_a_pass(batch, processes, parts, where)
+    lacking = lack_of_pictures(method, pictures, processes, lambda n: synchronises(n, device))
+    if lacking is None:
+        return
+    least = 2 * processes
+    fits = [n for n in range(parts - 1, 0, -1) if batch % (processes * n) == 0]
+    fewer = [n for n in fits if batch >= least * n]
+    other = f" or {where}.accumulate={fewer[0]}" if fewer else ""
+    raise ValueError(
+        f"{where}.batch_size: {batch} over {processes} process{'es' if processes > 1 else ''} x "
+        f"{parts} accumulated part{'s' if parts > 1 else ''} is 1 picture in a forward pass, but "
+        f"{lacking}; {where}.batch_size={least * parts}{other} would do"
+    )
+
+
+def lack_of_pictures(
+    method: Method, pictures: int, processes: int, shared: Callable[[nn.Module], bool]
+) -> str | None:
+    """Why a forward pass of so few pictures teaches a method nothing; `None` if it does.
+
+    One picture has no negatives, and a BatchNorm over it removes what tells it from others.
+
+    Args:
+        method: In the mode that it is trained in.
+        pictures: Of one process.
+        processes: That train together.
+        shared: Whether a norm takes the statistics of all processes.
+    """
+    name = type(method).__name__
+    if (
+        method.negatives != "none"
+        and pictures * (processes if method.negatives == "all" else 1) < 2
+    ):
+        return f"{name} compares each picture with others of its pass"
+    for layer, norm in norms_of_batches(method).items():
+        if pictures * (processes if shared(norm) else 1) < 2:
+            return f"{name} has a BatchNorm ({layer}) that takes the statistics of its pass"
+    return None

@@ -5,6 +5,7 @@ import pytest
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.cli.data import view_sheet
 from fg_ssl_zoo.config import load_recipe
+from fg_ssl_zoo.engine.loop import TrainingStopped
 
 SMALL = ["data.num_images=16", "data.num_classes=4", "data.image_size=64", "backbone=test_resnet"]
 
@@ -42,6 +43,20 @@ def test_what_is_typed_wrong_is_one_line(words, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", [TrainingStopped, RuntimeError])
+def test_a_finetuning_that_diverges_is_one_line_and_a_fault_of_ours_a_traceback(
+    kind, monkeypatch, capsys
+):
+    def diverge(*_):
+        raise kind("the loss is nan at step 3 of 9")
+
+    monkeypatch.setattr("fg_ssl_zoo.cli.data._list_data", diverge)
+    with pytest.raises(SystemExit if kind is TrainingStopped else kind):
+        main(["data", "list"])
+    line = "error: the loss is nan at step 3 of 9\n"
+    assert capsys.readouterr().err == (line if kind is TrainingStopped else "")
 
 
 def test_an_unknown_verb_ends_with_the_usage(capsys):

@@ -160,6 +160,15 @@ def test_trainer_goes_on_where_our_loop_stopped(birds, tmp_path):
     torch.testing.assert_close(model.method.state_dict(), states[-1], rtol=1e-4, atol=1e-5)
 
 
+def test_one_picture_for_a_device_is_refused_in_training_and_scored_in_evaluation(birds, tmp_path):
+    method = build("simclr", "test_vit")
+    model = opened(saved(method, "simclr", tmp_path))
+    one = {key: value[:1] for key, value in inputs_of(batch_for(method, birds)).items()}
+    assert model(**one).loss == 0
+    with pytest.raises(ValueError, match=r"^per_device_train_batch_size: 1 is 1 picture .* others"):
+        model.train()(**one)
+
+
 def test_accumulated_parts_are_averaged_and_not_added():
     assert FgSslForPreTraining.accepts_loss_kwargs is False
 

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
+from fg_ssl_zoo.method import check_batch
 from fg_ssl_zoo.methods import METHODS, create_method
 
 BACKBONES = ["test_resnet", "test_vit"]
@@ -105,3 +107,53 @@ def test_state_survives_a_save_and_seeded_runs_agree(name, backbone, birds, tmp_
     torch.save(method.state_dict(), tmp_path / "state.pt")
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert torch.equal(other(batch).loss, method(batch).loss)
+
+
+# --------------------------------------------------------------------------- what a batch must hold
+
+PARTS_ALONE = {"local_negatives": False, "gather_targets": False}
+
+
+def reason(method, processes=1):
+    """Why one picture for each process is not enough."""
+    try:
+        train = Train(batch_size=processes, accumulate=1)
+        check_batch(method, train, processes, torch.device("cpu"))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "options", "alone", "beside_another"),
+    [
+        ("simclr", "test_vit", {"projector_norm": False}, "compares each picture", None),
+        ("simclr", "test_resnet", {}, "compares each picture", None),
+        ("byol", "test_vit", {}, "BatchNorm (projector.1)", None),
+        ("simsiam", "test_vit", {}, "BatchNorm (projector.1)", None),
+        ("moco", "test_resnet", {}, "BatchNorm (backbone.model.conv1.1)", None),
+        ("moco", "test_vit", {}, None, None),
+        ("dino", "test_vit", {}, None, None),
+        ("moco", "test_efficientnet", {}, "BatchNorm (backbone.model.bn1)", "train.batch_size=4"),
+        ("particle", "test_vit", {}, None, None),  # other parts of the picture are negatives
+        ("particle", "test_vit", PARTS_ALONE, "compares each picture", "train.batch_size=4"),
+    ],
+)
+def test_one_picture_is_enough_where_neither_negatives_nor_norms_need_two(
+    name, backbone, options, alone, beside_another
+):
+    method = create_method(
+        name, create_backbone(backbone, image_size=64), **{**OPTIONS[name], **options}
+    )
+    for wanted, found in ((alone, reason(method)), (beside_another, reason(method, 2))):
+        assert (wanted is None) == (found is None), found
+        assert wanted is None or wanted in found
+
+
+def test_norms_that_keep_their_running_statistics_need_no_batch():
+    method = build("moco", "test_resnet")
+    assert "BatchNorm" in reason(method)
+    for module in method.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    assert reason(method) is None

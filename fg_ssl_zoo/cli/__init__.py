@@ -44,10 +44,22 @@ def create_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb; what a user typed wrong ends with one line and status 2."""
+    """Run one verb; what a user typed wrong, or a fine-tuning that diverges, ends with one line.
+
+    The status is 2 then.
+    """
     chosen = create_parser().parse_args(arguments)
     try:
         chosen.run(chosen)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _stopped(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _stopped(error: RuntimeError) -> bool:
+    """Whether a training inside an evaluation has diverged, which is no fault of ours."""
+    from fg_ssl_zoo.engine.loop import TrainingStopped
+
+    return isinstance(error, TrainingStopped)

@@ -46,11 +46,12 @@ def view_sheet(recipe: Recipe, *, num_images: int, num_draws: int) -> np.ndarray
     from fg_ssl_zoo.backbones.backbone import create_backbone
     from fg_ssl_zoo.data.loader import ViewDataset
     from fg_ssl_zoo.evaluation.features import evenly
-    from fg_ssl_zoo.methods import complete_options, create_method
+    from fg_ssl_zoo.methods import create_method
+    from fg_ssl_zoo.pretrain.stages import options_on
 
     images, _ = load_splits(recipe.data, seed=recipe.seed)
     stage, size = recipe.stages[0], recipe.data.image_size
-    options = complete_options(stage.method, stage.options, images, where="stages[0].options")
+    options = options_on(stage, images, where="stages[0].options")
     method = create_method(
         stage.method, create_backbone(recipe.backbone, image_size=size), **options
     )

@@ -61,7 +61,7 @@ class Train:
         optimizer: A timm optimizer name.
         lr: Learning rate at a batch of 256 images (SimCLR, section 2.2: lr = 0.3 * batch / 256).
         lr_scaling: How the rate follows the batch size.
-        weight_decay: Not applied to biases and norms.
+        weight_decay: Not applied to biases, norms, class tokens and position embeddings.
         weight_decay_end: Value that a cosine brings it to at the end; constant when not given (0.4
             in DINO).
         momentum: Of `lars` and `sgd`.

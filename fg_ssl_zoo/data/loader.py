@@ -69,15 +69,31 @@ def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_images)
 
 
+def pictures_of_a_pass(batch_size: int, world: int, parts: int, where: str = "train") -> int:
+    """Pictures that one process shows its network in one forward pass.
+
+    Args:
+        batch_size: Of one optimizer step, all processes together.
+        world: Processes.
+        parts: The batch is accumulated from so many.
+        where: Path of the settings, for the error.
+
+    Raises:
+        ValueError: Processes and parts do not divide the batch.
+    """
+    if batch_size % (world * parts):
+        raise ValueError(
+            f"{where}.batch_size: {batch_size} is not divisible by {world} processes "
+            f"x {parts} accumulated parts"
+        )
+    return batch_size // (world * parts)
+
+
 class _Share(Sampler[list[tuple[int, int]]]):
     """This process's rows of every step in [first, last), in `parts` batches a step."""
 
     def __init__(self, order: Order, steps: range, rank: int, world: int, parts: int) -> None:
-        if order.batch_size % (world * parts):
-            raise ValueError(
-                f"train.batch_size: {order.batch_size} is not divisible by {world} processes "
-                f"x {parts} accumulated parts"
-            )
+        self.rows = pictures_of_a_pass(order.batch_size, world, parts)
         self.order, self.steps, self.parts = order, steps, parts
         self.rank, self.world = rank, world
 
@@ -85,12 +101,11 @@ class _Share(Sampler[list[tuple[int, int]]]):
         return len(self.steps) * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        rows = self.order.batch_size // (self.world * self.parts)
         for step in self.steps:
             drawn = self.order(step)
             for part in range(self.parts):
-                start = (part * self.world + self.rank) * rows
-                yield drawn[start : start + rows]
+                start = (part * self.world + self.rank) * self.rows
+                yield drawn[start : start + self.rows]
 
 
 class ViewDataset(Dataset[dict[str, Any]]):

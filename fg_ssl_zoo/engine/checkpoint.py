@@ -7,13 +7,16 @@ function of (seed, step), so weights, optimizer and position are the whole state
 """
 
 import contextlib
+import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 KEEP = 2
 """Newest checkpoints that stay."""
@@ -75,6 +78,14 @@ def save(folder: Path, position: Position, state: dict[str, Any]) -> Path:
     for old in list(positions(folder).values())[:-KEEP]:
         old.unlink(missing_ok=True)
     return path
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that holds a NaN or an infinity, if any."""
+    floats = {k: v for k, v in state.items() if v.is_floating_point() and v.numel()}
+    if torch.nn.utils.get_total_norm(list(floats.values()), math.inf).isfinite():
+        return None
+    return next((name for name, value in floats.items() if not value.isfinite().all()), None)
 
 
 def load(path: Path) -> dict[str, Any]:

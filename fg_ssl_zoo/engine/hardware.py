@@ -19,6 +19,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import GradientAccumulationPlugin
 from timm.layers.config import set_fused_attn
 from torch import nn
 
@@ -27,6 +28,19 @@ from fg_ssl_zoo.data.loader import usable_cores
 
 CPU_INFO = Path("/proc/cpuinfo")
 """Where Linux lists the features of the processor."""
+
+UNSUPPORTED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config (tensor or sequence parallel)",
+    "ACCELERATE_DYNAMO_BACKEND": "torch.compile",
+    "ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE": "SageMaker's own parallelism",
+}
+"""Variable that `accelerate launch` sets (from flags, a configuration file) -> what it asks for."""
+
+PRECISIONS = {"no": "fp32", "bf16": "bf16"}
+"""Accelerate's word -> ours, of the precisions that a run may have."""
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +73,7 @@ def choose(speed: Speed, *, convolutional: bool) -> Switches:
         convolutional: Whether the backbone is mainly convolutions.
     """
     device = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+    device = "cpu" if _asked("ACCELERATE_USE_CPU") else device
     cpu = device == "cpu"
     return Switches(
         device=device,
@@ -83,11 +98,14 @@ def create_accelerator(switches: Switches) -> Accelerator:
     """An Accelerator of these switches, whatever precision an earlier one of this process had.
 
     Accelerate keeps the precision of the first for all and refuses another; two runs in a notebook
-    or a test may differ. The process group stays.
+    or a test may differ. The process group stays. It never accumulates: the loop divides by
+    `train.accumulate` itself, and Accelerate would divide again by a number of its environment.
 
     Raises:
-        ValueError: Several processes were launched in a way that leaves each on its own.
+        ValueError: Several processes were launched in a way that leaves each on its own, or the
+            launch asks for what is not supported.
     """
+    check_launch(switches.precision)
     precision = "bf16" if switches.precision == "bf16" else "no"
     if is_initialized() and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
@@ -95,13 +113,56 @@ def create_accelerator(switches: Switches) -> Accelerator:
         cpu=switches.device == "cpu",
         mixed_precision=precision,
         step_scheduler_with_optimizer=False,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
+    if accelerator.device.type != switches.device:
+        raise ValueError(
+            f"accelerate chose the device {accelerator.device}, the run {switches.device}; unset "
+            "ACCELERATE_TORCH_DEVICE, or set ACCELERATE_USE_CPU=true for a CPU"
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise ValueError(
             f"{launched} processes were launched but each works alone; see docs/launching.md"
         )
     return accelerator
+
+
+def check_launch(precision: str) -> None:
+    """Refuse what the environment asks for and no run does; warn of what has no effect.
+
+    Args:
+        precision: Of the run, `bf16` or `fp32`.
+
+    Raises:
+        ValueError: The variable, what it stands for, and what would do.
+    """
+    for variable, name in UNSUPPORTED.items():
+        if _asked(variable):
+            raise ValueError(
+                f"{variable}={os.environ[variable]}: {name} is not supported; launch without it, "
+                "as one process or several data-parallel ones (docs/launching.md)"
+            )
+    wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if wanted not in PRECISIONS:
+        raise ValueError(
+            f"ACCELERATE_MIXED_PRECISION={wanted}: not supported; launch with --mixed_precision no "
+            "and choose speed.precision=bf16 or fp32"
+        )
+    if wanted != "no" and PRECISIONS[wanted] != precision:
+        _without_effect("ACCELERATE_MIXED_PRECISION", f"this run has speed.precision={precision}")
+    if os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") != "1":
+        _without_effect("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "train.accumulate splits a batch")
+
+
+def _without_effect(variable: str, instead: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        _log.warning("%s=%s has no effect: %s", variable, os.environ[variable], instead)
+
+
+def _asked(variable: str) -> bool:
+    """Whether a variable of the environment is set to anything but a no."""
+    return os.environ.get(variable, "no").lower() not in ("", "no", "false", "0", "n", "f", "off")
 
 
 def evaluation_accelerator(speed: Speed | None = None) -> Accelerator:

@@ -7,12 +7,12 @@ on equals one that was not, to the bit.
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from fg_ssl_zoo.data.loader import (
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import Meter, Progress
-from fg_ssl_zoo.engine.optim import create_optimizer, schedule
+from fg_ssl_zoo.engine.optim import create_optimizer, moments, schedule
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.layers.anchor import Anchor, listening
 from fg_ssl_zoo.layers.batch_norm import synchronise
@@ -203,18 +203,34 @@ class Fit:
         self.accelerator.wait_for_everyone()
         return self.folder.checkpoints / at.file_name
 
-    def check(self, loss: float, lr: float, done: int) -> None:
+    def check_loss(self, loss: float, lr: float, done: int) -> None:
         """Refuse to go on with a loss that is no number.
 
         Raises:
             TrainingStopped: What was seen and what to try.
         """
-        if math.isfinite(loss):
-            return
+        if not math.isfinite(loss):
+            self._stop(f"the loss is {loss}", lr, done)
+
+    def check_weights(self, method: nn.Module, optimizer: Any, lr: float, done: int) -> None:
+        """Refuse to keep or to measure weights that are no numbers; all processes agree on it.
+
+        The loss of a step is computed before its update and does not show what that did.
+
+        Raises:
+            TrainingStopped: What was seen and what to try.
+        """
+        state = {**method.state_dict(), **moments(optimizer)}
+        found = checkpoint.not_finite(state)
+        bad = torch.tensor(int(found is not None), device=self.accelerator.device)
+        if int(cast(Tensor, self.accelerator.reduce(bad, "sum"))):
+            self._stop(f"{found or 'a weight of another process'} is not finite", lr, done)
+
+    def _stop(self, seen: str, lr: float, done: int) -> NoReturn:
         good = list(checkpoint.positions(self.folder.checkpoints).values())
         kept = f" The last good checkpoint is {good[-1]}." if good else ""
         raise TrainingStopped(
-            f"the loss is {loss} at step {done} of {self.total} (learning rate {lr:.3g}, "
+            f"{seen} at step {done} of {self.total} (learning rate {lr:.3g}, "
             f"{self.train.optimizer}). Try a lower train.lr, train.clip_grad_norm=1, a longer "
             f"train.warmup, or speed.precision=fp32.{kept}"
         )
@@ -238,6 +254,23 @@ class Fit:
         return cast(Batch, moved)
 
 
+def refuse_broken(state: Mapping[str, Tensor], what: str) -> None:
+    """Refuse to start from weights that are no numbers.
+
+    Args:
+        state: Of the network, or of the method around it.
+        what: Of which weights, for the message.
+
+    Raises:
+        TrainingStopped: The first such tensor and what to try.
+    """
+    if name := checkpoint.not_finite(state):
+        raise TrainingStopped(
+            f"{what}: {name} holds values that are not finite; take another init, or delete the "
+            "checkpoint that holds them to go on from the one before"
+        )
+
+
 def total_steps(train: Train, order: Order) -> int:
     """Optimizer steps of a round."""
     return train.steps or max(1, round(train.epochs * order.steps_per_epoch))
@@ -247,7 +280,7 @@ def fit(method: Method, job: Fit) -> None:
     """Train a method in place, from `job.start` to the end of its round.
 
     Raises:
-        TrainingStopped: The loss is no number any more.
+        TrainingStopped: The loss or a weight is no number any more.
         Interrupted: A signal came; the checkpoint is written.
         CheckpointError: The disk refused a checkpoint; the last good one stands.
         TooManyCorruptImages: More than one picture in a hundred cannot be read.
@@ -262,6 +295,8 @@ def fit(method: Method, job: Fit) -> None:
     wrapped, optimizer = accelerator.prepare(method, create_optimizer(method, train))
     if job.state:
         optimizer.load_state_dict(job.state["optimizer"])
+    source = f"checkpoint {job.start.file_name}" if job.state else "the weights to start from"
+    refuse_broken(method.state_dict(), source)
     job.train_mode(method)
     if not job.record.measurements:
         job.take_measure(0)
@@ -297,7 +332,7 @@ def fit(method: Method, job: Fit) -> None:
             save = bool(stop) or job.due(train.checkpoint_every, done)
             if meeting or save:
                 loss = cast(Tensor, accelerator.reduce(torch.stack(losses).mean(), "mean")).item()
-                job.check(loss, lr, done)
+                job.check_loss(loss, lr, done)
                 if meeting:
                     assert output is not None
                     shown = {"train/loss": loss, "train/lr": lr, **meter.read()}
@@ -305,7 +340,10 @@ def fit(method: Method, job: Fit) -> None:
                     accelerator.log(shown, step=job.first_step + done)
                     losses = []
             job.progress.step(shown)
-            if job.due(job.measure_every, done):
+            measure = job.due(job.measure_every, done)
+            if measure or save:
+                job.check_weights(method, optimizer, lr, done)
+            if measure:
                 job.take_measure(done)
                 assert batch is not None
                 job.keep_picture(method, batch, done)

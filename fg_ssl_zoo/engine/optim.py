@@ -1,7 +1,7 @@
 """From a recipe's `train` to a timm optimizer, and the rates of every step."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.optim import (
@@ -36,9 +36,11 @@ def lr_at(train: Train, progress: float) -> float:
 
 
 def create_optimizer(method: Method, train: Train) -> torch.optim.Optimizer:
-    """A timm optimizer over the method's groups; biases and norms have no weight decay.
+    """A timm optimizer over the method's groups.
 
-    LARS adapts only what is decayed, so biases and norms keep the plain rate.
+    No weight decay on biases and norms, nor on what a timm model names in `no_weight_decay()`: the
+    class token and position embeddings of a ViT. LARS adapts only what is decayed, so these keep
+    the plain rate.
 
     Raises:
         ValueError: Unknown optimizer.
@@ -63,13 +65,15 @@ def _split_decay(method: Method, weight_decay: float) -> Iterator[dict[str, Any]
     The answers stay with the group, as `backbone` and `decays`.
     """
     backbone = {id(p) for p in method.backbone.parameters()}
+    named = _without_decay(method)
     for group in method.param_groups():
         params = list(group["params"])
         for of_backbone in (True, False):
             for decays in (True, False):
                 chosen = [
                     p for p in params
-                    if (id(p) in backbone) == of_backbone and (p.ndim > 1) == decays
+                    if (id(p) in backbone) == of_backbone
+                    and (p.ndim > 1 and id(p) not in named) == decays
                 ]  # fmt: skip
                 if chosen:
                     yield {
@@ -79,6 +83,14 @@ def _split_decay(method: Method, weight_decay: float) -> Iterator[dict[str, Any]
                         "decays": decays,
                         "weight_decay": weight_decay if decays else 0.0,
                     }
+
+
+def _without_decay(method: Method) -> set[int]:
+    """Ids of the parameters that a timm model inside the method names in `no_weight_decay()`."""
+    models = [m for m in method.modules() if callable(getattr(m, "no_weight_decay", None))]
+    names = [(m, name) for m in models for name in cast(Any, m).no_weight_decay()]
+    own = {id(m): dict(m.named_parameters()) for m in models}
+    return {id(own[id(m)][name]) for m, name in names if name in own[id(m)]}
 
 
 def schedule(optimizer: torch.optim.Optimizer, train: Train, progress: float) -> float:
@@ -99,6 +111,16 @@ def schedule(optimizer: torch.optim.Optimizer, train: Train, progress: float) ->
         group["lr"] = 0.0 if resting else rate * group.get("lr_scale", 1.0)
         group["weight_decay"] = decay if group["decays"] else 0.0
     return lr
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What an optimizer remembers of earlier gradients, named for messages."""
+    return {
+        f"the optimizer's {key} of parameter {number}": value
+        for number, remembered in optimizer.state_dict()["state"].items()
+        for key, value in remembered.items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def weight_decay_at(train: Train, progress: float) -> float:

@@ -34,7 +34,7 @@ from fg_ssl_zoo.engine.loop import Fit, fit
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.evaluation.features import extract
 from fg_ssl_zoo.evaluation.task import Outcome, Task, classified
-from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.method import Batch, Method, MethodOutput, check_batch
 
 Weighting = Literal["none", "inverse", "sqrt_inverse"]
 
@@ -103,6 +103,8 @@ def finetune(task: Task, *, how: Finetune = STANDARD) -> list[Outcome]:
     method = Classifier(copy.deepcopy(task.backbone), counts, how).to(task.accelerator.device)
     size = task.backbone.image_size
     train = replace(how.train, batch_size=min(how.batch_size, len(task.train_images)))
+    processes, device = task.accelerator.num_processes, task.accelerator.device
+    check_batch(method.train(), train, processes, device, where="finetune")
     with tempfile.TemporaryDirectory() as scratch:
         job = Fit(
             train=train,

@@ -1,5 +1,6 @@
 """Measurements while training: is it learning, or has it collapsed?"""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -7,6 +8,7 @@ from accelerate import Accelerator
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Monitor
 from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.engine.loop import TrainingStopped
 from fg_ssl_zoo.evaluation.features import Features, evenly, extract
 from fg_ssl_zoo.evaluation.knn import knn_top1
 from fg_ssl_zoo.layers.modes import evaluating
@@ -18,6 +20,13 @@ RANK_IMAGES = 2048
 
 COLLAPSED_STD = 1e-3
 """Feature std below which features are one point; 1 is evenly spread, untrained is 0.1 and more."""
+
+
+_ADVICE = (
+    "below its start: {} {} before the training, {} after it. Try a lower train.lr (a tenth), "
+    "train.head_warmup=0.1 for a start that is good already, other views (options.preset, "
+    "options.augmentation), more pictures or steps, or another method"
+)
 
 
 class Collapsed(RuntimeError):
@@ -47,6 +56,7 @@ class OnlineMonitor:
 
         Raises:
             Collapsed: The features do not tell pictures apart.
+            TrainingStopped: They are no numbers.
         """
         train = self._features(backbone, self.train, accelerator)
         measured = {}
@@ -87,7 +97,7 @@ class OnlineMonitor:
         return {"eval/own_top1": right.double().mean().item()}
 
     def _features(self, backbone: Backbone, images: Images, accelerator: Accelerator) -> Features:
-        return extract(
+        found = extract(
             backbone,
             images,
             accelerator,
@@ -95,6 +105,13 @@ class OnlineMonitor:
             max_images=self.settings.max_images,
             num_workers=self.num_workers,
         )
+        if bad := int((~found.features.isfinite()).any(dim=1).sum()):
+            raise TrainingStopped(
+                f"the features of {bad} of {len(found.features)} {images.name} images are not "
+                "finite, though the weights are. Try a lower train.lr, train.clip_grad_norm=1, a "
+                "longer train.warmup, or speed.precision=fp32"
+            )
+        return found
 
 
 def _check(measured: dict[str, float]) -> None:
@@ -106,3 +123,24 @@ def _check(measured: dict[str, float]) -> None:
             f"{measured['eval/rankme']:.1f}. Try a lower train.lr, a longer train.warmup, "
             "a larger train.batch_size, or stronger views"
         )
+
+
+def below_start(measured: Sequence[Mapping[str, float]]) -> str | None:
+    """What to say of a run whose last measurement is below its first, and what to try.
+
+    Args:
+        measured: Measurements of a run from its start on, and other lines of its log.
+
+    Returns:
+        One sentence on kNN accuracy, on RankMe where no labels are known; `None` if it is not
+        below.
+    """
+    for key, name, shown in (
+        ("eval/knn_top1", "kNN accuracy", lambda x: f"{100 * x:.1f} %"),
+        ("eval/rankme", "RankMe", lambda x: f"{x:.3g}"),
+    ):
+        found = [line[key] for line in measured if key in line]
+        if found:
+            first, last = found[0], found[-1]
+            return _ADVICE.format(name, shown(first), shown(last)) if last < first else None
+    return None

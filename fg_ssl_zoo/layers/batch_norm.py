@@ -1,33 +1,39 @@
 """BatchNorm with the statistics of all processes, so that two compute what one would."""
 
 import torch
+from jaxtyping import Float
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from fg_ssl_zoo.ops.distributed import sum_over_processes, world_size
+from fg_ssl_zoo.ops.distributed import gather, world_size
 
 
 class AnyDeviceSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """As `torch.nn.SyncBatchNorm`, which runs on GPUs only, for the processes of a CPU run.
 
-    Every process must bring the same number of rows.
+    Means and variances of the processes are merged as by Chan, Golub & LeVeque, 1979 (Updating
+    formulae and a pairwise algorithm for computing sample variances), since E[x^2] - E[x]^2 loses
+    a variance that is small beside the mean. Every process must bring the same number of rows.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (b, c, ...) over all axes but c and over all processes."""
+        """Normalise (b, c, ...) over all axes but c and over all processes.
+
+        Raises:
+            ValueError: One value per channel in all processes together.
+        """
         if not self.training or world_size() == 1:
             return super().forward(input)
-        axes = [0, *range(2, input.ndim)]
-        x = input if input.dtype == torch.float64 else input.float()
-        sums = sum_over_processes(torch.cat([x.sum(axes), x.square().sum(axes)]))
         count = input.numel() // input.shape[1] * world_size()
-        mean, square = (sums / count).chunk(2)
-        variance = (square - mean.square()).clamp_min(0)
+        if count < 2:
+            raise ValueError(f"BatchNorm needs more than 1 value per channel in training; {count}")
+        x = input if input.dtype == torch.float64 else input.float()
+        mean, variance = _merged(x)
         self._remember(mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt() * (1.0 if self.weight is None else self.weight)
-        shift = (0.0 if self.bias is None else self.bias) - mean * scale
         shape = (1, -1, *[1] * (input.ndim - 2))
-        return (x * scale.view(shape) + shift.view(shape)).to(input.dtype)
+        out = (x - mean.view(shape)) * scale.view(shape)
+        return (out if self.bias is None else out + self.bias.view(shape)).to(input.dtype)
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or not self.track_running_stats:
@@ -44,6 +50,35 @@ class AnyDeviceSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Any number of axes."""
 
 
+def _merged(x: Float[Tensor, "b c *n"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """Mean and biased variance of each channel over all processes, with gradient.
+
+    With equal counts, Chan's merge is the mean of the variances plus the variance of the means.
+    """
+    variance, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
+    means, variances = gather(torch.cat([mean, variance])[None]).chunk(2, dim=1)  # (world, c) each
+    mean = means.mean(0)
+    return mean, variances.mean(0) + (means - mean).square().mean(0)
+
+
+def norms_of_batches(module: nn.Module) -> dict[str, nn.Module]:
+    """BatchNorm layers by name that take statistics of the batch, in the mode they are in now.
+
+    A frozen one (in evaluation mode, with running statistics) needs no batch and is left out.
+    """
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        and (layer.training or layer.running_mean is None)
+    }
+
+
+def synchronises(layer: nn.Module, device: torch.device) -> bool:
+    """Whether `synchronise` gives this layer the statistics of all processes."""
+    return device.type == "cuda" or type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
     """BatchNorm layers become synchronised ones; keys of the state dict stay.
 
@@ -54,7 +89,8 @@ def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
         return convert_sync_batchnorm(module)
     for parent in list(module.modules()):
         for name, layer in parent.named_children():
-            if type(layer) is nn.BatchNorm1d or type(layer) is nn.BatchNorm2d:
+            if synchronises(layer, device):
+                assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
                 setattr(parent, name, _converted(layer))
     return module
 

@@ -12,7 +12,8 @@ class PrototypeHead(nn.Module):
     The prototypes are normalised where they are used, which is weight normalisation with all
     lengths at 1; the parameter is a plain matrix, so copies, state dicts and data-parallel training
     see nothing special. No BatchNorm, as in facebookresearch/dino, which also starts the MLP from
-    a normal of deviation 0.02 cut at two and the prototypes as torch starts a linear layer.
+    a normal of standard deviation 0.02, cut at -2 and 2 (so 100 standard deviations away), and the
+    prototypes as torch starts a linear layer.
 
     Args:
         width: Of the features.
@@ -32,7 +33,7 @@ class PrototypeHead(nn.Module):
         )
         for layer in self.mlp[::2]:
             assert isinstance(layer, nn.Linear)
-            nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
+            nn.init.trunc_normal_(layer.weight, std=0.02, a=-2.0, b=2.0)
             nn.init.zeros_(layer.bias)
         self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
 

@@ -89,13 +89,10 @@ def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, **options}
 
 
-def check_queue(
-    name: str, options: Mapping[str, Any], batch_size: int, where: str = "options"
-) -> None:
-    """Refuse a queue that cannot take in the keys of one batch; for methods with a `queue_size`.
+def check_queue(options: Mapping[str, Any], batch_size: int, where: str = "options") -> None:
+    """Refuse a given `queue_size` that cannot take in the keys of one batch.
 
     Args:
-        name: A key of `METHODS`.
         options: Of `check_options`.
         batch_size: Images of one forward pass, of all processes together.
         where: Path of the options, for the error.
@@ -103,8 +100,7 @@ def check_queue(
     Raises:
         RecipeError: The queue is smaller.
     """
-    parameter = inspect.signature(method_class(name).__init__).parameters.get("queue_size")
-    size = options.get("queue_size", parameter and parameter.default)
+    size = options.get("queue_size")
     if size is not None and size < batch_size:
         raise RecipeError(
             f"{where}.queue_size: {size} is smaller than the batch of {batch_size} images; "
@@ -112,21 +108,54 @@ def check_queue(
         )
 
 
+def long_queue(options: Mapping[str, Any], num_images: int) -> str | None:
+    """What to say of a queue that is given and holds more than half of the pictures, if it does.
+
+    A queue of `k` keys holds an older key of the picture at hand k^2 / 2n^2 times on average if
+    k <= n pictures (one time in eight at a half), and k / n - 1/2 times beyond.
+
+    Args:
+        options: Of `check_options`.
+        num_images: To train on.
+    """
+    size, n = options.get("queue_size"), num_images
+    if size is None or size <= n // 2:
+        return None
+    times = size**2 / (2 * n**2) if size <= n else size / n - 0.5
+    return (
+        f"queue_size: {size} keys are more than half of the {n} training images, so that an older "
+        f"key of a picture is among its negatives {times:.2g} times on average; {n // 2} or less, "
+        "or none given, would do"
+    )
+
+
 def complete_options(
-    name: str, options: Mapping[str, Any], images: Images, where: str = "options"
+    name: str,
+    options: Mapping[str, Any],
+    images: Images,
+    where: str = "options",
+    *,
+    batch_size: int = 1,
 ) -> dict[str, Any]:
-    """Options with the `num_classes` of the data, for a method that learns from labels.
+    """Options with those that the data decide and that are not given.
+
+    `num_classes` of a method that learns from labels. `queue_size` of a method with a queue: half
+    of the pictures, at most the default of its constructor, at least a batch.
 
     Args:
         name: A key of `METHODS`.
         options: As written in the recipe.
         images: To train on.
         where: Path of the options, for the error.
+        batch_size: Images of one forward pass, of all processes together.
 
     Raises:
         ValueError: Labels are needed and there are none, or all are alike, or a class has a single
             picture, or another number is given.
     """
+    if method_class(name).keeps_queue(options):
+        most = all_options(name, {})["queue_size"]
+        options = {"queue_size": max(min(most, len(images) // 2), batch_size), **options}
     if not method_class(name).needs_labels:
         return dict(options)
     if images.labels is None:

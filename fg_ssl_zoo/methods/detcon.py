@@ -14,7 +14,8 @@ Deviations: the regions to compare are drawn once, among those that both views s
 network and view on its own, so that a region may lack its positive); a picture of a single region
 has no weight; segments are found on a picture of 256 pixels, with a scale that follows its area,
 and kept at 64 x 64; the views keep colour by default (`preset: paper` takes BYOL's, as they do);
-the teacher's running statistics follow the student's, and it starts as a copy of it.
+the teacher's running statistics follow the student's, and it starts as a copy of it; norms see both
+views of the batch together (theirs: one view at a time).
 """
 
 from collections.abc import Mapping
@@ -103,6 +104,7 @@ class DetCon(Method):
         self.augmentations = augmentations_of(preset, augmentation, paper="byol")
         self.num_samples, self.temperature = num_samples, temperature
         self.local_negatives, self.momentum = local_negatives, momentum
+        self.negatives = "none" if local_negatives else "all"
         width, _ = train_up_to_last_map(backbone, backbone.image_size)
         self.projector = mlp([width, hidden_size, projection_size])
         self.predictor = mlp([projection_size, hidden_size, projection_size])

@@ -17,8 +17,10 @@ The teacher is what the paper evaluates; it is published beside the student, as 
 
 Deviations: schedules move with every step (theirs: T and the freeze with every epoch); a clip of
 the gradient is of all parameters together (theirs: of each alone); while the prototypes are fixed,
-weight decay still shortens their vectors, which the head normalises; `preset: fine_grained` keeps
-colour, and shows parts (`LOCAL_SCALES`); colour jitter is one affine map (see `data/views.py`).
+weight decay still shortens their vectors, which the head normalises; class token and position
+embeddings have no weight decay (theirs: all but biases and norms have it); `preset: fine_grained`
+keeps colour, and shows parts (`LOCAL_SCALES`); colour jitter is one affine map (see
+`data/views.py`).
 """
 
 import copy

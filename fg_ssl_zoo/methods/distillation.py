@@ -76,6 +76,7 @@ class Distillation(Method):
         "ICLR 2015, arXiv 1412.6550.",
     )
     has_outside_teacher = True
+    negatives = "all"  # targets are standardised over the batch of all processes
 
     def __init__(
         self,

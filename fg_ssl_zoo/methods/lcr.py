@@ -19,9 +19,10 @@ features depend on their neighbours), and so is G, from the gradient of each ima
 over the whole map (theirs over each row) and the KL is averaged over images with a weight of 1
 (theirs is a sum and weighs 0.01); where a map is constant it counts as even, which is the plain
 mean. The KL's gradient flows through the attention into the backbone. Momentum and queue are those
-for small sets, 0.99 to 0.999 and 4,096 (theirs 0.999 and 65,536). No norm is shuffled: those of
-several processes share their statistics. Their second attention and second queue, which never
-enter the loss, are left out.
+for small sets, 0.99 to 0.999 and at most 4,096 (theirs 0.999 and 65,536). No norm is shuffled:
+those of several processes share their statistics. Biases and norms have no weight decay (theirs
+have it as all parameters do). Their second attention and second queue, which never enter the loss,
+are left out.
 """
 
 from collections.abc import Mapping
@@ -59,7 +60,8 @@ class LCR(Method):
         backbone: Its features are the mean of its last map over the positions: a ResNet, or a ViT
             with `backbone_options: {global_pool: avg, fc_norm: false}`.
         temperature: 0.2 in MoCo v2.
-        queue_size: Negatives; 65,536 in the paper's code, 4,096 suits sets of 5 to 10 thousand.
+        queue_size: Negatives; 65,536 in the paper's code. Where a recipe does not give it, half of
+            the training pictures and at most 4,096.
         momentum: Of the teacher at the start; 0.999 throughout in the paper's code.
         momentum_end: At the end; a cosine leads there.
         projection_size: Of `z`; 128 in MoCo v2, 256 in the paper's code.

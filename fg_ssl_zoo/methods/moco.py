@@ -20,32 +20,28 @@ group. The trace of one picture in it shrinks with the batch and is not gone (th
 one GPU would have the same). The head has no norm, and a ViT has none of this kind. Running
 statistics of the teacher follow the student's. Also: the batch need not divide the queue; the
 teacher's momentum rises (`momentum_end`), since 0.999 from the start is slow where an epoch has 50
-steps; each view may be query and key (`symmetric`); colour jitter is one affine map (see
-`data/views.py`).
+steps; each view may be query and key (`symmetric`); biases and norms have no weight decay (theirs
+have it as all parameters do); colour jitter is one affine map (see `data/views.py`).
 """
 
-import logging
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
-from accelerate import Accelerator
 from annotated_types import Ge, Gt
 from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.data.sample import Images, Views
+from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import RandomViews, Share, augmentations_of
 from fg_ssl_zoo.layers.heads import moco_projector
 from fg_ssl_zoo.layers.momentum import follow, teacher_of
 from fg_ssl_zoo.layers.queue import Queue
-from fg_ssl_zoo.method import Batch, Method, MethodOutput, Notes
+from fg_ssl_zoo.method import Batch, Method, MethodOutput
 from fg_ssl_zoo.ops.contrastive import info_nce_logits, own_key_accuracy, own_key_loss
 from fg_ssl_zoo.ops.distributed import gather
 from fg_ssl_zoo.ops.schedules import cosine
 from fg_ssl_zoo.ops.similarity import unit
-
-_log = logging.getLogger(__name__)
 
 
 class MoCo(Method):
@@ -54,9 +50,9 @@ class MoCo(Method):
     Args:
         backbone: Gives the features `h`.
         temperature: 0.2 in v2 (0.07 in v1).
-        queue_size: Keys that are kept, at least a batch; 65,536 in the papers, on ImageNet. 4,096
-            suits 5,000 to 10,000 pictures (our choice): a longer queue holds a picture's own older
-            keys as negatives.
+        queue_size: Keys that are kept, at least a batch; 65,536 in the papers, on ImageNet. Where a
+            recipe does not give it, half of the training pictures and at most 4,096 (our choice): a
+            longer queue holds a picture's own older keys as negatives.
         momentum: Of the teacher at the start; 0.999 in the papers. 0.99 suits short runs
             (solo-learn, ImageNet-100 recipe).
         momentum_end: Of the teacher at the end, along a cosine; 0.999 in the papers.
@@ -110,21 +106,6 @@ class MoCo(Method):
     def views(self, image_size: int) -> Views:
         """Two views: `images` (2, s, s, 3)."""
         return RandomViews(image_size, self.augmentations, (None, None))
-
-    def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
-        """No notes; a queue longer than an epoch is named in the log.
-
-        A queue of `k` keys holds an older key of the picture at hand k^2 / 2n^2 times on average
-        if k <= n pictures, and k / n - 1/2 times beyond.
-        """
-        kept, count = len(self.queue.items), len(images)
-        if kept >= count and accelerator.is_main_process:
-            _log.warning(
-                "queue_size: %d keys are an epoch of %d images or more, so that a picture meets "
-                "its own older key as a negative every second time or more often; %d would make "
-                "that one time in eight", kept, count, count // 2,
-            )  # fmt: skip
-        return {}
 
     def forward(self, batch: Batch) -> MethodOutput:
         """InfoNCE of `images` (b, 2, h, w, 3); the queue has moved on afterwards."""

@@ -22,9 +22,11 @@ no weight, and views without a common part no positive: both count 0.
 Deviations: parts are drawn with replacement among those that both views show, once for both
 networks (theirs draws for each, and absent ones too, whose zeros are each other's positives); the
 teacher has running statistics of its own, and its momentum rises to 1 (theirs stays at 0.996 for a
-CNN, after less in the first 2,240 steps); targets are those of all processes; views keep colour
-(`preset: paper` is theirs, with solarisation from 128 on; 0.5 on bytes inverts all); heads learn
-faster than a ViT's backbone (theirs, at 2.5e-8, hardly moves either).
+CNN, after less in the first 2,240 steps); norms see both views of the batch together (theirs: one
+view at a time); biases and norms have no weight decay, nor have a ViT's class token and position
+embeddings (theirs have it as all parameters do); targets are those of all processes; views keep
+colour (`preset: paper` is theirs, with solarisation from 128 on; 0.5 on bytes inverts all); heads
+learn faster than a ViT's backbone (theirs, at 2.5e-8, hardly moves either).
 """
 
 from collections.abc import Iterator, Mapping
@@ -148,6 +150,8 @@ class Particle(Method):
         self.num_samples, self.distils = chosen["num_samples"], chosen["distillation"]
         self.temperature, self.local_negatives = temperature, local_negatives
         self.gather_targets = gather_targets
+        if not local_negatives:
+            self.negatives = "all" if gather_targets else "process"
         self.momentum, self.momentum_end = momentum, chosen["momentum_end"]
         self.backbone_rate, hidden = chosen["backbone_rate"], chosen["hidden_size"]
         width, _ = self._last_map(backbone.image_size)

@@ -57,6 +57,7 @@ class SimCLR(Method):
         pair: A name of `fg_ssl_zoo.data.augment.PAIRS`; `original` draws both views alike.
     """
 
+    negatives = "all"
     papers = (
         "Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual "
         "Representations. ICML 2020, arXiv 2002.05709.",

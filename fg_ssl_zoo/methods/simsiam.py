@@ -12,8 +12,9 @@ predictor and the gradient that stops. `train/z_std` shows whether they do: 1 / 
 good health, 0 after a collapse (section 4.1). The predictor keeps the peak learning rate
 throughout (`--fix-pred-lr` of the official code).
 
-Deviations: norms see both views of the batch together (theirs: one view at a time); colour jitter
-is one affine map (see `data/views.py`).
+Deviations: norms see both views of the batch together (theirs: one view at a time); biases and
+norms have no weight decay (theirs have it as all parameters do); colour jitter is one affine map
+(see `data/views.py`).
 """
 
 from collections.abc import Iterator, Mapping

@@ -12,7 +12,8 @@ et al., 2017 (arXiv 1609.04802).
     L_D = BCE(D(high), 1) + BCE(D(G(low)), 0)
 
 One loss L_G + L_D, whose gradients are disjoint: D is frozen while it judges for L_G, and L_D sees
-a detached G(low). Pixels are in 0..1 for all losses and for D.
+a detached G(low). Pixels are in 0..1 for all losses and for D. All terms are computed in float32
+from the networks' outputs, also under autocast.
 
 Deviations: G and D step together on the same weights (theirs: D, then G against the new D); D's
 logits enter the cross entropy once (theirs pass a sigmoid twice, which bounds each term from below
@@ -130,7 +131,8 @@ class SRGAN(Method):
         fake = self.restore(batch["low"]).float()
         pixel = F.mse_loss(fake, real)
         with frozen(self.discriminator) as judge:
-            generator_loss = pixel + self.adversarial_weight * F.softplus(-judge(fake)).mean()
+            adversarial = F.softplus(-judge(fake).float()).mean()
+        generator_loss = pixel + self.adversarial_weight * adversarial
         metrics = {"loss/pixel": pixel.detach(), **quality(fake, real)}
         if self.perceptual is not None:
             difference = F.mse_loss(self.perceptual(fake), self.perceptual(real))
@@ -158,7 +160,7 @@ class SRGAN(Method):
         self, real: Float[Tensor, "b 3 h w"], fake: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, ""]:
         """L_D; with logits x, BCE(x, 1) = softplus(-x) and BCE(x, 0) = softplus(x)."""
-        logits_real, logits_fake = self.discriminator(real), self.discriminator(fake)
+        logits_real, logits_fake = (self.discriminator(x).float() for x in (real, fake))
         return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()
 
     def restore(self, low: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 _ _"]:

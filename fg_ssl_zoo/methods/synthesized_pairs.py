@@ -27,7 +27,7 @@ cut at zero where the batch has none below it (a trunk that ends in ReLU). Norms
 SimSiam together, and those of several processes are synchronised, as for the two methods.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -68,7 +68,8 @@ class SynthesizedPairs(Method):
         backbone: Gives the features `h`.
         base: `moco` or `simsiam`; the paper tried both.
         temperature: Of MoCo; 0.2 in v2.
-        queue_size: Of MoCo's two queues, at least a batch; 4,096 suits 5,000 to 10,000 pictures.
+        queue_size: Of MoCo's two queues, at least a batch. Where a recipe does not give it, half of
+            the training pictures and at most 4,096.
         momentum: Of MoCo's teacher at the start, as in `moco`.
         momentum_end: At the end; a cosine leads there.
         projection_size: Of `z`; 128 with MoCo and 2,048 with SimSiam when not given.
@@ -174,6 +175,11 @@ class SynthesizedPairs(Method):
         self.pair_rise = pair_rise
         self.augmentations = augmentations_of(preset, augmentation, paper="moco_v2")
         self.nu.fill_(pair_weight * ramp(0.0, *pair_rise))
+
+    @classmethod
+    def keeps_queue(cls, options: Mapping[str, Any]) -> bool:
+        """With MoCo as its base."""
+        return options.get("base", "moco") == "moco"
 
     def views(self, image_size: int) -> Views:
         """Two views: `images` (2, s, s, 3)."""

@@ -12,26 +12,32 @@ python -m fg_ssl_zoo.pretrain [RECIPE] [key.path=value ...]
 """
 
 import argparse
+import atexit
+import copy
 import logging
 import signal
 import sys
 from collections.abc import Sequence
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import DEFAULT_RECIPE, Recipe, recipe_of
 from fg_ssl_zoo.data.datasets import load_splits
-from fg_ssl_zoo.data.loader import Order
+from fg_ssl_zoo.data.loader import Order, pictures_of_a_pass
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.engine import checkpoint
-from fg_ssl_zoo.engine.loop import Interrupted, TrainingStopped
-from fg_ssl_zoo.evaluation.monitor import Collapsed
-from fg_ssl_zoo.methods import check_options, check_queue, complete_options, method_class
+from fg_ssl_zoo.engine import checkpoint, hardware
+from fg_ssl_zoo.engine.loop import Interrupted, TrainingStopped, refuse_broken
+from fg_ssl_zoo.evaluation.monitor import Collapsed, below_start
+from fg_ssl_zoo.method import check_batch
+from fg_ssl_zoo.methods import check_options, check_queue, long_queue, method_class
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
 from fg_ssl_zoo.pretrain.run import open_run, prepare_backbone
-from fg_ssl_zoo.pretrain.stages import run_stages
+from fg_ssl_zoo.pretrain.stages import options_on, run_stages, stage_method
+
+_log = logging.getLogger(__name__)
 
 
 def pretrain(recipe: Recipe) -> Backbone:
@@ -42,21 +48,27 @@ def pretrain(recipe: Recipe) -> Backbone:
 
     Raises:
         ValueError: Something in the recipe does not fit; nothing was trained or deleted.
-        TrainingStopped, Collapsed: The run goes nowhere.
+        TrainingStopped, Collapsed: The run goes nowhere, or its start weights are no numbers.
         Interrupted: A signal came; the checkpoint is written.
     """
     _check_stages(recipe)
     set_seed(recipe.seed)
     switches, backbone = prepare_backbone(recipe)
+    refuse_broken(backbone.model.state_dict(), f"init: {recipe.init}")
+    accelerator = hardware.create_accelerator(switches)
     train, test = load_splits(recipe.data, seed=recipe.seed)
-    _check_stages_on(recipe, train)
-    run = open_run(recipe, switches, train, test)
+    _check_stages_on(recipe, train, accelerator)
+    _check_batches(recipe, train, backbone, accelerator)
+    run = open_run(recipe, switches, accelerator, train, test)
     method, record = run_stages(run, backbone)
     backbone.eval().to(memory_format=torch.contiguous_format)  # as whoever loads the export has it
     export_backbone(run, backbone, record, pretraining_of(run, method))
     for name, companion in method.companions().items():
         export_companion(run, name, companion, record)
-    run.accelerator.end_training()
+    if line := below_start(record.measurements):
+        run.say(f"\n# {line}")  # a comment: the lines above may be pasted into Python as they are
+    if run.accelerator.num_processes > 1:  # not now: another run of this process needs the group
+        atexit.register(run.accelerator.state.destroy_process_group)
     return backbone
 
 
@@ -66,18 +78,39 @@ def _check_stages(recipe: Recipe) -> None:
         where = f"stages[{number}].options"
         options = check_options(stage.method, stage.options, where=where)
         at_once = stage.train.batch_size // stage.train.accumulate
-        check_queue(stage.method, options, at_once, where=where)
+        check_queue(options, at_once, where=where)
         try:
             method_class(stage.method).outside_teachers(options)
         except ValueError as error:
             raise ValueError(f"{where}.{error}") from error
 
 
-def _check_stages_on(recipe: Recipe, train: Images) -> None:
+def _check_stages_on(recipe: Recipe, train: Images, accelerator: Accelerator) -> None:
     """Refuse what does not fit these pictures, before the run's folder is touched."""
     for number, stage in enumerate(recipe.stages):
-        complete_options(stage.method, stage.options, train, where=f"stages[{number}].options")
+        where = f"stages[{number}].options"
+        options = check_options(stage.method, options_on(stage, train, where), where)
         Order(len(train), stage.train.batch_size, recipe.seed)  # refuses a batch that is too large
+        if accelerator.is_main_process and method_class(stage.method).keeps_queue(options):
+            if "queue_size" not in stage.options:
+                size = options["queue_size"]
+                _log.info("%s.queue_size: %d, by the number of training images", where, size)
+            elif line := long_queue(options, len(train)):
+                _log.warning("%s.%s", where, line)
+
+
+def _check_batches(
+    recipe: Recipe, train: Images, backbone: Backbone, accelerator: Accelerator
+) -> None:
+    """Refuse a batch that leaves a stage too few pictures in a forward pass to learn from."""
+    processes = accelerator.num_processes
+    for number, stage in enumerate(recipe.stages):
+        where, how = f"stages[{number}].train", stage.train
+        if pictures_of_a_pass(how.batch_size, processes, how.accumulate, where) > 1:
+            continue
+        with torch.random.fork_rng(devices=[]):  # the run draws as if this had not been built
+            method = stage_method(stage, copy.deepcopy(backbone), train, None, None)
+        check_batch(method, how, processes, accelerator.device, where)
 
 
 # --------------------------------------------------------------------------- command line

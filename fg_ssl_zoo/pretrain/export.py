@@ -11,9 +11,10 @@ from fg_ssl_zoo.hub.card import results_table
 from fg_ssl_zoo.hub.export import export, usage_lines
 from fg_ssl_zoo.hub.pretraining import Pretraining
 from fg_ssl_zoo.method import Method
-from fg_ssl_zoo.methods import all_options, complete_options
+from fg_ssl_zoo.methods import all_options
 from fg_ssl_zoo.pretrain.results import results_of, table_rows
 from fg_ssl_zoo.pretrain.run import Run
+from fg_ssl_zoo.pretrain.stages import options_on
 
 
 def export_backbone(
@@ -63,5 +64,5 @@ def pretraining_of(run: Run, method: Method) -> Pretraining | None:
     if method.has_outside_teacher:
         return None
     stage = run.recipe.stages[-1]
-    options = all_options(stage.method, complete_options(stage.method, stage.options, run.train))
+    options = all_options(stage.method, options_on(stage, run.train))
     return Pretraining(stage.method, method.options_of_saved(options), method.state_dict())

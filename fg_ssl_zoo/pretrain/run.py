@@ -67,20 +67,24 @@ def prepare_backbone(recipe: Recipe) -> tuple[hardware.Switches, Backbone]:
 
 
 def open_run(
-    recipe: Recipe, switches: hardware.Switches, train: Images, test: Images | None
+    recipe: Recipe,
+    switches: hardware.Switches,
+    accelerator: Accelerator,
+    train: Images,
+    test: Images | None,
 ) -> Run:
     """Claim the run's folder, ready the measurements, and say what is about to be trained.
 
     Args:
         recipe: Resolved.
         switches: Of `prepare_backbone`.
+        accelerator: Of these switches.
         train: Pictures to learn from.
         test: Labelled ones to score, or `None`.
 
     Raises:
         ValueError: The folder holds a run of another recipe; nothing in it was touched.
     """
-    accelerator = hardware.create_accelerator(switches)
     folder = RunFolder(recipe.folder)
     if accelerator.is_main_process:
         folder.claim(recipe)

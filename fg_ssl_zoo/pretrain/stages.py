@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -44,7 +45,7 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
             if round_number == 0 or method is None:
                 first = number == 0 and stage.inherit
                 saved = saved_state(run.recipe.init) if first else None
-                method = _stage_method(stage, backbone, run.train, method, saved)
+                method = stage_method(stage, backbone, run.train, method, saved)
                 anchor = _start_of(run, backbone, number, stage)
             at = newest if state else Position(number, round_number)
             run_round(run, method, stage, at, state, record, started, anchor)
@@ -99,7 +100,7 @@ def _average_with_start(
     run.say(f"stage {number}: {share:g} of its start averaged in, {values}")
 
 
-def _stage_method(
+def stage_method(
     stage: Stage,
     backbone: Backbone,
     train: Images,
@@ -111,10 +112,16 @@ def _stage_method(
     Of the stage before; the first stage inherits from the training of the start weights.
     """
     backbone.requires_grad_(True)
-    options = complete_options(stage.method, stage.options, train)
+    options = options_on(stage, train)
     method = create_method(stage.method, backbone, **options)
     if saved is None:
         inherit(method, stage.inherit, before)
     else:
         inherit_saved(method, stage.inherit, saved)
     return method
+
+
+def options_on(stage: Stage, train: Images, where: str = "options") -> dict[str, Any]:
+    """A stage's options with those that the pictures and the batch decide."""
+    at_once = stage.train.batch_size // stage.train.accumulate
+    return complete_options(stage.method, stage.options, train, where, batch_size=at_once)

@@ -1,11 +1,15 @@
 import pytest
 import timm
 import torch
+from accelerate.state import AcceleratorState
 from timm.layers import use_fused_attn
 
 from fg_ssl_zoo.config import Speed
 from fg_ssl_zoo.engine import hardware
 
+CPU = hardware.Switches(
+    "cpu", "fp32", channels_last=False, fused_attention=False, keep_memory=False, threads=1
+)
 EPYC_ZEN5 = "processor : 0\nflags\t\t: fpu avx512f avx512_bf16 avx512_vnni\n"
 XEON_WITHOUT = "processor : 0\nflags\t\t: fpu avx512f avx512_vnni\n"
 GRAVITON3 = "processor : 0\nFeatures\t: fp asimd bf16 i8mm\n"
@@ -54,6 +58,56 @@ def test_a_launched_process_uses_its_share_of_the_cores(monkeypatch):
     monkeypatch.setattr(hardware, "usable_cores", lambda: 1)
     assert threads() == 1
     assert threads(threads=3) == 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "FSDP is not supported; launch without it, as one process"),
+        ("ACCELERATE_USE_DEEPSPEED", "True", "DeepSpeed is not supported"),
+        ("ACCELERATE_USE_MEGATRON_LM", "1", "Megatron-LM is not supported"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "parallelism_config"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", r"torch\.compile is not supported"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", r"choose speed\.precision=bf16 or fp32"),
+        ("ACCELERATE_TORCH_DEVICE", "meta", "accelerate chose the device meta, the run cpu"),
+    ],
+)
+def test_a_launch_that_is_not_supported_is_refused_by_name(monkeypatch, variable, value, message):
+    monkeypatch.setenv(variable, value)
+    if variable == "ACCELERATE_TORCH_DEVICE":
+        AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        with pytest.raises(ValueError, match=message) as refused:
+            hardware.create_accelerator(CPU)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert variable in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_accelerate_launch_sets_by_default_is_no_wish(monkeypatch, caplog):
+    for variable in hardware.UNSUPPORTED:
+        monkeypatch.setenv(variable, "no" if "DYNAMO" in variable else "false")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    hardware.create_accelerator(CPU)
+    assert not caplog.text
+
+
+def test_a_launch_that_accumulates_divides_no_gradient_and_is_told_so(monkeypatch, caplog):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    accelerator, x = hardware.create_accelerator(CPU), torch.ones((), requires_grad=True)
+    accelerator.backward(3 * x)
+    assert x.grad == 3
+    assert "ACCUMULATION_STEPS=4 has no effect: train.accumulate splits a batch" in caplog.text
+    assert "MIXED_PRECISION=bf16 has no effect: this run has speed.precision=fp32" in caplog.text
+
+
+def test_accelerate_s_wish_for_a_cpu_is_the_run_s(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert hardware.choose(Speed(), convolutional=True).device == "cpu"
 
 
 @pytest.mark.parametrize(("name", "expected"), [("test_resnet", True), ("test_vit", False)])

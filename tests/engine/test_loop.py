@@ -183,12 +183,19 @@ def test_accumulated_parts_train_like_the_whole_batch(tmp_path, birds):
         torch.testing.assert_close(states[1][key], value, msg=key)
 
 
-def test_biases_and_norms_are_not_decayed_and_everything_is_optimised():
-    method = method_for()
+@pytest.mark.parametrize(
+    ("backbone", "named"),
+    [("test_resnet", set()), ("test_vit", {"cls_token", "pos_embed"})],
+)
+def test_biases_norms_and_what_timm_names_are_not_decayed(backbone, named):
+    method = method_for(backbone)
     optimizer = create_optimizer(method, Train(optimizer="lars", weight_decay=0.1))
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    without = {f"backbone.model.{name}" for name in named}
+    assert without <= {name for name, _ in method.named_parameters()}
     for name, parameter in method.named_parameters():
-        assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0), name
+        decays = parameter.ndim > 1 and name not in without
+        assert decay[id(parameter)] == (0.1 if decays else 0.0), name
 
 
 def test_every_group_has_its_own_rate_and_decay_at_every_step():
@@ -240,6 +247,30 @@ def test_the_backbone_rests_to_the_bit_while_the_head_warms_up(tmp_path, birds, 
         assert not any(head)
 
 
+def test_the_gradient_is_clipped_to_the_norm_that_the_recipe_gives(tmp_path, birds):
+    method = method_for()
+    before = [p.detach().clone() for p in method.parameters()]
+    train = {"steps": 1, "clip_grad_norm": 1e-3, "warmup": 0.0, "lr": 32.0}
+    train |= {"optimizer": "momentum", "momentum": 0.0, "weight_decay": 0.0}  # plain descent at 1
+    fit(method, job_in(tmp_path, birds, method, train=train))
+    moved = [p.detach() - b for p, b in zip(method.parameters(), before, strict=True)]
+    assert float(torch.nn.utils.get_total_norm(moved)) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_what_a_step_draws_differs_by_process_and_not_by_run(tmp_path, birds, monkeypatch):
+    def seeds(rank, name):
+        method, seen = method_for(), []
+        method.register_forward_pre_hook(lambda *_: seen.append(torch.initial_seed()))
+        job = job_in(tmp_path / name, birds, method, train={"steps": 2})
+        monkeypatch.setattr(Accelerator, "process_index", rank)
+        fit(method, job)
+        return seen
+
+    first, again, other = seeds(0, "first"), seeds(0, "again"), seeds(1, "other")
+    assert first == again
+    assert len({*first, *other}) == 4
+
+
 def test_an_unknown_optimizer_names_the_nearest():
     with pytest.raises(ValueError, match=r"train\.optimizer: unknown 'adamv'; did you mean adam"):
         create_optimizer(method_for(), Train(optimizer="adamv"))
@@ -256,6 +287,45 @@ def test_a_loss_that_is_no_number_stops_with_what_to_try(tmp_path, birds):
         for path in checkpoint.positions(RunFolder(tmp_path).checkpoints).values()
         for v in checkpoint.load(path)["method"].values()
     )
+
+
+@pytest.mark.parametrize("where", ["weight", "statistics", "optimizer"])
+def test_a_checkpoint_with_values_that_are_no_numbers_replaces_no_good_one(tmp_path, birds, where):
+    method, optimizers = method_for(), []
+    job = job_in(
+        tmp_path, birds, method, train={"steps": 3}, measure=lambda: pytest.fail("measured")
+    )
+    job.record.measurements.append({"step": 0})
+    prepare = job.accelerator.prepare
+    job.accelerator.prepare = lambda *of: optimizers.append(prepare(*of)) or optimizers[0]
+
+    def spoil(progress):  # the loss of this step was computed before
+        (_, optimizer), last = optimizers[0], method.projector[-1]
+        moments = list(optimizer.state.values())[-1]
+        spoilt = {"weight": method.projector[-2].weight, "statistics": last.running_var,
+                  "optimizer": moments["momentum_buffer"]}  # fmt: skip
+        if progress == 1:
+            spoilt[where].data.view(-1)[0] = math.inf
+
+    method.on_step_end = spoil
+    with pytest.raises(TrainingStopped) as stopped:
+        fit(method, job)
+    name = {"weight": "projector.3.weight", "statistics": "projector.4.running_var",
+            "optimizer": "the optimizer's momentum_buffer of parameter 48"}[where]  # fmt: skip
+    message = str(stopped.value)
+    assert message.startswith(f"{name} is not finite at step 3 of 3 (learning rate ")
+    assert message.endswith(
+        "The last good checkpoint is " + str(max(job.folder.checkpoints.iterdir())) + "."
+    )
+    assert max(checkpoint.positions(job.folder.checkpoints)).step == 2
+
+
+def test_weights_that_are_no_numbers_are_refused_before_the_first_step(tmp_path, birds):
+    method = method_for()
+    method.projector[0].weight.data[0, 0] = math.nan
+    job = job_in(tmp_path, birds, method, measure=lambda: pytest.fail("measured"))
+    with pytest.raises(TrainingStopped, match=r"start from: projector\.0\.weight holds values"):
+        fit(method, job)
 
 
 def test_too_many_corrupt_pictures_stop_the_run_and_are_listed(tmp_path, birds):

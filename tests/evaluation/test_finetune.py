@@ -225,6 +225,13 @@ def test_a_class_without_pictures_is_never_in_the_way(task):
 # --------------------------------------------------------------------------- refusals and records
 
 
+def test_a_batch_of_one_picture_is_refused_for_a_network_with_batch_norm(task):
+    with pytest.raises(
+        ValueError, match=r"^finetune\.batch_size: 1 over 1 process x 1 .* BatchNorm"
+    ):
+        finetune(task, how=Finetune(batch_size=1))
+
+
 def test_labels_that_say_nothing_are_refused(task):
     unlabelled = replace(task, train=replace(task.train, labels=None))
     with pytest.raises(ValueError, match="finetune learns from labels; put each class into a fo"):

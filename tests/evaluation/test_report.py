@@ -16,9 +16,9 @@ from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, Row
-from fg_ssl_zoo.evaluation.report import figures, looks
+from fg_ssl_zoo.evaluation.report import curves, figures, looks
 from fg_ssl_zoo.evaluation.report.confusion import class_scores, confused_pairs
-from fg_ssl_zoo.evaluation.report.curves import colours_of, training_curves
+from fg_ssl_zoo.evaluation.report.curves import below_starts, colours_of, training_curves
 from fg_ssl_zoo.evaluation.report.embedding import plane
 from fg_ssl_zoo.evaluation.report.neighbours import choose_queries, nearest
 from fg_ssl_zoo.evaluation.report.page import write_report
@@ -102,7 +102,11 @@ def unlabelled(tmp_path_factory):
     save_birds(place / "birds", [".", ".", ".", "."])
     out = place / "pages" / "page.html"
     words = ["--data", str(place / "birds"), "--image-size", "48", "--cache", str(place / "cache")]
-    main(["report", "test_vit@scratch", *words, "--out", str(out)])
+    lines = [{"step": 0, "eval/rankme": 12.0}, {"step": 9, "eval/rankme": 8.0}]
+    (place / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "run_folder", lambda words: place)
+        main(["report", "test_vit@scratch", *words, "--out", str(out)])
     return out.read_text(encoding="utf-8")
 
 
@@ -149,6 +153,8 @@ def test_an_unlabelled_page_says_so_and_has_the_rest(unlabelled):
     assert page.ids >= ALWAYS
     assert not page.ids & SUPERVISED
     assert "no labelled test pictures" in page.text
+    assert "training" in page.ids
+    assert "test_vit, untrained is below its start: RankMe 12 before the training" in page.text
     assert page.without_alt == 0
 
 
@@ -307,12 +313,33 @@ def test_curves_of_a_run_that_still_writes(tmp_path):
     ]
     text = "".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": 30, "tra'
     (tmp_path / "metrics.jsonl").write_text(text)
-    curves = training_curves({"run": tmp_path}, {"run": ("#123456", False)})
-    assert {key: (line.x, line.y) for key, (line,) in curves.items()} == {
+    found = training_curves({"run": tmp_path}, {"run": ("#123456", False)})
+    assert {key: (line.x, line.y) for key, (line,) in found.items()} == {
         "train/loss": ([10], [3.0]),
         "eval/knn_top1": ([0, 20], [0.1, 0.4]),
         "eval/rankme": ([0], [5.0]),
     }
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([{"eval/knn_top1": 0.354, "eval/rankme": 9.0}, {"train/loss": 1.0},
+          {"eval/knn_top1": 0.4}, {"eval/knn_top1": 0.299, "eval/rankme": 20.0}],
+         "below its start: kNN accuracy 35.4 % before the training, 29.9 % after it. Try a lower"),
+        ([{"eval/rankme": 12.0}, {"eval/rankme": 8.0}],
+         "below its start: RankMe 12 before the training, 8 after it. Try a lower train.lr"),
+        ([{"eval/knn_top1": 0.3, "eval/rankme": 20.0}, {"eval/knn_top1": 0.3, "eval/rankme": 5.0}],
+         None),
+        ([{"train/loss": 1.0}], None),
+    ],
+)  # fmt: skip
+def test_a_run_that_ended_below_its_start_says_so(lines, said, tmp_path):
+    text = "".join(f"{json.dumps({'step': step, **line})}\n" for step, line in enumerate(lines))
+    (tmp_path / "metrics.jsonl").write_text(text)
+    found = below_starts({"run": tmp_path})
+    assert [name for name, _ in found] == ["run"] * (said is not None)
+    assert said is None or found[0][1].startswith(said)
 
 
 def test_a_start_has_the_colour_of_its_model_and_models_differ():

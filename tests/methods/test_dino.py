@@ -16,6 +16,7 @@ from fg_ssl_zoo.config import RecipeError, Train, load_recipe
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.loader import ViewDataset, collate
 from fg_ssl_zoo.engine import checkpoint
+from fg_ssl_zoo.layers.prototype_head import PrototypeHead
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.dino import DINO
 from fg_ssl_zoo.ops.distillation import distillation_loss, signs_of_collapse
@@ -210,6 +211,15 @@ def test_the_head_gives_cosines_whatever_the_lengths_and_takes_a_copy_and_a_stat
     assert layers == [(32, 64), (32, 32), (16, 32)]
     with torch.autocast("cpu", torch.bfloat16):
         assert head(h).dtype == torch.float32
+
+
+def test_the_head_starts_from_the_normal_of_the_official_code_which_cuts_at_2_not_at_2_sigma():
+    torch.manual_seed(0)
+    layers = PrototypeHead(64, 512, 64, 8).mlp[::2]
+    weights = torch.cat([layer.weight.detach().flatten() for layer in layers])
+    assert float(weights.std()) == pytest.approx(0.02, rel=0.01)
+    beyond = float((weights.abs() > 0.04).float().mean())
+    assert beyond == pytest.approx(0.0455, rel=0.05)  # of a normal, outside of two deviations
 
 
 def test_the_prototypes_rest_while_fixed_and_move_after_it():

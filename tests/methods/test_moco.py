@@ -1,4 +1,3 @@
-import logging
 import math
 
 import pytest
@@ -7,8 +6,9 @@ from accelerate import Accelerator
 
 from fg_ssl_zoo import pretrain
 from fg_ssl_zoo.config import load_recipe
+from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.views import PRESETS
-from fg_ssl_zoo.methods import check_queue, create_method
+from fg_ssl_zoo.methods import check_queue, complete_options, create_method, long_queue
 from tests.methods.short_runs import (
     assert_equal_states,
     build,
@@ -123,21 +123,30 @@ def test_a_queue_smaller_than_a_batch_is_refused_before_anything_is_trained(tmp_
     ):
         pretrain.pretrain(recipe)
     assert not (tmp_path / "run").exists()
-    check_queue("moco", {"queue_size": 63}, 63)
-    check_queue("moco", {}, 4096)
-    check_queue("simclr", {}, 10**6)
-    with pytest.raises(ValueError, match="4096 is smaller than the batch of 4097"):
-        check_queue("moco", {}, 4097)
+    check_queue({"queue_size": 63}, 63)
+    check_queue({}, 10**6)  # it is chosen
 
 
-@pytest.mark.parametrize(("size", "warned"), [(15, False), (16, True)])
-def test_a_queue_as_long_as_an_epoch_is_named_in_the_log(birds, caplog, size, warned):
-    method = build("moco", **{**SMALL, "queue_size": size})
-    with caplog.at_level(logging.WARNING):
-        assert method.annotate(birds, Accelerator(cpu=True)) == {}
-    expected = "queue_size: 16 keys are an epoch of 16 images or more"
-    assert (expected in caplog.text) == warned
-    assert ("; 8 would make" in caplog.text) == warned
+def test_a_queue_that_is_not_given_is_half_of_the_pictures_or_a_batch(birds):
+    assert complete_options("moco", {}, birds) == {"queue_size": 8}  # of 16
+    assert complete_options("lcr", {}, birds, batch_size=12) == {"queue_size": 12}
+    assert complete_options("synthesized_pairs", {"queue_size": 9}, birds) == {"queue_size": 9}
+    assert complete_options("synthesized_pairs", {"base": "simsiam"}, birds) == {"base": "simsiam"}
+    assert complete_options("simclr", {}, birds) == {}
+    many = DrawnBirds(10_000)
+    assert complete_options("moco", {}, many) == {"queue_size": 4096}
+    assert complete_options("moco", {}, many, batch_size=5000) == {"queue_size": 5000}
+
+
+@pytest.mark.parametrize(
+    ("size", "times"), [(None, None), (8, None), (9, "0.16"), (16, "0.5"), (32, "1.5")]
+)
+def test_a_given_queue_above_half_of_the_pictures_is_named_in_the_log(size, times):
+    line = long_queue({} if size is None else {"queue_size": size}, 16)
+    assert (line is None) == (times is None)
+    if line:
+        assert line.startswith(f"queue_size: {size} keys are more than half of the 16 training")
+        assert f"among its negatives {times} times on average; 8 or less" in line
 
 
 def test_a_queue_of_half_an_epoch_holds_an_own_older_key_one_time_in_eight():

@@ -99,6 +99,25 @@ def test_one_adam_over_one_loss_is_two_adams_over_two(batch):
             assert not torch.equal(parameter, before[name]), name
 
 
+def test_the_adversarial_terms_are_float32_under_autocast(batch):
+    method, logits = build(size=32), []
+    with torch.no_grad():
+        method.discriminator.fc.weight.mul_(10)  # logits whose rounding shows
+    method.discriminator.register_forward_hook(lambda *found: logits.append(found[-1]))
+    small = {"low": batch["low"][:, :8, :8], "high": batch["high"][:, :32, :32]}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = method(small)
+    judged, real, fake = (x.detach().double() for x in logits)
+    assert logits[0].dtype == torch.bfloat16
+    assert output.loss.dtype == torch.float32
+    wanted = F.softplus(-real).mean() + F.softplus(fake).mean()
+    found = output.metrics["loss/discriminator"]
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
+    wanted = output.metrics["loss/pixel"].double() + 0.001 * F.softplus(-judged).mean()
+    found = output.metrics["loss/generator"].double()
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+
+
 def test_the_gradients_of_the_two_losses_are_disjoint(batch):
     method = build()
     output = method(batch)

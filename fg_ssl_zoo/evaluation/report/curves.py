@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, Row
+from fg_ssl_zoo.evaluation.monitor import below_start
 
 PALETTE = ("#3b82c4", "#d9822b", "#3a9a72", "#a06cc8", "#cf5068", "#8c8c2e", "#2fa3a8")
 """Colours that read on white and on black, one for each model; then they repeat."""
@@ -118,6 +119,12 @@ def training_curves(
                 x, y = zip(*points, strict=True)
                 lines.setdefault(key, []).append(Line(name, colour, list(x), list(y)))
     return lines
+
+
+def below_starts(runs: Mapping[str, Path]) -> list[tuple[str, str]]:
+    """Name of each run whose last measurement is below its first, and `below_start` of it."""
+    said = {name: below_start(_logged(folder / "metrics.jsonl")) for name, folder in runs.items()}
+    return [(name, line) for name, line in said.items() if line]
 
 
 def _logged(path: Path) -> Sequence[Mapping[str, float]]:

@@ -106,7 +106,9 @@ def page_content(
             "pairs": confusions(subject, labels, predicted),
             "bars": class_bars(subject, labels, predicted),
         }
-    content["curves"] = _training(models, subject, evaluation, colours, plots)
+    runs = _runs(models, subject, evaluation, colours)
+    content["curves"] = _training(runs, colours, plots)
+    content["below"] = curves.below_starts(runs)
     say(f"{subject.name}: map of {min(len(subject.seen.features), MAP_PICTURES)} pictures")
     content["num_mapped"] = _map(subject, plots)
     say(f"{subject.name}: neighbours, and where it looks")
@@ -139,25 +141,30 @@ def render(content: dict[str, Any]) -> str:
 # --------------------------------------------------------------------------- pieces
 
 
-def _training(
+def _runs(
     models: Sequence[str],
     subject: Subject,
     evaluation: Evaluation | None,
     colours: dict[str, tuple[str, bool]],
-    plots: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """A diagram for each logged number of the runs among the models."""
+) -> dict[str, Path]:
+    """Row names and folders of the runs among the models."""
     if evaluation is None:
         names = {models[0]: subject.name}
     else:
         names = {
             row.words: row.name for row in reversed(evaluation.rows) if not colours[row.name][1]
         }
-    runs = {
+    return {
         names[words]: folder
         for words in models
         if words in names and (folder := curves.run_folder(words)) is not None
     }
+
+
+def _training(
+    runs: dict[str, Path], colours: dict[str, tuple[str, bool]], plots: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """A diagram for each logged number of the runs."""
     found = []
     for key, lines in curves.training_curves(runs, colours).items():
         title, meaning = curves.LOGGED[key]
