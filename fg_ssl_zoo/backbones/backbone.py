@@ -21,7 +21,7 @@ from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
 from fg_ssl_zoo.backbones.published import WEIGHTS, check_source, exported_folder, read_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
 from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError, explain, published_folder
-from fg_ssl_zoo.config import nearest
+from fg_ssl_zoo.config import CROP_PCT, nearest
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class Backbone(nn.Module):
         num_features: `d`, the width of the pooled feature.
         image_size: Side of the input in pixels.
         mean, std: Per channel, of pixels in 0..1.
+        crop_pct, interpolation, crop_mode: How a picture is brought to the input, in timm's words.
         patch_size: Of a ViT, in pixels; `None` for others.
         options: Keywords of its timm constructor that an export has to carry.
     """
@@ -49,6 +50,9 @@ class Backbone(nn.Module):
         image_size: int = 224,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        crop_pct: float = CROP_PCT,
+        interpolation: str = "bicubic",
+        crop_mode: str = "center",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -59,6 +63,7 @@ class Backbone(nn.Module):
         self.image_size = image_size
         self.mean = tuple(mean)
         self.std = tuple(std)
+        self.crop_pct, self.interpolation, self.crop_mode = crop_pct, interpolation, crop_mode
         width = getattr(model, "head_hidden_size", None)  # MobileNet, VGG: a layer behind the map
         self.num_features: int = width or self.model.num_features
         self.patch_size = patch_size_of(model)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import (
     Order,
     TooManyCorruptImages,
@@ -10,7 +11,7 @@ from fg_ssl_zoo.data.loader import (
     resolve_num_workers,
     step_loader,
 )
-from fg_ssl_zoo.data.views import CentreView, RandomViews, augmentations_of
+from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from tests.pictures import SomeCorrupt
 
 

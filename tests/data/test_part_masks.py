@@ -10,11 +10,12 @@ from scipy.io import savemat
 
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.datasets import Subset, all_splits
+from fg_ssl_zoo.data.fixed_views import WholeView
 from fg_ssl_zoo.data.loader import ViewDataset, image_loader
 from fg_ssl_zoo.data.pascub import PARTS
 from fg_ssl_zoo.data.regions import RandomRegionViews, given_parts
 from fg_ssl_zoo.data.sample import WrongMask
-from fg_ssl_zoo.data.views import RandomViews, WholeView, augmentations_of
+from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.evaluation.part_scores import mask_contingency, part_agreement
 
 

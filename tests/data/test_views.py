@@ -14,7 +14,6 @@ from fg_ssl_zoo.data.views import (
     LUMA,
     PRESETS,
     Augmentation,
-    CentreView,
     RandomViews,
     View,
     augmentations_of,
@@ -245,13 +244,6 @@ def test_gamma_draws_its_exponent_from_the_papers_range():
     low, high = 255 * (128 / 255) ** 2.5, 255 * (128 / 255) ** 0.5
     assert low - 1 <= min(seen) < low + 3
     assert high - 3 < max(seen) <= high + 1
-
-
-def test_the_centre_view_is_the_middle_of_the_shorter_side():
-    image = np.zeros((100, 160, 3), np.uint8)
-    image[6:94, 36:124] = 255
-    seen = CentreView(44, crop_pct=0.88)({"image": image, "index": 0}, np.random.default_rng(0))
-    assert (seen["image"] == 255).all()
 
 
 def test_a_misspelt_strength_or_preset_names_the_nearest():

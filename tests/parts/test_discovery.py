@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.drawn import DrawnBirds
-from fg_ssl_zoo.data.views import WholeView
+from fg_ssl_zoo.data.fixed_views import WholeView
 from fg_ssl_zoo.parts import Discovery, discover_parts, discovery, pixels
 from tests.pictures import Drawings, SomeCorrupt
 from tests.runs import launch
