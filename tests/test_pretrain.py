@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.data.datasets import load_splits
+from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.engine import checkpoint
+from fg_ssl_zoo.engine.loop import fit
 from fg_ssl_zoo.evaluation.monitor import Collapsed
 from fg_ssl_zoo.methods import create_method, particle
 from fg_ssl_zoo.parts import store
@@ -132,11 +134,25 @@ def test_runs_of_one_process_may_differ_in_precision(recipe, tmp_path):
     assert first == third
 
 
-def test_two_stages_and_two_rounds_train_in_order_and_go_on_from_any_of_them(recipe, tmp_path):
+def test_two_stages_and_two_rounds_train_in_order_and_go_on_from_any_of_them(
+    recipe, tmp_path, monkeypatch
+):
+    datasets = []
+
+    def watched(method, job):
+        datasets.append(job.dataset)
+        return fit(method, job)
+
     stages = "\n".join(TINY.splitlines()[4:7])
     text = TINY.replace(stages, f"{stages}\n    rounds: 2\n{stages}\n    inherit: [projector]")
     recipe.write_text(text.replace("steps: 3", "steps: 2, checkpoint_every: 0.5"))
-    whole = pretrain(load_recipe(recipe, ["output=whole"]))
+    with monkeypatch.context() as patch:
+        patch.setattr("fg_ssl_zoo.pretrain.rounds.fit", watched)
+        whole = pretrain(load_recipe(recipe, ["output=whole"]))
+    orders = [tuple(Order(16, 16, dataset.seed)(0)) for dataset in datasets]
+    assert len(set(orders)) == 3  # two rounds and a stage: each with an order and views of its own
+    first, *others = (dataset[0, 0]["images"] for dataset in datasets)
+    assert all((first != other).any() for other in others)
     for last in (3, 2):
         pretrain(load_recipe(recipe, ["output=cut"]))
         folder = tmp_path / "cut" / "checkpoints"

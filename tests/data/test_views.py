@@ -82,6 +82,28 @@ def test_a_small_hue_turn_moves_hue_and_keeps_grey():
     assert 0.001 < min(hue, 1 - hue) < 0.15
 
 
+@pytest.mark.parametrize("size", [32, 96, 224])
+def test_the_blur_is_scaled_with_the_size_of_the_view(size):
+    how = with_only(blur=1, blur_sigma=(2, 2))
+    assert draw_view(np.random.default_rng(0), 64, 64, size, how).sigma == 2 * size / 224
+
+
+@pytest.mark.parametrize("colour", [(200, 40, 10), (10, 40, 200)])
+def test_contrast_turns_about_the_luma_of_red_green_blue(colour):
+    view = View((0, 0, 8, 8), False, np.eye(3) * 0.5, 0.5, 0.0, False)  # contrast 0.5
+    seen = render(np.full((8, 8, 3), colour, np.uint8), view, 8)[0, 0]
+    luma = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    np.testing.assert_allclose(seen, [luma + (c - luma) * 0.5 for c in colour], atol=1)
+
+
+def test_every_view_has_its_own_augmentation():
+    bright = {"image": np.full((40, 40, 3), 200, np.uint8), "index": 0}
+    views = RandomViews(16, (PLAIN, with_only(solarize=1)), (None, None))
+    first, second = views(bright, np.random.default_rng(0))["images"]
+    assert (first == 200).all()
+    assert (second == 55).all()
+
+
 def test_solarize_inverts_the_bright_half_only():
     image = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], 64, axis=0).repeat(3, 2)
     seen = render(image, draw(with_only(solarize=1)), 64)
