@@ -65,11 +65,8 @@ def decode(encoded: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
                 f"{width} x {height} pixels are more than the {most} that are read here; make it "
                 f"smaller, or set {MAX_PIXELS}={width * height}"
             )
-        if not blends and not _needs_pillow(encoded):
-            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
-            if image is not None:
-                return image
-        return _decode_with_pillow(encoded)
+        image = None if blends or _needs_pillow(encoded) else _decode_with_opencv(encoded)
+        return _decode_with_pillow(encoded) if image is None else image
     except Exception as error:  # OpenCV, Pillow and its plugins raise all kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CorruptImage(f"{where}: {reason}") from None
@@ -146,6 +143,14 @@ def _needs_pillow(encoded: bytes) -> bool:
     return encoded[4:8] == b"ftyp"
 
 
+def _decode_with_opencv(encoded: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
+    """`None` for what OpenCV cannot read, or not at this size (2^30 pixels, sides of 2^20)."""
+    try:
+        return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+        return None
+
+
 def _decode_with_pillow(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
     from PIL import UnidentifiedImageError
 
@@ -163,13 +168,18 @@ def opened(file: Any) -> "Image.Image":
     """Pillow's picture of a file or its name, header read; Pillow's own bound is not applied."""
     from PIL import Image
 
-    with _LOCK, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pillows, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(file)
-        finally:
-            Image.MAX_IMAGE_PIXELS = pillows
+        except Image.DecompressionBombError:
+            pass
+        with _LOCK:
+            pillows, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                return Image.open(file)
+            finally:
+                Image.MAX_IMAGE_PIXELS = pillows
 
 
 def _without_padding(encoded: bytes) -> bytes:

@@ -161,7 +161,14 @@ def test_the_bound_follows_the_memory_and_a_wrong_one_is_named(monkeypatch):
             decode(KINDS["png"], "a.png")
 
 
-@pytest.mark.parametrize("error", [cv2.error("a\nb"), MemoryError(), OverflowError("x")])
+def test_a_picture_with_a_side_beyond_opencvs_bound_is_read():
+    wide = Image.fromarray((np.arange(1_100_000) % 251).astype(np.uint8)[None])
+    seen = decode(encoded(wide, "PNG"), "a.png")
+    assert seen.shape == (1, 1_100_000, 3)
+    np.testing.assert_array_equal(seen[0, :, 0], np.asarray(wide)[0])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a\nb"), MemoryError(), OverflowError("x")])
 def test_no_exception_of_a_decoder_comes_out(error, monkeypatch):
     def fails(*_):
         raise error
@@ -173,7 +180,8 @@ def test_no_exception_of_a_decoder_comes_out(error, monkeypatch):
 
 def test_pillows_own_bound_is_left_as_it_was(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    decode(KINDS["tiff"], "a.tif")
+    for kind, content in KINDS.items():
+        decode(content, kind)
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
