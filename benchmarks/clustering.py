@@ -28,7 +28,7 @@ from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.backbones.hypercolumns import default_layers, hypercolumns
 from fg_ssl_zoo.config import data_of
 from fg_ssl_zoo.data.datasets import load_splits
-from fg_ssl_zoo.data.views import WholeView
+from fg_ssl_zoo.data.fixed_views import WholeView
 from fg_ssl_zoo.engine.provenance import describe_hardware
 from fg_ssl_zoo.ops.clustering import kmeans
 

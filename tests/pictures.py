@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 import cv2
+import numpy as np
 
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.sample import CorruptImage, Sample
@@ -56,3 +57,12 @@ def write_photos(root, birds, *, classes=False, split_of=None):
         folder = folder / (birds.classes[birds.labels[index]] if classes else "")
         folder.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / f"{index}.png"), birds[index]["image"][..., ::-1])
+
+
+def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth forms under fine noise: what an area mean and a bicubic filter see differently."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    noise = generator.integers(-40, 41, (height, width, 3))
+    return (smooth + noise).clip(0, 255).astype(np.uint8)

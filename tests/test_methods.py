@@ -1,10 +1,12 @@
 """The contract that every method keeps, on a tiny ResNet and a tiny ViT."""
 
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,6 +14,7 @@ from safetensors.torch import save_file
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
+from fg_ssl_zoo.data.views import Augmentation, augmentations_of
 from fg_ssl_zoo.method import check_batch
 from fg_ssl_zoo.methods import METHODS, create_method
 
@@ -60,6 +63,20 @@ def build(name, backbone, seed=0):
 def batch_for(method, birds):
     dataset = ViewDataset(birds, method.views(method.backbone.image_size), seed=0)
     return next(iter(step_loader(dataset, Order(len(birds), 8, 0), range(1), num_workers=0)))
+
+
+def test_the_second_view_is_augmented_in_its_own_way():
+    """BYOL's and DINO's papers treat the two views differently."""
+    plain = Augmentation(flip=0, jitter=0, grayscale=0, blur=0)
+    pair = plain, replace(plain, solarize=1)
+    image = np.full((64, 64, 3), 200, np.uint8)
+    sample = {"image": image, "index": 0, "regions": np.eye(64, dtype=np.uint8)}
+    for name in ("byol", "detcon", "dino", "lcr", "moco", "particle", "simclr", "simsiam"):
+        method = build(name, "test_resnet")
+        assert method.augmentations == augmentations_of("fine_grained")
+        method.augmentations = pair
+        first, second = method.views(64)(sample, np.random.default_rng(0))["images"]
+        assert (first.min(), first.max(), second.min(), second.max()) == (200, 200, 55, 55), name
 
 
 every_method = pytest.mark.parametrize("name", METHODS)

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.data.datasets import load_splits
+from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.engine import checkpoint
+from fg_ssl_zoo.engine.loop import fit
 from fg_ssl_zoo.methods import create_method, particle
 from fg_ssl_zoo.parts import store
 from fg_ssl_zoo.pretrain import main, pretrain
@@ -152,11 +154,25 @@ def test_a_process_of_several_may_run_twice(recipe, tmp_path):
     assert "; 2 processes; " in hardware
 
 
-def test_two_stages_and_two_rounds_train_in_order_and_go_on_from_any_of_them(recipe, tmp_path):
+def test_two_stages_and_two_rounds_train_in_order_and_go_on_from_any_of_them(
+    recipe, tmp_path, monkeypatch
+):
+    datasets = []
+
+    def watched(method, job):
+        datasets.append(job.dataset)
+        return fit(method, job)
+
     stages = "\n".join(TINY.splitlines()[4:7])
     text = TINY.replace(stages, f"{stages}\n    rounds: 2\n{stages}\n    inherit: [projector]")
     recipe.write_text(text.replace("steps: 3", "steps: 2, checkpoint_every: 0.5"))
-    whole = pretrain(load_recipe(recipe, ["output=whole"]))
+    with monkeypatch.context() as patch:
+        patch.setattr("fg_ssl_zoo.pretrain.rounds.fit", watched)
+        whole = pretrain(load_recipe(recipe, ["output=whole"]))
+    orders = [tuple(Order(16, 16, dataset.seed)(0)) for dataset in datasets]
+    assert len(set(orders)) == 3  # two rounds and a stage: each with an order and views of its own
+    first, *others = (dataset[0, 0]["images"] for dataset in datasets)
+    assert all((first != other).any() for other in others)
     for last in (3, 2):
         pretrain(load_recipe(recipe, ["output=cut"]))
         folder = tmp_path / "cut" / "checkpoints"
@@ -360,14 +376,14 @@ def test_a_used_folder_is_refused_before_anything_is_touched(recipe, tmp_path, c
 def test_the_discriminator_is_published_beside_the_backbone(recipe, tmp_path):
     gan = recipe.with_name("fgssl_test_resnet_drawn.srgan.yaml")
     gan.write_text(TINY.replace("simclr", "srgan").replace(
-        "{hidden_size: 16, projection_size: 8}", "{width: 8, discriminator_width: 8}"
+        "{hidden_size: 16, projection_size: 8}", "{width: 8, discriminator_width: 16}"
     ))  # fmt: skip
     pretrain(load_recipe(gan))
     run = tmp_path / "runs" / "fgssl_test_resnet_drawn.srgan"
     folder = run / "export_discriminator"
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == "fgssl_srgan_discriminator"
-    assert config["model_args"] == {"width": 8}
+    assert config["model_args"] == {"width": 16}  # narrower ones tell these few birds hardly apart
     assert config["pretrained_cfg"]["mean"] == [0.0, 0.0, 0.0]  # it reads pixels
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     newest = checkpoint.positions(run / "checkpoints")

@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import yaml
+from timm.data.config import resolve_data_config
 from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone, build, create_backbone, size_arguments
@@ -39,7 +40,9 @@ def open_backbone(
             - `resnet18@scratch`, `resnet18@a1_in1k`, `resnet18@FILE.safetensors`,
               `resnet18@FILE.safetensors#partial`: an architecture and the `init` of a recipe;
             - `vit_tiny_patch16_224{depth: 6}@FILE.safetensors`: with its `backbone_options` too.
-        image_size: Side of the input in pixels; the model's own when not given.
+        image_size: Side of the input in pixels; the model's own when not given. The pictures are
+            brought to any size by the rest of the model's own `pretrained_cfg`; an
+            `ARCHITECTURE@INIT` has that of a recipe, whose start it is.
         pretrained: Otherwise the same network as timm initialises it, under torch's seed.
 
     Raises:
@@ -62,7 +65,9 @@ def open_backbone(
     name = cfg.get("architecture") or words
     arguments: dict[str, Any] = size_arguments(name, size, shape)
     model = build(source, words, pretrained=pretrained, **arguments)
-    return Backbone(model, name, init=words, image_size=size, mean=cfg["mean"], std=cfg["std"])
+    own = resolve_data_config(pretrained_cfg=cfg)
+    pixels = {key: own[key] for key in ("mean", "std", "crop_pct", "interpolation", "crop_mode")}
+    return Backbone(model, name, init=words, image_size=size, **pixels)
 
 
 def open_classifier(words: str) -> nn.Linear | None:

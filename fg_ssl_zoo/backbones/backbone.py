@@ -21,7 +21,7 @@ from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
 from fg_ssl_zoo.backbones.published import WEIGHTS, check_source, exported_folder, read_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
 from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError, explain, published_folder
-from fg_ssl_zoo.config import nearest, recipe_files
+from fg_ssl_zoo.config import CROP_PCT, nearest, recipe_files
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class Backbone(nn.Module):
         num_features: `d`, the width of the pooled feature.
         image_size: Side of the input in pixels.
         mean, std: Per channel, of pixels in 0..1.
+        crop_pct, interpolation, crop_mode: How a picture is brought to the input, in timm's words.
         patch_size: Of a ViT, in pixels; `None` for others.
         options: Keywords of its timm constructor that an export has to carry.
         listener: While it is a list, pictures and features of every pass with a gradient go there.
@@ -52,6 +53,9 @@ class Backbone(nn.Module):
         image_size: int = 224,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        crop_pct: float = CROP_PCT,
+        interpolation: str = "bicubic",
+        crop_mode: str = "center",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -62,6 +66,7 @@ class Backbone(nn.Module):
         self.image_size = image_size
         self.mean = tuple(mean)
         self.std = tuple(std)
+        self.crop_pct, self.interpolation, self.crop_mode = crop_pct, interpolation, crop_mode
         width = getattr(model, "head_hidden_size", None)  # MobileNet, VGG: a layer behind the map
         self.num_features: int = width or self.model.num_features
         self.patch_size = patch_size_of(model)
@@ -133,6 +138,18 @@ class Backbone(nn.Module):
         single = min(images.shape[-2:]) <= info[-1].get("reduction", 1) / 2
         tiny = single and self.patch_size is None and images.device.type == "cpu"
         return torch.autocast("cpu", enabled=False) if tiny else nullcontext()
+
+    @property
+    def centre_view(self) -> dict[str, Any]:
+        """Keywords of `CentreView`: how a picture is brought to the input."""
+        fill = tuple(round(255 * value) for value in self.mean)
+        return {
+            "size": self.image_size,
+            "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
+            "crop_mode": self.crop_mode,
+            "fill": fill if self.crop_mode == "border" else (0, 0, 0),
+        }
 
     def normalize(self, pixels: UInt8[Tensor, "*n h w 3"]) -> Float[Tensor, "*n 3 h w"]:
         """Pixels as the loader ships them become what the network reads, on the pixels' device.

@@ -42,7 +42,7 @@ from torch import nn
 from fg_ssl_zoo.backbones import attentive_models, hybrid_models, srgan_models
 from fg_ssl_zoo.backbones.published import CONFIG, RECIPE, SHA256, WEIGHTS, read_config
 from fg_ssl_zoo.backbones.zoo import published_folder
-from fg_ssl_zoo.config import Data, Hub, Recipe, nearest, read_yaml, recipe_files
+from fg_ssl_zoo.config import CROP_PCT, Data, Hub, Recipe, nearest, read_yaml, recipe_files
 
 ORGANISATION = "fg-ssl-zoo"
 """Owner of the models on the Hub; the environment variable FG_SSL_ZOO_ORG replaces it."""
@@ -103,7 +103,7 @@ def timm_cfg(
     *,
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
-    crop_pct: float = Data.crop_pct,
+    crop_pct: float | None = None,
     license: str | None = Hub.license,
 ) -> dict[str, Any]:
     """What timm keeps in a `pretrained_cfg`; what depends on the architecture is asked of timm.
@@ -113,7 +113,7 @@ def timm_cfg(
         image_size: Side of the input, in pixels.
         mean: Per channel, of pixels in 0..1.
         std: Per channel, of pixels in 0..1.
-        crop_pct: 0.875 resizes the shorter side to 256 for a crop of 224.
+        crop_pct: 0.875 resizes the shorter side to 256 for a crop of 224; the default.
         license: SPDX name of the weights, where it is known.
     """
     stock = get_pretrained_cfg(backbone) or PretrainedCfg()
@@ -126,7 +126,7 @@ def timm_cfg(
         "first_conv": stock.first_conv,
         "classifier": stock.classifier,
         "interpolation": "bicubic",
-        "crop_pct": crop_pct,
+        "crop_pct": crop_pct or CROP_PCT,
         "mean": tuple(mean),
         "std": tuple(std),
         "license": license,
@@ -184,7 +184,7 @@ def _read(name: str, path: Path) -> tuple[str, dict[str, Any], str | None, Pretr
         size,
         mean=started_as.mean,
         std=started_as.std,
-        crop_pct=data.get("crop_pct", Data.crop_pct),
+        crop_pct=data.get("crop_pct"),
         license=hub.get("license", Hub.license),
     )
     repo = hub.get("repo") or f"{ORGANISATION}/{name}"

@@ -24,6 +24,7 @@ from fg_ssl_zoo.config.files import (
     to_yaml,
 )
 from fg_ssl_zoo.config.recipe import (
+    CROP_PCT,
     Data,
     Hub,
     Monitor,
@@ -40,6 +41,7 @@ from fg_ssl_zoo.config.typed import (
 )
 
 __all__ = [
+    "CROP_PCT",
     "DEFAULT_RECIPE",
     "STRICT",
     "Data",

@@ -1,12 +1,15 @@
 """A recipe: everything that makes one pretrained model, as frozen dataclasses."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Len, MinLen
 
 from fg_ssl_zoo.config.typed import STRICT
+
+CROP_PCT = 0.875
+"""Share of the shorter side that the centre crop of our models keeps; timm's default."""
 
 Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
@@ -27,7 +30,8 @@ class Data:
         test_split: Labelled split that evaluation scores.
         streaming: Read the first `num_images` of a Hub dataset without downloading the rest.
         image_size: Side of the square input, in pixels.
-        crop_pct: Share of the shorter side that evaluation's centre crop keeps.
+        crop_pct: Share of the shorter side that the centre crop of measurements and of the export
+            keeps. When not given, a recipe has 0.875, and a model that is scored keeps its own.
         num_images: Pictures to draw, or the most to take from a source; all when not given.
         num_classes: Species of the drawn set.
         num_workers: Loader processes of each training process; `auto` follows the cores.
@@ -41,7 +45,7 @@ class Data:
     test_split: str = "test"
     streaming: bool = False
     image_size: Annotated[int, Ge(16)] = 96
-    crop_pct: Annotated[float, Gt(0), Le(1)] = 0.875
+    crop_pct: Annotated[float, Gt(0), Le(1)] | None = None
     num_images: Annotated[int, Ge(2)] | None = None
     num_classes: Annotated[int, Ge(2)] = 20
     num_workers: Annotated[int, Ge(0)] | Literal["auto"] = "auto"
@@ -234,6 +238,10 @@ class Recipe:
     hub: Hub = field(default_factory=Hub)
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    def __post_init__(self) -> None:
+        if self.data.crop_pct is None:  # what is trained here has no config of its own yet
+            object.__setattr__(self, "data", replace(self.data, crop_pct=CROP_PCT))
 
     @property
     def folder(self) -> Path:

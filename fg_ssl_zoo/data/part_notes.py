@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from fg_ssl_zoo.data.decode import opened
 from fg_ssl_zoo.data.sample import WrongMask
 
 _log = logging.getLogger(__name__)
@@ -132,14 +133,15 @@ class PartMasks:
 
 
 def _read_mask(file: str, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
-    from PIL import Image  # OpenCV would turn a palette into colours
-
     try:
-        with Image.open(file) as opened:
-            mask = np.array(opened)
-    except (OSError, SyntaxError) as error:
-        raise WrongMask(f"{file}: {error}") from None
-    if mask.dtype != np.uint8 or mask.shape != (height, width):
+        with opened(file) as image:  # by Pillow: OpenCV would turn a palette into colours
+            if image.size != (width, height):  # before its pixels take memory
+                raise ValueError(f"{image.size[::-1]}; the picture needs uint8 {(height, width)}")
+            mask = np.array(image)
+    except Exception as error:  # Pillow's plugins raise all kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WrongMask(f"{file}: {reason}") from None
+    if mask.dtype != np.uint8 or mask.ndim != 2:
         raise WrongMask(
             f"{file}: {mask.dtype} {mask.shape}; the picture needs uint8 {(height, width)}"
         )

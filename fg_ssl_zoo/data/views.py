@@ -314,47 +314,6 @@ class MultiCrop:
 
 
 @dataclass(frozen=True)
-class CentreView:
-    """What evaluation sees: the shorter side scaled to size / crop_pct, then the centre: `image`.
-
-    Attributes:
-        size: Side in pixels.
-        crop_pct: Share of the shorter side that the crop keeps; 1 on pictures that are crops
-            already.
-    """
-
-    size: int
-    crop_pct: float = 0.875
-
-    def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
-        """The view of one sample; nothing is drawn."""
-        image = sample["image"]
-        height, width = image.shape[:2]
-        side = min(height, width) * self.crop_pct
-        x, y = round((width - side) / 2), round((height - side) / 2)
-        crop = image[y : y + round(side), x : x + round(side)]
-        how = cv2.INTER_AREA if side >= self.size else cv2.INTER_CUBIC
-        return {"image": cv2.resize(crop, (self.size, self.size), interpolation=how)}
-
-
-@dataclass(frozen=True)
-class WholeView:
-    """The whole picture stretched to a square, so that a map of it can be stretched back: `image`.
-
-    Attributes:
-        size: Side in pixels.
-    """
-
-    size: int
-
-    def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
-        """The view of one sample; nothing is drawn."""
-        image = sample["image"]
-        how = cv2.INTER_AREA if min(image.shape[:2]) >= self.size else cv2.INTER_CUBIC
-        return {"image": cv2.resize(image, (self.size, self.size), interpolation=how)}
-
-
-@dataclass(frozen=True)
 class LowAndHigh:
     """A random crop at the picture's own resolution, and the same crop made smaller.
 

@@ -151,6 +151,8 @@ def _describe(
         "num_features": backbone.num_features,
         "image_size": backbone.image_size,
         "crop_pct": embedder.crop_pct,
+        "interpolation": backbone.interpolation,
+        "crop_mode": backbone.crop_mode,
         "mean": list(backbone.mean),
         "std": list(backbone.std),
         "precision": embedder.accelerator.mixed_precision,

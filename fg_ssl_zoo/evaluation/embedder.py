@@ -16,6 +16,7 @@ from jaxtyping import Float32
 
 from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.config import CROP_PCT
 from fg_ssl_zoo.data.given import GivenImages
 from fg_ssl_zoo.engine.hardware import evaluation_accelerator
 from fg_ssl_zoo.evaluation.features import ready, stream
@@ -33,7 +34,7 @@ class Embedder:
 
     backbone: Backbone
     accelerator: Accelerator
-    crop_pct: float = 0.875
+    crop_pct: float = CROP_PCT
 
     def embed(
         self, pictures: Any, *, batch_size: int = 64, num_workers: int = 0
@@ -67,7 +68,7 @@ def load(
     model: str,
     *,
     image_size: int | None = None,
-    crop_pct: float = 0.875,
+    crop_pct: float | None = None,
     accelerator: Accelerator | None = None,
 ) -> Embedder:
     """A backbone that embeds pictures, on the accelerator there is.
@@ -75,8 +76,8 @@ def load(
     Args:
         model: Words for `open_backbone`: `runs/NAME`, `hf-hub:OWNER/NAME`, a timm name, ...
         image_size: Side of the input in pixels; the model's own when not given.
-        crop_pct: Share of the shorter side that the centre crop keeps; 1 on pictures that are
-            cropped to the object already.
+        crop_pct: Share of the shorter side that the centre crop keeps; the model's own when not
+            given, 1 on pictures that are cropped to the object already.
         accelerator: Device and precision; what suits the hardware when not given.
 
     Raises:
@@ -85,4 +86,4 @@ def load(
     torch.manual_seed(0)  # ARCHITECTURE@scratch is the same network each time, in every process
     accelerator = accelerator or evaluation_accelerator()
     backbone = open_backbone(model, image_size=image_size)
-    return Embedder(ready(backbone, accelerator), accelerator, crop_pct)
+    return Embedder(ready(backbone, accelerator), accelerator, crop_pct or backbone.crop_pct)

@@ -124,7 +124,7 @@ def evaluate(
         protocols: Keys of `PROTOCOLS`.
         options: Keywords of a protocol: `{"finetune": {"how": Finetune(epochs=20)}}`.
         image_size: Side of the input in pixels; each model's own when not given.
-        crop_pct: Of the centre crop; that of the data (0.875) when not given.
+        crop_pct: Of the centre crop; that of the data, or each model's own, when not given.
         with_untrained: Add each architecture's untrained network as a row.
         seed: Of untrained weights and of all draws.
         cache: Folder of feature files.
@@ -171,7 +171,7 @@ def evaluate(
         num_scored = len(task.test.indices)
         outcomes, lacking = _scored(name, task, {key: options.get(key, {}) for key in chosen}, say)
         unscored |= lacking
-        rows.append(_row(contender, outcomes, seed))
+        rows.append(_row(contender, outcomes, crop_pct, seed))
     return Evaluation(
         data=_about(train, test, labels, num_scored),
         rows=rows,
@@ -248,7 +248,7 @@ def make_task(
     test: Images,
     accelerator: Accelerator,
     *,
-    crop_pct: float = 0.875,
+    crop_pct: float | None = None,
     layer: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
@@ -299,12 +299,17 @@ def _scored(
     return outcomes, lacking
 
 
-def _row(contender: Contender, outcomes: dict[str, Outcome], seed: int) -> Row:
+def _row(
+    contender: Contender, outcomes: dict[str, Outcome], crop_pct: float | None, seed: int
+) -> Row:
     backbone = contender.backbone
     about = {
         "architecture": backbone.name,
         "init": backbone.init,
         "image_size": backbone.image_size,
+        "crop_pct": crop_pct or backbone.crop_pct,
+        "interpolation": backbone.interpolation,
+        "crop_mode": backbone.crop_mode,
         "num_features": backbone.num_features,
         "feature_map": contender.layer,
         "weights": contender.weights,

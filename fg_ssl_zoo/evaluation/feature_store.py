@@ -6,6 +6,7 @@ input size, crop, layer and precision. Nothing else is trusted, and nothing is u
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
 from fg_ssl_zoo.data.datasets import file_state, fingerprint, image_name
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.evaluation.features import Features, Layer, extract
+from fg_ssl_zoo.evaluation.features import Features, Layer, centre_view, extract
 
 
 def features_of(
@@ -25,7 +26,7 @@ def features_of(
     images: Images,
     accelerator: Accelerator,
     *,
-    crop_pct: float = 0.875,
+    crop_pct: float | None = None,
     layer: Layer | None = None,
     num_workers: int = 0,
     cache: Path | None = None,
@@ -48,13 +49,12 @@ def features_of(
         "backbone": backbone.name,
         "weights": weights_fingerprint(backbone),
         "pictures": [fingerprint(images), file_state(images)],
-        "image_size": backbone.image_size,
         "mean": backbone.mean,
         "std": backbone.std,
-        "crop_pct": crop_pct,
+        "view": asdict(centre_view(backbone, crop_pct)),
         "layer": None if layer is None else [layer.number, layer.grid],
         "precision": accelerator.mixed_precision,
-        "format": 2,
+        "format": 3,
     }
     text = json.dumps(about, sort_keys=True)
     folder = cache or cached_assets_path("fg_ssl_zoo", namespace="features")

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import image_loader
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.data.views import CentreView
 from fg_ssl_zoo.engine.hardware import is_convolutional
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.ops.distributed import rank, world_size
@@ -37,12 +37,18 @@ class Features:
     indices: Tensor
 
 
+def centre_view(backbone: Backbone, crop_pct: float | None = None) -> CentreView:
+    """How a model is shown a picture: as its exported config says, or with another `crop_pct`."""
+    changed = {"crop_pct": crop_pct} if crop_pct else {}
+    return CentreView(**{**backbone.centre_view, **changed})
+
+
 def extract(
     backbone: Backbone,
     images: Images,
     accelerator: Accelerator,
     *,
-    crop_pct: float = 0.875,
+    crop_pct: float | None = None,
     max_images: int | None = None,
     batch_size: int = 128,
     num_workers: int = 0,
@@ -54,7 +60,7 @@ def extract(
         backbone: Not wrapped.
         images: Read through a centre crop of the backbone's size.
         accelerator: Its device and precision are used.
-        crop_pct: Share of the shorter side that the crop keeps.
+        crop_pct: Share of the shorter side that the crop keeps; the model's own when not given.
         max_images: Take this many, evenly spaced over the set.
         batch_size: Of the forward passes.
         num_workers: Loader processes.
@@ -92,7 +98,7 @@ def stream(
     accelerator: Accelerator,
     indices: Sequence[int],
     *,
-    crop_pct: float = 0.875,
+    crop_pct: float | None = None,
     batch_size: int = 128,
     num_workers: int = 0,
     read: Read = Backbone.__call__,
@@ -104,7 +110,7 @@ def stream(
         these are; what cannot be decoded is missing, and all of a batch may be.
     """
     loader = image_loader(
-        images, CentreView(backbone.image_size, crop_pct), indices,
+        images, centre_view(backbone, crop_pct), indices,
         batch_size=batch_size, num_workers=num_workers,
     )  # fmt: skip
     with evaluating(backbone):

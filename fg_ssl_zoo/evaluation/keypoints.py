@@ -25,9 +25,10 @@ from torch import Tensor
 
 from fg_ssl_zoo.config import STRICT
 from fg_ssl_zoo.data.datasets import image_name
+from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import image_loader
 from fg_ssl_zoo.data.sample import Images, Sample
-from fg_ssl_zoo.evaluation.features import Layer, extract
+from fg_ssl_zoo.evaluation.features import Layer, centre_view, extract
 from fg_ssl_zoo.evaluation.task import Outcome, Task
 
 GRID = 4
@@ -74,7 +75,7 @@ def keypoints(task: Task, *, how: Keypoints = STANDARD) -> list[Outcome]:
         for images in (task.train_images, task.test_images)
     )  # fmt: skip
     seen, truth = (
-        points_of(images, task.crop_pct, task.num_workers)
+        points_of(images, centre_view(task.backbone, task.crop_pct), task.num_workers)
         for images in (task.train_images, task.test_images)
     )
     fitted = _Fits(names, train, seen, test, truth)
@@ -211,14 +212,14 @@ def found_share(
     return (hits / visible.sum(dim=1)).numpy()
 
 
-def points_of(images: Images, crop_pct: float, num_workers: int = 0) -> Float[Tensor, "n k 3"]:
+def points_of(images: Images, view: CentreView, num_workers: int = 0) -> Float[Tensor, "n k 3"]:
     """Keypoints of all readable pictures: x, y in 0..1 of the centre crop, and visible in it.
 
     Raises:
         ValueError: A visible keypoint lies outside of its picture.
     """
     loader = image_loader(
-        images, PointsInCrop(crop_pct), range(len(images)), batch_size=256, num_workers=num_workers
+        images, PointsInCrop(view), range(len(images)), batch_size=256, num_workers=num_workers
     )
     batches = [batch for batch in loader if batch]
     whole, indices = (torch.cat([batch[key] for batch in batches]) for key in ("whole", "index"))
@@ -257,14 +258,14 @@ class PointsInCrop:
     `whole` has the same as shares of the picture.
     """
 
-    crop_pct: float
+    view: CentreView
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
         """The keypoints of one sample."""
         assert "keypoints" in sample
         height, width = sample["image"].shape[:2]
-        side = min(height, width) * self.crop_pct
+        tall, wide, top, left = self.view.place(height, width)
         points = sample["keypoints"].copy()
-        points[:, :2] = (points[:, :2] - 0.5) * (width, height) / side + 0.5
+        points[:, :2] = (points[:, :2] * (wide, tall) - (left, top)) / self.view.size
         points[:, 2] *= ((points[:, :2] >= 0) & (points[:, :2] <= 1)).all(axis=1)
         return {"keypoints": np.nan_to_num(points), "whole": np.nan_to_num(sample["keypoints"])}

@@ -41,14 +41,14 @@ class OnlineMonitor:
         train: Pictures that vote, and that RankMe reads when there is no test split.
         test: Labelled pictures to classify, or `None`.
         settings: The recipe's.
-        crop_pct: Of the centre crop.
+        crop_pct: Of the centre crop; the model's own when not given.
         num_workers: Loader processes.
     """
 
     train: Images
     test: Images | None
     settings: Monitor
-    crop_pct: float
+    crop_pct: float | None
     num_workers: int = 0
 
     def __call__(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:

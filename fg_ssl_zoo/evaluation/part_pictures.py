@@ -31,9 +31,9 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Data, parse_recipe, read_yaml
 from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
 from fg_ssl_zoo.data.datasets import Subset, all_splits, load_splits
+from fg_ssl_zoo.data.fixed_views import WholeView
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import CorruptImage, Images, WrongMask
-from fg_ssl_zoo.data.views import WholeView
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.evaluation.contenders import opened, row_name
 from fg_ssl_zoo.evaluation.features import evenly, ready
@@ -282,7 +282,7 @@ def montages(images: Images, found: Found) -> list[Figure]:
 def features_figure(images: Images, backbone: Backbone, device: torch.device) -> Figure:
     """Pictures, and the first three principal components of their patches as red, green, blue."""
     rows, size = evenly(len(images), COLOURED), backbone.image_size
-    view, nothing = WholeView(size), np.random.default_rng(0)
+    view, nothing = WholeView(size, backbone.interpolation), np.random.default_rng(0)
     pixels = np.stack([view(images[row], nothing)["image"] for row in rows])
     maps = patch_maps(backbone, backbone.normalize(torch.from_numpy(pixels).to(device)))
     cells = []

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Float64, Int64, Integer, Num
 from torch import Tensor
 
 from fg_ssl_zoo.data.datasets import Subset
+from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import image_loader
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.features import evenly
@@ -250,7 +251,7 @@ def keypoints_of(images: Images) -> Float[Tensor, "n k 3"]:
     names: Sequence[str] = getattr(images, "keypoints", [])
     points = torch.zeros(len(images), len(names), 3)
     loader = image_loader(
-        images, PointsInCrop(1.0), range(len(images)), batch_size=256, num_workers=0
+        images, PointsInCrop(CentreView(size=1)), range(len(images)), batch_size=256, num_workers=0
     )
     for batch in loader:
         if batch:

@@ -75,8 +75,9 @@ def part_segmentation(task: Task, *, how: PartSegmentation = STANDARD) -> list[O
     if part_names(task.test_images) != part_names(task.train_images):
         raise ValueError(f"{task.test_images.name}: test and training masks name other parts")
     view = PartView(
-        task.backbone.image_size, tuple(table), how.exclusive, how.gt_box_crop, how.cut_bottom
-    )
+        task.backbone.image_size, tuple(table), how.exclusive, how.gt_box_crop, how.cut_bottom,
+        task.backbone.interpolation,
+    )  # fmt: skip
     tested = usable(task.test_images, range(len(task.test_images)))
     lists = [
         few_shot_list(task.train_images, how.shots, seed) for seed in task.draw_seeds(how.draws)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
+from fg_ssl_zoo.data.fixed_views import resize
 from fg_ssl_zoo.data.sample import CorruptImage, Images, Sample, WrongMask
 from fg_ssl_zoo.evaluation.statistics import influence_values
 
@@ -128,6 +129,7 @@ class PartView:
         exclusive: Whether the truth is part numbers; else each part has a map.
         box: Cut to the box of the labelled parts with a margin of 20 pixels first.
         cut_bottom: Rows that are cut off below first.
+        interpolation: Filter of the picture, as of the centre crop.
     """
 
     size: int
@@ -135,6 +137,7 @@ class PartView:
     exclusive: bool = True
     box: bool = False
     cut_bottom: int = 0
+    interpolation: str = "bicubic"
 
     def __call__(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """The picture (s, s, 3) uint8, and the truth at the picture's own resolution, uint8.
@@ -156,9 +159,7 @@ class PartView:
         if self.box:
             rows, columns = labelled_box(truth, BOX_MARGIN)
             image, truth = image[rows, columns], truth[..., rows, columns]
-        shrinks = min(image.shape[:2]) >= self.size
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-        return cv2.resize(image, (self.size, self.size), interpolation=how), truth
+        return resize(image, self.size, self.size, self.interpolation), truth
 
     def square(self, truth: UInt8[np.ndarray, "*p h w"]) -> UInt8[np.ndarray, "*p s s"]:
         """The truth at the side of the network's picture, nearest neighbour."""

@@ -36,7 +36,7 @@ def check_same_model(index: EmbeddingFile, backbone: Backbone, model: str) -> No
     """Refuse an index of other features.
 
     Raises:
-        ValueError: It was made with other weights.
+        ValueError: It was made with other weights, or from other pixels.
     """
     here = weights_fingerprint(backbone)
     if index.about["weights"] != here:
@@ -45,6 +45,12 @@ def check_same_model(index: EmbeddingFile, backbone: Backbone, model: str) -> No
             f"{index.path} was made with {made} (weights {weights}), "
             f"not with {model} (weights {here}); search with that model, or embed again"
         )
+    for key in ("interpolation", "crop_mode"):  # an index of 0.1.0 has neither: another filter
+        made, here = index.about.get(key), getattr(backbone, key)
+        if made != here:
+            raise ValueError(
+                f"{index.path} was made with {key} {made}, {model} has {here}; embed again"
+            )
 
 
 def search(

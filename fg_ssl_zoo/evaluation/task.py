@@ -23,7 +23,7 @@ class Task:
         backbone: For protocols that go behind the pooled features.
         train_images, test_images: The pictures, likewise.
         accelerator: Device and precision, likewise.
-        crop_pct: Of the centre crop that the features saw.
+        crop_pct: Of the centre crop that the features saw; the model's own when not given.
         num_workers: Loader processes.
         seed: Of every draw.
     """
@@ -35,7 +35,7 @@ class Task:
     train_images: Images
     test_images: Images
     accelerator: Accelerator
-    crop_pct: float = 0.875
+    crop_pct: float | None = None
     num_workers: int = 0
     seed: int = 0
 

@@ -5,7 +5,8 @@
 
 The batch may have any length. Height and width may be any that the network reads; a network with
 patches, or another whose weights depend on the size, keeps its own. The file's metadata hold what
-a reader needs for the pixels: `mean`, `std`, `image_size`, `crop_pct`, `interpolation`.
+a reader needs for the pixels: `mean`, `std`, `image_size`, `crop_pct`, `interpolation`,
+`crop_mode`.
 """
 
 import importlib.util
@@ -74,18 +75,16 @@ def takes_any_size(backbone: Backbone) -> bool:
 
 def _metadata(backbone: Backbone) -> dict[str, str]:
     """What a reader needs for the pixels; lists and numbers as JSON."""
-    cfg: Any = backbone.model.pretrained_cfg
-    found = {key: cfg.get(key) for key in ("crop_pct", "interpolation")} | {
+    found = {
         "architecture": backbone.name,
         "mean": backbone.mean,
         "std": backbone.std,
         "image_size": backbone.image_size,
+        "crop_pct": backbone.crop_pct,
+        "interpolation": backbone.interpolation,
+        "crop_mode": backbone.crop_mode,
     }
-    return {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in found.items()
-        if value is not None
-    }
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in found.items()}
 
 
 def check_onnx(backbone: Backbone, file: Path) -> None:

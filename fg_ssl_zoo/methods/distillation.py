@@ -32,9 +32,10 @@ from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.any_backbone import open_backbone, open_classifier
 from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
+from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import image_loader, resolve_num_workers
 from fg_ssl_zoo.data.sample import Images, Views
-from fg_ssl_zoo.data.views import CentreView, RandomViews, augmentations_of
+from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.layers.pixel_decoder import resized
 from fg_ssl_zoo.method import Batch, Method, MethodOutput, Notes
@@ -283,7 +284,7 @@ def _features_of_all(teacher: Backbone, images: Images, accelerator: Accelerator
     found = torch.zeros(len(images), teacher.num_features)
     workers = resolve_num_workers("auto", world_size())
     for batch in image_loader(
-        images, CentreView(teacher.image_size), mine, batch_size=64, num_workers=workers
+        images, CentreView(**teacher.centre_view), mine, batch_size=64, num_workers=workers
     ):
         if batch:
             pixels = batch["image"].to(accelerator.device)

@@ -168,10 +168,10 @@ class _Work(Pixels):
             "weights": weights_fingerprint(backbone),
             "pictures": _state(images),
             "image_size": backbone.image_size,
-            "pixels": [backbone.mean, backbone.std],
+            "pixels": [backbone.mean, backbone.std, backbone.interpolation],
             "how": {**asdict(how), "layers": self.layers},
             "precision": accelerator.mixed_precision,
-            "format": 2,
+            "format": 3,
         }
         self.source = self
         if learn_from is not None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.hypercolumns import maps_of, stacked
 from fg_ssl_zoo.data.datasets import image_name
+from fg_ssl_zoo.data.fixed_views import WholeView
 from fg_ssl_zoo.data.loader import image_loader
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.data.views import WholeView
 from fg_ssl_zoo.parts.foreground import saliency_of
 from fg_ssl_zoo.parts.options import Discovery
 
@@ -70,7 +70,7 @@ class Pixels:
         """These blocks, in ascending order, from one loader."""
         loader = image_loader(
             self.images,
-            WholeView(self.backbone.image_size),
+            WholeView(self.backbone.image_size, self.backbone.interpolation),
             [index for block in blocks for index in self.indices(block)],
             batch_size=BLOCK,  # all blocks but the last one of the set are full
             num_workers=self.num_workers,

@@ -1,13 +1,15 @@
 """Every kind of picture against Pillow, and everything that is no picture."""
 
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fg_ssl_zoo.data.decode import decode
+from fg_ssl_zoo.data.decode import MAX_PIXELS, decode, max_pixels
 from fg_ssl_zoo.data.sample import CorruptImage
 
 HEIGHT, WIDTH = 48, 64
@@ -55,6 +57,9 @@ KINDS = {
     "one bit": encoded(RGB.convert("1"), "PNG"),
     "alpha": encoded(RGBA, "PNG"),
     "grey alpha": encoded(RGBA.convert("LA"), "PNG"),
+    "tiff alpha": encoded(RGBA, "TIFF"),
+    "tiff grey alpha": encoded(RGBA.convert("LA"), "TIFF", compression="tiff_lzw"),
+    "transparent gif": encoded(RGB.quantize(8), "GIF", transparency=3),
     "webp": encoded(RGB, "WEBP", lossless=True),
     "webp alpha": encoded(RGBA, "WEBP", lossless=True),
     "webp animation": encoded(RGB, "WEBP", lossless=True, **ANIMATION),
@@ -95,6 +100,89 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped():
     content = encoded(Image.fromarray(grey), "PNG")
     for complete in (content, content + b"\0" * 9):  # the second goes through Pillow
         np.testing.assert_array_equal(decode(complete, "x"), PICTURE[..., :1].repeat(3, axis=2))
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + check
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of one bit a pixel that ends behind its first few."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(200))
+    ends = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + ends
+
+
+def resized_header(kind: str, side: int) -> bytes:
+    """A small picture whose header asks for side x side pixels."""
+    content, size = bytearray(KINDS[kind]), struct.pack("<HH", side, side)
+    if kind == "gif":
+        content[6:10] = size
+    elif kind == "bmp":
+        content[18:26] = struct.pack("<ii", side, side)
+    else:  # a JPEG, from the marker of its frame on
+        at = content.index(b"\xff\xc2" if kind == "progressive" else b"\xff\xc0")
+        content[at + 5 : at + 9] = struct.pack(">HH", side, side)
+    return bytes(content)
+
+
+HUGE = {
+    "png": png_header(40000, 30000),
+    "ppm": b"P6 40000 30000 255\n" + bytes(99),
+    **{kind: resized_header(kind, 60000) for kind in ("gif", "bmp", "jpeg", "progressive")},
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_header_that_asks_for_too_many_pixels_is_one_unreadable_picture(kind, monkeypatch):
+    monkeypatch.delenv(MAX_PIXELS, raising=False)
+    monkeypatch.setattr("fg_ssl_zoo.data.decode._memory", lambda: 24 << 30)
+    with pytest.raises(CorruptImage, match=r"^a\.x: \d+ x \d+ pixels are more than the 402653184"):
+        decode(HUGE[kind], "a.x")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bound_is_an_option_and_counts_every_kind_of_picture(kind, monkeypatch):
+    monkeypatch.setenv(MAX_PIXELS, str(HEIGHT * WIDTH))
+    decode(KINDS[kind], kind)
+    monkeypatch.setenv(MAX_PIXELS, str(HEIGHT * WIDTH - 1))
+    with pytest.raises(CorruptImage, match=r"are more than the 3071 that are read here; .* or set"):
+        decode(KINDS[kind], kind)
+
+
+def test_the_bound_follows_the_memory_and_a_wrong_one_is_named(monkeypatch):
+    monkeypatch.delenv(MAX_PIXELS, raising=False)
+    assert max_pixels() > 10_000_000
+    for wrong in ("", "0", "1e9", "-5"):
+        monkeypatch.setenv(MAX_PIXELS, wrong)
+        with pytest.raises(ValueError, match=rf"^FG_SSL_ZOO_MAX_PIXELS={wrong} is no number of pi"):
+            decode(KINDS["png"], "a.png")
+
+
+def test_a_picture_with_a_side_beyond_opencvs_bound_is_read():
+    wide = Image.fromarray((np.arange(1_100_000) % 251).astype(np.uint8)[None])
+    seen = decode(encoded(wide, "PNG"), "a.png")
+    assert seen.shape == (1, 1_100_000, 3)
+    np.testing.assert_array_equal(seen[0, :, 0], np.asarray(wide)[0])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a\nb"), MemoryError(), OverflowError("x")])
+def test_no_exception_of_a_decoder_comes_out(error, monkeypatch):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(cv2, "imdecode", fails)
+    with pytest.raises(CorruptImage, match=r"^a\.png: (a b|MemoryError|x)$"):
+        decode(KINDS["png"], "a.png")
+
+
+def test_pillows_own_bound_is_left_as_it_was(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for kind, content in KINDS.items():
+        decode(content, kind)
+    assert Image.MAX_IMAGE_PIXELS == 100
 
 
 CUT = [

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import (
     Order,
     TooManyCorruptImages,
@@ -10,7 +11,7 @@ from fg_ssl_zoo.data.loader import (
     resolve_num_workers,
     step_loader,
 )
-from fg_ssl_zoo.data.views import CentreView, RandomViews, augmentations_of
+from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from tests.pictures import SomeCorrupt
 
 
@@ -103,6 +104,8 @@ def test_notes_reach_the_views(birds):
 
     dataset = ViewDataset(birds, parts_of, 0, notes={"parts": torch.arange(16) * 10})
     assert [int(dataset[0, i]["parts"]) for i in (0, 7)] == [0, 70]
+    holed = ViewDataset(SomeCorrupt(birds, [7]), parts_of, 0, notes=dataset.notes)
+    assert (holed[0, 7]["index"], int(holed[0, 7]["parts"])) == (8, 80)  # of the picture shown
 
 
 def test_the_generator_is_seeded_by_seed_epoch_and_index(birds):

@@ -14,7 +14,6 @@ from fg_ssl_zoo.data.views import (
     LUMA,
     PRESETS,
     Augmentation,
-    CentreView,
     RandomViews,
     View,
     augmentations_of,
@@ -81,6 +80,28 @@ def test_a_small_hue_turn_moves_hue_and_keeps_grey():
     turned = render(red, draw(how, seed=5), 64)[0, 0] / 255
     hue = colorsys.rgb_to_hsv(*turned)[0]
     assert 0.001 < min(hue, 1 - hue) < 0.15
+
+
+@pytest.mark.parametrize("size", [32, 96, 224])
+def test_the_blur_is_scaled_with_the_size_of_the_view(size):
+    how = with_only(blur=1, blur_sigma=(2, 2))
+    assert draw_view(np.random.default_rng(0), 64, 64, size, how).sigma == 2 * size / 224
+
+
+@pytest.mark.parametrize("colour", [(200, 40, 10), (10, 40, 200)])
+def test_contrast_turns_about_the_luma_of_red_green_blue(colour):
+    view = View((0, 0, 8, 8), False, np.eye(3) * 0.5, 0.5, 0.0, False)  # contrast 0.5
+    seen = render(np.full((8, 8, 3), colour, np.uint8), view, 8)[0, 0]
+    luma = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    np.testing.assert_allclose(seen, [luma + (c - luma) * 0.5 for c in colour], atol=1)
+
+
+def test_every_view_has_its_own_augmentation():
+    bright = {"image": np.full((40, 40, 3), 200, np.uint8), "index": 0}
+    views = RandomViews(16, (PLAIN, with_only(solarize=1)), (None, None))
+    first, second = views(bright, np.random.default_rng(0))["images"]
+    assert (first == 200).all()
+    assert (second == 55).all()
 
 
 def test_solarize_inverts_the_bright_half_only():
@@ -245,13 +266,6 @@ def test_gamma_draws_its_exponent_from_the_papers_range():
     low, high = 255 * (128 / 255) ** 2.5, 255 * (128 / 255) ** 0.5
     assert low - 1 <= min(seen) < low + 3
     assert high - 3 < max(seen) <= high + 1
-
-
-def test_the_centre_view_is_the_middle_of_the_shorter_side():
-    image = np.zeros((100, 160, 3), np.uint8)
-    image[6:94, 36:124] = 255
-    seen = CentreView(44, crop_pct=0.88)({"image": image, "index": 0}, np.random.default_rng(0))
-    assert (seen["image"] == 255).all()
 
 
 def test_a_misspelt_strength_or_preset_names_the_nearest():

@@ -17,7 +17,7 @@ from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.datasets import all_splits
 from fg_ssl_zoo.data.drawn import DrawnBirds
-from fg_ssl_zoo.data.views import CentreView
+from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.evaluation import embed as module
 from fg_ssl_zoo.evaluation.embed import embed
 from fg_ssl_zoo.evaluation.embedder import load

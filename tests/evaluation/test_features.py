@@ -5,7 +5,7 @@ from accelerate import Accelerator
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Monitor
-from fg_ssl_zoo.data.views import CentreView
+from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.evaluation.features import evenly, extract
 from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
 from tests.pictures import SomeCorrupt

@@ -7,6 +7,7 @@ from sklearn.linear_model import Ridge
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import parse_words
 from fg_ssl_zoo.data.datasets import Subset
+from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.evaluation import keypoints as probe
 from fg_ssl_zoo.evaluation.evaluate import make_task
 from fg_ssl_zoo.evaluation.features import Features
@@ -60,7 +61,7 @@ def test_the_share_counts_visible_keypoints_within_a_tenth():
 def test_keypoints_follow_the_centre_crop():
     image = np.zeros((100, 200, 3), np.uint8)
     points = np.array([[0.5, 0.5, 1], [0.25, 0.0, 1], [0.3, 0.5, 1], [0.9, 0.5, 1]], np.float32)
-    seen = PointsInCrop(0.8)(
+    seen = PointsInCrop(CentreView(80, 0.8))(
         {"image": image, "index": 0, "keypoints": points}, np.random.default_rng()
     )
     # the crop is 80 px wide: x from 60 to 140, y from 10 to 90

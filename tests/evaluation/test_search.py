@@ -48,6 +48,15 @@ def test_equal_rows_keep_their_order_across_parts(tmp_path):
     assert [hit.row for hit in search(index, np.ones((1, 3), np.float32), k=4)[0]] == [0, 1, 2, 3]
 
 
+def test_an_index_of_other_pixels_is_refused(folder):
+    index = EmbeddingFile(folder / "x.parquet")
+    backbone = load(MODEL, image_size=48).backbone
+    check_same_model(index, backbone, MODEL)
+    del index.about["interpolation"]  # as version 0.1.0 wrote it, with another filter
+    with pytest.raises(ValueError, match=r"with interpolation None, test_resnet@scratch has bicub"):
+        check_same_model(index, backbone, MODEL)
+
+
 def folder_of_equals(path):
     table = part_table(
         np.ones((6, 3), np.float32), files=list("abcdef"), split="train",

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.drawn import DrawnBirds
-from fg_ssl_zoo.data.views import WholeView
+from fg_ssl_zoo.data.fixed_views import WholeView
 from fg_ssl_zoo.parts import Discovery, discover_parts, discovery, pixels
 from tests.pictures import Drawings, SomeCorrupt
 from tests.runs import launch
@@ -53,6 +53,21 @@ def test_four_flat_quadrants_are_four_parts(tmp_path, scope, monkeypatch):
         assert sorted(int(corner.unique().item()) for corner in corners) == [0, 1, 2, 3]
     if scope == "dataset":  # a colour has one number in all pictures
         assert torch.equal(parts[0], parts[1].flip(0))
+
+
+def test_distances_are_interpolated_before_the_nearest_centre_is_taken(tmp_path):
+    """Features 0 and 10 side by side, centres 0 and 4: the border lies where both are as far."""
+    how = Discovery(size=8, num_parts=2)
+    work = discovery._Work(
+        build(), Drawings(quadrants()), Accelerator(cpu=True), how, 0, tmp_path
+    )  # fmt: skip
+    features = torch.tensor([0.0, 10.0, 0.0, 10.0])[None, :, None]  # (b, n, d), 2 x 2
+    found = work._nearest(features, torch.tensor([0.0, 4.0])[None, :, None], torch.zeros(1, 0, 1))
+    # squared distances 0, 16 | 100, 36: linear between 2 and 6, cell centres at 0.5, 1.5, ...
+    share = (torch.arange(8) + 0.5 - 2).clamp(0, 4) / 4
+    wanted = (100 * share > 16 + 20 * share).long()
+    assert wanted.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert torch.equal(found[0], wanted.expand(8, 8))
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])

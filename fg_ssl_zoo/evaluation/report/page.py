@@ -232,11 +232,11 @@ def _glance(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
 def _made(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
     """How the page was made, for the foot."""
     init = subject.backbone.init  # without the folders of the machine
-    size, crop_pct = subject.backbone.image_size, subject.seen_pictures.crop_pct
+    view = subject.seen_pictures.view
     made = {
         "architecture": subject.backbone.name,
         "weights": Path(init).name if Path(init).exists() else init,
-        "input": f"{size} px, centre crop {crop_pct:g}",
+        "input": f"{view.size} px, {view.crop_mode} crop {view.crop_pct:g}, {view.interpolation}",
         "features": subject.backbone.num_features,
         "seed": subject.seed,
     }

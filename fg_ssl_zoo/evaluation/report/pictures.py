@@ -1,15 +1,15 @@
 """Thumbnails that lie inside a page: what the backbone saw, as JPEG data URIs."""
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
 from fg_ssl_zoo.data.datasets import image_name
+from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.data.views import CentreView
 
 QUALITY = 82
 
@@ -20,17 +20,16 @@ class Thumbnails:
 
     Attributes:
         images: The set.
-        crop_pct: Of the centre crop.
+        view: The centre crop.
     """
 
     images: Images
-    crop_pct: float = 0.875
+    view: CentreView
 
     def pixels(self, index: int, size: int) -> UInt8[np.ndarray, "s s 3"]:
         """The crop, `size` pixels a side."""
-        return CentreView(size, self.crop_pct)(self.images[index], np.random.default_rng(0))[
-            "image"
-        ]
+        view = replace(self.view, size=size)
+        return view(self.images[index], np.random.default_rng(0))["image"]
 
     def uri(self, index: int, size: int) -> str:
         """The crop for an `src`."""

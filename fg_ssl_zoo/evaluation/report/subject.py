@@ -17,7 +17,7 @@ from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.contenders import opened, row_name
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, make_task
 from fg_ssl_zoo.evaluation.feature_store import features_of
-from fg_ssl_zoo.evaluation.features import Features, Layer, Read, ready
+from fg_ssl_zoo.evaluation.features import Features, Layer, Read, centre_view, ready
 from fg_ssl_zoo.evaluation.report.pictures import Thumbnails
 from fg_ssl_zoo.ops.distributed import world_size
 
@@ -91,16 +91,16 @@ def labelled_subject(
         backbone, train, test, accelerator,
         crop_pct=settings["crop_pct"], layer=layer, seed=settings["seed"], cache=cache,
     )  # fmt: skip
-    first = evaluation.rows[0]
+    first, view = evaluation.rows[0], centre_view(backbone, task.crop_pct)
     return Subject(
         name=first.name,
         backbone=backbone,
         read=_reader(layer),
         classes=readable(task.classes),
         seen=task.test,
-        seen_pictures=Thumbnails(test, task.crop_pct),
+        seen_pictures=Thumbnails(test, view),
         known=task.train,
-        known_pictures=Thumbnails(train, task.crop_pct),
+        known_pictures=Thumbnails(train, view),
         linear=first.outcomes["linear_top1"].predictions,
         knn=first.outcomes["knn_top1"].predictions,
         device=accelerator.device,
@@ -114,7 +114,7 @@ def unlabelled_subject(
     accelerator: Accelerator,
     *,
     image_size: int | None,
-    crop_pct: float,
+    crop_pct: float | None,
     seed: int,
     cache: Path | None,
 ) -> Subject:
@@ -127,7 +127,7 @@ def unlabelled_subject(
         backbone, images, accelerator,
         crop_pct=crop_pct, layer=reader, num_workers=workers, cache=cache,
     )  # fmt: skip
-    pictures = Thumbnails(images, crop_pct)
+    pictures = Thumbnails(images, centre_view(backbone, crop_pct))
     return Subject(
         name=row_name(words, backbone, pretrained=True),
         backbone=backbone,
