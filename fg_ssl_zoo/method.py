@@ -15,6 +15,7 @@ from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.loader import pictures_of_a_pass
 from fg_ssl_zoo.data.sample import Images, Views
 from fg_ssl_zoo.layers.batch_norm import norms_of_batches, synchronises
+from fg_ssl_zoo.layers.frozen import keep_statistics, norms_of
 
 Batch = Mapping[str, Any]
 """Stacked samples on the device: a row per image, uint8 pictures as (b, ..., h, w, 3) tensors."""
@@ -152,6 +153,22 @@ class Method(nn.Module, ABC):
 
 
 # --------------------------------------------------------------------------- what a batch must hold
+
+
+def train_mode(method: Method, train: Train, started: frozenset[str] = frozenset()) -> None:
+    """Training mode, but for the batch norms that `train.norm` freezes in every backbone.
+
+    Args:
+        method: Is changed, its teacher too.
+        train: Settings of the stage.
+        started: Norms that `norm: auto` freezes, by name: those with statistics before training.
+    """
+    method.train()
+    for network in method.modules():
+        if isinstance(network, Backbone):
+            every = norms_of(network)
+            frozen = {"train": frozenset(), "frozen": every, "auto": every & started}
+            keep_statistics(network, frozen[train.norm])
 
 
 def check_batch(

@@ -5,13 +5,11 @@ on equals one that was not, to the bit.
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -20,7 +18,6 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.loader import (
     Order,
@@ -34,11 +31,11 @@ from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import Meter, Progress
 from fg_ssl_zoo.engine.optim import create_optimizer, moments, schedule
 from fg_ssl_zoo.engine.run_folder import RunFolder
+from fg_ssl_zoo.engine.signals import Signals
 from fg_ssl_zoo.layers.anchor import Anchor, listening
 from fg_ssl_zoo.layers.batch_norm import synchronise
-from fg_ssl_zoo.layers.frozen import keep_statistics, norms_of
 from fg_ssl_zoo.layers.modes import evaluating
-from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.method import Batch, Method, MethodOutput, train_mode
 
 LOG_EVERY = 10
 """Steps between log lines; several processes agree on stopping at these."""
@@ -171,15 +168,6 @@ class Fit:
         metrics = {**output.metrics, "loss/start": term.detach()}
         return MethodOutput(output.loss + term, metrics)
 
-    def train_mode(self, method: Method) -> None:
-        """Training mode, but for the batch norms that `train.norm` freezes in every backbone."""
-        method.train()
-        for network in method.modules():
-            if isinstance(network, Backbone):
-                every = norms_of(network)
-                frozen = {"train": frozenset(), "frozen": every, "auto": every & self.started_norms}
-                keep_statistics(network, frozen[self.train.norm])
-
     def keep_picture(self, method: Method, batch: Batch, done: int) -> None:
         """Write the method's picture of a batch, if it makes one; the method stays as it is."""
         if not self.accelerator.is_main_process:
@@ -297,7 +285,7 @@ def fit(method: Method, job: Fit) -> None:
         optimizer.load_state_dict(job.state["optimizer"])
     source = f"checkpoint {job.start.file_name}" if job.state else "the weights to start from"
     refuse_broken(method.state_dict(), source)
-    job.train_mode(method)
+    train_mode(method, train, job.started_norms)
     if not job.record.measurements:
         job.take_measure(0)
 
@@ -358,47 +346,6 @@ def fit(method: Method, job: Fit) -> None:
                         stop,
                     )
     job.progress.close()
-
-
-class Signals:
-    """Turns SIGINT and SIGTERM into a wish to stop after the step; a second one stops at once."""
-
-    def __enter__(self) -> "Signals":
-        self.number = 0
-        self.before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: the caller handles signals
-                continue
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
-            raise KeyboardInterrupt
-        self.number = number
-
-    @property
-    def name(self) -> str:
-        """Of the signal that came."""
-        return signal.Signals(self.number).name if self.number else "another process"
-
-    def agreed(self, accelerator: Accelerator, meeting: bool) -> int:
-        """Number of a signal that any process got, 0 for none.
-
-        Several processes ask each other only at a `meeting`, which all of them reach.
-        """
-        if accelerator.num_processes == 1:
-            return self.number
-        if not meeting:
-            return 0
-        mine = torch.tensor([self.number], device=accelerator.device)
-        gathered = accelerator.gather(mine)
-        return int(gathered.max()) if isinstance(gathered, Tensor) else 0
 
 
 def seed_step(seed: int, position: Position, step: int, rank: int) -> None:

@@ -31,7 +31,8 @@ from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint, hardware
 from fg_ssl_zoo.engine.loop import Interrupted, TrainingStopped, refuse_broken
 from fg_ssl_zoo.evaluation.monitor import Collapsed, below_start
-from fg_ssl_zoo.method import check_batch
+from fg_ssl_zoo.layers.frozen import norms_with_statistics
+from fg_ssl_zoo.method import check_batch, train_mode
 from fg_ssl_zoo.methods import check_options, check_queue, long_queue, method_class
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
 from fg_ssl_zoo.pretrain.run import open_run, prepare_backbone
@@ -110,6 +111,7 @@ def _check_batches(
             continue
         with torch.random.fork_rng(devices=[]):  # the run draws as if this had not been built
             method = stage_method(stage, copy.deepcopy(backbone), train, None, None)
+        train_mode(method, how, norms_with_statistics(backbone))
         check_batch(method, how, processes, accelerator.device, where)
 
 
