@@ -18,6 +18,8 @@ import os
 import struct
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,29 +157,33 @@ def _decode_with_pillow(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
     from PIL import UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a damaged header is said below, or does not matter
-            with opened(io.BytesIO(_without_padding(encoded))) as image:
-                image.load()
-                return from_pil(image)
+        with opened(io.BytesIO(_without_padding(encoded))) as image:
+            image.load()
+            return from_pil(image)
     except UnidentifiedImageError:
         raise ValueError(f"not a picture ({_kind(encoded)})") from None
 
 
-def opened(file: Any) -> "Image.Image":
+@contextmanager
+def opened(file: Any) -> "Iterator[Image.Image]":
     """Pillow's picture of a file or its name, header read; Pillow's own bound is not applied."""
     from PIL import Image
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # a damaged header is said later, or does not matter
         try:
-            return Image.open(file)
+            image = Image.open(file)
         except Image.DecompressionBombError:
-            pass
+            image = None
+        if image is not None:
+            with image:
+                yield image
+            return
         with _LOCK:
             pillows, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                return Image.open(file)
+                with Image.open(file) as image:
+                    yield image
             finally:
                 Image.MAX_IMAGE_PIXELS = pillows
 
