@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import yaml
 
 from fg_ssl_zoo.backbones.backbone import Backbone, build, create_backbone, size_arguments
 from fg_ssl_zoo.backbones.fgssl_models import published_as
 from fg_ssl_zoo.backbones.published import exported_folder, whole
-from fg_ssl_zoo.config import nearest
+from fg_ssl_zoo.config import nearest, read_flow, untyped
 
 FORMS = (
     "a run folder, an exported folder, hf-hub:OWNER/NAME, local-dir:FOLDER, a timm or fgssl name, "
@@ -72,15 +71,13 @@ def _with_options(words: str) -> tuple[str, dict[str, Any]]:
     match = re.fullmatch(r"([\w.]+)(\{.*\})", words)
     if match is None:
         return words, {}
-    try:
-        options = yaml.safe_load(match[2])
-    except yaml.YAMLError:
-        options = None
-    if not isinstance(options, dict) or not all(str(key).isidentifier() for key in options):
+    where = f"model {match[1]}"
+    options = read_flow(match[2], where)
+    if not all(key.isidentifier() for key in options):
         raise ValueError(
             f"model '{words}': {match[2]} is no mapping of options; {{depth: 6}} would be one"
         )
-    return match[1], options
+    return match[1], untyped(options, where)
 
 
 def _is_pinned(words: str) -> bool:

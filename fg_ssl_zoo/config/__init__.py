@@ -1,5 +1,7 @@
 """Recipes: what is typed in `hub_configs/NAME.yaml` and on the command line.
 
+    plain    YAML as plain data, and back
+    paths    paths as a user types them
     typed    plain data into dataclasses, errors with the path and the nearest key
     recipe   the dataclasses: Recipe, Data, Stage, Train, Monitor, Speed, Hub
     files    load_recipe: a file and dotted overrides
@@ -23,6 +25,8 @@ from fg_ssl_zoo.config.files import (
     short_name,
     to_yaml,
 )
+from fg_ssl_zoo.config.paths import check_file, check_folder, home_path, printable
+from fg_ssl_zoo.config.plain import RecipeError, read_flow, untyped
 from fg_ssl_zoo.config.recipe import (
     Data,
     Hub,
@@ -33,15 +37,12 @@ from fg_ssl_zoo.config.recipe import (
     Train,
 )
 from fg_ssl_zoo.config.typed import (
-    STRICT,
-    RecipeError,
     nearest,
     parse,
 )
 
 __all__ = [
     "DEFAULT_RECIPE",
-    "STRICT",
     "Data",
     "Hub",
     "Monitor",
@@ -51,18 +52,24 @@ __all__ = [
     "Stage",
     "Train",
     "as_dict",
+    "check_file",
+    "check_folder",
     "data_of",
     "find_recipe",
     "flatten",
+    "home_path",
     "load_recipe",
     "nearest",
     "parse",
     "parse_recipe",
     "parse_words",
+    "printable",
+    "read_flow",
     "read_yaml",
     "recipe_files",
     "recipe_folder",
     "recipe_of",
     "short_name",
     "to_yaml",
+    "untyped",
 ]

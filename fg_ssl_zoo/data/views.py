@@ -14,13 +14,13 @@ PIL pictures this is four to twelve times as fast with the same kNN accuracy.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 from annotated_types import Ge, Le
 
-from fg_ssl_zoo.config import STRICT, nearest, parse
+from fg_ssl_zoo.config import nearest, parse
 from fg_ssl_zoo.data.augment import Edit
 from fg_ssl_zoo.data.sample import Sample
 
@@ -61,8 +61,6 @@ class Augmentation:
     blur: Share = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: Share = 0.0
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
 
 _MOCO_V2 = Augmentation()

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.config import Data, parse_recipe, read_yaml
+from fg_ssl_zoo.config import Data, load_recipe
 from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
 from fg_ssl_zoo.data.datasets import Subset, all_splits, load_splits
 from fg_ssl_zoo.data.loader import resolve_num_workers
@@ -187,7 +187,7 @@ def rounds_of_run(run: Path) -> tuple[Images, list[Found]] | None:
     shown = sorted(folder.notes.glob("shown_stage*.safetensors"), key=_stage_and_round)
     if not folder.recipe.is_file() or not shown:
         return None
-    recipe = parse_recipe(read_yaml(folder.recipe))
+    recipe = load_recipe(folder.recipe)
     train, test = load_splits(recipe.data, seed=recipe.seed)
     with safe_open(shown[0], framework="pt") as file:
         images = test if file.metadata()["split"] == "test" else train

@@ -1,0 +1,74 @@
+"""Paths as a user types them: the home folder, names of any bytes, places that can be written."""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from fg_ssl_zoo.config.plain import RecipeError
+
+
+def home_path(path: str | Path) -> Path:
+    """A path with `~` and `~NAME` at its start replaced by the home folder.
+
+    Raises:
+        RecipeError: There is no such user, or no home folder.
+    """
+    expanded = os.path.expanduser(path)
+    first = Path(expanded).parts[:1]
+    if first and first[0].startswith("~"):
+        raise RecipeError(
+            f"{printable(path)}: there is no home folder {printable(first[0])}; a folder of that "
+            f"name is ./{printable(first[0])}"
+        )
+    return Path(expanded)
+
+
+def printable(text: str | Path) -> str:
+    r"""Text on one line for a terminal or a UTF-8 file.
+
+    What cannot be shown becomes an escape: `\xe9` is a byte of a name that is not UTF-8.
+    """
+    shown = os.fsencode(str(text)).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+
+
+def wrong_name(name: str) -> str | None:
+    """What a name of one file or folder should be; `None` where it is one."""
+    long = len(name.encode("utf-8", "surrogateescape")) > 200
+    if long or name in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", name):
+        return "the name of one file: no / or \\, at most 200 bytes, and neither . nor .."
+    return None
+
+
+def check_folder(folder: str | Path, where: str) -> None:
+    """Refuse a folder that cannot be made or written, before any work; nothing is left there.
+
+    Args:
+        folder: Need not be there.
+        where: Key or flag that names it, for the error.
+
+    Raises:
+        RecipeError: A file is in the way, or the nearest folder above cannot be written.
+    """
+    path = Path(os.path.abspath(home_path(folder)))
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    try:
+        if not path.is_dir():
+            raise NotADirectoryError(20, "it is a file")
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise RecipeError(
+            f"{where}: {printable(folder)} cannot be written "
+            f"({printable(path)}: {error.strerror}); name another place"
+        ) from None
+
+
+def check_file(file: str | Path, where: str) -> None:
+    """Refuse a file that cannot be written, as `check_folder`; a folder of that name too."""
+    path = home_path(file)
+    if path.is_dir():
+        raise RecipeError(f"{where}: {printable(file)} is a folder; a file is needed")
+    check_folder(path.parent, where)
