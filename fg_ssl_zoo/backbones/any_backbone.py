@@ -1,7 +1,6 @@
 """A backbone by whatever words a user has for it: ours or not, a folder, a Hub id, a timm name."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -9,7 +8,7 @@ import timm
 from fg_ssl_zoo.backbones.backbone import Backbone, build, create_backbone, size_arguments
 from fg_ssl_zoo.backbones.fgssl_models import published_as
 from fg_ssl_zoo.backbones.published import exported_folder, whole
-from fg_ssl_zoo.config import nearest, read_flow, untyped
+from fg_ssl_zoo.config import home_path, nearest, read_flow, untyped
 
 FORMS = (
     "a run folder, an exported folder, hf-hub:OWNER/NAME, local-dir:FOLDER, a timm or fgssl name, "
@@ -82,7 +81,7 @@ def _with_options(words: str) -> tuple[str, dict[str, Any]]:
 
 def _is_pinned(words: str) -> bool:
     """Whether the `@` stands before a revision of the Hub, or in a path, and not before an init."""
-    if words.startswith(PLACES) or Path(words).expanduser().is_dir():
+    if words.startswith(PLACES) or home_path(words).is_dir():
         return True
     return "." in words.partition("@")[0] and published_as(words) is not None
 
@@ -91,7 +90,7 @@ def _source(words: str) -> str:
     """What timm calls the model."""
     if words.startswith(PLACES):
         return words
-    folder = Path(words).expanduser()
+    folder = home_path(words)
     if folder.is_dir():
         return f"local-dir:{whole(exported_folder(folder).resolve())}"
     name, _, tag = words.partition("@")[0].partition(".")

@@ -21,7 +21,7 @@ from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
 from fg_ssl_zoo.backbones.published import WEIGHTS, check_source, exported_folder, read_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
 from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError, explain, published_folder
-from fg_ssl_zoo.config import nearest
+from fg_ssl_zoo.config import home_path, nearest
 
 _log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def create_backbone(
     elif is_file_name(init):
         model = build(name, name, **arguments)
         file = init.removesuffix(PARTIAL)
-        start_from(model, read_weights(Path(file)), file, partial=init.endswith(PARTIAL))
+        start_from(model, read_weights(home_path(file)), file, partial=init.endswith(PARTIAL))
     elif init in _tags(name) or init.startswith(("hf-hub:", "local-dir:")):
         model = _from_timm(name, init, arguments)
         pixels = model.pretrained_cfg
@@ -226,8 +226,8 @@ def _folder_of_ours(name: str, init: str) -> Path:
             return published_folder(*published)
         except PretrainedWeightsError as error:
             raise ValueError(f"init: {error}") from error
-    if Path(init).expanduser().is_dir():
-        return exported_folder(Path(init).expanduser())
+    if home_path(init).is_dir():
+        return exported_folder(home_path(init))
     known = ["scratch", *_tags(name), *timm.list_pretrained("fgssl*")]
     raise ValueError(
         f"init: '{init}' is neither scratch, a .safetensors file, a run or exported folder, "
@@ -263,6 +263,8 @@ def build(source: str, words: str, **arguments: Any) -> Any:
         ValueError: An option that it does not take, or weights or a configuration that cannot be
             had.
     """
+    if source.startswith("local-dir:"):
+        source = f"local-dir:{home_path(source.removeprefix('local-dir:'))}"
     try:
         check_source(source, arguments.get("cache_dir"))
         return timm.create_model(source, num_classes=0, **arguments)

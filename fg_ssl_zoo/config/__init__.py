@@ -22,10 +22,18 @@ from fg_ssl_zoo.config.files import (
     recipe_files,
     recipe_folder,
     recipe_of,
+    refuse_empty,
     short_name,
     to_yaml,
 )
-from fg_ssl_zoo.config.paths import check_file, check_folder, home_path, printable
+from fg_ssl_zoo.config.paths import (
+    check_cache,
+    check_file,
+    check_folder,
+    home_path,
+    printable,
+    show_any_name,
+)
 from fg_ssl_zoo.config.plain import RecipeError, read_flow, untyped
 from fg_ssl_zoo.config.recipe import (
     Data,
@@ -52,6 +60,7 @@ __all__ = [
     "Stage",
     "Train",
     "as_dict",
+    "check_cache",
     "check_file",
     "check_folder",
     "data_of",
@@ -69,7 +78,9 @@ __all__ = [
     "recipe_files",
     "recipe_folder",
     "recipe_of",
+    "refuse_empty",
     "short_name",
+    "show_any_name",
     "to_yaml",
     "untyped",
 ]

@@ -105,6 +105,20 @@ def load_recipe(recipe: str | Path = DEFAULT_RECIPE, overrides: Iterable[str] = 
     return parse_recipe({**content, "name": name})  # behind the data and backbone that it is of
 
 
+def refuse_empty(words: Iterable[str]) -> None:
+    """Refuse an empty word of a command line: most often a shell variable that is not set.
+
+    Raises:
+        RecipeError: Names the word before it.
+    """
+    before = "the command"
+    for word in words:
+        if not word or (word.startswith("--") and word.endswith("=")):
+            which = f"behind {printable(before)}" if not word else printable(word)
+            raise RecipeError(f"an argument is empty ({which}); is a variable not set?")
+        before = word
+
+
 def recipe_of(words: Sequence[str]) -> Recipe:
     """The recipe of a command line: at most one recipe, and overrides in any order.
 

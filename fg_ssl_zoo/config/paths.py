@@ -1,7 +1,9 @@
 """Paths as a user types them: the home folder, names of any bytes, places that can be written."""
 
+import io
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,11 +17,10 @@ def home_path(path: str | Path) -> Path:
         RecipeError: There is no such user, or no home folder.
     """
     expanded = os.path.expanduser(path)
-    first = Path(expanded).parts[:1]
-    if first and first[0].startswith("~"):
+    if str(expanded).startswith("~"):
+        name = printable(Path(expanded).parts[0])
         raise RecipeError(
-            f"{printable(path)}: there is no home folder {printable(first[0])}; a folder of that "
-            f"name is ./{printable(first[0])}"
+            f"{printable(path)}: there is no home folder {name}; a folder of that name is ./{name}"
         )
     return Path(expanded)
 
@@ -51,12 +52,12 @@ def check_folder(folder: str | Path, where: str) -> None:
     Raises:
         RecipeError: A file is in the way, or the nearest folder above cannot be written.
     """
-    path = Path(os.path.abspath(home_path(folder)))
+    path = Path(os.path.abspath(folder))
     while not os.path.lexists(path) and path != path.parent:
         path = path.parent
     try:
         if not path.is_dir():
-            raise NotADirectoryError(20, "it is a file")
+            raise NotADirectoryError(0, "is no folder")
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
@@ -68,7 +69,25 @@ def check_folder(folder: str | Path, where: str) -> None:
 
 def check_file(file: str | Path, where: str) -> None:
     """Refuse a file that cannot be written, as `check_folder`; a folder of that name too."""
-    path = home_path(file)
+    path = Path(file)
     if path.is_dir():
         raise RecipeError(f"{where}: {printable(file)} is a folder; a file is needed")
     check_folder(path.parent, where)
+
+
+def check_cache() -> None:
+    """Refuse a Hugging Face cache that cannot be written; features and parts are kept there.
+
+    Raises:
+        RecipeError: Names the folder.
+    """
+    from huggingface_hub import constants
+
+    check_folder(constants.HF_ASSETS_CACHE, "HF_HOME")
+
+
+def show_any_name() -> None:
+    """Standard output escapes the bytes of a name that are no text, instead of failing on them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fg_ssl_zoo.config import Data, nearest
+from fg_ssl_zoo.config import Data, home_path, nearest
 from fg_ssl_zoo.data.decode import decode
 from fg_ssl_zoo.data.part_notes import PartMasks, Points, read_part_masks, read_points
 from fg_ssl_zoo.data.sample import CorruptImage, Sample
@@ -195,7 +195,7 @@ def existing_folder(path: str) -> Path:
     Raises:
         ValueError: It is missing, with the nearest name beside it, or it is a file.
     """
-    folder = Path(path).expanduser()
+    folder = home_path(path)
     if folder.is_dir():
         return folder
     if folder.exists():

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from fg_ssl_zoo.backbones.backbone import weights_fingerprint
-from fg_ssl_zoo.config import flatten
+from fg_ssl_zoo.config import flatten, home_path
 from fg_ssl_zoo.data.datasets import fingerprint, image_name, image_root
 from fg_ssl_zoo.data.sample import CorruptImage, Images
 from fg_ssl_zoo.evaluation.embedder import Embedder
@@ -110,7 +110,7 @@ def embed(
         ValueError: Another suffix, an output of another model or of other pictures, features that
             are not finite, or not one readable picture; the message says what to do.
     """
-    out = Path(out).expanduser()
+    out = home_path(out)
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out {out}: the suffix is one of {' '.join(SUFFIXES)}")
     part_rows = ceil(part_rows / batch_size) * batch_size

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.config import Data, load_recipe
+from fg_ssl_zoo.config import Data, home_path, load_recipe
 from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
 from fg_ssl_zoo.data.datasets import Subset, all_splits, load_splits
 from fg_ssl_zoo.data.loader import resolve_num_workers
@@ -108,7 +108,7 @@ def write_part_pictures(
     """
     splits = all_splits(data, seed=seed, hold_out=False)
     images = readable_subset(splits.get("test", splits["train"]), num_pictures)
-    told = rounds_of_run(Path(models[0]).expanduser())
+    told = rounds_of_run(home_path(models[0]))
     opened_models = [opened(words, image_size, seed=seed) for words in models]
     found: list[Found] = []
     for words, (backbone, _) in zip(models, opened_models, strict=True):

@@ -36,7 +36,7 @@ from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.fgssl_models import stock_of, timm_cfg
 from fg_ssl_zoo.backbones.published import CONFIG, INDEX, WEIGHTS, write_state
-from fg_ssl_zoo.config import Recipe, load_recipe, to_yaml
+from fg_ssl_zoo.config import Recipe, home_path, load_recipe, to_yaml
 from fg_ssl_zoo.hub.card import render_card, usage
 from fg_ssl_zoo.hub.pretraining import FOLDER, Pretraining, write_pretraining
 from fg_ssl_zoo.layers.modes import evaluating
@@ -73,7 +73,7 @@ def export(
     Raises:
         ValueError: The folder holds something else, or timm could not rebuild the backbone.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = home_path(folder).resolve()
     check_replaceable(folder)
     recipe = replace(recipe, hub=replace(recipe.hub, sha256=None))  # that of released weights
     config, weights = model_config(backbone, recipe), _weights(backbone)
@@ -134,7 +134,7 @@ def add_picture(folder: str | Path, picture: str | Path, caption: str) -> Path:
     Raises:
         ValueError: No export is there, or no PNG.
     """
-    content = Path(picture).expanduser().read_bytes()
+    content = home_path(picture).read_bytes()
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"{picture} is no PNG file")
     (exported(folder) / PICTURE).write_bytes(content)
@@ -163,7 +163,7 @@ def exported(folder: str | Path) -> Path:
     Raises:
         ValueError: No export is there.
     """
-    folder = Path(folder).expanduser()
+    folder = home_path(folder)
     for place in (folder, folder / "export"):
         if all((place / file).is_file() for file in (CONFIG, RECIPE, RESULTS)):
             return place
@@ -179,7 +179,7 @@ def usage_lines(folder: str | Path, recipe: Recipe) -> str:
         folder: As `export` returned it.
         recipe: As exported.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = home_path(folder).resolve()
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     return usage(
         timm_name=f"local-dir:{folder}",

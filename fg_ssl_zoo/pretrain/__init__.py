@@ -21,14 +21,23 @@ import torch
 from accelerate.utils import set_seed
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.config import DEFAULT_RECIPE, Recipe, recipe_of
+from fg_ssl_zoo.config import (
+    DEFAULT_RECIPE,
+    Recipe,
+    check_cache,
+    check_folder,
+    recipe_of,
+    refuse_empty,
+    show_any_name,
+)
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.loop import Interrupted, TrainingStopped
 from fg_ssl_zoo.evaluation.monitor import Collapsed
-from fg_ssl_zoo.methods import check_options, check_queue, complete_options
+from fg_ssl_zoo.method import Method
+from fg_ssl_zoo.methods import check_options, check_queue, complete_options, method_class
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
 from fg_ssl_zoo.pretrain.run import open_run, prepare_backbone
 from fg_ssl_zoo.pretrain.stages import run_stages
@@ -45,6 +54,7 @@ def pretrain(recipe: Recipe) -> Backbone:
         TrainingStopped, Collapsed: The run goes nowhere.
         Interrupted: A signal came; the checkpoint is written.
     """
+    check_folder(recipe.folder, "output")
     _check_stages(recipe)
     set_seed(recipe.seed)
     switches, backbone = prepare_backbone(recipe)
@@ -67,6 +77,8 @@ def _check_stages(recipe: Recipe) -> None:
         options = check_options(stage.method, stage.options, where=where)
         at_once = stage.train.batch_size // stage.train.accumulate
         check_queue(stage.method, options, at_once, where=where)
+        if method_class(stage.method).annotate is not Method.annotate:
+            check_cache()
 
 
 def _check_stages_on(recipe: Recipe, train: Images) -> None:
@@ -93,9 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="a recipe (file or name), and overrides such as stages[0].train.epochs=2",
     )
     words = parser.parse_args(arguments).words
+    show_any_name()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     _quiet_libraries()
     try:
+        refuse_empty(words)
         pretrain(recipe_of(words))
     except Interrupted as stopped:
         print(stopped.message, file=sys.stderr)  # noqa: T201
