@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from fg_ssl_zoo.config import home_path
 from fg_ssl_zoo.data.decode import decode, from_pil
-from fg_ssl_zoo.data.folders import existing_folder, list_images
+from fg_ssl_zoo.data.listing import existing_folder, list_images
 from fg_ssl_zoo.data.sample import Sample
 
 WANTED = "a file, a folder, a Pillow picture, or a uint8 array (h, w, 3) or (h, w)"

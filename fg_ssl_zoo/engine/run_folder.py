@@ -48,7 +48,7 @@ WEIGHTS = r"model[\w-]*\.safetensors(\.index\.json)?"
 EXPORTED = rf"config\.json|{WEIGHTS}|README\.md|recipe\.yaml|results\.json|picture\.png"
 AT = r"stage\d+_round\d+"
 WRITTEN = re.compile(
-    r"recipe\.yaml|metrics\.jsonl|results\.json|corrupt_images\.txt"
+    r"recipe\.yaml|data\.json|metrics\.jsonl|results\.json|corrupt_images\.txt"
     rf"|checkpoints/{AT}_step\d+\.(pt|partial)"
     rf"|notes/({AT}|shown_{AT}|shown_stage\d+_end)\.safetensors"
     rf"|pictures/{AT}_step\d+\.png"
