@@ -7,6 +7,7 @@ import timm
 
 from fg_ssl_zoo.backbones.backbone import Backbone, build, create_backbone, size_arguments
 from fg_ssl_zoo.backbones.fgssl_models import published_as
+from fg_ssl_zoo.backbones.options import check_options
 from fg_ssl_zoo.backbones.published import exported_folder, whole
 from fg_ssl_zoo.config import home_path, nearest, read_flow, untyped
 
@@ -76,7 +77,9 @@ def _with_options(words: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(
             f"model '{words}': {match[2]} is no mapping of options; {{depth: 6}} would be one"
         )
-    return match[1], untyped(options, where)
+    options = untyped(options, where)
+    check_options(options, where)  # before they meet other keywords
+    return match[1], options
 
 
 def _is_pinned(words: str) -> bool:

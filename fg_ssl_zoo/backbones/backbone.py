@@ -18,6 +18,7 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
+from fg_ssl_zoo.backbones.options import check_features, check_options, create_model
 from fg_ssl_zoo.backbones.published import WEIGHTS, check_source, exported_folder, read_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
 from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError, explain, published_folder
@@ -167,6 +168,7 @@ def create_backbone(
     """
     if "." in name or not timm.is_model(name):
         raise ValueError(f"unknown backbone '{name}'{nearest(name, timm.list_models())}")
+    check_options(options)
     arguments = {**size_arguments(name, image_size, **options), **options}
     pixels: Mapping[str, Any] = {}
     if init == "scratch":
@@ -182,6 +184,8 @@ def create_backbone(
     else:
         model = build(name, name, **arguments)
         pixels = _continue_from(model, _folder_of_ours(name, init), name, init)
+    if options:
+        check_features(model, name, options, image_size)
     given = {key: pixels[key] for key in ("mean", "std") if key in pixels}
     return Backbone(model, name, init=init, image_size=image_size, options=options, **given)
 
@@ -267,14 +271,7 @@ def build(source: str, words: str, **arguments: Any) -> Any:
         source = f"local-dir:{home_path(source.removeprefix('local-dir:'))}"
     try:
         check_source(source, arguments.get("cache_dir"))
-        return timm.create_model(source, num_classes=0, **arguments)
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        raise ValueError(
-            f"backbone_options: {words} does not take them all ({error}); "
-            "backbone_options={} does"
-        ) from error
+        return create_model(source, words, arguments)
     except (OSError, HfHubHTTPError, SafetensorError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         reason = line if source.startswith("local-dir:") else explain(error)

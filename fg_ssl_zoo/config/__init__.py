@@ -34,7 +34,7 @@ from fg_ssl_zoo.config.paths import (
     printable,
     show_any_name,
 )
-from fg_ssl_zoo.config.plain import RecipeError, read_flow, untyped
+from fg_ssl_zoo.config.plain import RecipeError, below, read_flow, untyped
 from fg_ssl_zoo.config.recipe import (
     Data,
     Hub,
@@ -60,6 +60,7 @@ __all__ = [
     "Stage",
     "Train",
     "as_dict",
+    "below",
     "check_cache",
     "check_file",
     "check_folder",

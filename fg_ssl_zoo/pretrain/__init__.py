@@ -21,6 +21,7 @@ import torch
 from accelerate.utils import set_seed
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.options import check_options as check_backbone_options
 from fg_ssl_zoo.config import (
     DEFAULT_RECIPE,
     Recipe,
@@ -34,13 +35,15 @@ from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint
+from fg_ssl_zoo.engine.log import check_trackers
 from fg_ssl_zoo.engine.loop import Interrupted, TrainingStopped
+from fg_ssl_zoo.engine.optim import check_optimizer
 from fg_ssl_zoo.evaluation.monitor import Collapsed
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.methods import check_options, check_queue, complete_options, method_class
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
 from fg_ssl_zoo.pretrain.run import open_run, prepare_backbone
-from fg_ssl_zoo.pretrain.stages import run_stages
+from fg_ssl_zoo.pretrain.stages import check_methods, run_stages
 
 
 def pretrain(recipe: Recipe) -> Backbone:
@@ -60,6 +63,7 @@ def pretrain(recipe: Recipe) -> Backbone:
     switches, backbone = prepare_backbone(recipe)
     train, test = load_splits(recipe.data, seed=recipe.seed)
     _check_stages_on(recipe, train)
+    check_methods(recipe, backbone, train)
     run = open_run(recipe, switches, train, test)
     method, record = run_stages(run, backbone)
     backbone.eval().to(memory_format=torch.contiguous_format)  # as whoever loads the export has it
@@ -72,11 +76,14 @@ def pretrain(recipe: Recipe) -> Backbone:
 
 def _check_stages(recipe: Recipe) -> None:
     """Refuse what cannot fit any data, before weights and pictures are fetched."""
+    check_backbone_options(recipe.backbone_options)
+    check_trackers(recipe.trackers)
     for number, stage in enumerate(recipe.stages):
         where = f"stages[{number}].options"
         options = check_options(stage.method, stage.options, where=where)
         at_once = stage.train.batch_size // stage.train.accumulate
         check_queue(stage.method, options, at_once, where=where)
+        check_optimizer(stage.train, where=f"stages[{number}].train")
         if method_class(stage.method).annotate is not Method.annotate:
             check_cache()
 

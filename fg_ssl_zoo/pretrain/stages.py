@@ -1,11 +1,13 @@
 """The stages of a run, from where it was stopped: one backbone walks through all of them."""
 
+import copy
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.config import Stage
+from fg_ssl_zoo.config import Recipe, Stage
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
@@ -45,6 +47,37 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
         tracker.finish()
     assert method is not None
     return method, record
+
+
+def check_methods(recipe: Recipe, backbone: Backbone, train: Images) -> None:
+    """Build every stage's method and views once, so that nothing wrong is found after training.
+
+    Args:
+        recipe: Resolved.
+        backbone: Is copied for each stage; the random numbers that follow are as before.
+        train: Pictures to learn from.
+
+    Raises:
+        ValueError: A stage that cannot be built, or cannot inherit what it names.
+    """
+    before: Method | None = None
+    with torch.random.fork_rng(devices=[]):
+        for number, stage in enumerate(recipe.stages):
+            saved = saved_state(recipe.init) if number == 0 and stage.inherit else None
+            try:
+                before = _stage_method(stage, copy.deepcopy(backbone), train, before, saved)
+                before.views(recipe.data.image_size)
+            except ValueError as error:
+                if str(error).startswith(("stages[", "data.", "init:")):  # names its key
+                    raise
+                raise ValueError(f"stages[{number}]: {error}") from error
+            except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError,
+                    RuntimeError) as error:  # fmt: skip
+                line = next(iter(str(error).splitlines()), "no reason given")
+                raise ValueError(
+                    f"stages[{number}]: {stage.method} cannot be built with these options "
+                    f"({type(error).__name__}: {line})"
+                ) from error
 
 
 def _stage_method(
