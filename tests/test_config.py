@@ -83,7 +83,7 @@ def test_overriding_backbone_or_data_renames_the_run():
         ("data={name: a, name: b}", "data, line 1: duplicate key 'name'"),
         ("backbone_options={a: &a [*a]}", "the anchor holds itself"),
         ("backbone_options={a: !!python/name:os.system }", "the tag"),
-        ("backbone_options=" + "[" * 5000, "nested too deeply"),
+        ("backbone_options=" + "[" * 600, "nested too deeply"),
         ("backbone_options.a=yes", "backbone_options.a: 'yes' is ambiguous; write a decimal"),
         ("backbone_options.a=2024-01-01", "backbone_options.a: '2024-01-01' is ambiguous"),
         ("backbone_options.a=1:30", "backbone_options.a: '1:30' is ambiguous"),

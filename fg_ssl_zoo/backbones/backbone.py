@@ -22,7 +22,7 @@ from fg_ssl_zoo.backbones.options import check_features, check_options, create_m
 from fg_ssl_zoo.backbones.published import WEIGHTS, check_source, exported_folder, read_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
 from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError, explain, published_folder
-from fg_ssl_zoo.config import home_path, nearest
+from fg_ssl_zoo.config import home_path, nearest, printable
 
 _log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def create_backbone(
             do not match.
     """
     if "." in name or not timm.is_model(name):
-        raise ValueError(f"unknown backbone '{name}'{nearest(name, timm.list_models())}")
+        raise ValueError(f"unknown backbone '{printable(name)}'{nearest(name, timm.list_models())}")
     check_options(options)
     arguments = {**size_arguments(name, image_size, **options), **options}
     pixels: Mapping[str, Any] = {}
@@ -234,8 +234,9 @@ def _folder_of_ours(name: str, init: str) -> Path:
         return exported_folder(home_path(init))
     known = ["scratch", *_tags(name), *timm.list_pretrained("fgssl*")]
     raise ValueError(
-        f"init: '{init}' is neither scratch, a .safetensors file, a run or exported folder, "
-        f"hf-hub:OWNER/NAME, one of our names nor a pretrained tag of {name}{nearest(init, known)}"
+        f"init: '{printable(init)}' is neither scratch, a .safetensors file, a run or exported "
+        f"folder, hf-hub:OWNER/NAME, one of our names nor a pretrained tag of {name}"
+        f"{printable(nearest(init, known))}"
     )
 
 

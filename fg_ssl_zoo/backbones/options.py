@@ -98,6 +98,10 @@ def check_features(model: nn.Module, name: str, options: Mapping[str, Any], size
     Raises:
         ValueError: It cannot run, or returns something else.
     """
+    if empty := [key for key, value in model.named_parameters() if not value.numel()]:
+        raise ValueError(
+            f"backbone_options: {name} with {_shown(options)} has no numbers in {empty[0]}"
+        )
     device = next(model.parameters()).device
     pictures = torch.zeros(2, 3, size, size, device=device)
     with evaluating(model), torch.no_grad():

@@ -36,6 +36,7 @@ from fg_ssl_zoo.config import (
     check_file,
     check_folder,
     home_path,
+    printable,
     refuse_empty,
     show_any_name,
 )
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _open_places(chosen)
         chosen.run(chosen)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fg_ssl_zoo.cli.evaluation import add_models, common
-from fg_ssl_zoo.config import data_of
+from fg_ssl_zoo.config import data_of, encodable
 
 NEEDED = ("bokeh", "jinja2")
 """What `fg-ssl-zoo[report]` brings."""
@@ -36,5 +36,6 @@ def _report(chosen: argparse.Namespace) -> None:
     )
     if accelerator.is_main_process:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
+        html = encodable(html)
         chosen.out.write_text(html, encoding="utf-8")
         print(f"{chosen.out} ({len(html.encode()) / 1e6:.1f} MB)")

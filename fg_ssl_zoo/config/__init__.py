@@ -30,9 +30,12 @@ from fg_ssl_zoo.config.paths import (
     check_cache,
     check_file,
     check_folder,
+    encodable,
+    escaped,
     home_path,
     printable,
     show_any_name,
+    unescaped,
 )
 from fg_ssl_zoo.config.plain import RecipeError, below, read_flow, untyped
 from fg_ssl_zoo.config.recipe import (
@@ -65,6 +68,8 @@ __all__ = [
     "check_file",
     "check_folder",
     "data_of",
+    "encodable",
+    "escaped",
     "find_recipe",
     "flatten",
     "home_path",
@@ -83,5 +88,6 @@ __all__ = [
     "short_name",
     "show_any_name",
     "to_yaml",
+    "unescaped",
     "untyped",
 ]

@@ -30,8 +30,39 @@ def printable(text: str | Path) -> str:
 
     What cannot be shown becomes an escape: `\xe9` is a byte of a name that is not UTF-8.
     """
-    shown = os.fsencode(str(text)).decode("utf-8", "backslashreplace")
+    try:
+        shown = os.fsencode(str(text)).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair, which no name on a disk holds
+        shown = encodable(str(text))
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+
+
+def escaped(name: str) -> str:
+    r"""A name as one line of UTF-8 that `unescaped` reads back, whatever bytes it holds.
+
+    A backslash is doubled; a control character and a byte that is not UTF-8 become `\xe9`.
+    """
+    text = os.fsencode(name.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def unescaped(line: str) -> str:
+    """The name that `escaped` wrote."""
+    return os.fsdecode(
+        re.sub(
+            rb"\\(\\|x[0-9a-f]{2})",
+            lambda found: found[1] if found[1] == b"\\" else bytes.fromhex(found[1][1:].decode()),
+            line.encode(),
+        )
+    )
+
+
+def encodable(text: str) -> str:
+    r"""Text of several lines for a UTF-8 file or terminal; a byte of a name becomes `\udce9`.
+
+    In JSON that is the escape of the same byte, so that a reader of JSON gets the name back.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def wrong_name(name: str) -> str | None:

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from annotated_types import Ge, Le
 
-from fg_ssl_zoo.config import nearest, parse
+from fg_ssl_zoo.config import nearest, parse, printable
 from fg_ssl_zoo.data.augment import Edit
 from fg_ssl_zoo.data.sample import Sample
 
@@ -102,7 +102,7 @@ def augmentations_of(
     """
     known = {**PRESETS, "paper": PRESETS[paper] if isinstance(paper, str) else paper}
     if preset not in known:
-        raise ValueError(f"preset: unknown '{preset}'{nearest(preset, known)}")
+        raise ValueError(f"preset: unknown '{printable(preset)}'{nearest(preset, known)}")
     first, second = known[preset]
     return _changed(first, changes), _changed(second, changes)
 

@@ -17,7 +17,7 @@ from accelerate.tracking import (
 )
 from tqdm import tqdm
 
-from fg_ssl_zoo.config import nearest
+from fg_ssl_zoo.config import nearest, printable
 from fg_ssl_zoo.engine.run_folder import RunFolder
 
 
@@ -54,7 +54,9 @@ def check_trackers(names: Sequence[str]) -> None:
     installed = [str(kind.value) for kind in get_available_trackers()]
     for number, name in enumerate(names):
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(f"trackers: unknown '{name}'{nearest(name, LOGGER_TYPE_TO_CLASS)}")
+            raise ValueError(
+                f"trackers: unknown '{printable(name)}'{nearest(name, LOGGER_TYPE_TO_CLASS)}"
+            )
         if name not in installed:
             raise ValueError(f"trackers: {name} is not installed; install it, or trackers=[]")
         if name == "tensorboard" or name in names[:number]:

@@ -9,7 +9,7 @@ from timm.optim import (
     list_optimizers,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from fg_ssl_zoo.config import Train, nearest
+from fg_ssl_zoo.config import Train, nearest, printable
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.ops.schedules import cosine, warmup_cosine
 
@@ -66,7 +66,8 @@ def check_optimizer(train: Train, where: str = "train") -> None:
     known = [str(name) for name in list_optimizers()]
     if train.optimizer not in known:
         raise ValueError(
-            f"{where}.optimizer: unknown '{train.optimizer}'{nearest(train.optimizer, known)}"
+            f"{where}.optimizer: unknown '{printable(train.optimizer)}'"
+            f"{nearest(train.optimizer, known)}"
         )
     if torch.cuda.is_available() and train.optimizer.startswith(("bnb", "fused")):
         return  # they run there alone, and this process has not chosen its GPU yet

@@ -6,7 +6,7 @@ tensorboard/       the same for TensorBoard
 checkpoints/       where it goes on
 notes/             what the method noted on the pictures before a round, and parts of a few
 pictures/          what the method made of a batch at each measurement, where it makes pictures
-corrupt_images.txt names of pictures that were skipped
+corrupt_images.txt names of pictures that were skipped, a line each (`config.escaped`)
 export/            the published form of the backbone
 """
 
@@ -26,11 +26,13 @@ from fg_ssl_zoo.config import (
     Recipe,
     RecipeError,
     as_dict,
+    escaped,
     flatten,
     load_recipe,
     printable,
     read_yaml,
     to_yaml,
+    unescaped,
 )
 
 FREE_KEYS = (
@@ -108,14 +110,14 @@ class RunFolder:
 
     def corrupt_images(self) -> list[str]:
         """What was noted about unreadable pictures, also before the run went on."""
-        return (
-            self.corrupt.read_text(encoding="utf-8").splitlines() if self.corrupt.is_file() else []
-        )
+        if not self.corrupt.is_file():
+            return []
+        return [unescaped(line) for line in self.corrupt.read_text("utf-8").split("\n") if line]
 
     def note_corrupt(self, messages: Iterable[str]) -> None:
         """Append to the list of unreadable pictures."""
         with self.corrupt.open("a", encoding="utf-8") as file:
-            file.writelines(f"{message}\n" for message in messages)
+            file.writelines(f"{escaped(message)}\n" for message in messages)
 
     def keep_picture(self, name: str, picture: np.ndarray) -> None:
         """Write an RGB picture (h, w, 3) uint8."""

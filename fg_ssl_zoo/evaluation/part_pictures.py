@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.config import Data, home_path, load_recipe
+from fg_ssl_zoo.config import Data, encodable, home_path, load_recipe
 from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
 from fg_ssl_zoo.data.datasets import Subset, all_splits, load_splits
 from fg_ssl_zoo.data.loader import resolve_num_workers
@@ -133,7 +133,8 @@ def write_part_pictures(
     for figure in figures:
         save_png(out / figure.file, figure.picture)
     page = out / "index.html"
-    page.write_text(_page(found, images.name, len(images), figures), encoding="utf-8")
+    html = encodable(_page(found, images.name, len(images), figures))
+    page.write_text(html, encoding="utf-8")
     return page
 
 

@@ -36,7 +36,7 @@ from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.fgssl_models import stock_of, timm_cfg
 from fg_ssl_zoo.backbones.published import CONFIG, INDEX, WEIGHTS, write_state
-from fg_ssl_zoo.config import Recipe, home_path, load_recipe, to_yaml
+from fg_ssl_zoo.config import Recipe, encodable, home_path, load_recipe, to_yaml
 from fg_ssl_zoo.hub.card import render_card, usage
 from fg_ssl_zoo.hub.pretraining import FOLDER, Pretraining, write_pretraining
 from fg_ssl_zoo.layers.modes import evaluating
@@ -304,4 +304,4 @@ def swap(part: Path, folder: Path) -> None:
 
 def as_json(content: Mapping[str, Any]) -> str:
     """Plain data as a file holds it."""
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return encodable(json.dumps(content, indent=2, ensure_ascii=False)) + "\n"

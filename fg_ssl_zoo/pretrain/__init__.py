@@ -27,6 +27,8 @@ from fg_ssl_zoo.config import (
     Recipe,
     check_cache,
     check_folder,
+    encodable,
+    printable,
     recipe_of,
     refuse_empty,
     show_any_name,
@@ -58,6 +60,11 @@ def pretrain(recipe: Recipe) -> Backbone:
         Interrupted: A signal came; the checkpoint is written.
     """
     check_folder(recipe.folder, "output")
+    if encodable(str(recipe.folder)) != str(recipe.folder):
+        raise ValueError(
+            f"output: {printable(recipe.folder)} holds bytes that are not UTF-8, which TensorBoard "
+            "cannot write; name another folder with output=FOLDER"
+        )
     _check_stages(recipe)
     set_seed(recipe.seed)
     switches, backbone = prepare_backbone(recipe)
@@ -125,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("stopped between checkpoints; run the same command again to go on", file=sys.stderr)  # noqa: T201
         raise SystemExit(128 + signal.SIGINT) from None
     except (ValueError, TrainingStopped, Collapsed, checkpoint.CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
 
 
