@@ -90,7 +90,7 @@ def test_any_recipe_is_read_or_refused_in_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_many_recipes_are_read_or_refused_in_one_line(tmp_path):
-    try_all(tmp_path, 5000)
+    try_all(tmp_path, 2000)
 
 
 OPTIONS = (
@@ -127,4 +127,4 @@ def test_any_backbone_options_build_or_are_refused_in_one_line():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_many_backbone_options_build_or_are_refused_in_one_line():
-    try_options(3000)
+    try_options(1500)

@@ -82,10 +82,10 @@ class Train:
     batch_size: Count = 64
     accumulate: Count = 1
     optimizer: str = "lars"
-    lr: Positive = 0.3
+    lr: Annotated[float, Gt(0), Le(1e30)] = 0.3
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
-    weight_decay: Annotated[float, Ge(0)] = 1e-4
-    weight_decay_end: Annotated[float, Ge(0)] | None = None
+    weight_decay: Annotated[float, Ge(0), Le(1e30)] = 1e-4
+    weight_decay_end: Annotated[float, Ge(0), Le(1e30)] | None = None
     momentum: Share = 0.9
     warmup: Share = 0.1
     head_warmup: Share = 0.0
@@ -158,7 +158,8 @@ class Speed:
         channels_last: Memory format of convolutional networks.
         fused_attention: torch's fused attention; slow for short sequences on a CPU.
         keep_memory: Tell glibc to keep big blocks instead of returning them each step.
-        threads: Of each process, for training on a CPU; at most 1024.
+        threads: Of each process, for training on a CPU; at most 16, or 4 for each
+            core of the machine.
     """
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"

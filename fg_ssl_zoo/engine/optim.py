@@ -74,7 +74,7 @@ def check_optimizer(train: Train, where: str = "train") -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
     weight.grad = torch.ones(2, 2)
     try:
-        create_optimizer_v2([weight], opt=train.optimizer, lr=base_lr(train)).step()
+        create_optimizer_v2([weight], opt=train.optimizer, lr=0.1).step()
     except Exception as error:  # of any package that an optimizer may come from
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
