@@ -47,11 +47,11 @@ VERBATIM = argparse.RawDescriptionHelpFormatter
 def create_parser() -> argparse.ArgumentParser:
     """The command line of `fgssl`.
 
-    Of what it parses, `run` is the function of the verb; `files` and `folders` name the arguments
-    that it writes to.
+    Of what it parses, `run` is the function of the verb; `out_files` and `out_folders` name the
+    arguments that it writes to.
     """
     parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=VERBATIM)
-    parser.set_defaults(files=(), folders=())
+    parser.set_defaults(out_files=(), out_folders=())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for module in (data, evaluation, report, parts, embed, overlap, zoo, publish, export_onnx):
         module.add_verbs(verbs)
@@ -80,7 +80,7 @@ def _open_places(chosen: argparse.Namespace) -> None:
         elif isinstance(value, list):
             places = [home_path(item) if isinstance(item, Path) else item for item in value]
             setattr(chosen, name, places)
-    for names, check in ((chosen.files, check_file), (chosen.folders, check_folder)):
+    for names, check in ((chosen.out_files, check_file), (chosen.out_folders, check_folder)):
         for name in names:
             if place := getattr(chosen, name):
                 check(place, f"--{name}")

@@ -46,7 +46,7 @@ def add_verbs(verbs: Any) -> None:
     )  # fmt: skip
     eval_.add_argument("--no-untrained", action="store_true", help="without the untrained rows")
     eval_.add_argument("--out", type=Path, help="folder for results.json, results.csv, results.md")
-    eval_.set_defaults(run=_evaluate, folders=("out", "cache"))
+    eval_.set_defaults(run=_evaluate, out_folders=("out", "cache"))
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:

@@ -44,7 +44,7 @@ def add_verbs(verbs: Any) -> None:
         "--card", type=Path, metavar="RUN", help="write the result into this run's results and card"
     )
     compare.add_argument("--cache", type=Path, help="folder for feature files")
-    compare.set_defaults(run=_compare, files=("out", "sheet"), folders=("cache",))
+    compare.set_defaults(run=_compare, out_files=("out", "sheet"), out_folders=("cache",))
 
 
 def _bits(text: str) -> int:

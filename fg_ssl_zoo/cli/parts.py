@@ -22,7 +22,7 @@ def add_verbs(verbs: Any) -> None:
     parts.add_argument(
         "--card", type=Path, metavar="RUN", help="show the grid of parts on this run's card"
     )
-    parts.set_defaults(run=_parts, folders=("out", "cache"))
+    parts.set_defaults(run=_parts, out_folders=("out", "cache"))
 
 
 def _parts(chosen: argparse.Namespace) -> None:

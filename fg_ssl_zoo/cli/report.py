@@ -17,7 +17,7 @@ def add_verbs(verbs: Any) -> None:
     report = verbs.add_parser("report", help="a page that shows why a backbone is good or bad")
     add_models(report)
     report.add_argument("--out", type=Path, default=Path("report.html"), help="the page")
-    report.set_defaults(run=_report, files=("out",), folders=("cache",))
+    report.set_defaults(run=_report, out_files=("out",), out_folders=("cache",))
 
 
 def _report(chosen: argparse.Namespace) -> None:

@@ -189,7 +189,8 @@ def _compare_classes(
 
 def _tell_unused(root: Path, folders: list[str]) -> None:
     """Pictures in folders beside the splits are not used, which the log says."""
-    unused = [name for name in folders if name != "masks" and has_pictures(root / name)]
+    masks = "masks" if (root / "parts.json").is_file() else ""
+    unused = [name for name in folders if name != masks and has_pictures(root / name)]
     if unused:
         _log.warning(
             "%s: the pictures in %s belong to no split and are not used",
