@@ -38,12 +38,11 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-import yaml
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone, accept_any_size, create_backbone
-from fg_ssl_zoo.config import Speed
+from fg_ssl_zoo.config import Speed, parse_words
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
 from fg_ssl_zoo.engine import hardware
@@ -136,7 +135,7 @@ def parsed(words: Sequence[str]) -> dict[str, dict[str, Any]]:
     for word in words:
         path, _, value = word.partition("=")
         method, _, key = path.partition(".")
-        found.setdefault(method, {})[key] = yaml.safe_load(value)
+        found.setdefault(method, {}).update(parse_words(dict[str, Any], [f"{key}={value}"], method))
     return found
 
 

@@ -34,6 +34,15 @@ def test_list_names_every_set_with_its_terms(capsys):
         (["data", "show", "data.path=nowhere"], "nowhere"),
         (["data", "show", "fgssl_resnet50_cup.simclr"], "did you mean fgssl_resnet50_cub.simclr"),
         (["data", "show", "data.imagesize=3"], "data.imagesize: unknown key; did you mean image_s"),
+        (["data", "show", "data.path=~nobody-here/x"], "there is no home folder ~nobody-here"),
+        (["data", "show", "--out", "/dev/null/x.png"], "--out: /dev/null cannot be written"),
+        (["eval", "x", "--data", ""], "an argument is empty (behind --data); is a variable not"),
+        (["eval", "x", "--data=", "--out", "y"], "an argument is empty (--data=)"),
+        (["eval", "x", "--data", "y", "--out", "/dev/null/x"], "--out: /dev/null/x cannot be wri"),
+        (["eval", "x", "--data", "y", "--cache", "/dev/null"], "--cache: /dev/null cannot be wri"),
+        (["report", "x", "--data", "y", "--out", "."], "--out: . is a folder; a file is needed"),
+        (["embed", "x", "--data", "y", "--out", "/dev/null/x.npz"], "--out: /dev/null cannot be"),
+        (["search", "x", "--index", "~nobody-here/y", "--query", "z"], "no home folder ~nobody-h"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(words, message, capsys):
@@ -57,6 +66,19 @@ def test_a_finetuning_that_diverges_is_one_line_and_a_fault_of_ours_a_traceback(
         main(["data", "list"])
     line = "error: the loss is nan at step 3 of 9\n"
     assert capsys.readouterr().err == (line if kind is TrainingStopped else "")
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_any_work(monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", "/dev/null/assets")
+    with pytest.raises(SystemExit):
+        main(["eval", "no such model", "--data", "drawn"])
+    assert "HF_HOME: /dev/null/assets cannot be written" in capsys.readouterr().err
+
+
+def test_a_tilde_in_a_flag_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main(["data", "show", *SMALL, "--images", "1", "--draws", "1", "--out", "~/a/views.png"])
+    assert (tmp_path / "a" / "views.png").is_file()
 
 
 def test_an_unknown_verb_ends_with_the_usage(capsys):

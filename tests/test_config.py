@@ -65,6 +65,39 @@ def test_overriding_backbone_or_data_renames_the_run():
         ("data.image_size=2", "data.image_size: should be greater than or equal to 16, got 2"),
         ("stages=[]", "stages: tuple should have at least 1 item"),
         ("epochs", "override 'epochs' is not of the form path.to.key=value"),
+        ("data.path=", "data.path: the value is empty; data.path=null unsets an optional key"),
+        ("stages.0.options.temperature=", "the value is empty"),
+        ("stages.0.train.steps=1:30", "stages[0].train.steps: should be a valid integer, got '1:"),
+        ("stages.0.train.steps=1_000", "stages[0].train.steps: should be a valid integer"),
+        ("stages.0.train.steps=1e400", "stages[0].train.steps: should be a valid integer"),
+        ("stages.0.train.lr=yes", "stages[0].train.lr: should be a valid number, got 'yes'"),
+        ("stages.0.train.lr=true", "stages[0].train.lr: should be a valid number, got 'true'"),
+        ("stages.0.train.lr=inf", "stages[0].train.lr: should be a valid number, got 'inf'"),
+        ("stages.0.train.lr=nan", "stages[0].train.lr: should be a valid number, got 'nan'"),
+        ("stages.0.train.lr=1e400", "stages[0].train.lr: should be a finite number"),
+        ("data.num_images=none", "data.num_images: should be a valid integer, got 'none'; null un"),
+        ("overwrite=yes", "overwrite: should be true or false, got 'yes'"),
+        ("output=a\0b", "output: should be text without a zero byte"),
+        ("hub.tags=birds", "hub.tags: should be a list, as [a, b], got 'birds'"),
+        ("hub.tags=[a] # b", "hub.tags: '# b' behind the end of '[a]'"),
+        ("data={name: a, name: b}", "data, line 1: duplicate key 'name'"),
+        ("backbone_options={a: &a [*a]}", "the anchor holds itself"),
+        ("backbone_options={a: !!python/name:os.system }", "the tag"),
+        ("backbone_options=" + "[" * 600, "nested too deeply"),
+        ("backbone_options.a=yes", "backbone_options.a: 'yes' is ambiguous; write a decimal"),
+        ("backbone_options.a=2024-01-01", "backbone_options.a: '2024-01-01' is ambiguous"),
+        ("backbone_options.a=1:30", "backbone_options.a: '1:30' is ambiguous"),
+        ("stages[-1].train.lr=1", "is not of the form path.to.key=value; a key is a word, and a"),
+        ("data(path)=x", "is not of the form path.to.key=value"),
+        ("int=3", "int: unknown key"),
+        ("stages.0.train.float=1", "stages[0].train.float: unknown key"),
+        ("name=../../evil", "name: should be the name of one file"),
+        ("data.name=../../evil", "data.name: should be the name of one file"),
+        ("backbone=a/b", "backbone: should be the name of one file"),
+        ("data.crop_pct=1e-9", "data.crop_pct: should be greater than or equal to 0.1"),
+        ("speed.threads=100000", "speed.threads: should be less than or equal to 1024"),
+        ("data.num_workers=100000", "data.num_workers: should be less than or equal to 256"),
+        ("data.image_size=100000", "data.image_size: should be less than or equal to 4096"),
     ],
 )
 def test_a_wrong_override_is_one_line_with_the_path(override, message):
@@ -72,6 +105,101 @@ def test_a_wrong_override_is_one_line_with_the_path(override, message):
         load_recipe(overrides=[override])
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("data.path=My set #2", "data.path", "My set #2"),
+        ("data.path=~", "data.path", "~"),
+        ("data.path=&x", "data.path", "&x"),
+        ("data.path=2024", "data.path", "2024"),
+        ("data.path=[a] b", "data.path", "[a] b"),
+        ("data.path='a'", "data.path", "'a'"),
+        ("data.path=a=b\nc", "data.path", "a=b\nc"),
+        ("data.path=caf\udce9", "data.path", "caf\udce9"),
+        ("data.path=null", "data.path", None),
+        ("data={path: 2024-01-01, name: on}", "data.name", "on"),
+        ("data.columns={image: 010}", "data.columns.image", "010"),
+        ("hub.tags=[2024, 1:30]", "hub.tags[1]", "1:30"),
+        ("data.test_split=none", "data.test_split", "none"),
+        ("data.num_images=null", "data.num_images", None),
+        ("stages.0.train.steps=010", "stages[0].train.steps", 10),
+        ("stages.0.train.lr=.5", "stages[0].train.lr", 0.5),
+        ("stages.0.train.lr=+1e-4", "stages[0].train.lr", 1e-4),
+        ("overwrite=True", "overwrite", True),
+        ("speed.channels_last=auto", "speed.channels_last", "auto"),
+        ("backbone_options.a=010", "backbone_options.a", 10),
+        ("backbone_options.a=1e-4", "backbone_options.a", 1e-4),
+        ("backbone_options.a=b #c", "backbone_options.a", "b #c"),
+        ('backbone_options.a="010"', "backbone_options.a", "010"),
+        ("backbone_options={a: [true, null, 'no']}", "backbone_options.a[2]", "no"),
+    ],
+)
+def test_the_type_of_a_key_decides_what_a_value_means(override, key, value):
+    recipe = load_recipe(overrides=[override])
+    found = flatten(as_dict(recipe))[key]
+    assert (type(found), found) == (type(value), value)
+    assert parse_recipe(as_dict(recipe)) == recipe
+
+
+def test_a_file_is_read_by_the_same_rule_and_written_so_that_it_reads_back(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "backbone: test_resnet\ndata: {name: 2024, path: ~/a, train_split: on, test_split: 1:30}\n"
+        "backbone_options: {a: '1e-4', b: 'yes', c: 08, d: '~', e: 1e-3}\n"
+        "stages: [{method: simclr, train: &x {lr: 1e-4}}, {method: simclr, train: {<<: *x}}]\n"
+    )
+    recipe = load_recipe(path, ["stages.0.train.lr=1"])
+    data = recipe.data
+    assert (data.name, data.path, data.train_split, data.test_split) == (
+        "2024",
+        "~/a",
+        "on",
+        "1:30",
+    )
+    assert [stage.train.lr for stage in recipe.stages] == [1, 1e-4]  # an alias is a copy
+    assert recipe.backbone_options == {"a": "1e-4", "b": "yes", "c": 8, "d": "~", "e": 1e-3}
+    path.write_text(to_yaml(recipe))
+    assert load_recipe(path) == recipe
+
+
+BOMB = "backbone_options: {a0: &a0 [1], " + ", ".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)
+) + "}"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seed: 1\nseed: 2", r"line 4: duplicate key 'seed'"),
+        ("data: {path: }", r"data.path: should be text.*, got nothing; null unsets it"),
+        ("? [a]\n: b", "a key is a word"),
+        ("data: !!map {}", ""),
+        ("seed: !!int 3", "the tag"),
+        ("stages[0].train.lr: 1", r"stages\[0\]\.train\.lr: unknown key"),
+        ("data: &a {columns: *a}", "the anchor holds itself"),
+        (BOMB, "more than 100000 values"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path, line, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"backbone: test_resnet\nstages: [{{method: simclr}}]\n{line}\n")
+    if not message:
+        assert load_recipe(path)
+        return
+    with pytest.raises(RecipeError, match=message) as raised:
+        load_recipe(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_tilde_is_the_home_folder_or_no_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_recipe(overrides=["output=~/x"]).folder == tmp_path / "x"
+    (tmp_path / "mine.yaml").write_text("backbone: test_vit\nstages: [{method: simclr}]\n")
+    assert load_recipe("~/mine.yaml").backbone == "test_vit"
+    with pytest.raises(RecipeError, match="there is no home folder ~nobody-here"):
+        _ = load_recipe(overrides=["output=~nobody-here/x"]).folder
 
 
 def test_a_missing_key_is_named(tmp_path):

@@ -1,19 +1,18 @@
 """A backbone by whatever words a user has for it: ours or not, a folder, a Hub id, a timm name."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import timm
-import yaml
 from timm.data.config import resolve_data_config
 from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone, build, create_backbone, size_arguments
 from fg_ssl_zoo.backbones.fgssl_models import published_as
+from fg_ssl_zoo.backbones.options import check_options
 from fg_ssl_zoo.backbones.published import exported_folder, whole
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights
-from fg_ssl_zoo.config import nearest
+from fg_ssl_zoo.config import home_path, nearest, read_flow, untyped
 
 FORMS = (
     "a run folder, an exported folder, hf-hub:OWNER/NAME, local-dir:FOLDER, a timm or fgssl name, "
@@ -88,7 +87,7 @@ def open_classifier(words: str) -> nn.Linear | None:
         found = model.get_classifier()
         return found.eval().requires_grad_(False) if isinstance(found, nn.Linear) else None
     cfg = timm.get_pretrained_cfg(name)
-    weights = read_weights(Path(init.removesuffix(PARTIAL)))
+    weights = read_weights(home_path(init.removesuffix(PARTIAL)))
     weight, bias = (weights.get(f"{cfg and cfg.classifier}.{end}") for end in ("weight", "bias"))
     if weight is None or weight.ndim != 2:
         return None
@@ -106,20 +105,20 @@ def _with_options(words: str) -> tuple[str, dict[str, Any]]:
     match = re.fullmatch(r"([\w.]+)(\{.*\})", words)
     if match is None:
         return words, {}
-    try:
-        options = yaml.safe_load(match[2])
-    except yaml.YAMLError:
-        options = None
-    if not isinstance(options, dict) or not all(str(key).isidentifier() for key in options):
+    where = f"model {match[1]}"
+    options = read_flow(match[2], where)
+    if not all(key.isidentifier() for key in options):
         raise ValueError(
             f"model '{words}': {match[2]} is no mapping of options; {{depth: 6}} would be one"
         )
+    options = untyped(options, where)
+    check_options(options, where)  # before they meet other keywords
     return match[1], options
 
 
 def _is_pinned(words: str) -> bool:
     """Whether the `@` stands before a revision of the Hub, or in a path, and not before an init."""
-    if words.startswith(PLACES) or Path(words).expanduser().is_dir():
+    if words.startswith(PLACES) or home_path(words).is_dir():
         return True
     return "." in words.partition("@")[0] and published_as(words) is not None
 
@@ -128,7 +127,7 @@ def _source(words: str) -> str:
     """What timm calls the model."""
     if words.startswith(PLACES):
         return words
-    folder = Path(words).expanduser()
+    folder = home_path(words)
     if folder.is_dir():
         return f"local-dir:{whole(exported_folder(folder).resolve())}"
     name, _, tag = words.partition("@")[0].partition(".")

@@ -18,10 +18,11 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
+from fg_ssl_zoo.backbones.options import check_features, check_options, create_model
 from fg_ssl_zoo.backbones.published import WEIGHTS, check_source, exported_folder, read_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
 from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError, explain, published_folder
-from fg_ssl_zoo.config import CROP_PCT, nearest, recipe_files
+from fg_ssl_zoo.config import CROP_PCT, home_path, nearest, printable, recipe_files
 
 _log = logging.getLogger(__name__)
 
@@ -201,7 +202,8 @@ def create_backbone(
             do not match.
     """
     if "." in name or not timm.is_model(name):
-        raise ValueError(f"unknown backbone '{name}'{nearest(name, timm.list_models())}")
+        raise ValueError(f"unknown backbone '{printable(name)}'{nearest(name, timm.list_models())}")
+    check_options(options)
     arguments = {**size_arguments(name, image_size, **options), **options}
     pixels: Mapping[str, Any] = {}
     if init == "scratch":
@@ -209,7 +211,7 @@ def create_backbone(
     elif is_file_name(init):
         model = build(name, name, **arguments)
         file = init.removesuffix(PARTIAL)
-        start_from(model, read_weights(Path(file)), file, partial=init.endswith(PARTIAL))
+        start_from(model, read_weights(home_path(file)), file, partial=init.endswith(PARTIAL))
         _tell_pixels(name, file)
     elif init in _tags(name) or init.startswith(("hf-hub:", "local-dir:")):
         model = _from_timm(name, init, arguments)
@@ -218,6 +220,8 @@ def create_backbone(
     else:
         model = build(name, name, **arguments)
         pixels = _continue_from(model, _folder_of_ours(name, init), name, init)
+    if options:
+        check_features(model, name, options, image_size)
     given = {key: pixels[key] for key in ("mean", "std") if key in pixels}
     return Backbone(model, name, init=init, image_size=image_size, options=options, **given)
 
@@ -277,16 +281,17 @@ def _folder_of_ours(name: str, init: str) -> Path:
             return published_folder(*published)
         except PretrainedWeightsError as error:
             raise ValueError(f"init: {error}") from error
-    if Path(init).expanduser().is_dir():
-        return exported_folder(Path(init).expanduser())
+    if home_path(init).is_dir():
+        return exported_folder(home_path(init))
     if (recipe := Path(init).name) in recipe_files() and init.startswith("runs/"):
         raise ValueError(
             f"init: there is no {init}; train it first: accelerate launch train.py {recipe}"
         )
     known = ["scratch", *_tags(name), *timm.list_pretrained("fgssl*")]
     raise ValueError(
-        f"init: '{init}' is neither scratch, a .safetensors file, a run or exported folder, "
-        f"hf-hub:OWNER/NAME, one of our names nor a pretrained tag of {name}{nearest(init, known)}"
+        f"init: '{printable(init)}' is neither scratch, a .safetensors file, a run or exported "
+        f"folder, hf-hub:OWNER/NAME, one of our names nor a pretrained tag of {name}"
+        f"{printable(nearest(init, known))}"
     )
 
 
@@ -318,16 +323,11 @@ def build(source: str, words: str, **arguments: Any) -> Any:
         ValueError: An option that it does not take, or weights or a configuration that cannot be
             had.
     """
+    if source.startswith("local-dir:"):
+        source = f"local-dir:{home_path(source.removeprefix('local-dir:'))}"
     try:
         check_source(source, arguments.get("cache_dir"))
-        return timm.create_model(source, **{"num_classes": 0, **arguments})
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        raise ValueError(
-            f"backbone_options: {words} does not take them all ({error}); "
-            "backbone_options={} does"
-        ) from error
+        return create_model(source, words, arguments)
     except (OSError, HfHubHTTPError, SafetensorError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         reason = line if source.startswith("local-dir:") else explain(error)

@@ -88,12 +88,21 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise ValueError(f"architecture: timm knows no {architecture!r}")
     for key in ("num_classes", "num_features"):
         _check_value(key, config.get(key, 0))
-    _check_arguments("model_args", config.get("model_args") or {})
+    check_arguments("model_args", config.get("model_args") or {})
     _check_pixels(config.get("pretrained_cfg") or {})
 
 
-def _check_arguments(name: str, arguments: Mapping[str, Any], depth: int = 0) -> None:
-    """Names that a constructor may have, with plain values."""
+def check_arguments(name: str, arguments: Mapping[str, Any], depth: int = 0) -> None:
+    """Refuse names that no constructor may have, and values that are not plain.
+
+    Args:
+        name: Of the arguments, for the error.
+        arguments: Keywords.
+        depth: Of the mapping they stand in.
+
+    Raises:
+        ValueError: Which one.
+    """
     for key, value in arguments.items():
         if not re.fullmatch(r"[a-z]\w*", key) or key.startswith(_RESERVED):
             raise ValueError(f"{name}: {key!r} is no argument of a network")
@@ -103,7 +112,7 @@ def _check_arguments(name: str, arguments: Mapping[str, Any], depth: int = 0) ->
 def _check_value(key: str, value: Any, depth: int = 0) -> None:
     """Plain and of a size that a network has."""
     if key in _NESTED and isinstance(value, Mapping) and depth == 0:
-        _check_arguments(key, value, depth + 1)
+        check_arguments(key, value, depth + 1)
     elif isinstance(value, list | tuple) and depth < 3 and len(value) <= 256:
         for item in value:
             _check_value(key, item, depth + 1)

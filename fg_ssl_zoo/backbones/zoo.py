@@ -29,7 +29,7 @@ from fg_ssl_zoo.backbones.published import (
     weight_files,
     whole,
 )
-from fg_ssl_zoo.config import recipe_files
+from fg_ssl_zoo.config import home_path, recipe_files
 
 HUB_PATIENCE = 5.0
 """Seconds to wait for the Hub's first answer; HF_HUB_ETAG_TIMEOUT replaces it.
@@ -78,7 +78,7 @@ def local_place(name: str) -> tuple[Place | None, list[str]]:
     tried: list[str] = []
     own, root = os.environ.get("FG_SSL_ZOO_DIR"), published_root()
     if own:
-        folder = Path(own).expanduser() / name
+        folder = home_path(own) / name
         if _is_whole(folder):
             return Place("folder", folder), tried
         tried.append(f"{folder} ({_lacking(folder)})")

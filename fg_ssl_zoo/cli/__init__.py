@@ -18,6 +18,7 @@ fgssl export-onnx MODEL --out FILE.onnx          a backbone as an ONNX file
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from fg_ssl_zoo.cli import (
     data,
@@ -30,13 +31,27 @@ from fg_ssl_zoo.cli import (
     report,
     zoo,
 )
+from fg_ssl_zoo.config import (
+    check_cache,
+    check_file,
+    check_folder,
+    home_path,
+    printable,
+    refuse_empty,
+    show_any_name,
+)
 
 VERBATIM = argparse.RawDescriptionHelpFormatter
 
 
 def create_parser() -> argparse.ArgumentParser:
-    """The command line of `fgssl`; `run` of what it parses is the function of the verb."""
+    """The command line of `fgssl`.
+
+    Of what it parses, `run` is the function of the verb; `out_files` and `out_folders` name the
+    arguments that it writes to.
+    """
     parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=VERBATIM)
+    parser.set_defaults(out_files=(), out_folders=())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for module in (data, evaluation, report, parts, embed, overlap, zoo, publish, export_onnx):
         module.add_verbs(verbs)
@@ -48,13 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     The status is 2 then.
     """
-    chosen = create_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    show_any_name()
     try:
+        refuse_empty(words)
+        chosen = create_parser().parse_args(words)
+        _open_places(chosen)
         chosen.run(chosen)
     except (ValueError, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _stopped(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -63,3 +82,19 @@ def _stopped(error: RuntimeError) -> bool:
     from fg_ssl_zoo.engine.loop import TrainingStopped
 
     return isinstance(error, TrainingStopped)
+
+
+def _open_places(chosen: argparse.Namespace) -> None:
+    """`~` becomes the home folder; what cannot be written is refused before any work."""
+    for name, value in vars(chosen).items():
+        if isinstance(value, Path):
+            setattr(chosen, name, home_path(value))
+        elif isinstance(value, list):
+            places = [home_path(item) if isinstance(item, Path) else item for item in value]
+            setattr(chosen, name, places)
+    for names, check in ((chosen.out_files, check_file), (chosen.out_folders, check_folder)):
+        for name in names:
+            if place := getattr(chosen, name):
+                check(place, f"--{name}")
+            elif name == "cache":
+                check_cache()

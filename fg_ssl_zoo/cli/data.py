@@ -25,7 +25,7 @@ def add_verbs(nouns: Any) -> None:
     show.add_argument("--images", type=int, default=8, help="rows of the sheet (default 8)")
     show.add_argument("--draws", type=int, default=3, help="epochs to draw views of (default 3)")
     show.add_argument("--out", type=Path, default=Path("views.png"), help="default views.png")
-    show.set_defaults(run=_show_data)
+    show.set_defaults(run=_show_data, out_files=("out",))
 
 
 def _list_data(chosen: argparse.Namespace) -> None:

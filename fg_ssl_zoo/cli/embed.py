@@ -30,7 +30,7 @@ def add_verbs(verbs: Any) -> None:
     )  # fmt: skip
     embed.add_argument("--seed", type=int, default=0, help="of drawn pictures and of num_images")
     embed.add_argument("--overwrite", action="store_true", help="replace an earlier file")
-    embed.set_defaults(run=_embed)
+    embed.set_defaults(run=_embed, out_files=("out",))
 
     search = verbs.add_parser("search", help="the nearest pictures of an embedding file")
     search.add_argument("model", metavar="MODEL", help=MODEL)
@@ -42,7 +42,7 @@ def add_verbs(verbs: Any) -> None:
     )
     search.add_argument("--k", type=_count, default=8, help="neighbours (default 8)")
     search.add_argument("--out", type=Path, help="a .png with the query and its neighbours")
-    search.set_defaults(run=_search)
+    search.set_defaults(run=_search, out_files=("out",))
 
 
 def _count(text: str) -> int:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fg_ssl_zoo.config import data_of, parse_words
+from fg_ssl_zoo.config import data_of, encodable, parse_words
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,7 +46,7 @@ def add_verbs(verbs: Any) -> None:
     )  # fmt: skip
     eval_.add_argument("--no-untrained", action="store_true", help="without the untrained rows")
     eval_.add_argument("--out", type=Path, help="folder for results.json, results.csv, results.md")
-    eval_.set_defaults(run=_evaluate)
+    eval_.set_defaults(run=_evaluate, out_folders=("out", "cache"))
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -116,5 +116,5 @@ def _evaluate(chosen: argparse.Namespace) -> None:
             ("results.csv", table.as_csv(results)),
             ("results.md", table.markdown(results) + "\n"),
         ):
-            (chosen.out / name).write_text(text, encoding="utf-8")
+            (chosen.out / name).write_text(encodable(text), encoding="utf-8")
         print(f"\n{chosen.out}/results.json, .csv, .md")

@@ -13,7 +13,7 @@ def add_verbs(verbs: Any) -> None:
     )
     command.add_argument("--out", required=True, type=Path, metavar="FILE", help="FILE.onnx")
     command.add_argument("--image-size", type=int, help="side in pixels; the model's own otherwise")
-    command.set_defaults(run=_export)
+    command.set_defaults(run=_export, out_files=("out",))
 
 
 def _export(chosen: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fg_ssl_zoo.cli.embed import DATA, MODEL, check_png
-from fg_ssl_zoo.config import Data, data_of
+from fg_ssl_zoo.config import Data, data_of, escaped
 from fg_ssl_zoo.data.sample import Images
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def add_verbs(verbs: Any) -> None:
         "--card", type=Path, metavar="RUN", help="write the result into this run's results and card"
     )
     compare.add_argument("--cache", type=Path, help="folder for feature files")
-    compare.set_defaults(run=_compare)
+    compare.set_defaults(run=_compare, out_files=("out", "sheet"), out_folders=("cache",))
 
 
 def _bits(text: str) -> int:
@@ -162,10 +162,12 @@ def _line(pair: "Pair") -> str:
 
 def _write_csv(path: Path, pairs: list["Pair"]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        writer.writerows([getattr(pair, name) for name in COLUMNS] for pair in pairs)
+        for pair in pairs:
+            row = [getattr(pair, name) for name in COLUMNS]
+            writer.writerow([escaped(cell) if isinstance(cell, str) else cell for cell in row])
 
 
 def _write_sheet(path: Path, train: Images, test: Images, pairs: list["Pair"]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fg_ssl_zoo.cli.evaluation import add_models, common
-from fg_ssl_zoo.config import data_of, parse_words
+from fg_ssl_zoo.config import data_of, home_path, parse_words
 
 
 def add_verbs(verbs: Any) -> None:
@@ -22,7 +22,7 @@ def add_verbs(verbs: Any) -> None:
     parts.add_argument(
         "--card", type=Path, metavar="RUN", help="show the grid of parts on this run's card"
     )
-    parts.set_defaults(run=_parts)
+    parts.set_defaults(run=_parts, out_folders=("out", "cache"))
 
 
 def _parts(chosen: argparse.Namespace) -> None:
@@ -53,5 +53,5 @@ def _parts(chosen: argparse.Namespace) -> None:
 
 def _named(model: str, own: Path) -> str:
     """A model in a caption of the card that lies in `own`."""
-    found = Path(model).expanduser().resolve()
+    found = home_path(model).resolve()
     return "this model" if found in (own.resolve(), own.resolve().parent) else found.name

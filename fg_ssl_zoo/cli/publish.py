@@ -32,7 +32,7 @@ def add_verbs(verbs: Any) -> None:
     )  # fmt: skip
     publish.add_argument("--private", action="store_true", help="make new repositories private")
     publish.add_argument("--dry-run", action="store_true", help="check all, send nothing")
-    publish.set_defaults(run=_publish)
+    publish.set_defaults(run=_publish, out_folders=("to",))
 
 
 def _publish(chosen: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fg_ssl_zoo.cli.evaluation import add_models, common
-from fg_ssl_zoo.config import data_of
+from fg_ssl_zoo.config import data_of, encodable
 
 NEEDED = ("bokeh", "jinja2")
 """What `fg-ssl-zoo[report]` brings."""
@@ -17,7 +17,7 @@ def add_verbs(verbs: Any) -> None:
     report = verbs.add_parser("report", help="a page that shows why a backbone is good or bad")
     add_models(report)
     report.add_argument("--out", type=Path, default=Path("report.html"), help="the page")
-    report.set_defaults(run=_report)
+    report.set_defaults(run=_report, out_files=("out",), out_folders=("cache",))
 
 
 def _report(chosen: argparse.Namespace) -> None:
@@ -36,5 +36,6 @@ def _report(chosen: argparse.Namespace) -> None:
     )
     if accelerator.is_main_process:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
+        html = encodable(html)
         chosen.out.write_text(html, encoding="utf-8")
         print(f"{chosen.out} ({len(html.encode()) / 1e6:.1f} MB)")

@@ -1,5 +1,7 @@
 """Recipes: what is typed in `hub_configs/NAME.yaml` and on the command line.
 
+    plain    YAML as plain data, and back
+    paths    paths as a user types them
     typed    plain data into dataclasses, errors with the path and the nearest key
     recipe   the dataclasses: Recipe, Data, Stage, Train, Monitor, Speed, Hub
     files    load_recipe: a file and dotted overrides
@@ -20,9 +22,22 @@ from fg_ssl_zoo.config.files import (
     recipe_files,
     recipe_folder,
     recipe_of,
+    refuse_empty,
     short_name,
     to_yaml,
 )
+from fg_ssl_zoo.config.paths import (
+    check_cache,
+    check_file,
+    check_folder,
+    encodable,
+    escaped,
+    home_path,
+    printable,
+    show_any_name,
+    unescaped,
+)
+from fg_ssl_zoo.config.plain import RecipeError, below, read_flow, untyped
 from fg_ssl_zoo.config.recipe import (
     CROP_PCT,
     Data,
@@ -34,8 +49,6 @@ from fg_ssl_zoo.config.recipe import (
     Train,
 )
 from fg_ssl_zoo.config.typed import (
-    STRICT,
-    RecipeError,
     nearest,
     parse,
 )
@@ -43,7 +56,6 @@ from fg_ssl_zoo.config.typed import (
 __all__ = [
     "CROP_PCT",
     "DEFAULT_RECIPE",
-    "STRICT",
     "Data",
     "Hub",
     "Monitor",
@@ -53,18 +65,31 @@ __all__ = [
     "Stage",
     "Train",
     "as_dict",
+    "below",
+    "check_cache",
+    "check_file",
+    "check_folder",
     "data_of",
+    "encodable",
+    "escaped",
     "find_recipe",
     "flatten",
+    "home_path",
     "load_recipe",
     "nearest",
     "parse",
     "parse_recipe",
     "parse_words",
+    "printable",
+    "read_flow",
     "read_yaml",
     "recipe_files",
     "recipe_folder",
     "recipe_of",
+    "refuse_empty",
     "short_name",
+    "show_any_name",
     "to_yaml",
+    "unescaped",
+    "untyped",
 ]

@@ -4,15 +4,23 @@ import copy
 import dataclasses
 import functools
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fg_ssl_zoo.config.paths import home_path, printable
+from fg_ssl_zoo.config.plain import (
+    RecipeError,
+    Unquoted,
+    read_flow,
+    read_plain,
+    untyped,
+    write_plain,
+)
 from fg_ssl_zoo.config.recipe import Data, Recipe
-from fg_ssl_zoo.config.typed import RecipeError, nearest, parse
+from fg_ssl_zoo.config.typed import child_of, nearest, parse, takes_containers
 
 DEFAULT_RECIPE = "fgssl_resnet18_drawn.simclr"
 """What `accelerate launch train.py` trains when it is given no recipe."""
@@ -37,30 +45,39 @@ def find_recipe(recipe: str | Path) -> Path:
     Raises:
         RecipeError: Neither a file nor a known name.
     """
-    path = Path(recipe)
-    if path.is_file():
+    path = home_path(recipe)
+    if os.path.isfile(path):
         return path
     known = recipe_files()
     name = path.name.removesuffix(".yaml")
     if name in known:
         return known[name]
     raise RecipeError(
-        f"no recipe '{recipe}': neither a file nor a known name{nearest(name, known)}"
+        f"no recipe '{printable(recipe)}': neither a file nor a known name{nearest(name, known)}"
     )
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; safe loading only.
+    """The mapping in a YAML file; unquoted numbers, truth and null are converted (`untyped`).
 
     Raises:
-        RecipeError: Not YAML, or no mapping.
+        RecipeError: It cannot be read, is not YAML, or is no mapping.
     """
+    return untyped(_read_file(Path(path)), "")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, its scalars as they are written."""
+    where = printable(path)
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        content = read_plain(path.read_text(encoding="utf-8"), where)
+    except OSError as error:
+        raise RecipeError(f"{where} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{where} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     if not isinstance(content, dict):
-        raise RecipeError(f"{path} holds a {type(content).__name__}; a mapping of keys is needed")
+        kind = "list" if isinstance(content, list) else "single value"
+        raise RecipeError(f"{where} holds a {kind}; a mapping of keys is needed")
     return content
 
 
@@ -69,20 +86,37 @@ def load_recipe(recipe: str | Path = DEFAULT_RECIPE, overrides: Iterable[str] = 
 
     Args:
         recipe: File, or the name of a published recipe.
-        overrides: Dotted `path=value`; the value is YAML, list items are `[0]` or `.0`.
+        overrides: Dotted `path=value`; list items are `[0]` or `.0`. The type of the key decides
+            what the value means: text is taken as it stands, numbers are decimal, truth is `true`
+            or `false`, `null` unsets; only lists and mappings are YAML.
 
     Raises:
         RecipeError: One line: the path of the key, what is wrong, the nearest valid key.
     """
     path = find_recipe(recipe)
-    published = read_yaml(path)
+    published = _read_file(path)
     content = copy.deepcopy(published)
     overrides = list(overrides)
     for override in overrides:
-        _apply(content, override)
+        _apply(content, override, Recipe)
     if not any(override.startswith("hub") for override in overrides):
         _forget_license(published, content)
-    return parse_recipe({"name": _rename(path.stem, published, content), **content})
+    name = content.get("name", _rename(path.stem, published, content))
+    return parse_recipe({**content, "name": name})  # behind the data and backbone that it is of
+
+
+def refuse_empty(words: Iterable[str]) -> None:
+    """Refuse an empty word of a command line: most often a shell variable that is not set.
+
+    Raises:
+        RecipeError: Names the word before it.
+    """
+    before = "the command"
+    for word in words:
+        if not word or (word.startswith("--") and word.endswith("=")):
+            which = f"behind {printable(before)}" if not word else printable(word)
+            raise RecipeError(f"an argument is empty ({which}); is a variable not set?")
+        before = word
 
 
 def recipe_of(words: Sequence[str]) -> Recipe:
@@ -91,12 +125,11 @@ def recipe_of(words: Sequence[str]) -> Recipe:
     Raises:
         RecipeError: As `load_recipe`, or two recipes.
     """
-    recipes = [word for word in words if "=" not in word]
+    recipes = [word for word in words if not _is_override(word)]
     if len(recipes) > 1:
-        raise RecipeError(
-            f"two recipes given, {recipes[0]} and {recipes[1]}; an override is key.path=value"
-        )
-    overrides = [word for word in words if "=" in word]
+        first, second = map(printable, recipes[:2])
+        raise RecipeError(f"two recipes given, {first} and {second}; an override is key.path=value")
+    overrides = [word for word in words if _is_override(word)]
     return load_recipe(recipes[0] if recipes else DEFAULT_RECIPE, overrides)
 
 
@@ -106,15 +139,18 @@ def data_of(words: Sequence[str]) -> Data:
     Raises:
         RecipeError: As `load_recipe`, or neither folder nor name, or two of them.
     """
-    places = [word for word in words if "=" not in word]
+    places = [word for word in words if not _is_override(word)]
     if len(places) > 1:
-        raise RecipeError(f"--data names one folder or data set, not {' and '.join(places)}")
+        listed = " and ".join(map(printable, places))
+        raise RecipeError(f"--data names one folder or data set, not {listed}")
     content: dict[str, Any] = {}
     for place in places:
-        path = Path(place).expanduser()
-        is_path = path.is_dir() or "/" in place
+        if not place:
+            raise RecipeError("--data is empty; it names a folder or a data set")
+        path = home_path(place)
+        is_path = os.path.isdir(path) or "/" in place
         content |= {"name": path.resolve().name, "path": str(path)} if is_path else {"name": place}
-    return parse_words(Data, [word for word in words if "=" in word], "data", **content)
+    return parse_words(Data, filter(_is_override, words), "data", **content)
 
 
 def parse_words(into: Any, words: Iterable[str], where: str, **content: Any) -> Any:
@@ -130,7 +166,7 @@ def parse_words(into: Any, words: Iterable[str], where: str, **content: Any) -> 
         RecipeError: One line, as `parse`.
     """
     for word in words:
-        _apply(content, word)
+        _apply(content, word, into, where)
     return parse(into, content, where=where)
 
 
@@ -150,7 +186,7 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
 
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML."""
-    return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True, width=100)
+    return write_plain(as_dict(recipe))
 
 
 def flatten(content: Any, path: str = "") -> dict[str, Any]:
@@ -194,28 +230,61 @@ def _forget_license(published: Mapping[str, Any], used: dict[str, Any]) -> None:
         used["hub"] = {key: value for key, value in used["hub"].items() if key != "license"}
 
 
-def _apply(content: dict[str, Any], override: str) -> None:
-    """Set one `path=value` in nested plain data; missing mappings on the way are made."""
-    path, equals, value = override.partition("=")
-    keys = [key for key in re.split(r"\.|\[(\d+)\]\.?", path) if key]
-    if not equals or not keys:
-        raise RecipeError(f"override '{override}' is not of the form path.to.key=value")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = value
+OVERRIDE = re.compile(r"([\w-]+(?:\.[\w-]+|\[[0-9]+\])*)=(.*)", re.ASCII | re.DOTALL)
+"""`path.to.key=value`; list items are `.0` or `[0]`."""
+
+
+def _is_override(word: str) -> bool:
+    """Whether a word of the command line is `key=value`; a path may hold a `=` behind a `/`."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and "/" not in key
+
+
+def _apply(content: dict[str, Any], override: str, into: Any, where: str = "") -> None:
+    """Set one `path=value` in nested plain data; missing mappings on the way are made.
+
+    Args:
+        content: Is changed.
+        override: As it was typed.
+        into: Annotation of `content`: the type of the key decides what the value means.
+        where: Path of `content`, for the error.
+    """
+    match = OVERRIDE.fullmatch(override)
+    if match is None:
+        raise RecipeError(
+            f"override {override!a} is not of the form path.to.key=value; a key is a word, and a "
+            "list item is [0], [1] and so on"
+        )
+    *parents, last = re.findall(r"[\w-]+", match[1], re.ASCII)
     target: Any = content
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        if isinstance(target, list):
-            if not key.isdigit() or int(key) >= len(target):
-                raise RecipeError(f"{path}: there is no item {key}; the list has {len(target)}")
-            if last:
-                target[int(key)] = parsed
-            target = target[int(key)]
-        elif isinstance(target, dict):
-            if last:
-                target[key] = parsed
-            target = target.setdefault(key, {})
-        else:
-            raise RecipeError(f"{path}: {keys[depth - 1]} is a plain value and has no key {key}")
+    for key in parents:
+        target, into = _step(target, key, override), child_of(into, key)
+    path = f"{where}.{match[1]}" if where else match[1]
+    value = _typed_word(match[2], child_of(into, last), path)
+    _step(target, last, override)  # refuses a missing list item
+    target[int(last) if isinstance(target, list) else last] = value
+
+
+def _step(target: Any, key: str, override: str) -> Any:
+    """What lies under a key or list item."""
+    path = override.partition("=")[0]
+    if isinstance(target, dict):
+        return target.setdefault(key, {})
+    if not isinstance(target, list):
+        parent = re.split(rf"\W+{key}\b", path)[0]
+        raise RecipeError(f"{path}: {parent} is a plain value and has no key {key}")
+    if not key.isdigit() or int(key) >= len(target):
+        raise RecipeError(f"{path}: there is no item {key}; the list has {len(target)}")
+    return target[int(key)]
+
+
+def _typed_word(text: str, kind: Any, path: str) -> Any:
+    """The value of an override, as YAML where a list, a mapping or quoted text is meant.
+
+    Raises:
+        RecipeError: It is empty, or not YAML.
+    """
+    if not text:
+        raise RecipeError(f"{path}: the value is empty; {path}=null unsets an optional key")
+    starts = "[{" if kind is not Any else "[{\"'"
+    return read_flow(text, path) if takes_containers(kind) and text[0] in starts else Unquoted(text)

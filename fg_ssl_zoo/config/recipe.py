@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len, MinLen
 
-from fg_ssl_zoo.config.typed import STRICT
+from fg_ssl_zoo.config.paths import home_path, wrong_name
+from fg_ssl_zoo.config.typed import Check
 
 CROP_PCT = 0.875
 """Share of the shorter side that the centre crop of our models keeps; timm's default."""
@@ -14,6 +15,8 @@ CROP_PCT = 0.875
 Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
+Name = Annotated[str, Check(wrong_name)]
+"""The name of one file: it becomes part of the names of folders."""
 
 
 @dataclass(frozen=True)
@@ -29,28 +32,28 @@ class Data:
         train_split: Split to pretrain on (a subfolder or a Hub split).
         test_split: Labelled split that evaluation scores.
         streaming: Read the first `num_images` of a Hub dataset without downloading the rest.
-        image_size: Side of the square input, in pixels.
+        image_size: Side of the square input, in pixels; 16 to 4096.
         crop_pct: Share of the shorter side that the centre crop of measurements and of the export
-            keeps. When not given, a recipe has 0.875, and a model that is scored keeps its own.
+            keeps; 0.1 to 1. When not given, a recipe has 0.875, and a model that is scored keeps
+            its own.
         num_images: Pictures to draw, or the most to take from a source; all when not given.
         num_classes: Species of the drawn set.
-        num_workers: Loader processes of each training process; `auto` follows the cores.
+        num_workers: Loader processes of each training process, at most 256; `auto` follows the
+            cores.
     """
 
-    name: str = "drawn"
+    name: Name = "drawn"
     path: str | None = None
     hub_id: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     train_split: str = "train"
     test_split: str = "test"
     streaming: bool = False
-    image_size: Annotated[int, Ge(16)] = 96
-    crop_pct: Annotated[float, Gt(0), Le(1)] | None = None
+    image_size: Annotated[int, Ge(16), Le(4096)] = 96
+    crop_pct: Annotated[float, Ge(0.1), Le(1)] | None = None
     num_images: Annotated[int, Ge(2)] | None = None
     num_classes: Annotated[int, Ge(2)] = 20
-    num_workers: Annotated[int, Ge(0)] | Literal["auto"] = "auto"
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    num_workers: Annotated[int, Ge(0), Le(256)] | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,10 @@ class Train:
     batch_size: Count = 64
     accumulate: Count = 1
     optimizer: str = "lars"
-    lr: Positive = 0.3
+    lr: Annotated[float, Gt(0), Le(1e30)] = 0.3
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
-    weight_decay: Annotated[float, Ge(0)] = 1e-4
-    weight_decay_end: Annotated[float, Ge(0)] | None = None
+    weight_decay: Annotated[float, Ge(0), Le(1e30)] = 1e-4
+    weight_decay_end: Annotated[float, Ge(0), Le(1e30)] | None = None
     momentum: Share = 0.9
     warmup: Share = 0.1
     head_warmup: Share = 0.0
@@ -102,8 +105,6 @@ class Train:
     lr_end: Share = 0.0
     clip_grad_norm: Positive | None = None
     checkpoint_every: Positive = 1
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,6 @@ class Stage:
     start_share: Share = 0.0
     start_distillation: Annotated[float, Ge(0)] = 0.0
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-
 
 @dataclass(frozen=True)
 class Monitor:
@@ -150,8 +149,6 @@ class Monitor:
     k: Count = 20
     temperature: Positive = 0.07
     max_images: Count | None = None
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
 
 @dataclass(frozen=True)
@@ -171,8 +168,6 @@ class Hub:
     tags: tuple[str, ...] = ()
     sha256: Annotated[str, Len(64, 64)] | None = None
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-
 
 @dataclass(frozen=True)
 class Speed:
@@ -183,16 +178,15 @@ class Speed:
         channels_last: Memory format of convolutional networks.
         fused_attention: torch's fused attention; slow for short sequences on a CPU.
         keep_memory: Tell glibc to keep big blocks instead of returning them each step.
-        threads: Of each process, for training on a CPU.
+        threads: Of each process, for training on a CPU; at most 16, or 4 for each
+            core of the machine.
     """
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     fused_attention: bool | Literal["auto"] = "auto"
     keep_memory: bool | Literal["auto"] = "auto"
-    threads: Count | Literal["auto"] = "auto"
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    threads: Annotated[int, Ge(1), Le(1024)] | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -210,11 +204,13 @@ class Recipe:
             `local-dir:FOLDER`.
         data: The pictures.
         stages: Trained one after the other; the backbone walks through all of them.
-        seed: Of weights, order and views.
-        output: Folder of the run; `runs/NAME` when not given.
+        seed: Of weights, order and views; below 2^32, as numpy's.
+        output: Folder of the run; `runs/NAME` when not given. `~` is the home folder, here and in
+            `data.path` and `init`.
         resume: `auto` goes on from the newest checkpoint of the same recipe; `never` refuses a used
             folder.
-        overwrite: Delete what the output folder holds and start afresh.
+        overwrite: Delete the files of the run in the output folder and start afresh; files that no
+            run wrote stay. Not kept in the run's `recipe.yaml`.
         monitor: Measurements while training.
         speed: Hardware switches.
         trackers: Further loggers of Accelerate (`wandb`, `mlflow`, ...); JSONL and TensorBoard
@@ -222,13 +218,13 @@ class Recipe:
         hub: Publishing.
     """
 
-    name: str
-    backbone: str
+    name: Name
+    backbone: Name
     stages: Annotated[tuple[Stage, ...], MinLen(1)]
     backbone_options: dict[str, Any] = field(default_factory=dict)
     init: str = "scratch"
     data: Data = field(default_factory=Data)
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     output: str | None = None
     resume: Literal["auto", "never"] = "auto"
     overwrite: bool = False
@@ -237,13 +233,11 @@ class Recipe:
     trackers: tuple[str, ...] = ()
     hub: Hub = field(default_factory=Hub)
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-
     def __post_init__(self) -> None:
         if self.data.crop_pct is None:  # what is trained here has no config of its own yet
             object.__setattr__(self, "data", replace(self.data, crop_pct=CROP_PCT))
 
     @property
     def folder(self) -> Path:
-        """Folder of the run."""
-        return Path(self.output or f"runs/{self.name}")
+        """Folder of the run; `~` is the home folder."""
+        return home_path(self.output or f"runs/{self.name}")

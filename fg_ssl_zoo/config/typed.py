@@ -1,22 +1,38 @@
 """Plain data into annotated dataclasses; what is wrong becomes one line with its path.
 
-Pydantic converts by annotated type (`1e-4` is a number, though YAML 1.1 reads a string) and knows
-the path of what is wrong; this file adds the nearest valid key.
+The type of the key decides what a scalar means: text is taken as it stands, numbers are decimal,
+truth is `true` or `false`. Pydantic checks the ranges.
 """
 
 import dataclasses
 import difflib
-import re
-from collections.abc import Iterable, Sequence
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-STRICT: dict[str, Any] = {"extra": "forbid"}
-"""Pydantic refuses keys that a dataclass does not have."""
+from fg_ssl_zoo.config.plain import (
+    NULL,
+    NUMBER,
+    TRUTH,
+    WHOLE,
+    RecipeError,
+    Unquoted,
+    below,
+    untyped,
+)
 
 
-class RecipeError(ValueError):
-    """A recipe that cannot be meant; the message is one line that names the key."""
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A limit in an annotation that pydantic has not.
+
+    Attributes:
+        wrong: Says what a value should be, or `None` where it is that.
+    """
+
+    wrong: Callable[[Any], str | None]
 
 
 def parse(into: Any, content: Any, where: str = "") -> Any:
@@ -25,12 +41,10 @@ def parse(into: Any, content: Any, where: str = "") -> Any:
     Raises:
         RecipeError: One line on the first thing that is wrong.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     try:
-        return TypeAdapter(into).validate_python(content)
-    except ValidationError as error:
-        raise RecipeError(_explain(into, error.errors(), where)) from None
+        return _build(into, content, where)
+    except RecursionError:
+        raise RecipeError(f"{where or 'recipe'}: nested too deeply, or in a cycle") from None
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
@@ -43,46 +57,185 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return f"; known are {listed}" if known else ""
 
 
-def _explain(root: Any, errors: Sequence[Any], where: str) -> str:
-    """One line on the first error of a pydantic report, unknown keys first."""
-    error = min(errors, key=lambda e: e["type"] != "unexpected_keyword_argument")
-    location = [part for part in error["loc"] if not _is_branch(part)]
-    path = where
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    if error["type"] == "unexpected_keyword_argument":
-        return f"{path}: unknown key{nearest(str(location[-1]), _keys_at(root, location[:-1]))}"
-    if error["type"] in ("missing", "missing_argument"):
-        return f"{path}: this key is missing"
-    if error["type"] == "value_error":  # of a dataclass that checks itself
-        return f"{path}: {error['ctx']['error']}"
-    message = error["msg"].removeprefix("Input ")
-    return f"{path}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
+def fields_of(into: Any) -> dict[str, Any]:
+    """Key -> annotation of a dataclass."""
+    hints = get_type_hints(into, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(into) if field.init}
 
 
-def _is_branch(part: int | str) -> bool:
-    """Whether a part of a pydantic location names the branch of a union, not a key."""
-    return isinstance(part, str) and bool(
-        re.search(r"^(constrained-)?(int|float|bool|str|none)$|[\[(]", part)
+def child_of(kind: Any, key: str) -> Any:
+    """Annotation of what lies under a key or a list item; `Any` where none is known."""
+    for bare, _ in _members(kind):
+        if dataclasses.is_dataclass(bare):
+            return fields_of(bare).get(key, Any)
+        if _is_list(bare) or _is_mapping(bare):
+            return next(iter(get_args(bare)[_is_mapping(bare) :]), Any)
+    return Any
+
+
+def takes_containers(kind: Any) -> bool:
+    """Whether a list or a mapping can be meant."""
+    return any(
+        bare is Any or _is_list(bare) or _is_mapping(bare) or dataclasses.is_dataclass(bare)
+        for bare, _ in _members(kind)
     )
 
 
-def _keys_at(root: Any, location: Sequence[int | str]) -> list[str]:
-    """Valid keys of the dataclass that a location leads to."""
-    for part in location:
-        root = _strip(root)
-        if isinstance(part, int):
-            root = get_args(root)[0]
-        elif dataclasses.is_dataclass(root):
-            root = {f.name: f.type for f in dataclasses.fields(root)}.get(part)
-    root = _strip(root)
-    return [f.name for f in dataclasses.fields(root)] if dataclasses.is_dataclass(root) else []
+# --------------------------------------------------------------------------- one value
 
 
-def _strip(annotation: Any) -> Any:
-    """An annotation without its constraints, and the first dataclass of a union."""
-    if get_origin(annotation) is Annotated:
-        return _strip(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return next((a for a in get_args(annotation) if dataclasses.is_dataclass(a)), annotation)
-    return annotation
+def _build(kind: Any, value: Any, path: str) -> Any:
+    """A value of an annotated type."""
+    for bare, full in _members(kind):
+        if bare is Any:
+            return untyped(value, path)
+        if dataclasses.is_dataclass(bare):
+            if isinstance(value, bare):  # pyright: ignore[reportArgumentType]
+                return value
+            if isinstance(value, Mapping):
+                return _dataclass(bare, value, path)
+        elif _is_mapping(bare) and isinstance(value, Mapping):
+            item = (*get_args(bare), Any, Any)[1]
+            return {str(k): _build(item, v, below(path, str(k))) for k, v in value.items()}
+        elif _is_list(bare) and isinstance(value, list | tuple):
+            return _list(bare, full, value, path)
+    return _scalar(list(_members(kind)), value, path)
+
+
+def _dataclass(into: Any, content: Mapping[Any, Any], path: str) -> Any:
+    kinds = fields_of(into)
+    for key in content:
+        if key not in kinds:
+            raise RecipeError(f"{below(path, str(key))}: unknown key{nearest(str(key), kinds)}")
+    values = {key: _build(kinds[key], content[key], below(path, key)) for key in content}
+    for field in dataclasses.fields(into):
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and field.init and field.name not in values:
+            raise RecipeError(f"{below(path, field.name)}: this key is missing")
+    try:
+        return into(**values)
+    except ValueError as error:  # of a dataclass that checks itself
+        raise RecipeError(f"{path}: {error}" if path else str(error)) from None
+
+
+def _list(bare: Any, full: Any, value: Sequence[Any], path: str) -> Any:
+    kinds = get_args(bare) or (Any, ...)
+    if get_origin(bare) is tuple and kinds[-1] is not ...:
+        if len(value) != len(kinds):
+            raise RecipeError(f"{path}: should have {len(kinds)} items, got {_shown(list(value))}")
+    else:
+        kinds = (kinds[0],) * len(value)
+    items = (
+        _build(k, v, below(path, i)) for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+    )
+    found = tuple(items) if get_origin(bare) is tuple else list(items)
+    limits = get_args(full)[1:] if get_origin(full) is Annotated else ()
+    return _checked(Annotated[type(found), *limits], found, path) if limits else found
+
+
+def _scalar(members: Sequence[tuple[Any, Any]], value: Any, path: str) -> Any:
+    """The value as the first type of a union that takes it, within that type's range."""
+    for bare, full in members:
+        done, converted = _convert(bare, value)
+        if done:
+            return _checked(full, converted, path)
+    got = "nothing" if isinstance(value, str) and not value else _shown(value)
+    unset = f"; {NULL} unsets it" if any(bare is NoneType for bare, _ in members) else ""
+    raise RecipeError(f"{path}: should be {_wanted(members)}, got {got}{unset}")
+
+
+def _convert(bare: Any, value: Any) -> tuple[bool, Any]:
+    """Whether a type takes a scalar, and the scalar in that type."""
+    text = isinstance(value, str)
+    if bare is NoneType:
+        return value is None or (isinstance(value, Unquoted) and value == NULL), None
+    if get_origin(bare) is Literal:
+        words = [str(value), int(value)] if text and WHOLE.fullmatch(value) else [value]
+        same = [a for a in get_args(bare) if any(a == w and type(a) is not bool for w in words)]
+        return bool(same) and not isinstance(value, bool), same[0] if same else None
+    if bare is bool:
+        return (value in TRUTH, TRUTH.get(value)) if text else (isinstance(value, bool), value)
+    if bare is str:
+        return text and bool(value) and "\0" not in value, str(value)
+    if text and bare in (int, float):
+        fits = (WHOLE if bare is int else NUMBER).fullmatch(value)
+        return bool(fits), bare(value) if fits else None
+    if isinstance(value, bool) or bare not in (int, float):
+        return False, None
+    return isinstance(value, int if bare is int else int | float), value
+
+
+def _checked(kind: Any, value: Any, path: str) -> Any:
+    """The value, if it is in the range that the annotation gives."""
+    from pydantic import ValidationError
+
+    try:
+        if isinstance(value, int | float) and not math.isfinite(value):
+            raise RecipeError(f"{path}: should be a finite number, got {value}")
+        checks = [limit for limit in get_args(kind)[1:] if isinstance(limit, Check)]
+        if wrong := next(filter(None, (check.wrong(value) for check in checks)), None):
+            raise RecipeError(f"{path}: should be {wrong}, got {_shown(value)}")
+        return _adapter(kind).validate_python(value, strict=True)
+    except OverflowError:
+        raise RecipeError(f"{path}: should be below 10^18") from None
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        raise RecipeError(
+            f"{path}: {message[0].lower()}{message[1:]}, got {_shown(value)}"
+        ) from None
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+# --------------------------------------------------------------------------- annotations
+
+
+def _members(kind: Any) -> Iterator[tuple[Any, Any]]:
+    """(type, type with its limits) of every branch of a union, text last."""
+    found = list(_branches(kind))
+    yield from sorted(found, key=lambda pair: pair[0] is str)
+
+
+def _branches(kind: Any) -> Iterator[tuple[Any, Any]]:
+    if get_origin(kind) in (Union, UnionType):
+        for branch in get_args(kind):
+            yield from _branches(branch)
+    elif get_origin(kind) is Annotated:
+        yield get_args(kind)[0], kind
+    else:
+        yield kind, kind
+
+
+def _is_list(bare: Any) -> bool:
+    return (get_origin(bare) or bare) in (tuple, list, Sequence)
+
+
+def _is_mapping(bare: Any) -> bool:
+    return (get_origin(bare) or bare) in (dict, Mapping)
+
+
+def _wanted(members: Iterable[tuple[Any, Any]]) -> str:
+    """`a valid integer or 'auto'`."""
+    names = {int: ["a valid integer"], float: ["a valid number"], bool: ["true", "false"]}
+    words: list[str] = []
+    for bare, _ in members:
+        if get_origin(bare) is Literal:
+            words += [repr(argument) for argument in get_args(bare)]
+        elif _is_list(bare):
+            words.append("a list, as [a, b]")
+        elif _is_mapping(bare) or dataclasses.is_dataclass(bare):
+            words.append("a mapping, as {key: value}")
+        elif bare is not NoneType:
+            words += names.get(bare, ["text without a zero byte"])
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+def _shown(value: Any) -> str:
+    """A value for a message of one line."""
+    shown = ascii(str(value) if isinstance(value, str) else value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from fg_ssl_zoo.config import printable
+
 GAP, CAPTION = 4, 16
 """Pixels between cells, and the height of a caption."""
 
@@ -65,6 +67,7 @@ def _fit(picture: np.ndarray, cell: int) -> UInt8[np.ndarray, "s s 3"]:
 def _write(sheet: np.ndarray, text: str, baseline: int) -> None:
     """One line of text, cut to the sheet."""
     room = sheet.shape[1] - 2 * GAP
+    text = printable(text)  # OpenCV ends the process on half of a surrogate pair
 
     def width(words: str) -> int:
         return cv2.getTextSize(words, _FONT, _FONT_SCALE, 1)[0][0]

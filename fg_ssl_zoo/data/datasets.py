@@ -17,10 +17,11 @@ from typing import Literal
 
 import numpy as np
 
-from fg_ssl_zoo.config import Data
+from fg_ssl_zoo.config import Data, printable
 from fg_ssl_zoo.data.drawn import DrawnBirds
-from fg_ssl_zoo.data.folders import NO_TEST, FolderImages, existing_folder, load_folder
+from fg_ssl_zoo.data.folders import NO_TEST, FolderImages, load_folder
 from fg_ssl_zoo.data.hub_images import load_hub
+from fg_ssl_zoo.data.listing import existing_folder
 from fg_ssl_zoo.data.official import load_official, official_folder
 from fg_ssl_zoo.data.oid_aircraft import load_oid, oid_folder
 from fg_ssl_zoo.data.pascub import load_pascub, pascub_folder
@@ -175,7 +176,21 @@ def _load(data: Data, seed: int, hold_out: bool = True) -> tuple[Images, Images 
         train, test = _hold_out(train)
     if data.num_images is not None and data.num_images < len(train):
         train = Subset(train, balanced(train.labels, len(train), data.num_images, seed))
+        _tell_missing_classes(train, data.num_images)
     return train, test
+
+
+def _tell_missing_classes(images: Images, num_images: int) -> None:
+    """Say which classes `num_images` leaves without a picture."""
+    if images.labels is None:
+        return
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    gone = [name for name, count in zip(images.classes, counts, strict=True) if not count]
+    if gone:
+        _log.warning(
+            "data.num_images=%d leaves %d of %d classes without a picture: %s",
+            num_images, len(gone), len(counts), printable(", ".join(gone[:5])),
+        )  # fmt: skip
 
 
 def _draw(data: Data, seed: int) -> tuple[Images, Images]:

@@ -5,34 +5,38 @@
     ROOT/x.jpg, or ROOT/2021/05/x.jpg and others     unlabelled
 
 Folder names are labels where every picture lies in one of two or more folders and none beside them;
-subfolders of a class folder belong to it. Pictures loose beside folders, or all two and more levels
-deep, are unlabelled, which the log says. A folder that holds nothing but one folder is opened first
-(archives unpack to NAME/NAME). Hidden files, `__MACOSX` and, where there is a `parts.json`, `masks`
-are skipped.
+subfolders of a class folder belong to it. Names that differ only in their Unicode form (NFC, NFD)
+are one class. A folder with the name of a split is a class where it holds pictures beside other
+folders that do. Pictures loose beside folders, or all two and more levels deep, are unlabelled,
+which the log says. A folder that holds nothing but one folder is opened first (archives unpack to
+NAME/NAME). Hidden files, what systems put beside pictures (`JUNK`) and, where there is a
+`parts.json`, `masks` are skipped; other files that are no pictures are counted in the log.
 """
 
 import logging
 import os
-import re
-from collections import Counter
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from fg_ssl_zoo.config import Data, nearest
+from fg_ssl_zoo.config import Data, nearest, printable
 from fg_ssl_zoo.data.decode import decode
+from fg_ssl_zoo.data.listing import (
+    counts,
+    existing_folder,
+    folders_in,
+    has_pictures,
+    list_images,
+    natural,
+    no_images,
+)
 from fg_ssl_zoo.data.part_notes import PartMasks, Points, read_part_masks, read_points
 from fg_ssl_zoo.data.sample import CorruptImage, Sample
 
-# fmt: off
-SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
-    ".jp2", ".ppm", ".pgm", ".pbm", ".avif",
-})
-# fmt: on
-"""Files with these endings, in any case, are pictures."""
+TRAIN_NAMES = ("train", "training")
+"""Folders that may stand for `data.train_split: train`, best first."""
 
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")
 """Folders and splits that may stand for `data.test_split: test`, best first."""
@@ -132,94 +136,6 @@ def _read(path: str) -> bytes:
         raise CorruptImage(f"{path}: cannot be read ({error.strerror})") from None
 
 
-# --------------------------------------------------------------------------- what lies in a folder
-
-
-@dataclass
-class Listing:
-    """Pictures below a folder, and what else was met.
-
-    Attributes:
-        paths: Relative to the folder, in natural order (`9.jpg` before `10.jpg`).
-        others: Number of other files by suffix.
-    """
-
-    paths: list[str] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
-
-
-def list_images(folder: str | Path) -> Listing:
-    """All pictures below a folder; links are followed, but not in circles.
-
-    Raises:
-        ValueError: A folder that may not be read.
-    """
-    listing = Listing()
-    try:
-        _walk(str(folder), "", frozenset(), listing)
-    except OSError as error:
-        raise ValueError(f"data.path: {error.filename} cannot be read ({error.strerror})") from None
-    return listing
-
-
-def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], into: Listing) -> None:
-    status = os.stat(folder)
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    masks = "masks" if os.path.exists(os.path.join(folder, "parts.json")) else ""
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: natural(entry.name))
-    for entry in found:
-        if entry.name.startswith(".") or entry.name in ("__MACOSX", masks):
-            continue
-        if entry.is_dir():
-            _walk(entry.path, f"{prefix}{entry.name}/", above | {here}, into)
-            continue
-        suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix in SUFFIXES and entry.is_file():
-            into.paths.append(prefix + entry.name)
-        else:
-            into.others["broken links" if not os.path.exists(entry.path) else suffix] += 1
-
-
-def natural(name: str) -> tuple[list[str | int], str]:
-    """Sort key that reads digits as numbers."""
-    words = re.split(r"([0-9]+)", name)
-    return [int(word) if i % 2 else word.casefold() for i, word in enumerate(words)], name
-
-
-def existing_folder(path: str) -> Path:
-    """The folder a user named.
-
-    Raises:
-        ValueError: It is missing, with the nearest name beside it, or it is a file.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ValueError(f"data.path: {path} is a file; a folder of pictures is needed")
-    parent, missing = folder.parent, folder
-    while not parent.is_dir() and parent != parent.parent:
-        parent, missing = parent.parent, parent
-    beside = sorted((entry.name for entry in parent.iterdir() if entry.is_dir()), key=natural)
-    here = "" if folder.is_absolute() else f" (seen from {Path.cwd()})"
-    raise ValueError(
-        f"data.path: there is no folder {path}{here}: {missing.name} is not in {parent}"
-        f"{nearest(missing.name, beside)}"
-    )
-
-
-def _complain_of_no_images(folder: Path, others: Counter[str]) -> ValueError:
-    if not any(folder.iterdir()):
-        return ValueError(f"data.path: {folder} is empty")
-    kinds = [f"{count} {suffix or 'without a suffix'}" for suffix, count in others.most_common(4)]
-    found = f"found {', '.join(kinds)}" if kinds else "found only folders and hidden files"
-    wanted = " ".join(sorted(SUFFIXES))
-    return ValueError(f"data.path: no pictures in {folder} ({wanted}); {found}")
-
-
 # --------------------------------------------------------------------------- splits
 
 
@@ -230,24 +146,56 @@ def load_folder(data: Data) -> tuple[FolderImages, FolderImages | None]:
         ValueError: No folder, no pictures, no such split, or test classes that training lacks.
     """
     root = _without_wrappers(existing_folder(str(data.path)))
-    splits = sorted((entry.name for entry in root.iterdir() if entry.is_dir()), key=natural)
+    splits = sorted(folders_in(root), key=natural)
     train_folder = _find_train(root, data.train_split, splits)
     train_paths, train_names = _split(root, train_folder)
     classes = sorted(set(train_names or ()), key=natural)
     train = _images(data, root, train_paths, train_names, classes)
     test_folder = _find_test(root, data.test_split, splits) if train_folder else None
+    if train_folder:
+        _tell_unused(root, [name for name in splits if name not in (train_folder, test_folder)])
     if test_folder is None:
         return train, None
-    test_paths, test_names = _split(root, test_folder)
+    test_paths, test_names = _split(root, test_folder, classes)
     if test_names is None or train_names is None:
         return train, _images(data, root, test_paths, None, [])
-    unknown = sorted(set(test_names) - set(classes), key=natural)
+    _compare_classes(root, train_folder, classes, test_folder, set(test_names))
+    return train, _images(data, root, test_paths, test_names, classes)
+
+
+def _compare_classes(
+    root: Path, train_folder: str, classes: list[str], test_folder: str, tested: set[str]
+) -> None:
+    """Test pictures of an unknown class are an error; classes without test pictures are told.
+
+    Raises:
+        ValueError: Test classes that training lacks; the nearest class is named.
+    """
+    unknown = sorted(tested - set(classes), key=natural)
     if unknown:
         raise ValueError(
-            f"data.path: {len(unknown)} of the classes in {root / test_folder} are not in "
-            f"{root / train_folder}: {', '.join(unknown[:5])}{nearest(unknown[0], classes)}"
+            f"data.path: {len(unknown)} of the classes in {printable(root / test_folder)} are not "
+            f"in {printable(root / train_folder)}: {printable(', '.join(unknown[:5]))}"
+            f"{printable(nearest(unknown[0], classes))}"
         )
-    return train, _images(data, root, test_paths, test_names, classes)
+    if len(tested) < len(classes):
+        missing = [name for name in classes if name not in tested]
+        _log.warning(
+            "%s has test pictures of %d of %d classes; none of %s",
+            printable(root / test_folder), len(tested), len(classes),
+            printable(", ".join(missing[:5])),
+        )  # fmt: skip
+
+
+def _tell_unused(root: Path, folders: list[str]) -> None:
+    """Pictures in folders beside the splits are not used, which the log says."""
+    masks = "masks" if (root / "parts.json").is_file() else ""
+    unused = [name for name in folders if name != masks and has_pictures(root / name)]
+    if unused:
+        _log.warning(
+            "%s: the pictures in %s belong to no split and are not used",
+            printable(root), printable(", ".join(f"{name}/" for name in unused[:5])),
+        )  # fmt: skip
 
 
 def data_name(data: Data) -> str:
@@ -258,27 +206,48 @@ def data_name(data: Data) -> str:
 def _without_wrappers(root: Path) -> Path:
     """`root`, or the only folder in it, and so on."""
     while True:
-        entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
-        folders = [entry for entry in entries if entry.is_dir() and entry.name != "__MACOSX"]
-        pictures = any(entry.suffix.lower() in SUFFIXES for entry in entries)
+        folders = [root / name for name in folders_in(root)]
+        pictures = has_pictures(root, directly=True)
         if len(folders) != 1 or pictures or _is_split(folders[0].name) or folders[0].is_symlink():
             return root
         root = folders[0]
 
 
 def _is_split(name: str) -> bool:
-    return name.casefold() in ("train", "training", *TEST_NAMES)
+    return name.casefold() in (*TRAIN_NAMES, *TEST_NAMES)
 
 
 def _find_train(root: Path, wanted: str, splits: list[str]) -> str:
     """Name of the training folder; empty where the pictures lie in `root` itself."""
-    found = _match(splits, [wanted, "training"] if wanted == "train" else [wanted])
-    if found:
+    if wanted == "train" and _are_classes(root, splits):
+        return ""
+    if found := _match(splits, TRAIN_NAMES if wanted == "train" else [wanted]):
         return found
-    tests = [name for name in splits if _is_split(name)]
-    if wanted == "train" and not tests:
+    if wanted == "train" and not any(map(_is_split, splits)):
         return ""
     raise ValueError(f"data.train_split: {root} has no folder '{wanted}'{nearest(wanted, splits)}")
+
+
+def _are_classes(root: Path, splits: list[str]) -> bool:
+    """Whether a folder that is called like a split is a class, as in `bus car train truck`.
+
+    It holds pictures and no folders of them, as at least one folder of another name does, and there
+    is not both a training and a test folder.
+    """
+    named = [name for name in splits if _is_split(name)]
+    trains = [name.casefold() in TRAIN_NAMES for name in named]
+    others = [name for name in splits if name not in named]
+    if len(set(trains)) != 1 or not others:
+        return False
+    if not all(has_pictures(root / name, directly=True) for name in named):
+        return False
+    if not any(has_pictures(root / name, directly=True) for name in others):
+        return False
+    _log.warning(
+        "%s: %s/ is read as a class beside %s/; pictures of a split lie in folders of classes",
+        printable(root), printable(named[0]), printable(others[0]),
+    )  # fmt: skip
+    return True
 
 
 def _find_test(root: Path, wanted: str, splits: list[str]) -> str | None:
@@ -294,32 +263,53 @@ def _find_test(root: Path, wanted: str, splits: list[str]) -> str | None:
 
 def _match(splits: Sequence[str], wanted: Sequence[str]) -> str | None:
     """The first wanted name that is there, in any case of letters."""
-    there = {name.casefold(): name for name in splits}
-    return next((there[name.casefold()] for name in wanted if name.casefold() in there), None)
+    there = {_composed(name).casefold(): name for name in splits}
+    asked = [_composed(name).casefold() for name in wanted]
+    return next((there[name] for name in asked if name in there), None)
 
 
-def _split(root: Path, folder: str) -> tuple[list[str], list[str] | None]:
-    """Paths of a split relative to `root`, and their class names where folders are classes."""
+def _composed(name: str) -> str:
+    """NFC: macOS writes the letter `ü` as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _split(
+    root: Path, folder: str, classes: Sequence[str] = ()
+) -> tuple[list[str], list[str] | None]:
+    """Paths of a split relative to `root`, and their class names where folders are classes.
+
+    Args:
+        root: Of the data set.
+        folder: Of the split.
+        classes: Of the training split: a single folder with such a name is a class too.
+    """
     listing = list_images(root / folder)
     if not listing.paths:
-        raise _complain_of_no_images(root / folder, listing.others)
-    names = _class_names(root / folder, listing.paths)
+        raise no_images(root / folder, listing.others)
+    if listing.others:
+        _log.warning(
+            "%s: %d pictures; left out are %s",
+            printable(root / folder), len(listing.paths), counts(listing.others),
+        )  # fmt: skip
+    names = _class_names(root / folder, listing.paths, classes)
     prefix = f"{folder}/" if folder else ""
     return [prefix + path for path in listing.paths], names
 
 
-def _class_names(folder: Path, paths: list[str]) -> list[str] | None:
+def _class_names(folder: Path, paths: list[str], classes: Sequence[str]) -> list[str] | None:
     depths = {path.count("/") for path in paths}
-    tops = [path.partition("/")[0] for path in paths]
+    tops = [_composed(path.partition("/")[0]) for path in paths]
     if 0 in depths and len(depths) > 1:
         loose = [path for path in paths if "/" not in path]
         _log.warning(
             "%s is read as unlabelled: %d pictures lie beside its folders (%s, ...); "
             "move them away to have folder names as labels",
-            folder, len(loose), loose[0],
+            printable(folder), len(loose), printable(loose[0]),
         )  # fmt: skip
+    elif min(depths) >= 1 and classes and set(tops) <= set(classes):
+        return tops
     elif min(depths) > 1:
-        _log.warning("%s is read as unlabelled: folders in folders", folder)
+        _log.warning("%s is read as unlabelled: folders in folders", printable(folder))
     elif min(depths) == 1 and len(set(tops)) > 1:
         return tops
     return None

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from fg_ssl_zoo.config import home_path
 from fg_ssl_zoo.data.decode import decode, from_pil
-from fg_ssl_zoo.data.folders import existing_folder, list_images
+from fg_ssl_zoo.data.listing import existing_folder, list_images
 from fg_ssl_zoo.data.sample import Sample
 
 WANTED = "a file, a folder, a Pillow picture, or a uint8 array (h, w, 3) or (h, w)"
@@ -53,7 +54,7 @@ def _items(given: Any) -> list[Any]:
     """Paths stay paths, so that a million of them need not be decoded at once."""
     if not isinstance(given, str | Path):
         return [_array(given) if isinstance(given, np.ndarray) else _pillow(given)]
-    path = Path(given).expanduser()
+    path = home_path(given)
     if path.is_file():
         return [path]
     if path.suffix and not path.exists():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fg_ssl_zoo.config import Data, nearest
+from fg_ssl_zoo.config import Data, home_path, nearest
 from fg_ssl_zoo.data.catalog import Entry, find_entry
 from fg_ssl_zoo.data.decode import decode
 from fg_ssl_zoo.data.folders import NO_TEST, TEST_NAMES, natural
@@ -114,6 +114,8 @@ def _open(hub_id: str, streaming: bool, homepage: str) -> Mapping[Any, Any]:
     """All splits of a data set by name."""
     import datasets
 
+    if hub_id.startswith("~"):
+        hub_id = str(home_path(hub_id))
     try:
         if any((Path(hub_id) / name).is_file() for name in ("dataset_dict.json", "state.json")):
             saved = datasets.load_from_disk(hub_id)

@@ -99,7 +99,7 @@ def _column(file: Path, ids: list[str]) -> np.ndarray:
 
 def _lines(file: Path, num_words: int) -> Iterator[list[str]]:
     """Words of every line; the last word may hold spaces."""
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             words = line.strip().split(maxsplit=num_words - 1)
             if len(words) == num_words:

@@ -12,13 +12,16 @@ import csv
 import json
 import logging
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from fg_ssl_zoo.config import printable
 from fg_ssl_zoo.data.decode import opened
 from fg_ssl_zoo.data.sample import WrongMask
 
@@ -50,32 +53,59 @@ class Points:
 def read_points(root: Path, paths: Sequence[str]) -> Points | None:
     """Keypoints of `ROOT/parts.csv` in the order of the paths; without a row, all are invisible.
 
+    The separator is the comma, the semicolon or the tab. Bytes that are no UTF-8 are kept, as in
+    the names of files; a name is also found in its other Unicode form (NFC, NFD).
+
     Raises:
-        ValueError: A value that is no number, or a visible keypoint outside of the picture; the
-            message names the line.
+        ValueError: No `file` column or no keypoint, a value that is no number, or a visible
+            keypoint outside of the picture; the message names the line.
     """
     file = root / "parts.csv"
     if not file.is_file():
         return None
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        columns = reader.fieldnames or []
-        names = [
-            column.removesuffix("_visible") for column in columns if column.endswith("_visible")
-        ]
-        if "file" not in columns or not names:
-            return None
-        wanted = set(paths)
-        found = {
-            row["file"]: _point_row(file, reader.line_num, row, names)
-            for row in reader
-            if row["file"] in wanted
-        }
+    wanted = {unicodedata.normalize("NFC", path) for path in paths}
+    try:
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
+            reader = csv.DictReader(lines, delimiter=_separator(lines))
+            names = _keypoints_of(file, reader.fieldnames or [])
+            found = {
+                name: _point_row(file, reader.line_num, row, names)
+                for row in reader
+                if (name := unicodedata.normalize("NFC", row["file"] or "")) in wanted
+            }
+    except csv.Error as error:
+        raise ValueError(f"{printable(file)} is no CSV file ({error})") from None
     nothing = np.zeros((len(names), 3), np.float32)
-    missing = sum(path not in found for path in paths)
+    rows = [found.get(unicodedata.normalize("NFC", path)) for path in paths]
+    missing = sum(row is None for row in rows)
     if missing:
-        _log.warning("%s has no row for %d of %d pictures", file, missing, len(paths))
-    return Points(names, np.stack([found.get(path, nothing) for path in paths]))
+        _log.warning("%s has no row for %d of %d pictures", printable(file), missing, len(paths))
+    return Points(names, np.stack([nothing if row is None else row for row in rows]))
+
+
+def _separator(lines: TextIO) -> str:
+    """What separates the columns of the first line, which is read again."""
+    first = lines.readline()
+    lines.seek(0)
+    return max(",;\t", key=first.count)
+
+
+def _keypoints_of(file: Path, columns: Sequence[str]) -> list[str]:
+    """Names of the keypoints.
+
+    Raises:
+        ValueError: There are none, or pictures are not named.
+    """
+    names = [column.removesuffix("_visible") for column in columns if column.endswith("_visible")]
+    lacking = [column for name in names for column in (f"{name}_x", f"{name}_y")]
+    lacking = [column for column in ("file", *lacking) if column not in columns]
+    if lacking or not names:
+        what = f"has no column {printable(lacking[0])}" if lacking else "names no keypoint"
+        raise ValueError(
+            f"{printable(file)} {what}; its first line is file,NAME_x,NAME_y,NAME_visible,... and "
+            f"not {printable(','.join(columns))[:80]}"
+        )
+    return names
 
 
 def _point_row(
@@ -87,15 +117,17 @@ def _point_row(
         for point, name in zip(points, names, strict=True):
             if int(row[f"{name}_visible"] or 0):
                 point[:] = float(row[f"{name}_x"]), float(row[f"{name}_y"]), 1
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file}, line {line}: {name} needs _x, _y, _visible ({error})") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{printable(file)}, line {line}: {printable(name)} needs _x, _y, _visible ({error})"
+        ) from None
     outside = ~((points[:, :2] >= 0) & (points[:, :2] <= 1)).all(axis=1)  # NaN is nowhere inside
     if outside.any():
         first = int(outside.argmax())
         x, y = points[first, :2].tolist()
         raise ValueError(
-            f"{file}, line {line}: {names[first]} at x {x:g}, y {y:g} is outside of the picture; "
-            "visible keypoints are shares of it, 0 to 1"
+            f"{printable(file)}, line {line}: {printable(names[first])} at x {x:g}, y {y:g} is "
+            "outside of the picture; visible keypoints are shares of it, 0 to 1"
         )
     return points
 

@@ -14,13 +14,13 @@ PIL pictures this is four to twelve times as fast with the same kNN accuracy.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 from annotated_types import Ge, Le
 
-from fg_ssl_zoo.config import STRICT, nearest, parse
+from fg_ssl_zoo.config import nearest, parse, printable
 from fg_ssl_zoo.data.augment import Edit
 from fg_ssl_zoo.data.sample import Sample
 
@@ -66,8 +66,6 @@ class Augmentation:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: Share = 0.0
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-
 
 _MOCO_V2 = Augmentation()
 _SIMCLR = replace(
@@ -108,7 +106,7 @@ def augmentations_of(
     """
     known = {**PRESETS, "paper": PRESETS[paper] if isinstance(paper, str) else paper}
     if preset not in known:
-        raise ValueError(f"preset: unknown '{preset}'{nearest(preset, known)}")
+        raise ValueError(f"preset: unknown '{printable(preset)}'{nearest(preset, known)}")
     first, second = known[preset]
     return _changed(first, changes), _changed(second, changes)
 

@@ -71,7 +71,11 @@ def choose(speed: Speed, *, convolutional: bool) -> Switches:
     Args:
         speed: The recipe's wishes.
         convolutional: Whether the backbone is mainly convolutions.
+
+    Raises:
+        ValueError: So many threads that they would only wait for each other.
     """
+    _check_threads(speed.threads)
     device = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
     device = "cpu" if _asked("ACCELERATE_USE_CPU") else device
     cpu = device == "cpu"
@@ -83,6 +87,15 @@ def choose(speed: Speed, *, convolutional: bool) -> Switches:
         keep_memory=_or(speed.keep_memory, cpu and platform.libc_ver()[0] == "glibc"),
         threads=_or(speed.threads, _threads() if cpu else torch.get_num_threads()),
     )
+
+
+def _check_threads(threads: Any) -> None:
+    most = max(16, 4 * usable_cores())
+    if threads != "auto" and threads > most:
+        raise ValueError(
+            f"speed.threads: {threads} is too many for the {usable_cores()} cores of this machine; "
+            f"{most} at most, and auto chooses"
+        )
 
 
 def switch_on(switches: Switches) -> None:

@@ -12,11 +12,12 @@ from accelerate.tracking import (
     LOGGER_TYPE_TO_CLASS,
     GeneralTracker,
     TensorBoardTracker,
+    get_available_trackers,
     on_main_process,
 )
 from tqdm import tqdm
 
-from fg_ssl_zoo.config import nearest
+from fg_ssl_zoo.config import nearest, printable
 from fg_ssl_zoo.engine.run_folder import RunFolder
 
 
@@ -32,11 +33,9 @@ def open_trackers(
         done: Steps of the checkpoint that the run goes on from.
 
     Raises:
-        ValueError: Unknown tracker.
+        ValueError: As `check_trackers`.
     """
-    for name in names:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(f"trackers: unknown '{name}'{nearest(name, LOGGER_TYPE_TO_CLASS)}")
+    check_trackers(names)
     accelerator.log_with = [
         JsonlTracker(folder.metrics, first_step=done + 1 if done else 0),
         TensorBoardTracker("tensorboard", logging_dir=str(folder.path)),
@@ -44,6 +43,24 @@ def open_trackers(
     ]
     accelerator.init_trackers(folder.path.name)
     return accelerator.trackers
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that cannot run here.
+
+    Raises:
+        ValueError: Unknown, not installed, or named twice.
+    """
+    installed = [str(kind.value) for kind in get_available_trackers()]
+    for number, name in enumerate(names):
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(
+                f"trackers: unknown '{printable(name)}'{nearest(name, LOGGER_TYPE_TO_CLASS)}"
+            )
+        if name not in installed:
+            raise ValueError(f"trackers: {name} is not installed; install it, or trackers=[]")
+        if name == "tensorboard" or name in names[:number]:
+            raise ValueError(f"trackers: {name} runs already; remove it from the list")
 
 
 class JsonlTracker(GeneralTracker):

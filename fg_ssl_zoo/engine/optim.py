@@ -9,7 +9,7 @@ from timm.optim import (
     list_optimizers,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from fg_ssl_zoo.config import Train, nearest
+from fg_ssl_zoo.config import Train, nearest, printable
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.ops.schedules import cosine, warmup_cosine
 
@@ -45,11 +45,7 @@ def create_optimizer(method: Method, train: Train) -> torch.optim.Optimizer:
     Raises:
         ValueError: Unknown optimizer.
     """
-    known = [str(name) for name in list_optimizers()]
-    if train.optimizer not in known:
-        raise ValueError(
-            f"train.optimizer: unknown '{train.optimizer}'{nearest(train.optimizer, known)}"
-        )
+    check_optimizer(train)
     return create_optimizer_v2(
         list(_split_decay(method, train.weight_decay)),
         opt=train.optimizer,
@@ -57,6 +53,35 @@ def create_optimizer(method: Method, train: Train) -> torch.optim.Optimizer:
         weight_decay=train.weight_decay,
         momentum=train.momentum,
     )
+
+
+def check_optimizer(train: Train, where: str = "train") -> None:
+    """Refuse an optimizer that timm does not know or that cannot run here.
+
+    Args:
+        train: Names it.
+        where: Path of `train`, for the error.
+
+    Raises:
+        ValueError: One line with the nearest names, or with what it lacks.
+    """
+    known = [str(name) for name in list_optimizers()]
+    if train.optimizer not in known:
+        raise ValueError(
+            f"{where}.optimizer: unknown '{printable(train.optimizer)}'"
+            f"{nearest(train.optimizer, known)}"
+        )
+    if torch.cuda.is_available() and train.optimizer.startswith(("bnb", "fused")):
+        return  # they run there alone, and this process has not chosen its GPU yet
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2)
+    try:
+        create_optimizer_v2([weight], opt=train.optimizer, lr=0.1).step()
+    except Exception as error:  # of any package that an optimizer may come from
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{where}.optimizer: {train.optimizer} cannot run here ({reason}); try adamw or lars"
+        ) from error
 
 
 def _split_decay(method: Method, weight_decay: float) -> Iterator[dict[str, Any]]:

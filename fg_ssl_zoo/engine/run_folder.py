@@ -6,20 +6,34 @@ tensorboard/       the same for TensorBoard
 checkpoints/       where it goes on
 notes/             what the method noted on the pictures before a round, and parts of a few
 pictures/          what the method made of a batch at each measurement, where it makes pictures
-corrupt_images.txt names of pictures that were skipped
+corrupt_images.txt names of pictures that were skipped, a line each (`config.escaped`)
 export/            the published form of the backbone
 """
 
-import shutil
-from collections.abc import Iterable
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 
-from fg_ssl_zoo.config import Recipe, RecipeError, as_dict, flatten, parse_recipe, to_yaml
+from fg_ssl_zoo.config import (
+    Recipe,
+    RecipeError,
+    as_dict,
+    escaped,
+    flatten,
+    load_recipe,
+    printable,
+    read_yaml,
+    to_yaml,
+    unescaped,
+)
 
 FREE_KEYS = (
     "output",
@@ -31,6 +45,24 @@ FREE_KEYS = (
     "data.num_workers",
 )
 """What may differ when a run goes on: none of it changes what a step computes."""
+
+WEIGHTS = r"model[\w-]*\.safetensors(\.index\.json)?"
+EXPORTED = rf"config\.json|{WEIGHTS}|README\.md|recipe\.yaml|results\.json|picture\.png"
+AT = r"stage\d+_round\d+"
+WRITTEN = re.compile(
+    r"recipe\.yaml|data\.json|metrics\.jsonl|results\.json|corrupt_images\.txt"
+    rf"|checkpoints/{AT}_step\d+\.(pt|partial)"
+    rf"|notes/({AT}|shown_{AT}|shown_stage\d+_end)\.safetensors"
+    rf"|pictures/{AT}_step\d+\.png"
+    r"|tensorboard/(.*/)?events\.out\.tfevents\.[^/]*"
+    rf"|(export(_\w+)?|\.export(_\w+)?\.\d+(\.old)?)/(pretraining/)?({EXPORTED})"
+)
+"""Files of a run, below its folder; `overwrite` deletes these and no others."""
+
+FOLDERS = re.compile(r"checkpoints|notes|pictures|tensorboard|\.?export(_\w+)?(\.\d+)?(\.old)?")
+"""Folders of a run; one may be a link to another disk."""
+
+_log = logging.getLogger(__name__)
 
 
 class RunFolderTaken(ValueError):
@@ -59,26 +91,33 @@ class RunFolder:
         """Make the folder this recipe's, or go on in it when it is already.
 
         Raises:
-            RunFolderTaken: It holds something else; the message names the difference and the
-                remedies.
+            RunFolderTaken: It holds something else, or cannot be written; the message names the
+                difference and the remedies.
         """
-        if recipe.overwrite:
-            self._clear()
-        if self.path.exists() and any(self.path.iterdir()):
-            self._check(recipe)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.recipe.write_text(to_yaml(recipe), encoding="utf-8")
+        try:
+            if recipe.overwrite:
+                self._clear()
+            elif self.path.exists() and any(self.path.iterdir()):
+                self._check(recipe)
+            self.path.mkdir(parents=True, exist_ok=True)
+            text = to_yaml(replace(recipe, overwrite=False))  # an order, which no copy repeats
+            self.recipe.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise RunFolderTaken(
+                f"output folder {printable(self.path)} cannot be written ({error.strerror}); "
+                "choose another with output=FOLDER"
+            ) from error
 
     def corrupt_images(self) -> list[str]:
         """What was noted about unreadable pictures, also before the run went on."""
-        return (
-            self.corrupt.read_text(encoding="utf-8").splitlines() if self.corrupt.is_file() else []
-        )
+        if not self.corrupt.is_file():
+            return []
+        return [unescaped(line) for line in self.corrupt.read_text("utf-8").split("\n") if line]
 
     def note_corrupt(self, messages: Iterable[str]) -> None:
         """Append to the list of unreadable pictures."""
         with self.corrupt.open("a", encoding="utf-8") as file:
-            file.writelines(f"{message}\n" for message in messages)
+            file.writelines(f"{escaped(message)}\n" for message in messages)
 
     def keep_picture(self, name: str, picture: np.ndarray) -> None:
         """Write an RGB picture (h, w, 3) uint8."""
@@ -87,11 +126,7 @@ class RunFolder:
         (self.pictures / name).write_bytes(content.tobytes())
 
     def _check(self, recipe: Recipe) -> None:
-        if not self.recipe.is_file():
-            raise RunFolderTaken(
-                f"output folder {self.path} holds files that are not a run; "
-                "choose another with output=FOLDER"
-            )
+        self._refuse_no_run("output folder ")
         remedies = (
             "choose another folder with output=FOLDER, or delete that run with overwrite=true"
         )
@@ -111,19 +146,69 @@ class RunFolder:
 
     def _written(self) -> dict[str, Any]:
         """The recipe that lies here; a key that is younger than the run has its default."""
-        content = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
         try:
-            return as_dict(parse_recipe(content))
+            return as_dict(load_recipe(self.recipe))
         except RecipeError:  # a key that there is no more: let the difference say so
-            return content
+            return read_yaml(self.recipe)
+
+    def _holds_run(self) -> bool:
+        """Whether the recipe of a run lies here, and not beside an exported model."""
+        exported = any((self.path / name).exists() for name in ("config.json", "model.safetensors"))
+        if exported or not self.recipe.is_file():
+            return False
+        with contextlib.suppress(RecipeError):
+            return {"backbone", "stages"} <= read_yaml(self.recipe).keys()
+        return False
+
+    def _refuse_no_run(self, who: str) -> None:
+        if not self._holds_run():
+            raise RunFolderTaken(
+                f"{who}{printable(self.path)} holds files that are not a run (recipe.yaml of one "
+                "is missing, or a model lies beside it); choose another with output=FOLDER"
+            )
 
     def _clear(self) -> None:
-        if self.path.exists() and any(self.path.iterdir()) and not self.recipe.is_file():
+        """Delete the files of the run that lies here; all others stay and are named.
+
+        Raises:
+            RunFolderTaken: No run lies here, or a foreign file lies in `export/`, which has to be
+                free when the new run ends.
+        """
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        self._refuse_no_run("overwrite=true: ")
+        found = sorted(self._files())
+        foreign = [name for name in found if not WRITTEN.fullmatch(name)]
+        if in_export := [name for name in foreign if name.startswith("export")]:
             raise RunFolderTaken(
-                f"overwrite=true: {self.path} holds files that are not a run; "
-                "choose another with output=FOLDER"
+                f"overwrite=true: no run wrote {_listed(in_export)} in {printable(self.path)}; "
+                "move them out of the exported folder, or choose another with output=FOLDER"
             )
-        shutil.rmtree(self.path, ignore_errors=True)
+        for name in sorted(set(found) - set(foreign), key=lambda name: name == self.recipe.name):
+            (self.path / name).unlink()  # the recipe last: what is cut off is still a run
+        for folder, _, _ in os.walk(self.path, topdown=False):
+            if FOLDERS.fullmatch(os.path.relpath(folder, self.path).partition("/")[0]):
+                with contextlib.suppress(OSError):  # what is not empty stays
+                    os.rmdir(folder)
+        if foreign:
+            _log.warning(
+                "overwrite=true: %s of other origin stay in %s", _listed(foreign), self.path
+            )
+
+    def _files(self) -> Iterator[str]:
+        """Names below the folder; of a folder that no run makes, its own name."""
+        for entry in os.scandir(self.path):
+            if not (entry.is_dir() and FOLDERS.fullmatch(entry.name)):
+                yield entry.name + ("/" if entry.is_dir() else "")
+                continue
+            for folder, _, files in os.walk(entry.path):
+                yield from (os.path.relpath(os.path.join(folder, f), self.path) for f in files)
+
+
+def _listed(names: list[str]) -> str:
+    """`a, b, c and 4 more`, for a message of one line."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(printable, names[:3])) + more
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:

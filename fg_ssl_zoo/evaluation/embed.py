@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from fg_ssl_zoo.backbones.backbone import weights_fingerprint
-from fg_ssl_zoo.config import flatten
+from fg_ssl_zoo.config import escaped, flatten, home_path, unescaped
 from fg_ssl_zoo.data.datasets import fingerprint, image_name, image_root
 from fg_ssl_zoo.data.sample import CorruptImage, Images
 from fg_ssl_zoo.evaluation.embedder import Embedder
@@ -110,7 +110,7 @@ def embed(
         ValueError: Another suffix, an output of another model or of other pictures, features that
             are not finite, or not one readable picture; the message says what to do.
     """
-    out = Path(out).expanduser()
+    out = home_path(out)
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out {out}: the suffix is one of {' '.join(SUFFIXES)}")
     part_rows = ceil(part_rows / batch_size) * batch_size
@@ -308,7 +308,8 @@ def _finish(
     names = _skipped_file(out)
     names.unlink(missing_ok=True)
     if skipped:
-        names.write_text("".join(f"{message}\n" for message in skipped), encoding="utf-8")
+        lines = "".join(f"{escaped(message)}\n" for message in skipped)
+        names.write_text(lines, encoding="utf-8")
     total = sum(part.last - part.first for part in parts)
     result = {"rows": total - len(skipped), "skipped": len(skipped)}
     merge([folder / part.name for part in parts], out, {**about, "result": result})
@@ -318,11 +319,11 @@ def _finish(
 def _result(out: Path, *, found: int, made: int, complete: bool) -> Embedded:
     about, names = read_about(out), _skipped_file(out)
     assert about is not None
-    skipped = names.read_text(encoding="utf-8").splitlines() if about["result"]["skipped"] else []
+    lines = names.read_text(encoding="utf-8").split("\n") if about["result"]["skipped"] else []
     return Embedded(
         path=out,
         num_rows=about["result"]["rows"],
-        skipped=skipped,
+        skipped=[unescaped(line) for line in lines if line],
         found=found + made if complete else found,
         made=0 if complete else made,
     )

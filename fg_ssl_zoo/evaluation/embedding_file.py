@@ -4,6 +4,7 @@
     .npz           arrays of these names and `about`; np.load(path, allow_pickle=False) opens it
     .safetensors   tensors of these names; texts are UTF-8 bytes with a zero between two of them
 
+Names of files and classes are UTF-8 whatever bytes they hold: `config.unescaped` reads them back.
 `label` and `class` are there where something is labelled (a null, in arrays -1 and "", where a
 picture is not). Parquet is written and read part by part, in constant memory. The other two hold
 one array of all rows: it is gathered in a memory-mapped file beside the parts, so that writing does
@@ -23,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 from safetensors.numpy import save_file
+
+from fg_ssl_zoo.config import escaped
 
 SUFFIXES = (".parquet", ".npz", ".safetensors")
 KEY = "fg_ssl_zoo"
@@ -108,13 +111,14 @@ def part_table(
     """
     count, width = embeddings.shape
     columns: dict[str, Any] = {
-        "file": pa.array([printable(file) for file in files], pa.string()),
+        "file": pa.array([escaped(file) for file in files], pa.string()),
         "split": pa.array([split] * count, pa.string()),
         "index": pa.array(indices, pa.int64()),
     }
     if labelled:
         numbers = [None] * count if labels is None else labels.tolist()
-        names = [None if number is None else classes[number] for number in numbers]
+        lines = [escaped(name) for name in classes]
+        names = [None if number is None else lines[number] for number in numbers]
         columns |= {"label": pa.array(numbers, pa.int64()), "class": pa.array(names, pa.string())}
     flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1), pa.float32())
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, width)
@@ -133,11 +137,6 @@ def write_table(path: Path, table: pa.Table, about: dict[str, Any]) -> None:
     part = temporary(path)
     pq.write_table(with_json, part, compression="none", use_dictionary=False)
     part.replace(path)
-
-
-def printable(name: str) -> str:
-    """Names of files that are no UTF-8 keep their other bytes as backslashes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def temporary(path: Path) -> Path:

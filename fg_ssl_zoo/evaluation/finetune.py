@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone, parameters_behind, train_up_to_last_map
-from fg_ssl_zoo.config import STRICT, Train
+from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.loader import ViewDataset
 from fg_ssl_zoo.data.sample import Sample, Views, refuse_single_pictures
 from fg_ssl_zoo.data.views import Augmentation, RandomViews
@@ -73,8 +73,6 @@ class Finetune:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     drop_last_blocks: Annotated[int, Ge(0)] = 0
     class_weights: Weighting = "none"
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     @property
     def train(self) -> Train:

@@ -15,7 +15,7 @@ same draws, without looking at the picture, is in the settings.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from annotated_types import Ge
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from fg_ssl_zoo.config import STRICT
 from fg_ssl_zoo.data.datasets import image_name
 from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import image_loader
@@ -49,8 +48,6 @@ class Keypoints:
 
     shots: tuple[Annotated[int, Ge(2)], ...] = (5, 10, 50, 150)
     draws: Annotated[int, Ge(1)] = 5
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
 
 STANDARD = Keypoints()

@@ -12,7 +12,7 @@ frame, the same in all pictures. Where objects fill their pictures, that is no l
 """
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from annotated_types import Ge
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.hypercolumns import MapName
-from fg_ssl_zoo.config import STRICT
 from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.features import evenly
@@ -54,8 +53,6 @@ class PartDiscovery:
     stride: int | None = None
     pca: int | None = None
     smooth: int | None = None
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     @property
     def changes(self) -> dict[str, Any]:

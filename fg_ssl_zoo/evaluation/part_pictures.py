@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.config import Data, parse_recipe, read_yaml
+from fg_ssl_zoo.config import Data, encodable, home_path, load_recipe
 from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
 from fg_ssl_zoo.data.datasets import Subset, all_splits, load_splits
 from fg_ssl_zoo.data.fixed_views import WholeView
@@ -108,7 +108,7 @@ def write_part_pictures(
     """
     splits = all_splits(data, seed=seed, hold_out=False)
     images = readable_subset(splits.get("test", splits["train"]), num_pictures)
-    told = rounds_of_run(Path(models[0]).expanduser())
+    told = rounds_of_run(home_path(models[0]))
     opened_models = [opened(words, image_size, seed=seed) for words in models]
     found: list[Found] = []
     for words, (backbone, _) in zip(models, opened_models, strict=True):
@@ -133,7 +133,8 @@ def write_part_pictures(
     for figure in figures:
         save_png(out / figure.file, figure.picture)
     page = out / "index.html"
-    page.write_text(_page(found, images.name, len(images), figures), encoding="utf-8")
+    html = encodable(_page(found, images.name, len(images), figures))
+    page.write_text(html, encoding="utf-8")
     return page
 
 
@@ -187,7 +188,7 @@ def rounds_of_run(run: Path) -> tuple[Images, list[Found]] | None:
     shown = sorted(folder.notes.glob("shown_stage*.safetensors"), key=_stage_and_round)
     if not folder.recipe.is_file() or not shown:
         return None
-    recipe = parse_recipe(read_yaml(folder.recipe))
+    recipe = load_recipe(folder.recipe)
     train, test = load_splits(recipe.data, seed=recipe.seed)
     with safe_open(shown[0], framework="pt") as file:
         images = test if file.metadata()["split"] == "test" else train

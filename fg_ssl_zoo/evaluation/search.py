@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
+from fg_ssl_zoo.config import unescaped
 from fg_ssl_zoo.data.decode import decode
 from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.evaluation.embedding_file import EmbeddingFile
@@ -72,15 +74,20 @@ def search(
                 Hit(
                     float(similarity[number, row]),
                     start + int(row),
-                    names["file"][row],
+                    unescaped(names["file"][row]),
                     names["split"][row],
-                    names["class"][row] if "class" in names else None,
+                    _class_of(names, int(row)),
                 )
                 for row in order[number]
             ]
             hits[:] = sorted([*hits, *found], key=lambda hit: (-hit.similarity, hit.row))[:k]
         start += len(rows)
     return best
+
+
+def _class_of(columns: dict[str, list[Any]], row: int) -> str | None:
+    name = columns["class"][row] if "class" in columns else None
+    return None if name is None else unescaped(name)
 
 
 def picture_of(index: EmbeddingFile, hit: Hit) -> np.ndarray | None:

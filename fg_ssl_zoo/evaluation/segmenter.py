@@ -5,7 +5,7 @@ network learns, `segmenter_scores` how its pictures are counted.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +14,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.config import STRICT
 from fg_ssl_zoo.layers.decoder import UpDecoder
 
 CHUNK = 32
@@ -62,8 +61,6 @@ class PartSegmentation:
     cut_bottom: Annotated[int, Ge(0)] = 0
     last_stage: Literal["stride_one", "as_is"] = "stride_one"
     tokens: Literal["features", "keys", "first_head_keys"] = "features"
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     @property
     def exclusive(self) -> bool:

@@ -14,7 +14,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 import fg_ssl_zoo
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.fgssl_models import hub_repo, is_stock, published_as, stock_of
-from fg_ssl_zoo.config import Recipe, as_dict, flatten
+from fg_ssl_zoo.config import Recipe, as_dict, encodable, flatten
 
 USAGE = """\
 {imports}import timm
@@ -137,7 +137,7 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
         knn=_knn_protocol(results),
         overlap=results.get("overlap", {}).get("summary", NOT_COMPARED),
     )
-    return str(card).rstrip() + "\n"
+    return encodable(str(card).rstrip()) + "\n"
 
 
 def _duration(seconds: float | None) -> str:

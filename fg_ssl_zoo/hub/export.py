@@ -36,7 +36,7 @@ from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.fgssl_models import stock_of, timm_cfg
 from fg_ssl_zoo.backbones.published import CONFIG, INDEX, RECIPE, WEIGHTS, write_state
-from fg_ssl_zoo.config import Recipe, load_recipe, to_yaml
+from fg_ssl_zoo.config import Recipe, encodable, home_path, load_recipe, to_yaml
 from fg_ssl_zoo.hub.card import render_card, usage
 from fg_ssl_zoo.hub.pretraining import FOLDER, Pretraining, write_pretraining
 from fg_ssl_zoo.layers.modes import evaluating
@@ -72,7 +72,7 @@ def export(
     Raises:
         ValueError: The folder holds something else, or timm could not rebuild the backbone.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = home_path(folder).resolve()
     check_replaceable(folder)
     recipe = replace(recipe, hub=replace(recipe.hub, sha256=None))  # that of released weights
     config, weights = model_config(backbone, recipe), _weights(backbone)
@@ -133,7 +133,7 @@ def add_picture(folder: str | Path, picture: str | Path, caption: str) -> Path:
     Raises:
         ValueError: No export is there, or no PNG.
     """
-    content = Path(picture).expanduser().read_bytes()
+    content = home_path(picture).read_bytes()
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"{picture} is no PNG file")
     (exported(folder) / PICTURE).write_bytes(content)
@@ -162,7 +162,7 @@ def exported(folder: str | Path) -> Path:
     Raises:
         ValueError: No export is there.
     """
-    folder = Path(folder).expanduser()
+    folder = home_path(folder)
     for place in (folder, folder / "export"):
         if all((place / file).is_file() for file in (CONFIG, RECIPE, RESULTS)):
             return place
@@ -178,7 +178,7 @@ def usage_lines(folder: str | Path, recipe: Recipe) -> str:
         folder: As `export` returned it.
         recipe: As exported.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = home_path(folder).resolve()
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     return usage(
         timm_name=f"local-dir:{folder}",
@@ -303,4 +303,4 @@ def swap(part: Path, folder: Path) -> None:
 
 def as_json(content: Mapping[str, Any]) -> str:
     """Plain data as a file holds it."""
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return encodable(json.dumps(content, indent=2, ensure_ascii=False)) + "\n"

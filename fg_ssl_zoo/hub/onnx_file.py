@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 
 from fg_ssl_zoo.backbones.backbone import Backbone, size_arguments
+from fg_ssl_zoo.config import home_path
 from fg_ssl_zoo.layers.modes import evaluating
 
 TOLERANCE = 1e-3
@@ -45,7 +46,7 @@ def export_onnx(backbone: Backbone, file: str | Path) -> bool:
     _require("onnx", "onnxscript")
     if Path(file).suffix != ".onnx":  # before another file is written over
         raise ValueError(f"{file}: the suffix is .onnx")
-    file, size = Path(file).expanduser(), backbone.image_size
+    file, size = home_path(file), backbone.image_size
     shape: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     if takes_any_size(backbone):
         shape |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}

@@ -31,6 +31,7 @@ from fg_ssl_zoo.backbones.published import (
     write_state,
 )
 from fg_ssl_zoo.backbones.zoo import check_download, explain, local_place
+from fg_ssl_zoo.config import home_path
 
 FOLDER = "pretraining"
 FILES = frozenset({CONFIG, WEIGHTS})
@@ -168,7 +169,7 @@ def saved_state(words: str) -> dict[str, Tensor]:
 
 
 def _saved_folder(words: str) -> Path:
-    place = Path(words.removeprefix("local-dir:")).expanduser()
+    place = home_path(words.removeprefix("local-dir:"))
     if place.is_dir():
         found = exported_folder(place) / FOLDER
         if not has_weights(found):

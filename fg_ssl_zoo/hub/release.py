@@ -20,7 +20,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.published import CONFIG, INDEX, WEIGHTS, sha256_of, write_state
-from fg_ssl_zoo.config import to_yaml
+from fg_ssl_zoo.config import home_path, to_yaml
 from fg_ssl_zoo.hub.card import render_card
 from fg_ssl_zoo.hub.checks import TOLERANCE, check, distance
 from fg_ssl_zoo.hub.export import (
@@ -60,7 +60,7 @@ def release(
         ValueError: It may not be published, or half precision changes its features.
     """
     found = check(folder, license, backbone_only=True)
-    target = Path(root).expanduser().resolve() / found.recipe.name
+    target = home_path(root).resolve() / found.recipe.name
     if target.parent.is_file():
         raise ValueError(f"--to: {root} is a file; released models lie in a folder")
     check_replaceable(target)

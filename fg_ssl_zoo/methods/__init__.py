@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.config import RecipeError, nearest, parse
+from fg_ssl_zoo.config import RecipeError, nearest, parse, printable
 from fg_ssl_zoo.data.sample import Images, refuse_single_pictures
 from fg_ssl_zoo.method import Method
 
@@ -37,7 +37,7 @@ def method_class(name: str) -> type[Method]:
         ValueError: Unknown name; the nearest ones are named.
     """
     if name not in METHODS:
-        raise RecipeError(f"unknown method '{name}'{nearest(name, METHODS)}")
+        raise RecipeError(f"unknown method '{printable(name)}'{nearest(name, METHODS)}")
     return getattr(importlib.import_module(f"{__name__}.{name}"), METHODS[name])
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.hypercolumns import RESNET_LAYERS, MapName, default_layers
-from fg_ssl_zoo.config import STRICT, parse
+from fg_ssl_zoo.config import parse
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,6 @@ class Discovery:
     restarts: int = 1
     smooth: int = 1
     seed: int = 0
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     def layers_of(self, backbone: Backbone) -> tuple[MapName, ...]:
         """The layers that are read of this network."""

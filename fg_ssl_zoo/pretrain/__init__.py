@@ -13,7 +13,6 @@ python -m fg_ssl_zoo.pretrain [RECIPE] [key.path=value ...]
 
 import argparse
 import atexit
-import copy
 import logging
 import signal
 import sys
@@ -24,19 +23,31 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.config import DEFAULT_RECIPE, Recipe, recipe_of
+from fg_ssl_zoo.backbones.options import check_options as check_backbone_options
+from fg_ssl_zoo.config import (
+    DEFAULT_RECIPE,
+    Recipe,
+    check_cache,
+    check_folder,
+    encodable,
+    printable,
+    recipe_of,
+    refuse_empty,
+    show_any_name,
+)
 from fg_ssl_zoo.data.datasets import load_splits
-from fg_ssl_zoo.data.loader import Order, pictures_of_a_pass
+from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint, hardware
+from fg_ssl_zoo.engine.log import check_trackers
 from fg_ssl_zoo.engine.loop import Interrupted, TrainingStopped, refuse_broken
+from fg_ssl_zoo.engine.optim import check_optimizer
 from fg_ssl_zoo.evaluation.monitor import Collapsed, below_start
-from fg_ssl_zoo.layers.frozen import norms_with_statistics
-from fg_ssl_zoo.method import check_batch, train_mode
+from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.methods import check_options, check_queue, long_queue, method_class
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
 from fg_ssl_zoo.pretrain.run import open_run, prepare_backbone
-from fg_ssl_zoo.pretrain.stages import options_on, run_stages, stage_method
+from fg_ssl_zoo.pretrain.stages import check_methods, options_on, run_stages
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +63,12 @@ def pretrain(recipe: Recipe) -> Backbone:
         TrainingStopped, Collapsed: The run goes nowhere, or its start weights are no numbers.
         Interrupted: A signal came; the checkpoint is written.
     """
+    check_folder(recipe.folder, "output")
+    if encodable(str(recipe.folder)) != str(recipe.folder):
+        raise ValueError(
+            f"output: {printable(recipe.folder)} holds bytes that are not UTF-8, which TensorBoard "
+            "cannot write; name another folder with output=FOLDER"
+        )
     _check_stages(recipe)
     set_seed(recipe.seed)
     switches, backbone = prepare_backbone(recipe)
@@ -59,7 +76,7 @@ def pretrain(recipe: Recipe) -> Backbone:
     accelerator = hardware.create_accelerator(switches)
     train, test = load_splits(recipe.data, seed=recipe.seed)
     _check_stages_on(recipe, train, accelerator)
-    _check_batches(recipe, train, backbone, accelerator)
+    check_methods(recipe, backbone, train, accelerator)
     run = open_run(recipe, switches, accelerator, train, test)
     method, record = run_stages(run, backbone)
     backbone.eval().to(memory_format=torch.contiguous_format)  # as whoever loads the export has it
@@ -75,6 +92,8 @@ def pretrain(recipe: Recipe) -> Backbone:
 
 def _check_stages(recipe: Recipe) -> None:
     """Refuse what cannot fit any data, before weights and pictures are fetched."""
+    check_backbone_options(recipe.backbone_options)
+    check_trackers(recipe.trackers)
     for number, stage in enumerate(recipe.stages):
         where = f"stages[{number}].options"
         options = check_options(stage.method, stage.options, where=where)
@@ -84,6 +103,9 @@ def _check_stages(recipe: Recipe) -> None:
             method_class(stage.method).outside_teachers(options)
         except ValueError as error:
             raise ValueError(f"{where}.{error}") from error
+        check_optimizer(stage.train, where=f"stages[{number}].train")
+        if method_class(stage.method).annotate is not Method.annotate:
+            check_cache()
 
 
 def _check_stages_on(recipe: Recipe, train: Images, accelerator: Accelerator) -> None:
@@ -98,21 +120,6 @@ def _check_stages_on(recipe: Recipe, train: Images, accelerator: Accelerator) ->
                 _log.info("%s.queue_size: %d, by the number of training images", where, size)
             elif line := long_queue(options, len(train)):
                 _log.warning("%s.%s", where, line)
-
-
-def _check_batches(
-    recipe: Recipe, train: Images, backbone: Backbone, accelerator: Accelerator
-) -> None:
-    """Refuse a batch that leaves a stage too few pictures in a forward pass to learn from."""
-    processes = accelerator.num_processes
-    for number, stage in enumerate(recipe.stages):
-        where, how = f"stages[{number}].train", stage.train
-        if pictures_of_a_pass(how.batch_size, processes, how.accumulate, where) > 1:
-            continue
-        with torch.random.fork_rng(devices=[]):  # the run draws as if this had not been built
-            method = stage_method(stage, copy.deepcopy(backbone), train, None, None)
-        train_mode(method, how, norms_with_statistics(backbone))
-        check_batch(method, how, processes, accelerator.device, where)
 
 
 # --------------------------------------------------------------------------- command line
@@ -132,9 +139,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="a recipe (file or name), and overrides such as stages[0].train.epochs=2",
     )
     words = parser.parse_args(arguments).words
+    show_any_name()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     _quiet_libraries()
     try:
+        refuse_empty(words)
         pretrain(recipe_of(words))
     except Interrupted as stopped:
         print(stopped.message, file=sys.stderr)  # noqa: T201
@@ -143,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("stopped between checkpoints; run the same command again to go on", file=sys.stderr)  # noqa: T201
         raise SystemExit(128 + signal.SIGINT) from None
     except (ValueError, TrainingStopped, Collapsed, checkpoint.CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
 
 

@@ -14,7 +14,7 @@ def inherit(method: Method, names: Sequence[str], before: Method | None) -> None
     Nothing where `before` is not at hand: the run goes on, and its checkpoint holds them.
 
     Raises:
-        ValueError: A module that one of them lacks.
+        ValueError: A module that one of them lacks, or of another shape.
     """
     if before is None:
         return
@@ -23,6 +23,17 @@ def inherit(method: Method, names: Sequence[str], before: Method | None) -> None
         if not (isinstance(source, nn.Module) and isinstance(target, nn.Module)):
             owners = [n for n, _ in method.named_children()]
             raise ValueError(f"inherit: both stages need a module '{name}'{nearest(name, owners)}")
+        there, here = (
+            {key: tuple(value.shape) for key, value in module.state_dict().items()}
+            for module in (source, target)
+        )
+        odd = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+        if odd:
+            old, new = (state.get(odd[0], "missing") for state in (there, here))
+            raise ValueError(
+                f"inherit: {name}.{odd[0]} is {old} in the stage before and {new} in this one; "
+                "give both stages the same options for it"
+            )
         target.load_state_dict(source.state_dict())
 
 

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
-from fg_ssl_zoo.config import Recipe, to_yaml
+from fg_ssl_zoo.config import Recipe, encodable, to_yaml
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import hardware
@@ -48,7 +48,7 @@ class Run:
     def say(self, text: str) -> None:
         """A line of the main process on standard output."""
         if self.accelerator.is_main_process:
-            print(text, flush=True)  # noqa: T201
+            print(encodable(text), flush=True)  # noqa: T201
 
 
 def prepare_backbone(recipe: Recipe) -> tuple[hardware.Switches, Backbone]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.config import Stage
+from fg_ssl_zoo.config import Recipe, Stage
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
@@ -19,7 +20,7 @@ from fg_ssl_zoo.engine.loop import Record
 from fg_ssl_zoo.hub.pretraining import saved_state
 from fg_ssl_zoo.layers.anchor import Anchor
 from fg_ssl_zoo.layers.frozen import norms_with_statistics
-from fg_ssl_zoo.method import Method
+from fg_ssl_zoo.method import Method, check_batch, train_mode
 from fg_ssl_zoo.methods import complete_options, create_method
 from fg_ssl_zoo.pretrain.inherit import inherit, inherit_saved
 from fg_ssl_zoo.pretrain.rounds import run_round, steps_before
@@ -98,6 +99,44 @@ def _average_with_start(
     record.measurements.append({"step": record.measurements[-1]["step"], **measured})
     values = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
     run.say(f"stage {number}: {share:g} of its start averaged in, {values}")
+
+
+def check_methods(
+    recipe: Recipe, backbone: Backbone, train: Images, accelerator: Accelerator
+) -> None:
+    """Build every stage's method and views once, so that nothing wrong is found after training.
+
+    Args:
+        recipe: Resolved.
+        backbone: Is copied for each stage; the random numbers that follow are as before.
+        train: Pictures to learn from.
+        accelerator: Tells processes and device.
+
+    Raises:
+        ValueError: A stage that cannot be built, cannot inherit what it names, or has too few
+            pictures in a forward pass to learn from.
+    """
+    before: Method | None = None
+    with torch.random.fork_rng(devices=[]):
+        for number, stage in enumerate(recipe.stages):
+            saved = saved_state(recipe.init) if number == 0 and stage.inherit else None
+            try:
+                before = stage_method(stage, copy.deepcopy(backbone), train, before, saved)
+                before.views(recipe.data.image_size)
+            except ValueError as error:
+                if str(error).startswith(("stages[", "data.", "init:")):  # names its key
+                    raise
+                raise ValueError(f"stages[{number}]: {error}") from error
+            except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError,
+                    RuntimeError) as error:  # fmt: skip
+                line = next(iter(str(error).splitlines()), "no reason given")
+                raise ValueError(
+                    f"stages[{number}]: {stage.method} cannot be built with these options "
+                    f"({type(error).__name__}: {line})"
+                ) from error
+            train_mode(before, stage.train, norms_with_statistics(backbone))
+            where = f"stages[{number}].train"
+            check_batch(before, stage.train, accelerator.num_processes, accelerator.device, where)
 
 
 def stage_method(

@@ -10,6 +10,7 @@ from fg_ssl_zoo.backbones.backbone import (
     create_backbone,
     parameters_behind,
     train_up_to_last_map,
+    weights_fingerprint,
 )
 
 
@@ -137,3 +138,36 @@ def test_a_map_behind_the_last_norm_trains_it(norm, frozen):
     backbone = create_backbone("test_vit", image_size=64)
     assert train_up_to_last_map(backbone, 64, norm=norm) == (64, 4)
     assert {n for n, p in backbone.model.named_parameters() if not p.requires_grad} == frozen
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_chans": 1}, r"backbone_options\.in_chans: pictures are read with 3 channels, got 1"),
+        ({"num_classes": 5}, r"backbone_options\.num_classes: a backbone has no classifier"),
+        ({"features_only": True}, r"\.features_only: a backbone returns pooled features"),
+        ({"img_size": 64}, r"\.img_size: data\.image_size sets it"),
+        ({"checkpoint_path": "x.pth"}, r"\.checkpoint_path: `init` names the start weights"),
+        ({"global_pool": ""}, r"returns \(2, .* and not 2 rows of features; global_pool=avg"),
+        ({"global_pool": "most"}, r"cannot be built with global_pool='most' \(AssertionError"),
+        ({"act_layer": "nope"}, r"cannot be built with act_layer='nope' \(KeyError"),
+        ({"drop_path_rate": 5}, r"\.drop_path_rate: should be a number from 0 to below 1, got 5"),
+        ({"depths": {"a": 1}}, r"depths: .* is neither a number, a short text nor a list"),
+        ({"two words": 1}, r"'two words' is no argument of a network"),
+        ({"layers": 10**9}, r"layers: 1000000000 is larger than in any network"),
+    ],
+)
+def test_an_option_that_no_backbone_may_have_is_one_line(name, options, message):
+    with pytest.raises(ValueError, match=message) as error, torch.device("meta"):
+        create_backbone(name, image_size=64, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_three_channels_and_the_seed_are_as_without_options():
+    torch.manual_seed(0)
+    plain = create_backbone("test_resnet", image_size=32)
+    torch.manual_seed(0)
+    asked = create_backbone("test_resnet", image_size=32, in_chans=3)
+    assert weights_fingerprint(plain) == weights_fingerprint(asked)
+    assert asked.model.training

@@ -14,7 +14,7 @@ from fg_ssl_zoo.data.datasets import (
     load_images,
     load_splits,
 )
-from fg_ssl_zoo.data.folders import list_images, natural
+from fg_ssl_zoo.data.listing import list_images, natural
 from fg_ssl_zoo.data.sample import CorruptImage
 from tests.data.flat_pictures import data, draw, draw_classes, paths
 
@@ -139,6 +139,72 @@ def test_natural_order_equals_comparing_numbers_as_numbers():
     assert sorted(shuffled, key=natural) == expected
 
 
+@pytest.mark.parametrize("name", ["train", "Test", "validation"])
+def test_a_class_that_is_called_like_a_split_is_a_class(tmp_path, caplog, name):
+    draw_classes(tmp_path, num_images=3, classes=("bus", "car", name))
+    train = load_images(data(tmp_path, test_split="none"), "train")
+    assert (sorted(train.classes), len(train)) == (sorted(["bus", "car", name]), 9)
+    assert f"{name}/ is read as a class beside bus/" in caplog.text
+
+
+def test_splits_stay_splits_and_what_is_in_none_is_named(tmp_path, caplog):
+    for folder in ("train", "test"):
+        draw(tmp_path / folder / "0.png")
+    draw_classes(tmp_path / "extra", num_images=1)
+    (tmp_path / "docs").mkdir()
+    images = all_splits(data(tmp_path))
+    assert [paths(split) for split in images.values()] == [["train/0.png"], ["test/0.png"]]
+    assert "the pictures in extra/ belong to no split and are not used" in caplog.text
+
+
+def test_a_test_folder_with_one_of_the_classes_is_used(tmp_path, caplog):
+    draw_classes(tmp_path / "train")
+    draw_classes(tmp_path / "test", num_images=3, classes=("jay",))
+    train, test = load_splits(data(tmp_path))
+    assert (len(train), paths(test)) == (10, [f"test/jay/{i}.png" for i in range(3)])
+    np.testing.assert_array_equal(test.labels, [1, 1, 1])
+    assert "test has test pictures of 1 of 2 classes; none of crow" in caplog.text
+    assert "held out" not in caplog.text
+
+
+def test_files_that_are_left_out_are_counted_by_suffix(tmp_path, caplog):
+    draw_classes(tmp_path / "train", num_images=1)
+    for i, name in enumerate(("a.HEIC", "b.heic", "c", "d.txt")):
+        (tmp_path / "train" / ("crow", "jay")[i % 2] / name).write_text("x")
+    load_splits(data(tmp_path, test_split="none"))
+    assert "train: 2 pictures; left out are 2 .heic, 1 without a suffix, 1 .txt" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_both_unicode_forms_of_a_name_are_one_class(tmp_path):
+    composed, decomposed = "M\u00fcller", "Mu\u0308ller"
+    draw_classes(tmp_path / "train", num_images=1, classes=("a", composed, decomposed))
+    draw_classes(tmp_path / "test", num_images=1, classes=("a", decomposed))
+    (tmp_path / "parts.csv").write_text(
+        f"file,eye_x,eye_y,eye_visible\ntest/{composed}/0.png,0.5,0.5,1\n"
+    )
+    train, test = load_splits(data(tmp_path))
+    assert train.classes == test.classes == ["a", composed]
+    np.testing.assert_array_equal(np.bincount(train.labels), [1, 2])
+    np.testing.assert_array_equal(test.labels, [0, 1])
+    np.testing.assert_array_equal(test[1]["keypoints"], [[0.5, 0.5, 1]])
+
+
+@pytest.mark.parametrize("junk", ["@eaDir", "__MACOSX", "#recycle", "lost+found"])
+def test_folders_of_systems_are_no_classes(tmp_path, junk):
+    draw_classes(tmp_path, num_images=1, classes=("crow", "jay", junk, f"crow/{junk}"))
+    train = load_images(data(tmp_path, test_split="none"), "train")
+    assert (train.classes, len(train)) == (["crow", "jay"], 2)
+
+
+def test_num_images_below_the_classes_names_those_that_are_gone(tmp_path, caplog):
+    draw_classes(tmp_path / "train", num_images=2, classes=("a", "b", "c"))
+    draw_classes(tmp_path / "test", num_images=1, classes=("a", "b", "c"))
+    train, _ = load_splits(data(tmp_path, num_images=2))
+    (gone,) = {0, 1, 2} - set(train.labels.tolist())
+    assert f"num_images=2 leaves 1 of 3 classes without a picture: {'abc'[gone]}" in caplog.text
+
+
 # --------------------------------------------------------------------------- notes beside pictures
 
 
@@ -155,6 +221,33 @@ def test_keypoints_of_parts_csv(tmp_path):
     (tmp_path / "parts.csv").write_text("file,beak_x,beak_y,beak_visible\ntrain/jay/0.png,?,1,1\n")
     with pytest.raises(ValueError, match=r"parts.csv, line 2: beak needs"):
         load_splits(data(tmp_path))
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_parts_csv_with_another_separator_is_read(tmp_path, separator):
+    draw_classes(tmp_path / "train", num_images=1)
+    text = "file,beak_x,beak_y,beak_visible\ntrain/jay/0.png,0.25,0.5,1\n"
+    (tmp_path / "parts.csv").write_text(text.replace(",", separator))
+    train = load_images(data(tmp_path, test_split="none"), "train")
+    np.testing.assert_array_equal(train[1]["keypoints"], [[0.25, 0.5, 1]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,beak_x,beak_y,beak_visible\n", "has no column file; its first line is file,NAME_x"),
+        ("file,beak_x,beak_visible\n", "has no column beak_y"),
+        ("file,box_x\n", "names no keypoint"),
+        ("", "names no keypoint|has no column file"),
+        ("f\0ile,a_x,a_y,a_visible\n", "has no column file"),
+    ],
+)
+def test_a_parts_csv_that_cannot_be_read_is_refused(tmp_path, text, message):
+    draw_classes(tmp_path / "train", num_images=1)
+    (tmp_path / "parts.csv").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_splits(data(tmp_path, test_split="none"))
+    assert "\n" not in str(error.value)
 
 
 def test_part_masks(tmp_path):

@@ -40,6 +40,11 @@ def test_channels_last_is_for_convolutions_and_every_wish_is_kept():
     assert "fused attention" in str(switches)
 
 
+def test_more_threads_than_a_machine_can_use_are_refused():
+    with pytest.raises(ValueError, match=r"speed\.threads: 1000 is too many for the \d+ cores"):
+        hardware.choose(Speed(threads=1000), convolutional=True)
+
+
 def test_a_launched_process_uses_its_share_of_the_cores(monkeypatch):
     monkeypatch.setattr(hardware.psutil, "cpu_count", lambda logical: 16 if logical else 8)
     monkeypatch.setattr(hardware, "usable_cores", lambda: 16)

@@ -1,6 +1,6 @@
 import pytest
 
-from fg_ssl_zoo.config import load_recipe
+from fg_ssl_zoo.config import load_recipe, to_yaml
 from fg_ssl_zoo.engine.run_folder import RunFolder, RunFolderTaken
 
 
@@ -48,11 +48,37 @@ def test_another_recipe_is_refused_with_the_difference_and_both_remedies(tmp_pat
     assert "\n" not in message
 
 
-def test_overwrite_starts_afresh(tmp_path):
+def test_overwrite_deletes_what_a_run_wrote_and_names_the_rest(tmp_path, caplog):
     folder = claim(tmp_path / "run")
-    (folder.path / "old.txt").write_text("old")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    folder.checkpoints.symlink_to(disk)
+    written = [
+        "checkpoints/stage0_round0_step00000180.pt", "notes/shown_stage0_round0.safetensors",
+        "pictures/stage0_round0_step00000180.png", "tensorboard/events.out.tfevents.1.host",
+        "export/pretraining/model-00001-of-00002.safetensors", "export_teacher/README.md",
+        ".export.123/config.json", "metrics.jsonl", "results.json", "corrupt_images.txt",
+    ]  # fmt: skip
+    foreign = ["old.txt", "checkpoints/mine.pt", "notes/ideas.md", "photos/a.jpg"]
+    for name in (*written, *foreign):
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).write_text("x")
     claim(tmp_path / "run", "seed=3", "overwrite=true")
-    assert [path.name for path in folder.path.iterdir()] == ["recipe.yaml"]
+    kept = [p.relative_to(folder.path) for p in folder.path.rglob("*") if p.is_file()]
+    assert {*map(str, kept), "checkpoints/mine.pt"} == {"recipe.yaml", *foreign}
+    assert [path.name for path in disk.iterdir()] == ["mine.pt"]
+    assert not folder.export.exists()
+    assert "checkpoints/mine.pt, notes/ideas.md, old.txt and 1 more" in caplog.text
+    assert not load_recipe(folder.recipe).overwrite  # giving this file again deletes nothing
+
+
+def test_overwrite_refuses_what_would_stop_the_export_at_the_end(tmp_path):
+    folder = claim(tmp_path / "run")
+    folder.export.mkdir()
+    (folder.export / "notes.txt").write_text("x")
+    with pytest.raises(RunFolderTaken, match=r"no run wrote export/notes\.txt in"):
+        claim(tmp_path / "run", "overwrite=true")
+    assert folder.recipe.is_file()
 
 
 def test_resume_never_refuses_even_the_same_recipe(tmp_path):
@@ -62,8 +88,22 @@ def test_resume_never_refuses_even_the_same_recipe(tmp_path):
 
 
 @pytest.mark.parametrize("overrides", [[], ["overwrite=true"]])
-def test_a_folder_with_other_files_is_never_touched(tmp_path, overrides):
+@pytest.mark.parametrize("recipe", [None, "flour: 500 g\n", "[1, 2]", "a model"])
+def test_a_folder_with_other_files_is_never_touched(tmp_path, overrides, recipe):
     (tmp_path / "thesis.txt").write_text("years of work")
+    if recipe == "a model":
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "recipe.yaml").write_text(to_yaml(load_recipe()))
+    elif recipe:
+        (tmp_path / "recipe.yaml").write_text(recipe)
     with pytest.raises(RunFolderTaken, match="holds files that are not a run"):
         claim(tmp_path, *overrides)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/dev/null", "x" * 300])
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, place):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match=r"cannot be written|holds files") as raised:
+        claim(tmp_path / place)
+    assert "\n" not in str(raised.value)

@@ -148,7 +148,7 @@ def test_several_folders_are_the_whole_zoo_and_all_are_checked_before_any_is_sen
         ([*folders, "--repo", "me/x"], "--repo names one repository"),
         ([folders[0], "--repo", "x"], "OWNER/NAME is needed"),
         ([folders[0], "--repo", "me/my birds"], "error: --repo: Repo id must"),
-        ([folders[0], "--org", ""], "error: --org: Repo id must"),
+        ([folders[0], "--org", ""], "error: an argument is empty (behind --org)"),
         (
             [folders[0], str(run / "exprot"), "--org", "me"],
             f"{run / 'exprot'}, as there is no such",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fg_ssl_zoo.config import home_path
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, Row
 from fg_ssl_zoo.evaluation.monitor import below_start
 
@@ -91,7 +92,7 @@ def label_curves(evaluation: Evaluation) -> list[Line]:
 
 def run_folder(words: str) -> Path | None:
     """The folder with `metrics.jsonl` that a model's words point to."""
-    place = Path(words).expanduser()
+    place = home_path(words)
     for folder in (place, place.parent) if place.name == "export" else (place,):
         if (folder / "metrics.jsonl").is_file():
             return folder

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from fg_ssl_zoo.config import printable
 from fg_ssl_zoo.data.datasets import image_name
 from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.sample import Images
@@ -36,8 +37,8 @@ class Thumbnails:
         return jpeg_uri(self.pixels(index, size))
 
     def name(self, index: int) -> str:
-        """The file's path in its folder."""
-        return image_name(self.images, index)
+        """The file's path in its folder, as it can be shown."""
+        return printable(image_name(self.images, index))
 
 
 def jpeg_uri(pixels: UInt8[np.ndarray, "h w 3"]) -> str:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.config import printable
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.contenders import opened, row_name
@@ -153,5 +154,6 @@ def readable(classes: Sequence[str]) -> list[str]:
 
     As they are where two would become one.
     """
+    classes = [printable(name) for name in classes]
     names = [re.sub(r"^\d+\.", "", name).replace("_", " ").strip() or name for name in classes]
     return names if len(set(names)) == len(names) else list(classes)

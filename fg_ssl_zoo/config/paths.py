@@ -1,0 +1,124 @@
+"""Paths as a user types them: the home folder, names of any bytes, places that can be written."""
+
+import io
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from fg_ssl_zoo.config.plain import RecipeError
+
+
+def home_path(path: str | Path) -> Path:
+    """A path with `~` and `~NAME` at its start replaced by the home folder.
+
+    Raises:
+        RecipeError: There is no such user, or no home folder.
+    """
+    expanded = os.path.expanduser(path)
+    if str(expanded).startswith("~"):
+        name = printable(Path(expanded).parts[0])
+        raise RecipeError(
+            f"{printable(path)}: there is no home folder {name}; a folder of that name is ./{name}"
+        )
+    return Path(expanded)
+
+
+def printable(text: str | Path) -> str:
+    r"""Text on one line for a terminal or a UTF-8 file.
+
+    What cannot be shown becomes an escape: `\xe9` is a byte of a name that is not UTF-8.
+    """
+    try:
+        shown = os.fsencode(str(text)).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair, which no name on a disk holds
+        shown = encodable(str(text))
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+
+
+def escaped(name: str) -> str:
+    r"""A name as one line of UTF-8 that `unescaped` reads back, whatever bytes it holds.
+
+    A backslash is doubled; a control character and a byte that is not UTF-8 become `\xe9`.
+    """
+    text = os.fsencode(name.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def unescaped(line: str) -> str:
+    """The name that `escaped` wrote."""
+    return os.fsdecode(
+        re.sub(
+            rb"\\(\\|x[0-9a-f]{2})",
+            lambda found: found[1] if found[1] == b"\\" else bytes.fromhex(found[1][1:].decode()),
+            line.encode(),
+        )
+    )
+
+
+def encodable(text: str) -> str:
+    r"""Text of several lines for a UTF-8 file or terminal; a byte of a name becomes `\udce9`.
+
+    In JSON that is the escape of the same byte, so that a reader of JSON gets the name back.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def wrong_name(name: str) -> str | None:
+    """What a name of one file or folder should be; `None` where it is one."""
+    long = len(name.encode("utf-8", "surrogateescape")) > 200
+    if long or name in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", name):
+        return "the name of one file: no / or \\, at most 200 bytes, and neither . nor .."
+    return None
+
+
+def check_folder(folder: str | Path, where: str) -> None:
+    """Refuse a folder that cannot be made or written, before any work; nothing is left there.
+
+    Args:
+        folder: Need not be there.
+        where: Key or flag that names it, for the error.
+
+    Raises:
+        RecipeError: A file is in the way, or the nearest folder above cannot be written.
+    """
+    path = Path(os.path.abspath(folder))
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    try:
+        if not path.is_dir():
+            raise NotADirectoryError(0, "is no folder")
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise RecipeError(
+            f"{where}: {printable(folder)} cannot be written "
+            f"({printable(path)}: {error.strerror}); name another place"
+        ) from None
+
+
+def check_file(file: str | Path, where: str) -> None:
+    """Refuse a file that cannot be written, as `check_folder`; a folder of that name too."""
+    path = Path(file)
+    if path.is_dir():
+        raise RecipeError(f"{where}: {printable(file)} is a folder; a file is needed")
+    check_folder(path.parent, where)
+
+
+def check_cache() -> None:
+    """Refuse a Hugging Face cache that cannot be written; features and parts are kept there.
+
+    Raises:
+        RecipeError: Names the folder.
+    """
+    from huggingface_hub import constants
+
+    check_folder(constants.HF_ASSETS_CACHE, "HF_HOME")
+
+
+def show_any_name() -> None:
+    """Standard output escapes the bytes of a name that are no text, instead of failing on them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
