@@ -249,13 +249,24 @@ def test_a_stage_inherits_what_both_have_and_a_run_that_goes_on_nothing():
         inherit(two, ["projectr"], one)
 
 
-def test_an_unlabelled_folder_trains_with_rankme_alone(recipe, tmp_path, birds):
+def test_an_unlabelled_folder_trains_with_rankme_alone_and_stays_what_was_trained_on(
+    recipe, tmp_path, birds, capsys
+):
     write_photos(tmp_path / "photos", birds)
-    pretrain(load_recipe(recipe, ["data.path=photos", "data.name=garden", "data.num_images=null"]))
-    results = json.loads(
-        (tmp_path / "runs/fgssl_test_resnet_garden.simclr/results.json").read_text()
-    )
+    words = [str(recipe), "data.path=photos", "data.name=garden", "data.num_images=null"]
+    main(words)
+    run = tmp_path / "runs/fgssl_test_resnet_garden.simclr"
+    results = json.loads((run / "results.json").read_text())
     assert results["rows"][1].keys() == {"name", "init", "rankme", "feature_std"}
+
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    (tmp_path / "photos" / "5.png").write_bytes((tmp_path / "photos" / "6.png").read_bytes())
+    with pytest.raises(SystemExit):
+        main(words)
+    error = capsys.readouterr().err
+    assert "has trained on other pictures (0 added, 0 gone, 1 changed: 5.png)" in error
+    assert len(error.splitlines()) == 1
+    assert {p: p.read_bytes() for p in before} == before
 
 
 @pytest.mark.parametrize(

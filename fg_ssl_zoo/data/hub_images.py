@@ -57,12 +57,22 @@ class HubImages:
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
-        row = self.rows[index]
-        where = f"{self.where} row {index}" + (f" ({row['path']})" if row["path"] else "")
-        sample = Sample(image=decode(_encoded(row, where), where), index=index)
+        sample = Sample(image=decode(self.encoded(index), self._where(index)), index=index)
         if self.labels is not None:
             sample["label"] = int(self.labels[index])
         return sample
+
+    def encoded(self, index: int) -> bytes:
+        """The image file of a row.
+
+        Raises:
+            CorruptImage: It lies in a file that cannot be read.
+        """
+        return _encoded(self.rows[index], self._where(index))
+
+    def _where(self, index: int) -> str:
+        path = self.rows[index]["path"]
+        return f"{self.where} row {index}" + (f" ({path})" if path else "")
 
     @property
     def identity(self) -> str:

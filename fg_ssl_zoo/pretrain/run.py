@@ -78,12 +78,13 @@ def open_run(
         test: Labelled ones to score, or `None`.
 
     Raises:
-        ValueError: The folder holds a run of another recipe; nothing in it was touched.
+        ValueError: The folder holds a run of another recipe or of other pictures; nothing in it
+            was touched.
     """
     accelerator = hardware.create_accelerator(switches)
     folder = RunFolder(recipe.folder)
     if accelerator.is_main_process:
-        folder.claim(recipe)
+        folder.claim(recipe, {"train": train, "test": test})
     accelerator.wait_for_everyone()
     workers = resolve_num_workers(recipe.data.num_workers, accelerator.num_processes)
     monitor = OnlineMonitor(train, test, recipe.monitor, recipe.data.crop_pct, workers)
