@@ -10,11 +10,12 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.backbone import create_backbone, weights_fingerprint
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.engine import checkpoint
-from fg_ssl_zoo.evaluation.monitor import Collapsed
+from fg_ssl_zoo.evaluation.contenders import contenders
+from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
 from fg_ssl_zoo.methods import create_method, particle
 from fg_ssl_zoo.parts import store
 from fg_ssl_zoo.pretrain import main, pretrain
@@ -93,9 +94,18 @@ def test_the_exported_backbone_is_the_one_that_was_trained(recipe):
         assert torch.equal(exported(x), backbone(x))
 
 
-def test_training_continues_from_a_run_whose_last_row_is_the_new_first(recipe, tmp_path, capsys):
-    pretrain(load_recipe(recipe, ["output=one"]))
-    pretrain(load_recipe(recipe, ["output=two", "init=one"]))
+def test_training_continues_from_a_run_whose_last_row_is_the_new_first(
+    recipe, tmp_path, capsys, monkeypatch
+):
+    weights, measure = [], OnlineMonitor.__call__
+
+    def noted(self, backbone, accelerator):
+        weights.append(weights_fingerprint(backbone))
+        return measure(self, backbone, accelerator)
+
+    monkeypatch.setattr(OnlineMonitor, "__call__", noted)
+    pretrain(load_recipe(recipe, ["output=one", "seed=5"]))
+    pretrain(load_recipe(recipe, ["output=two", "init=one", "seed=5"]))
     one, two = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "two"))
     assert [row["name"] for row in two["rows"]] == ["start", "trained"]
     assert [row["init"] for row in two["rows"]] == ["one", "one"]
@@ -103,6 +113,13 @@ def test_training_continues_from_a_run_whose_last_row_is_the_new_first(recipe, t
     for key in measured:
         assert two["rows"][0][key] == pytest.approx(one["rows"][1][key], rel=1e-5), key
     assert "| start |" in capsys.readouterr().out
+
+    # Tables compare both with their networks of step 0, to the bit.
+    rows = contenders(["one", "two"], None, with_untrained=True, seed=0)
+    assert [row.name for row in rows] == ["one", "test_resnet, untrained", "two"]
+    assert [row.start for row in rows] == ["test_resnet, untrained", None, "one"]
+    assert [row.identity["weights"] for row in rows[:2]] == [weights[3], weights[0]]
+    assert weights[2] == weights[3] != weights[0]
     assert "with the weights of `one`" in (tmp_path / "two" / "export" / "README.md").read_text()
 
 

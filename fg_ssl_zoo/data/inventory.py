@@ -2,6 +2,7 @@
 
     take(splits)             one entry for each picture: name, class, size, time, content
     differences(old, new)    which pictures were added, are gone, or changed
+    content_of(images)       one hash of what they hold
 
 A picture is unchanged if its name, class and size are the same, and its content where both
 inventories know it. The content of up to `SAMPLED` pictures of a split is hashed, evenly spaced;
@@ -137,6 +138,19 @@ def _hub_content(images: Images, index: int, sampled: set[int]) -> str | None:
         return _hash(images.encoded(index))
     except CorruptImage:
         return "unreadable"
+
+
+def content_of(images: Images) -> str:
+    """Hash of the encoded bytes of these pictures; of up to 64 rows where they are no files.
+
+    Drawn pictures follow from their settings and are not drawn for this.
+    """
+    root, rows = image_root(images), range(len(images))
+    if root is None:
+        some = set(np.linspace(0, len(images) - 1, min(len(images), 64)).astype(int).tolist())
+        return _hash("".join(_hub_content(images, row, some) or "" for row in rows).encode())
+    found = (_file_entry(root, image_name(images, row), None, True).content for row in rows)
+    return _hash("".join(content or "gone" for content in found).encode())
 
 
 def _sampled(count: int) -> set[int]:

@@ -3,7 +3,7 @@
     evaluation = evaluate(["runs/x", "resnet50.a1_in1k"], data, protocols=["knn", "linear"])
     print(markdown(as_plain(evaluation)))                           # evaluation/table.py
 
-The untrained network of every architecture is a row of its own.
+The network that each model was before training is a row of its own.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -68,10 +68,11 @@ class Row:
 
     Attributes:
         name: For the table: the words without their path.
-        words: As the user wrote them; `ARCHITECTURE, untrained` for a start.
-        backbone: Architecture, input and start.
+        words: As the user wrote them.
+        backbone: Its identity, width and start weights.
         outcomes: Metric -> outcome.
         intervals: Metric -> 95 % bootstrap interval over the test pictures.
+        start: Name of the row of the network that it was before training, where there is one.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Row:
     backbone: dict[str, Any]
     outcomes: dict[str, Outcome]
     intervals: dict[str, tuple[float, float]]
+    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Evaluation:
 
     Attributes:
         data: Name, counts, fingerprints of the splits, and the floors (chance, majority).
-        rows: In the order asked for, each architecture's untrained network behind its first model.
+        rows: In the order asked for, behind each the network that it was before training.
         labels: (m,) of the test pictures; `None` where no protocol needs them and there are none.
         p_values: Metric -> {(name, name): p of equal means on the same pictures}.
         settings: What held for all rows, versions, commit and hardware included.
@@ -125,8 +127,9 @@ def evaluate(
         options: Keywords of a protocol: `{"finetune": {"how": Finetune(epochs=20)}}`.
         image_size: Side of the input in pixels; each model's own when not given.
         crop_pct: Of the centre crop; that of the data (0.875) when not given.
-        with_untrained: Add each architecture's untrained network as a row.
-        seed: Of untrained weights and of all draws.
+        with_untrained: Add the network that each model was before training as a row: for a run
+            and an export the start of that run, to the bit; else random weights.
+        seed: Of all draws, and of random weights where no recipe tells another.
         cache: Folder of feature files.
         say: Called with a line before each piece of work.
 
@@ -301,19 +304,18 @@ def _scored(
 
 def _row(contender: Contender, outcomes: dict[str, Outcome], seed: int) -> Row:
     backbone = contender.backbone
+    model = {key: value for key, value in contender.identity.items() if key != "layer"}
     about = {
-        "architecture": backbone.name,
+        **model,
+        "feature_map": contender.identity["layer"],
         "init": backbone.init,
-        "image_size": backbone.image_size,
         "num_features": backbone.num_features,
-        "feature_map": contender.layer,
-        "weights": contender.weights,
     }
     intervals = {
         metric: statistics.bootstrap_interval(found.values, seed=seed)
         for metric, found in outcomes.items()
     }
-    return Row(contender.name, contender.words, about, outcomes, intervals)
+    return Row(contender.name, contender.words, about, outcomes, intervals, contender.start)
 
 
 def _p_values(rows: list[Row], seed: int) -> dict[str, dict[tuple[str, str], float]]:

@@ -33,6 +33,7 @@ def as_plain(evaluation: Evaluation) -> dict[str, Any]:
                 "name": row.name,
                 "words": row.words,
                 **row.backbone,
+                "start": row.start,
                 "scores": {
                     metric: {
                         "value": found.value,

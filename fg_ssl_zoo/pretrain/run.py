@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
+from fg_ssl_zoo.backbones.any_backbone import start_of
 from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
 from fg_ssl_zoo.config import Recipe, to_yaml
 from fg_ssl_zoo.data.loader import resolve_num_workers
@@ -59,11 +60,7 @@ def prepare_backbone(recipe: Recipe) -> tuple[hardware.Switches, Backbone]:
         )
     switches = hardware.choose(recipe.speed, convolutional=hardware.is_convolutional(shape.model))
     hardware.switch_on(switches)
-    torch.manual_seed(recipe.seed)
-    image_size = recipe.data.image_size
-    return switches, create_backbone(
-        recipe.backbone, init=recipe.init, image_size=image_size, **recipe.backbone_options
-    )
+    return switches, start_of(recipe)
 
 
 def open_run(

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from accelerate import Accelerator
+from safetensors.torch import save_file
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.cli import main
@@ -95,6 +96,26 @@ def test_an_architecture_has_one_untrained_row(tmp_path):
         protocols=["knn"], image_size=48, cache=tmp_path,
     )  # fmt: skip
     assert len(found.rows) == 1
+
+
+def test_two_options_of_the_same_weights_are_two_rows_with_their_own_numbers(tmp_path):
+    weights = create_backbone("test_resnet", image_size=48).model.state_dict()
+    save_file(weights, tmp_path / "w.safetensors")
+    words = [
+        f"test_resnet{{global_pool: {kind}}}@{tmp_path}/w.safetensors" for kind in ("avg", "max")
+    ]
+
+    found = evaluate(
+        words, DATA, Accelerator(cpu=True), protocols=["knn"], image_size=48, cache=tmp_path / "c"
+    )
+    names = [row.name for row in found.rows]
+    assert names == [
+        "test_resnet{global_pool: avg}@w", "test_resnet{global_pool: avg}, untrained",
+        "test_resnet{global_pool: max}@w", "test_resnet{global_pool: max}, untrained",
+    ]  # fmt: skip
+    assert [row.start for row in found.rows] == [names[1], None, names[3], None]
+    assert len(list((tmp_path / "c").glob("*.safetensors"))) == 8  # of two splits each
+    assert table.as_plain(found)["rows"][2]["options"] == {"global_pool": "max"}
 
 
 def test_a_number_behind_the_words_scores_that_feature_map(tmp_path):

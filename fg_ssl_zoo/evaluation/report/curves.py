@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fg_ssl_zoo.evaluation.contenders import is_before_training
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, Row
 
 PALETTE = ("#3b82c4", "#d9822b", "#3a9a72", "#a06cc8", "#cf5068", "#8c8c2e", "#2fa3a8")
@@ -56,7 +57,7 @@ def colours_of(evaluation: Evaluation) -> dict[str, tuple[str, bool]]:
 
 
 def _untrained(row: Row) -> bool:
-    return row.name.partition(" #")[0] == f"{row.backbone['architecture']}, untrained"
+    return is_before_training(row.name)
 
 
 def label_curves(evaluation: Evaluation) -> list[Line]:

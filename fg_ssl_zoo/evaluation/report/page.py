@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from fg_ssl_zoo.backbones.identity import identity
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.engine.provenance import commit, versions
@@ -196,20 +197,14 @@ def _glance(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
         rank, most = rankme(sample), min(sample.shape)
         return {"rank": f"{rank:.0f}", "most": most, "numbers": []}
     first = evaluation.rows[0]
-    start = next(
-        (
-            row
-            for row in evaluation.rows[1:]
-            if row.name == f"{first.backbone['architecture']}, untrained"
-        ),
-        None,
-    )
+    start = next((row for row in evaluation.rows if row.name == first.start), None)
     numbers = [
         {
             "title": title,
             "meaning": meaning,
             "value": first.outcomes[metric].value,
             "start": None if start is None else start.outcomes[metric].value,
+            "before": "untrained" if start and start.backbone["init"] == "scratch" else "start",
         }
         for metric, title, meaning in (
             ("linear_top1", "linear probe", "named rightly by a linear classifier on all labels"),
@@ -224,11 +219,15 @@ def _glance(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
 
 def _made(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
     """How the page was made, for the foot."""
+    about_model = identity(subject.backbone, getattr(subject.read, "number", None))
     init = subject.backbone.init  # without the folders of the machine
     size, crop_pct = subject.backbone.image_size, subject.seen_pictures.crop_pct
     made = {
         "architecture": subject.backbone.name,
+        "options": ", ".join(f"{k} {v}" for k, v in about_model["options"].items()),
         "weights": Path(init).name if Path(init).exists() else init,
+        "fingerprint of the weights": about_model["weights"],
+        "feature map": about_model["layer"],
         "input": f"{size} px, centre crop {crop_pct:g}",
         "features": subject.backbone.num_features,
         "seed": subject.seed,
