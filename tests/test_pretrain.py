@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from fg_ssl_zoo.backbones.backbone import create_backbone, weights_fingerprint
+from fg_ssl_zoo.cli import main as publish
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.engine import checkpoint
@@ -270,11 +271,20 @@ def test_an_unlabelled_folder_trains_with_rankme_alone_and_stays_what_was_traine
     recipe, tmp_path, birds, capsys
 ):
     write_photos(tmp_path / "photos", birds)
-    words = [str(recipe), "data.path=photos", "data.name=garden", "data.num_images=null"]
+    recipe.write_text(f"{TINY}hub: {{license: apache-2.0}}  # of the drawn birds")
+    words = [str(recipe), "data.path=photos", "data.num_images=null"]
     main(words)
-    run = tmp_path / "runs/fgssl_test_resnet_garden.simclr"
+    run = tmp_path / "runs/fgssl_test_resnet_photos.simclr"
     results = json.loads((run / "results.json").read_text())
     assert results["rows"][1].keys() == {"name", "init", "rankme", "feature_std"}
+    assert results["data"]["name"] == "photos"
+    card = (run / "export" / "README.md").read_text()
+    assert "apache" not in card.partition("fg_ssl_zoo is under")[0]
+    assert "drawn" not in card
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        publish(["publish", str(run), "--dry-run"])
+    assert "hub.license is missing (the pictures of photos: terms" in capsys.readouterr().err
 
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     (tmp_path / "photos" / "5.png").write_bytes((tmp_path / "photos" / "6.png").read_bytes())

@@ -183,8 +183,7 @@ def _images(
         if values is not None
         else ([], None)
     )
-    name = Path(hub_id).name if data.name == "drawn" else data.name
-    return HubImages(pictures, where, name=name, classes=classes, labels=labels)
+    return HubImages(pictures, where, name=data.name, classes=classes, labels=labels)
 
 
 def _read(
