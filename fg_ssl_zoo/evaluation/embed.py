@@ -28,7 +28,7 @@ from fg_ssl_zoo.backbones.identity import KEYS, differing, identity
 from fg_ssl_zoo.config import flatten
 from fg_ssl_zoo.data.datasets import Subset, file_state, fingerprint, image_name, image_root
 from fg_ssl_zoo.data.inventory import content_of
-from fg_ssl_zoo.data.sample import CorruptImage, Images
+from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.embedder import Embedder
 from fg_ssl_zoo.evaluation.embedding_file import (
     FORMAT,
@@ -41,7 +41,7 @@ from fg_ssl_zoo.evaluation.embedding_file import (
     write_part_of,
     write_table,
 )
-from fg_ssl_zoo.evaluation.features import stream
+from fg_ssl_zoo.evaluation.features import stream, why_unreadable
 from fg_ssl_zoo.ops.distributed import rank, world_size
 
 PART_ROWS = 2048
@@ -350,16 +350,8 @@ def _write(
         labelled=labelled,
     )
     missing = sorted(set(range(part.first, part.last)) - set(indices.tolist()))
-    about = {"rows": len(indices), "skipped": [_why(images, index) for index in missing]}
+    about = {"rows": len(indices), "skipped": [why_unreadable(images, index) for index in missing]}
     write_table(path, table, {**about, **state})
-
-
-def _why(images: Images, index: int) -> str:
-    try:
-        images[index]
-    except CorruptImage as error:
-        return str(error)
-    return f"{image_name(images, index)}: could not be read at first"
 
 
 # --------------------------------------------------------------------------- the end

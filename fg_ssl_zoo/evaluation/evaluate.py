@@ -25,7 +25,7 @@ from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.evaluation import statistics
 from fg_ssl_zoo.evaluation.contenders import Contender, contenders
 from fg_ssl_zoo.evaluation.feature_store import features_of
-from fg_ssl_zoo.evaluation.features import Layer, ready
+from fg_ssl_zoo.evaluation.features import Layer, ready, unreadable
 from fg_ssl_zoo.evaluation.finetune import finetune
 from fg_ssl_zoo.evaluation.keypoints import keypoint_names, keypoints
 from fg_ssl_zoo.evaluation.knn import knn
@@ -88,7 +88,8 @@ class Evaluation:
     """Several backbones on one data set.
 
     Attributes:
-        data: Name, counts, fingerprints of the splits, and the floors (chance, majority).
+        data: Name, counts of the pictures that were used, names of those that cannot be read,
+            fingerprints of the splits, and the floors (chance, majority).
         rows: In the order asked for, behind each the network that it was before training.
         labels: (m,) of the test pictures; `None` where no protocol needs them and there are none.
         p_values: Metric -> {(name, name): p of equal means on the same pictures}.
@@ -136,7 +137,8 @@ def evaluate(
     Raises:
         ValueError: An unknown model or protocol, options of one that is not run, pictures without
             the labels, keypoints or part masks that are asked for, test classes that training
-            lacks, features that are not finite; the message says what would be right.
+            lacks, more than one picture in a hundred that cannot be read, features that are not
+            finite; the message says what would be right.
     """
     chosen, began_at = known_protocols(protocols), commit()
     options = options or {}
@@ -155,7 +157,7 @@ def evaluate(
         part_names(train)
     rows: list[Row] = []
     labels: np.ndarray | None = None
-    num_scored = 0
+    task: Task | None = None
     unscored: dict[str, str] = {}
     entered = contenders(models, image_size, with_untrained=with_untrained, seed=seed)
     for contender in entered:
@@ -171,12 +173,13 @@ def evaluate(
             crop_pct=crop_pct, layer=layer, seed=seed, cache=cache,
         )  # fmt: skip
         labels = None if task.test.labels is None else labels_of(task.test).numpy()
-        num_scored = len(task.test.indices)
         outcomes, lacking = _scored(name, task, {key: options.get(key, {}) for key in chosen}, say)
         unscored |= lacking
         rows.append(_row(contender, outcomes, seed))
+    if task is None:
+        raise ValueError("no model is given; name one or more")
     return Evaluation(
-        data=_about(train, test, labels, num_scored),
+        data=_about(task, labels),
         rows=rows,
         labels=labels,
         p_values=_p_values(rows, seed),
@@ -256,7 +259,11 @@ def make_task(
     seed: int = 0,
     cache: Path | None = None,
 ) -> Task:
-    """Features of both splits, computed or read; arguments as for `evaluate`."""
+    """Features of both splits, computed or read; arguments as for `evaluate`.
+
+    Raises:
+        TooManyCorruptImages: More than one picture in a hundred of a split cannot be read.
+    """
     ready(backbone, accelerator)
     workers = resolve_num_workers("auto", world_size())
     reader = None if layer is None else Layer(layer)
@@ -278,6 +285,10 @@ def make_task(
         crop_pct=crop_pct,
         num_workers=workers,
         seed=seed,
+        unreadable={
+            "train": unreadable(train, features[0]),
+            "test": unreadable(test, features[1]),
+        },
     )
 
 
@@ -327,14 +338,15 @@ def _p_values(rows: list[Row], seed: int) -> dict[str, dict[tuple[str, str], flo
     return found
 
 
-def _about(
-    train: Images, test: Images, labels: np.ndarray | None, num_scored: int
-) -> dict[str, Any]:
+def _about(task: Task, labels: np.ndarray | None) -> dict[str, Any]:
+    """The data as they were used; a picture that cannot be read is in no count."""
+    train, test = task.train_images, task.test_images
     return {
         "name": train.name,
-        "num_train": len(train),
-        "num_test": len(test),
-        "num_scored": num_scored,
+        "num_train": len(task.train.indices),
+        "num_test": len(task.test.indices),
+        "num_scored": len(task.test.indices),
+        "unreadable": dict(task.unreadable),
         "num_classes": len(train.classes),
         "chance": None if labels is None else 1 / len(train.classes),
         "majority": None if labels is None else statistics.majority_rate(labels),

@@ -11,10 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.data.loader import image_loader
-from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.data.datasets import image_name
+from fg_ssl_zoo.data.loader import TooManyCorruptImages, image_loader
+from fg_ssl_zoo.data.sample import CorruptImage, Images
 from fg_ssl_zoo.data.views import CentreView
 from fg_ssl_zoo.engine.hardware import is_convolutional
+from fg_ssl_zoo.engine.loop import MOST_CORRUPT
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.ops.distributed import rank, world_size
 
@@ -116,6 +118,46 @@ def stream(
                 pixels = batch["image"].to(accelerator.device, non_blocking=True)
                 features = read(backbone, backbone.normalize(pixels)).float().cpu()
             yield features, batch["index"]
+
+
+def unreadable(images: Images, found: Features, asked: Sequence[int] | None = None) -> list[str]:
+    """A line for each picture that is missing from features because it cannot be read.
+
+    Args:
+        images: The set.
+        found: Its features.
+        asked: Pictures that were to be read; all when not given.
+
+    Raises:
+        TooManyCorruptImages: More than one in a hundred, or every picture of a class.
+    """
+    asked = range(len(images)) if asked is None else asked
+    missing = sorted({*asked} - {*found.indices.tolist()})
+    lines = [why_unreadable(images, index) for index in missing]
+    some = "; ".join(lines[:3]) + ("; ..." if len(lines) > 3 else "")
+    if len(missing) > MOST_CORRUPT * len(asked):
+        raise TooManyCorruptImages(
+            f"{len(missing)} of {len(asked)} pictures of {images.name} cannot be read, more than "
+            f"{MOST_CORRUPT:.0%} ({some}); replace or remove them"
+        )
+    if images.labels is not None and missing:
+        lost = {*images.labels[missing].tolist()} - {*images.labels[found.indices].tolist()}
+        if lost:
+            names = ", ".join(images.classes[label] for label in sorted(lost)[:3])
+            raise TooManyCorruptImages(
+                f"{images.name}: no picture of class {names} can be read ({some}); replace them, "
+                "or remove the class"
+            )
+    return lines
+
+
+def why_unreadable(images: Images, index: int) -> str:
+    """The picture's name and what is wrong with it."""
+    try:
+        images[index]
+    except CorruptImage as error:
+        return str(error)
+    return f"{image_name(images, index)}: could not be read at first"
 
 
 @dataclass(frozen=True)

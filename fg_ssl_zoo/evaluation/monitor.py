@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Monitor
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.evaluation.features import Features, evenly, extract
+from fg_ssl_zoo.evaluation.features import Features, evenly, extract, unreadable
 from fg_ssl_zoo.evaluation.knn import knn_top1
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.method import Method
@@ -47,6 +47,7 @@ class OnlineMonitor:
 
         Raises:
             Collapsed: The features do not tell pictures apart.
+            TooManyCorruptImages: More than one picture in a hundred cannot be read.
         """
         train = self._features(backbone, self.train, accelerator)
         measured = {}
@@ -87,7 +88,7 @@ class OnlineMonitor:
         return {"eval/own_top1": right.double().mean().item()}
 
     def _features(self, backbone: Backbone, images: Images, accelerator: Accelerator) -> Features:
-        return extract(
+        found = extract(
             backbone,
             images,
             accelerator,
@@ -95,6 +96,8 @@ class OnlineMonitor:
             max_images=self.settings.max_images,
             num_workers=self.num_workers,
         )
+        unreadable(images, found, evenly(len(images), self.settings.max_images))  # refuses many
+        return found
 
 
 def _check(measured: dict[str, float]) -> None:

@@ -222,6 +222,38 @@ def test_the_command_prints_and_writes(garden, tmp_path, capsys):
     ]  # fmt: skip
 
 
+def test_every_count_is_what_was_used_and_unreadable_pictures_are_named(
+    garden, tmp_path, capsys, monkeypatch
+):
+    words = ["eval", "test_resnet@scratch", "--data", str(garden), "--image-size", "48"]
+    words += ["--protocols", "knn", "--cache", str(tmp_path), "--out", str(tmp_path)]
+    (garden / "train" / "s0" / "0.png").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        main(words)
+    error = capsys.readouterr().err
+    assert "1 of 12 pictures of garden cannot be read, more than 1%" in error
+    assert "s0/0.png: the file is empty" in error
+    assert len(error.splitlines()) == 1
+
+    monkeypatch.setattr("fg_ssl_zoo.evaluation.features.MOST_CORRUPT", 0.1)
+    main(words)
+    printed = capsys.readouterr().out
+    assert "garden: 11 training and 4 test pictures" in printed
+    assert "1 train pictures cannot be read and are left out: " in printed
+    data = json.loads((tmp_path / "results.json").read_text())["data"]
+    assert (data["num_train"], data["num_test"]) == (11, 4)
+    assert data["unreadable"]["train"][0].endswith("s0/0.png: the file is empty")
+    assert data["unreadable"]["test"] == []
+
+    for path in (garden / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(SystemExit):
+        main(words)
+    error = capsys.readouterr().err
+    assert "4 of 4 pictures of garden cannot be read" in error
+    assert len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

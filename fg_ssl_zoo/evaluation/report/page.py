@@ -29,7 +29,7 @@ from fg_ssl_zoo.evaluation.report.details import (
 from fg_ssl_zoo.evaluation.report.embedding import plane
 from fg_ssl_zoo.evaluation.report.scores import results_table
 from fg_ssl_zoo.evaluation.report.subject import Subject, labelled_subject, unlabelled_subject
-from fg_ssl_zoo.evaluation.table import LEGEND
+from fg_ssl_zoo.evaluation.table import LEGEND, as_plain, unreadable_lines
 from fg_ssl_zoo.ops.spectrum import rankme
 
 MAP_PICTURES, MAP_SIZE = 3000, 56
@@ -238,6 +238,7 @@ def _made(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
             "training pictures": f"{about['num_train']} ({about['train_fingerprint']})",
             "test pictures": f"{about['num_scored']} ({about['test_fingerprint']})",
             "classes": about["num_classes"],
+            "unreadable": "; ".join(unreadable_lines(as_plain(evaluation))),
             "notes": "; ".join(
                 f"{row.name}, {metric}: {note}"
                 for row in evaluation.rows
