@@ -137,6 +137,8 @@ def test_the_same_command_again_goes_on_and_ends_with_the_same_results(recipe, t
     assert json.loads((run / "results.json").read_text())["rows"] == rows
     again = metrics(run)
     assert [line["step"] for line in again] == [line["step"] for line in first]
+    mean = [line["train/loss"] for line in first if "train/loss" in line]
+    assert losses(run) == mean  # of all steps since the last line, also of those before the stop
     main([str(recipe)])  # nothing is left to train
     assert (run / "export" / "model.safetensors").read_bytes() == weights
 

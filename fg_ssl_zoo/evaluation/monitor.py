@@ -45,6 +45,9 @@ class OnlineMonitor:
     def __call__(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:
         """`eval/knn_top1` (0..1), `eval/rankme`, `eval/feature_std`, equal on every process.
 
+        Another number of processes makes batches of other sizes. In bf16 their rounding differs, so
+        these numbers may differ in their last digits.
+
         Raises:
             Collapsed: The features do not tell pictures apart.
             TooManyCorruptImages: More than one picture in a hundred cannot be read.
