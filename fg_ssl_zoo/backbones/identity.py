@@ -57,16 +57,22 @@ def identity(backbone: Backbone, layer: int | None = None) -> dict[str, Any]:
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`options.global_pool (avg there, max here)` for each thing that differs.
 
+    An option that is left out has its default.
+
     Args:
         old: An identity, or a mapping that holds one among other keys.
         new: Likewise.
     """
     before, after = (_leaves(found) for found in (old, new))
     return [
-        f"{key} ({before.get(key)} there, {after.get(key)} here)"
+        f"{key} ({_shown(before, key)} there, {_shown(after, key)} here)"
         for key in {**before, **after}
         if before.get(key) != after.get(key)
     ]
+
+
+def _shown(leaves: Mapping[str, Any], key: str) -> Any:
+    return leaves.get(key, "default" if key.startswith("options.") else None)
 
 
 def _leaves(found: Mapping[str, Any]) -> dict[str, Any]:

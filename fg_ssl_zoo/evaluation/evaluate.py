@@ -25,7 +25,7 @@ from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.evaluation import statistics
 from fg_ssl_zoo.evaluation.contenders import Contender, contenders
 from fg_ssl_zoo.evaluation.feature_store import features_of
-from fg_ssl_zoo.evaluation.features import Layer, ready, unreadable
+from fg_ssl_zoo.evaluation.features import Layer, few_unreadable, ready, unreadable
 from fg_ssl_zoo.evaluation.finetune import finetune
 from fg_ssl_zoo.evaluation.keypoints import keypoint_names, keypoints
 from fg_ssl_zoo.evaluation.knn import knn
@@ -172,6 +172,8 @@ def evaluate(
             backbone, train, test, accelerator,
             crop_pct=crop_pct, layer=layer, seed=seed, cache=cache,
         )  # fmt: skip
+        for images, found in ((train, task.train), (test, task.test)):
+            few_unreadable(images, found)
         labels = None if task.test.labels is None else labels_of(task.test).numpy()
         outcomes, lacking = _scored(name, task, {key: options.get(key, {}) for key in chosen}, say)
         unscored |= lacking
@@ -262,7 +264,7 @@ def make_task(
     """Features of both splits, computed or read; arguments as for `evaluate`.
 
     Raises:
-        TooManyCorruptImages: More than one picture in a hundred of a split cannot be read.
+        TooManyCorruptImages: Not one picture of a split can be read.
     """
     ready(backbone, accelerator)
     workers = resolve_num_workers("auto", world_size())

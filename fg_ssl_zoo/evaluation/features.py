@@ -129,26 +129,44 @@ def unreadable(images: Images, found: Features, asked: Sequence[int] | None = No
         asked: Pictures that were to be read; all when not given.
 
     Raises:
-        TooManyCorruptImages: More than one in a hundred, or every picture of a class.
+        TooManyCorruptImages: Not one picture can be read.
     """
     asked = range(len(images)) if asked is None else asked
     missing = sorted({*asked} - {*found.indices.tolist()})
     lines = [why_unreadable(images, index) for index in missing]
-    some = "; ".join(lines[:3]) + ("; ..." if len(lines) > 3 else "")
-    if len(missing) > MOST_CORRUPT * len(asked):
+    if lines and len(lines) == len(asked):
         raise TooManyCorruptImages(
-            f"{len(missing)} of {len(asked)} pictures of {images.name} cannot be read, more than "
-            f"{MOST_CORRUPT:.0%} ({some}); replace or remove them"
+            f"none of the {len(lines)} pictures of {images.name} can be read ({_some(lines)}); "
+            "replace or remove them"
         )
-    if images.labels is not None and missing:
-        lost = {*images.labels[missing].tolist()} - {*images.labels[found.indices].tolist()}
+    return lines
+
+
+def few_unreadable(images: Images, found: Features) -> list[str]:
+    """`unreadable`, for scores that would not mean anything without many pictures or a class.
+
+    Raises:
+        TooManyCorruptImages: More than one picture in a hundred, or every picture of a class.
+    """
+    lines = unreadable(images, found)
+    if len(lines) > MOST_CORRUPT * len(images):
+        raise TooManyCorruptImages(
+            f"{len(lines)} of {len(images)} pictures of {images.name} cannot be read, more than "
+            f"{MOST_CORRUPT:.0%} ({_some(lines)}); replace or remove them"
+        )
+    if images.labels is not None:
+        lost = {*images.labels.tolist()} - {*images.labels[found.indices].tolist()}
         if lost:
             names = ", ".join(images.classes[label] for label in sorted(lost)[:3])
             raise TooManyCorruptImages(
-                f"{images.name}: no picture of class {names} can be read ({some}); replace them, "
-                "or remove the class"
+                f"{images.name}: no picture of class {names} can be read ({_some(lines)}); "
+                "replace them, or remove the class"
             )
     return lines
+
+
+def _some(lines: Sequence[str]) -> str:
+    return "; ".join(lines[:3]) + ("; ..." if len(lines) > 3 else "")
 
 
 def why_unreadable(images: Images, index: int) -> str:

@@ -1,6 +1,7 @@
 """Measurements while training: is it learning, or has it collapsed?"""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 
 from accelerate import Accelerator
 
@@ -20,6 +21,9 @@ COLLAPSED_STD = 1e-3
 """Feature std below which features are one point; 1 is evenly spread, untrained is 0.1 and more."""
 
 
+_log = logging.getLogger(__name__)
+
+
 class Collapsed(RuntimeError):
     """All pictures have the same features; the message says what was seen and what to try."""
 
@@ -34,6 +38,7 @@ class OnlineMonitor:
         settings: The recipe's.
         crop_pct: Of the centre crop.
         num_workers: Loader processes.
+        named: Unreadable pictures that were warned of.
     """
 
     train: Images
@@ -41,6 +46,7 @@ class OnlineMonitor:
     settings: Monitor
     crop_pct: float
     num_workers: int = 0
+    named: set[str] = field(default_factory=set)
 
     def __call__(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:
         """`eval/knn_top1` (0..1), `eval/rankme`, `eval/feature_std`, equal on every process.
@@ -50,7 +56,7 @@ class OnlineMonitor:
 
         Raises:
             Collapsed: The features do not tell pictures apart.
-            TooManyCorruptImages: More than one picture in a hundred cannot be read.
+            TooManyCorruptImages: Not one picture of a split can be read.
         """
         train = self._features(backbone, self.train, accelerator)
         measured = {}
@@ -99,8 +105,20 @@ class OnlineMonitor:
             max_images=self.settings.max_images,
             num_workers=self.num_workers,
         )
-        unreadable(images, found, evenly(len(images), self.settings.max_images))  # refuses many
+        self._name_unreadable(images, found)
         return found
+
+    def _name_unreadable(self, images: Images, found: Features) -> None:
+        """Warn once of pictures that are in no measurement."""
+        asked = evenly(len(images), self.settings.max_images)
+        lines = [line for line in unreadable(images, found, asked) if line not in self.named]
+        self.named.update(lines)
+        if lines:
+            more = "; ..." if len(lines) > 3 else ""
+            _log.warning(
+                "%d of %d pictures of %s cannot be read and are not measured: %s",
+                len(lines), len(asked), images.name, "; ".join(lines[:3]) + more,
+            )  # fmt: skip
 
 
 def _check(measured: dict[str, float]) -> None:

@@ -250,7 +250,7 @@ def test_every_count_is_what_was_used_and_unreadable_pictures_are_named(
     with pytest.raises(SystemExit):
         main(words)
     error = capsys.readouterr().err
-    assert "4 of 4 pictures of garden cannot be read" in error
+    assert "none of the 4 pictures of garden can be read" in error
     assert len(error.splitlines()) == 1
 
 

@@ -132,7 +132,7 @@ def test_other_options_of_the_same_weights_are_another_model(folder, tmp_path):
     embed(load(average, image_size=48), splits, out, model=average)
     check_same_model(EmbeddingFile(out), load(average.replace("{global_pool: avg}", ""),
                                               image_size=48).backbone, "the default")  # fmt: skip
-    difference = r"options.global_pool \(None there, max here\)"
+    difference = r"options.global_pool \(default there, max here\)"
     with pytest.raises(ValueError, match=rf"{difference}; search with that model"):
         check_same_model(EmbeddingFile(out), load(largest, image_size=48).backbone, largest)
     with pytest.raises(ValueError, match=rf"differs in {difference}; choose another file"):
