@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 
@@ -46,6 +48,75 @@ def test_overriding_backbone_or_data_renames_the_run():
     assert changed.name == "fgssl_resnet18_gulls.simclr"
     named = load_recipe("fgssl_resnet50_cub.simclr", ["backbone=resnet18", "name=mine"])
     assert named.name == "mine"
+
+
+DRAWN, CUB = "fgssl_resnet18_drawn.simclr", "fgssl_resnet50_cub.simclr"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "name", "data"),
+    [
+        (DRAWN, ["data.path=photos"], "fgssl_resnet18_photos.simclr", "photos"),
+        (DRAWN, ["data.path=x/photos/"], "fgssl_resnet18_photos.simclr", "photos"),
+        (DRAWN, ["data={path: photos}"], "fgssl_resnet18_photos.simclr", "photos"),
+        (DRAWN, ["data.path=a/My bird's (2)"], "fgssl_resnet18_My_bird_s_2.simclr", "My_bird_s_2"),
+        (DRAWN, ["data.path=Möwen"], "fgssl_resnet18_Mowen.simclr", "Mowen"),
+        (DRAWN, ["data.hub_id=me/gulls:small"], "fgssl_resnet18_gulls_small.simclr", "gulls_small"),
+        (DRAWN, ["data.name=garden"], "fgssl_resnet18_garden.simclr", "garden"),
+        (DRAWN, ["data.path=x", "data.name=my jay"], "fgssl_resnet18_my_jay.simclr", "my jay"),
+        (CUB, ["data.path=photos"], "fgssl_resnet50_photos.simclr", "photos"),
+        (CUB, ["data.path=CUB", "data.name=cub"], CUB, "cub"),  # says that these are the pictures
+        (CUB, ["data.path=photos", "name=mine"], "mine", "photos"),
+    ],
+)  # fmt: skip
+def test_other_pictures_have_their_own_name_and_no_licence_or_hash(recipe, overrides, name, data):
+    changed = load_recipe(recipe, overrides)
+    assert (changed.name, changed.data.name) == (name, data)
+    assert (changed.hub.license, changed.hub.sha256, changed.hub.repo) == (None, None, None)
+    again = parse_recipe(as_dict(changed))
+    assert again == changed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        (DRAWN, ["backbone_options={}"]),
+        (CUB, ["data.train_split=test"]),
+        (CUB, ["data.test_split=none"]),
+        ("fgssl_vit_small_cub.dino", ["backbone=vit_small_patch32_224"]),
+        (DRAWN, ["data.path=x/drawn"]),
+        (DRAWN, ["data.path=x/cub", "backbone=resnet50"]),  # one of ours has that name
+        (DRAWN, ["data.path=鳥"]),
+    ],
+)
+def test_a_changed_recipe_never_has_a_published_name(recipe, overrides):
+    changed = load_recipe(recipe, overrides)
+    assert changed.name not in recipe_files()
+    assert re.fullmatch(r"fgssl_[A-Za-z0-9_]+_[0-9a-f]{6}\.\w+", changed.name)
+    assert changed.name == load_recipe(recipe, overrides).name
+    assert (changed.hub.license, changed.hub.sha256) == (None, None)
+
+
+def test_names_without_latin_letters_stay_apart():
+    one, other = (load_recipe(overrides=[f"data.path={name}"]).name for name in ("鳥", "花"))
+    assert one != other
+
+
+def test_the_recipe_of_an_earlier_run_gives_its_name_to_no_other_pictures(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(load_recipe(overrides=["data.hub_id=me/gulls", "hub.license=mit"])))
+    assert load_recipe(path).name == "fgssl_resnet18_gulls.simclr"
+    changed = load_recipe(path, ["data.path=photos"])
+    assert (changed.name, changed.hub.license) == ("fgssl_resnet18_photos.simclr", None)
+    assert (changed.data.hub_id, changed.data.name) == (None, "photos")
+
+
+def test_what_is_said_of_the_new_model_stays_and_other_training_keeps_the_licence():
+    mine = load_recipe(overrides=["data.path=photos", "hub.license=mit", "hub.tags=[birds]"])
+    assert (mine.hub.license, mine.hub.tags, mine.hub.sha256) == ("mit", ("birds",), None)
+    longer = load_recipe(overrides=["stages[0].train.epochs=9"])
+    assert (longer.name, longer.hub.license, longer.hub.sha256) == (DRAWN, "apache-2.0", None)
+    assert load_recipe(overrides=["output=x"]).hub.sha256
 
 
 @pytest.mark.parametrize(

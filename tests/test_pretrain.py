@@ -11,12 +11,15 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.backbone import create_backbone, weights_fingerprint
+from fg_ssl_zoo.cli import main as publish
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.loop import fit
+from fg_ssl_zoo.evaluation.contenders import contenders
+from fg_ssl_zoo.evaluation.monitor import OnlineMonitor
 from fg_ssl_zoo.methods import create_method, particle
 from fg_ssl_zoo.parts import store
 from fg_ssl_zoo.pretrain import main, pretrain
@@ -100,9 +103,18 @@ def test_the_exported_backbone_is_the_one_that_was_trained(recipe):
         assert torch.equal(exported(x), backbone(x))
 
 
-def test_training_continues_from_a_run_whose_last_row_is_the_new_first(recipe, tmp_path, capsys):
-    pretrain(load_recipe(recipe, ["output=one"]))
-    pretrain(load_recipe(recipe, ["output=two", "init=one"]))
+def test_training_continues_from_a_run_whose_last_row_is_the_new_first(
+    recipe, tmp_path, capsys, monkeypatch
+):
+    weights, measure = [], OnlineMonitor.__call__
+
+    def noted(self, backbone, accelerator):
+        weights.append(weights_fingerprint(backbone))
+        return measure(self, backbone, accelerator)
+
+    monkeypatch.setattr(OnlineMonitor, "__call__", noted)
+    pretrain(load_recipe(recipe, ["output=one", "seed=5"]))
+    pretrain(load_recipe(recipe, ["output=two", "init=one", "seed=5"]))
     one, two = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "two"))
     assert [row["name"] for row in two["rows"]] == ["start", "trained"]
     assert [row["init"] for row in two["rows"]] == ["one", "one"]
@@ -110,6 +122,13 @@ def test_training_continues_from_a_run_whose_last_row_is_the_new_first(recipe, t
     for key in measured:
         assert two["rows"][0][key] == pytest.approx(one["rows"][1][key], rel=1e-5), key
     assert "| start |" in capsys.readouterr().out
+
+    # Tables compare both with their networks of step 0, to the bit.
+    rows = contenders(["one", "two"], None, with_untrained=True, seed=0)
+    assert [row.name for row in rows] == ["one", "test_resnet, untrained", "two"]
+    assert [row.start for row in rows] == ["test_resnet, untrained", None, "one"]
+    assert [row.identity["weights"] for row in rows[:2]] == [weights[3], weights[0]]
+    assert weights[2] == weights[3] != weights[0]
     assert "with the weights of `one`" in (tmp_path / "two" / "export" / "README.md").read_text()
 
 
@@ -126,6 +145,8 @@ def test_the_same_command_again_goes_on_and_ends_with_the_same_results(recipe, t
     assert json.loads((run / "results.json").read_text())["rows"] == rows
     again = metrics(run)
     assert [line["step"] for line in again] == [line["step"] for line in first]
+    mean = [line["train/loss"] for line in first if "train/loss" in line]
+    assert losses(run) == mean  # of all steps since the last line, also of those before the stop
     main([str(recipe)])  # nothing is left to train
     assert (run / "export" / "model.safetensors").read_bytes() == weights
 
@@ -320,13 +341,33 @@ def test_a_stage_inherits_what_both_have_and_a_run_that_goes_on_nothing():
         inherit(two, ["projectr"], one)
 
 
-def test_an_unlabelled_folder_trains_with_rankme_alone(recipe, tmp_path, birds):
+def test_an_unlabelled_folder_trains_with_rankme_alone_and_stays_what_was_trained_on(
+    recipe, tmp_path, birds, capsys
+):
     write_photos(tmp_path / "photos", birds)
-    pretrain(load_recipe(recipe, ["data.path=photos", "data.name=garden", "data.num_images=null"]))
-    results = json.loads(
-        (tmp_path / "runs/fgssl_test_resnet_garden.simclr/results.json").read_text()
-    )
+    recipe.write_text(f"{TINY}hub: {{license: apache-2.0}}  # of the drawn birds")
+    words = [str(recipe), "data.path=photos", "data.num_images=null"]
+    main(words)
+    run = tmp_path / "runs/fgssl_test_resnet_photos.simclr"
+    results = json.loads((run / "results.json").read_text())
     assert results["rows"][1].keys() == {"name", "init", "rankme", "feature_std"}
+    assert results["data"]["name"] == "photos"
+    card = (run / "export" / "README.md").read_text()
+    assert "apache" not in card.partition("fg_ssl_zoo is under")[0]
+    assert "drawn" not in card
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        publish(["publish", str(run), "--dry-run"])
+    assert "hub.license is missing (the pictures of photos: terms" in capsys.readouterr().err
+
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    (tmp_path / "photos" / "5.png").write_bytes((tmp_path / "photos" / "6.png").read_bytes())
+    with pytest.raises(SystemExit):
+        main(words)
+    error = capsys.readouterr().err
+    assert "has trained on other pictures (0 added, 0 gone, 1 changed: 5.png)" in error
+    assert len(error.splitlines()) == 1
+    assert {p: p.read_bytes() for p in before} == before
 
 
 @pytest.mark.parametrize(

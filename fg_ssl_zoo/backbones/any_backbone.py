@@ -1,18 +1,33 @@
 """A backbone by whatever words a user has for it: ours or not, a folder, a Hub id, a timm name."""
 
+import logging
 import re
+from dataclasses import replace
 from typing import Any
 
 import timm
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, build, create_backbone, size_arguments
-from fg_ssl_zoo.backbones.fgssl_models import published_as
+from fg_ssl_zoo.backbones.backbone import (
+    Backbone,
+    build,
+    built_with,
+    create_backbone,
+    size_arguments,
+)
+from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
+from fg_ssl_zoo.backbones.identity import effective_options
 from fg_ssl_zoo.backbones.options import check_options
-from fg_ssl_zoo.backbones.published import exported_folder, whole
-from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights
-from fg_ssl_zoo.config import home_path, nearest, read_flow, untyped
+from fg_ssl_zoo.backbones.published import check_config, exported_folder, whole
+from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
+from fg_ssl_zoo.backbones.zoo import published_folder
+from fg_ssl_zoo.config import Recipe, home_path, load_recipe, nearest, read_flow, untyped
+
+_log = logging.getLogger(__name__)
 
 FORMS = (
     "a run folder, an exported folder, hf-hub:OWNER/NAME, local-dir:FOLDER, a timm or fgssl name, "
@@ -58,7 +73,8 @@ def open_backbone(
         init = init if pretrained else "scratch"
         return create_backbone(architecture, init=init, image_size=size, **options)
     source = _source(words)
-    shape = build(source, words, pretrained=False)
+    with torch.random.fork_rng(devices=[]):  # an untrained network is drawn from the caller's seed
+        shape = build(source, words, pretrained=False)
     cfg: Any = shape.pretrained_cfg
     size = image_size or cfg["input_size"][-1]
     name = cfg.get("architecture") or words
@@ -66,7 +82,8 @@ def open_backbone(
     model = build(source, words, pretrained=pretrained, **arguments)
     own = resolve_data_config(pretrained_cfg=cfg)
     pixels = {key: own[key] for key in ("mean", "std", "crop_pct", "interpolation", "crop_mode")}
-    return Backbone(model, name, init=words, image_size=size, **pixels)
+    init = words if pretrained else "scratch"
+    return Backbone(model, name, init=init, image_size=size, options=built_with(source), **pixels)
 
 
 def open_classifier(words: str) -> nn.Linear | None:
@@ -94,6 +111,101 @@ def open_classifier(words: str) -> nn.Linear | None:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     linear.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
     return linear.eval().requires_grad_(False)
+
+
+# --------------------------------------------------------------------------- before training
+
+
+def start_of(recipe: Recipe) -> Backbone:
+    """The network that a recipe's training begins with, the same to the bit each time.
+
+    Raises:
+        ValueError: As `create_backbone`.
+    """
+    torch.manual_seed(recipe.seed)
+    return create_backbone(
+        recipe.backbone,
+        init=recipe.init,
+        image_size=recipe.data.image_size,
+        **recipe.backbone_options,
+    )
+
+
+def open_start(words: str, trained: Backbone, *, seed: int) -> Backbone:
+    """The network that a model was before its training, equal to the bit.
+
+    A run, an exported folder and a model of ours have a recipe, which tells seed, size and start
+    weights. Anything else is the same architecture with random weights. Its `init` is `scratch`
+    where its weights are random.
+
+    Args:
+        words: As for `open_backbone`.
+        trained: What these words opened.
+        seed: Of random weights where there is no recipe.
+    """
+    recipe = _recipe_of(words)
+    if recipe is not None and _is_of(recipe, trained):
+        return _at_size(_start_or_random(recipe, words), trained.image_size)
+    torch.manual_seed(seed if recipe is None else recipe.seed)
+    return open_backbone(words, image_size=trained.image_size, pretrained=False)
+
+
+def _recipe_of(words: str) -> Recipe | None:
+    """The recipe that a model was trained by, where it comes with one that can be read."""
+    kind, _, place = words.partition(":")
+    folder = home_path(place if kind == "local-dir" else words)
+    try:
+        if folder.is_dir():
+            path = exported_folder(folder) / "recipe.yaml"
+            return load_recipe(path) if path.is_file() else None
+        if published := published_as(words):
+            path = published_folder(*published) / "recipe.yaml"
+            return load_recipe(path if path.is_file() else published.name)
+        if kind in ("hf-hub", "hf_hub"):
+            repo, _, revision = place.partition("@")
+            return load_recipe(hf_hub_download(repo, "recipe.yaml", revision=revision or None))
+    except (ValueError, OSError, HfHubHTTPError) as error:
+        _log.info("%s comes without a recipe (%s)", words, error)
+    return None
+
+
+def _is_of(recipe: Recipe, trained: Backbone) -> bool:
+    """Whether the recipe's network is this one: a companion, as a discriminator, is another."""
+    options = recipe.backbone_options
+    try:
+        check_config({"architecture": recipe.backbone, "model_args": options})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    own = effective_options(recipe.backbone, options, trained.image_size)
+    architecture, stock_options = stock_of(trained.name, trained.model)
+    there = {**stock_options, **trained.options}
+    return recipe.backbone == architecture and own == effective_options(
+        architecture, there, trained.image_size
+    )
+
+
+def _start_or_random(recipe: Recipe, words: str) -> Backbone:
+    try:
+        return start_of(recipe)
+    except ValueError as error:
+        if recipe.init == "scratch":
+            raise
+        _log.warning(
+            "%s: its start weights cannot be had (%s); compared with random weights instead",
+            words, error,
+        )  # fmt: skip
+        return start_of(replace(recipe, init="scratch"))
+
+
+def _at_size(backbone: Backbone, image_size: int) -> Backbone:
+    """The same weights for pictures of another size; position embeddings as timm resizes them."""
+    if backbone.image_size == image_size:
+        return backbone
+    resized = create_backbone(backbone.name, image_size=image_size, **backbone.options)
+    start_from(resized.model, backbone.model.state_dict(), backbone.init)
+    for key in ("init", "mean", "std", "crop_pct", "interpolation", "crop_mode"):
+        setattr(resized, key, getattr(backbone, key))
+    return resized
 
 
 def _with_options(words: str) -> tuple[str, dict[str, Any]]:

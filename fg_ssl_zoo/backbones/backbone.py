@@ -217,6 +217,7 @@ def create_backbone(
         model = _from_timm(name, init, arguments)
         pixels = model.pretrained_cfg
         _tell_resized(model, pixels, image_size, init)
+        options = {**built_with(init), **options}  # what timm has built, and an export must carry
     else:
         model = build(name, name, **arguments)
         pixels = _continue_from(model, _folder_of_ours(name, init), name, init)
@@ -314,6 +315,12 @@ def _continue_from(model: Any, folder: Path, name: str, init: str) -> Mapping[st
             f"{error}; its backbone_options are {built}" if built else error
         ) from error
     return config.get("pretrained_cfg", {})
+
+
+def built_with(source: str) -> dict[str, Any]:
+    """Constructor keywords that a folder or repository names, without size and classifier."""
+    arguments = check_source(source).get("model_args") or {}
+    return {key: arguments[key] for key in arguments if key not in ("img_size", "num_classes")}
 
 
 def build(source: str, words: str, **arguments: Any) -> Any:

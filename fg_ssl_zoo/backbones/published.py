@@ -168,7 +168,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_source(source: str, cache_dir: str | Path | None = None) -> None:
+def check_source(source: str, cache_dir: str | Path | None = None) -> dict[str, Any]:
     """Refuse a folder or repository before timm opens it: its configuration, and pickles.
 
     timm takes `model.safetensors` where there is one, and a pickle where there is none.
@@ -176,6 +176,9 @@ def check_source(source: str, cache_dir: str | Path | None = None) -> None:
     Args:
         source: `local-dir:FOLDER` or `hf-hub:OWNER/NAME[@REVISION]`; other words pass.
         cache_dir: Of the Hub's client; its own choice when not given.
+
+    Returns:
+        The configuration; empty for other words, and for a folder without one.
 
     Raises:
         ValueError: It holds no safetensors, or a configuration that no network should be built of.
@@ -187,7 +190,8 @@ def check_source(source: str, cache_dir: str | Path | None = None) -> None:
         config = read_config(folder) if (folder / CONFIG).is_file() else {}
         if not any(folder.glob("*.safetensors")) and any(folder.iterdir()):
             raise ValueError(f"{folder} has no {WEIGHTS}{pickle_hint(folder)}")
-    elif kind in ("hf-hub", "hf_hub"):
+        return config
+    if kind in ("hf-hub", "hf_hub"):
         repo, _, revision = place.partition("@")
         arguments: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
         config = read_config(Path(hf_hub_download(repo, CONFIG, **arguments)).parent)
@@ -198,6 +202,8 @@ def check_source(source: str, cache_dir: str | Path | None = None) -> None:
             hf_hub_download(repo, name, **arguments)
         except RemoteEntryNotFoundError as error:
             raise ValueError(f"{repo} has no {name}. {NO_PICKLE}") from error
+        return config
+    return {}
 
 
 NO_PICKLE = (

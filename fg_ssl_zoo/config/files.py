@@ -3,10 +3,11 @@
 import copy
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fg_ssl_zoo.config.plain import (
     untyped,
     write_plain,
 )
-from fg_ssl_zoo.config.recipe import Data, Recipe
+from fg_ssl_zoo.config.recipe import Data, Recipe, clean_name, source_name
 from fg_ssl_zoo.config.typed import child_of, nearest, parse, takes_containers
 
 DEFAULT_RECIPE = "fgssl_resnet18_drawn.simclr"
@@ -99,10 +100,9 @@ def load_recipe(recipe: str | Path = DEFAULT_RECIPE, overrides: Iterable[str] = 
     overrides = list(overrides)
     for override in overrides:
         _apply(content, override, Recipe)
-    if not any(override.startswith("hub") for override in overrides):
-        _forget_license(published, content)
-    name = content.get("name", _rename(path.stem, published, content))
-    return parse_recipe({**content, "name": name})  # behind the data and backbone that it is of
+    published = {"name": path.stem, **published}
+    given = {override.partition("=")[0] for override in overrides}
+    return parse_recipe(_renamed(published, {"name": published["name"], **content}, given))
 
 
 def refuse_empty(words: Iterable[str]) -> None:
@@ -208,26 +208,98 @@ def short_name(backbone: str) -> str:
     return re.sub(r"_patch\d+.*|_\d{3}$", "", backbone.removeprefix("fgssl_"))
 
 
-def _rename(name: str, published: Mapping[str, Any], used: Mapping[str, Any]) -> str:
-    """The recipe's name with the backbone and data that the overrides put in their place."""
+_PICTURES = ("name", "path", "hub_id", "columns", "train_split", "test_split")
+"""Keys of `data` that say which pictures are trained on."""
 
-    def words(content: Mapping[str, Any]) -> tuple[str, str]:
-        data = content.get("data")
-        data_name = data.get("name", "") if isinstance(data, Mapping) else ""
-        return short_name(str(content.get("backbone", ""))), str(data_name)
+_TRAINING = ("stages", "seed", "init")
+"""Keys of a recipe that make other weights of the same network from the same pictures."""
 
-    for old, new in zip(words(published), words(used), strict=True):
-        if old and new and old != new:
-            name = name.replace(f"_{old}", f"_{new}", 1)
-    return name
+_OF_PUBLISHED = ("repo", "license", "sha256")
+"""Keys of `hub` that belong to the published model and to no other."""
 
 
-def _forget_license(published: Mapping[str, Any], used: dict[str, Any]) -> None:
-    """Other pictures have other terms: the licence of the recipe's own is not theirs."""
-    before, after = (flatten(content) for content in (published, used))
-    kept = all(before.get(key) == after.get(key) for key in ("data.name", "data.hub_id"))
-    if not kept and isinstance(used.get("hub"), dict):
-        used["hub"] = {key: value for key, value in used["hub"].items() if key != "license"}
+def _renamed(
+    published: Mapping[str, Any], used: Mapping[str, Any], given: Collection[str]
+) -> dict[str, Any]:
+    """The recipe without what belongs to the published model, if it makes another one.
+
+    Other pictures or another network have another name, no licence and no hash.
+
+    Args:
+        published: As it stands in the file, with its name.
+        used: With the overrides.
+        given: Keys that were overridden; what the user says of the new model stays.
+    """
+    before, after = _model_of(published), _model_of(used)
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    if not keys:
+        trained_alike = all(published.get(key) == used.get(key) for key in _TRAINING)
+        return dict(used) if trained_alike else _without(used, "hub", ["sha256"], given)
+    sources = {"data.path", "data.hub_id"} & {*keys}
+    others = {"name", "path", "hub_id"} - {key.removeprefix("data.") for key in sources}
+    used = _without(used, "data", others if sources else (), given)
+    used = _without(used, "hub", _OF_PUBLISHED, given)
+    if _is_given("name", given):
+        return used
+    changed = {key: after.get(key) for key in keys}
+    name = _new_name(published, used, changed, _is_given("data.name", given))
+    return {**used, "name": name}
+
+
+def _without(
+    content: Mapping[str, Any], section: str, keys: Iterable[str], given: Collection[str]
+) -> dict[str, Any]:
+    """A recipe without these keys of a section, except those that the user has given."""
+    dropped = {key for key in keys if not _is_given(f"{section}.{key}", given)}
+    kept = {key: value for key, value in _mapping(content, section).items() if key not in dropped}
+    there = isinstance(content.get(section), Mapping)
+    return {**content, section: kept} if there else dict(content)
+
+
+def _model_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of what makes the pictures and the network."""
+    data = _mapping(content, "data")
+    pictures = {f"data.{key}": data[key] for key in _PICTURES if data.get(key) is not None}
+    network = {key: content[key] for key in ("backbone", "backbone_options") if content.get(key)}
+    return pictures | network
+
+
+def _mapping(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = content.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _is_given(key: str, given: Collection[str]) -> bool:
+    """Whether an override set this key, or the mapping that it stands in."""
+    return any(key == other or key.startswith(f"{other}.") for other in given)
+
+
+def _new_name(
+    published: Mapping[str, Any], used: Mapping[str, Any], changed: Mapping[str, Any], named: bool
+) -> str:
+    """`fgssl_BACKBONE_DATA.METHOD` for another backbone or data set; never a published name.
+
+    A change that these words do not show (options, a split) is shown by six digits of its hash.
+    """
+    old, (head, tag) = str(published["name"]), _words(used)
+    start = "_".join(("fgssl", *_words(published)))
+    name = f"fgssl_{head}_{tag}{old.removeprefix(start)}" if old.startswith(f"{start}.") else old
+    if named or (name != old and name not in recipe_files()):
+        return name
+    text = json.dumps(changed, sort_keys=True, default=str)
+    digits = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
+    head, dot, tag = name.partition(".")
+    return f"{head}_{digits}{dot}{tag}"
+
+
+def _words(content: Mapping[str, Any]) -> tuple[str, str]:
+    """The words for backbone and data set in a model's name."""
+    data = _mapping(content, "data")
+    name, path, hub_id = (data.get(key) for key in ("name", "path", "hub_id"))
+    if name in (None, Data.name) and (path or hub_id):
+        name = source_name(path and str(path), hub_id and str(hub_id))
+    name = Data.name if name in (None, Data.name) else clean_name(str(name))
+    return short_name(str(content.get("backbone", ""))), name
 
 
 OVERRIDE = re.compile(r"([\w-]+(?:\.[\w-]+|\[[0-9]+\])*)=(.*)", re.ASCII | re.DOTALL)

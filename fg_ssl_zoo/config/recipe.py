@@ -1,5 +1,8 @@
 """A recipe: everything that makes one pretrained model, as frozen dataclasses."""
 
+import hashlib
+import re
+import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,13 +22,39 @@ Name = Annotated[str, Check(wrong_name)]
 """The name of one file: it becomes part of the names of folders."""
 
 
+def source_name(path: str | None, hub_id: str | None) -> str:
+    """A data set's name by the folder or Hub id it is read from, fit for a model's name.
+
+    Args:
+        path: Folder; wins.
+        hub_id: `OWNER/NAME`, `OWNER/NAME:CONFIGURATION`, or a folder.
+    """
+    if path:
+        return clean_name(Path(path).expanduser().resolve().name)
+    return clean_name((hub_id or "").rstrip("/").rpartition("/")[2])
+
+
+def clean_name(name: str) -> str:
+    """ASCII letters, digits and single underscores; a hash where that would lose or mislead.
+
+    `My photos (2)` -> `My_photos_2`. A name without such letters, or `drawn`, which stands for the
+    drawn birds, gets six digits of its hash, so that two of them stay apart.
+    """
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")
+    if plain and plain.casefold() != Data.name:
+        return plain
+    digits = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=3).hexdigest()
+    return f"{plain or 'pictures'}_{digits}"
+
+
 @dataclass(frozen=True)
 class Data:
     """Where the pictures come from and how large they enter the network.
 
     Attributes:
         name: `drawn`, a name of the catalogue (`cub`, `aircraft`, ...), or a name of your own with
-            `path`.
+            `path` or `hub_id`; the last word of those when not given.
         path: Local folder; wins over `hub_id` and the catalogue.
         hub_id: Dataset id on the Hugging Face Hub; wins over the catalogue.
         columns: Names of the `image` and `label` columns of a Hub dataset.
@@ -54,6 +83,10 @@ class Data:
     num_images: Annotated[int, Ge(2)] | None = None
     num_classes: Annotated[int, Ge(2)] = 20
     num_workers: Annotated[int, Ge(0), Le(256)] | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.name == Data.name and (self.path or self.hub_id):  # these are not drawn
+            object.__setattr__(self, "name", source_name(self.path, self.hub_id))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "jpg", "png"), ("label", "labels", "fine_label")
 """Columns that are tried when `data.columns` does not name them."""
 
+_SAVED = ("dataset_dict.json", "state.json")
+"""What `save_to_disk` writes."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -57,12 +60,22 @@ class HubImages:
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
-        row = self.rows[index]
-        where = f"{self.where} row {index}" + (f" ({row['path']})" if row["path"] else "")
-        sample = Sample(image=decode(_encoded(row, where), where), index=index)
+        sample = Sample(image=decode(self.encoded(index), self._where(index)), index=index)
         if self.labels is not None:
             sample["label"] = int(self.labels[index])
         return sample
+
+    def encoded(self, index: int) -> bytes:
+        """The image file of a row.
+
+        Raises:
+            CorruptImage: It lies in a file that cannot be read.
+        """
+        return _encoded(self.rows[index], self._where(index))
+
+    def _where(self, index: int) -> str:
+        path = self.rows[index]["path"]
+        return f"{self.where} row {index}" + (f" ({path})" if path else "")
 
     @property
     def identity(self) -> str:
@@ -117,17 +130,23 @@ def _open(hub_id: str, streaming: bool, homepage: str) -> Mapping[Any, Any]:
     if hub_id.startswith("~"):
         hub_id = str(home_path(hub_id))
     try:
-        if any((Path(hub_id) / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        if any((Path(hub_id) / name).is_file() for name in _SAVED):
             saved = datasets.load_from_disk(hub_id)
             return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-        repository, _, configuration = (
-            (hub_id, "", "") if Path(hub_id).is_dir() else hub_id.partition(":")
-        )
-        return datasets.load_dataset(repository, configuration or None, streaming=streaming)
+        repository, configuration = _repository(hub_id)
+        return datasets.load_dataset(repository, configuration, streaming=streaming)
     except Exception as error:  # of datasets, huggingface_hub, httpx, pyarrow
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         hint = f"; or download it from {homepage} and give data.path=FOLDER" if homepage else ""
         raise ValueError(f"data.hub_id: {hub_id} cannot be loaded: {reason}{hint}") from error
+
+
+def _repository(hub_id: str) -> tuple[str, str | None]:
+    """Repository or folder, and configuration."""
+    if Path(hub_id).is_dir():
+        return hub_id, None
+    repository, _, configuration = hub_id.partition(":")
+    return repository, configuration or None
 
 
 def _select(splits: Mapping[Any, Any], wanted: str, key: str, hub_id: str) -> Any:
@@ -145,7 +164,10 @@ def _select(splits: Mapping[Any, Any], wanted: str, key: str, hub_id: str) -> An
         raise ValueError(
             f"{key}: {hub_id} has no split '{missing[0]}'; there are {', '.join(splits)}"
         )
-    rows = datasets.concatenate_datasets([splits[name] for name in wanted.split("+")])
+    try:
+        rows = datasets.concatenate_datasets([splits[name] for name in wanted.split("+")])
+    except ValueError as error:  # other columns, or other class names
+        raise ValueError(f"{key}: the splits {wanted} of {hub_id} do not fit ({error})") from None
     return rows if rows.features else rows._resolve_features()  # a stream may not know them yet
 
 
@@ -170,13 +192,43 @@ def _images(
         pictures, values = rows[image], rows[label][:] if label else None
     known = train.classes if train else None
     where = f"{hub_id}[{split}]"
+    names = getattr(feature, "names", None)
+    if names and label:
+        names = _names_in_files(hub_id, split, label) or names
     classes, labels = (
-        class_numbers(values, getattr(feature, "names", None), known, f"{where}.{label}")
+        class_numbers(values, names, known, f"{where}.{label}")
         if values is not None
         else ([], None)
     )
-    name = Path(hub_id).name if data.name == "drawn" else data.name
-    return HubImages(pictures, where, name=name, classes=classes, labels=labels)
+    return HubImages(pictures, where, name=data.name, classes=classes, labels=labels)
+
+
+def _names_in_files(hub_id: str, split: str, label: str) -> list[str] | None:
+    """Class names as the first parquet file of a split gives them; `None` where none does.
+
+    `datasets` reads every split under the names of the first one, whatever their files say.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
+    import datasets
+    import pyarrow.parquet as pq
+    from datasets.utils.file_utils import xopen
+
+    if any((Path(hub_id) / name).is_file() for name in _SAVED):
+        return None
+    builder = datasets.load_dataset_builder(*_repository(hub_id))
+    files = (builder.config.data_files or {}).get(split) or []
+    first = next((file for file in files if str(file).endswith(".parquet")), None)
+    if first is None:
+        return None
+    try:
+        with xopen(str(first), "rb") as file:
+            schema = pq.read_schema(file)
+    except Exception as error:  # of huggingface_hub, fsspec, pyarrow
+        raise ValueError(f"data.hub_id: {first} cannot be read ({error})") from error
+    own = datasets.Features.from_arrow_schema(schema).get(label)
+    return getattr(own, "names", None)
 
 
 def _read(
@@ -237,7 +289,8 @@ def class_numbers(
     Args:
         values: Integers or strings.
         names: Of the integers, as a `ClassLabel` column has them.
-        known: Class names of the training split.
+        known: Class names of the training split, whose numbers the values get: two splits may
+            name their classes in another order.
         where: Data set, split and column, for errors.
 
     Returns:
@@ -250,14 +303,18 @@ def class_numbers(
     if type(None) in kinds or (kinds == {int} and min(values) < 0):
         _log.warning("%s is read as unlabelled: some labels are missing", where)
         return [], None
-    if names is not None:
+    if names is not None and kinds == {int} and max(values) >= len(names):
+        raise ValueError(
+            f"data.columns.label: {where} holds class {max(values)}; there are {len(names)} names"
+        )
+    if names is not None and known is None:
         return list(names), np.asarray(values, dtype=np.int64)
     if kinds not in ({int}, {str}):
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise ValueError(
             f"data.columns.label: {where} holds {found}; integers or strings are needed"
         )
-    words = [str(value) for value in values]
+    words = [str(value) if names is None else str(names[value]) for value in values]
     classes = list(known) if known else sorted(set(words), key=natural)
     number = {word: i for i, word in enumerate(classes)}
     unknown = sorted(set(words) - set(classes), key=natural)

@@ -64,11 +64,13 @@ class Record:
         measurements: `{"step": ..., "eval/...": ...}`, the backbone before the first step first.
         images_seen: Source pictures trained on, all processes together.
         seconds: Wall time of the training steps, measurements left out.
+        losses: Since the last log line, means over the processes.
     """
 
     measurements: list[dict[str, float]] = field(default_factory=list)
     images_seen: int = 0
     seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
 
     @property
     def images_per_second(self) -> float:
@@ -289,7 +291,8 @@ def fit(method: Method, job: Fit) -> None:
     if not job.record.measurements:
         job.take_measure(0)
 
-    batches, meter, losses = iter(job.loader), Meter(), []
+    batches, meter = iter(job.loader), Meter()
+    losses = [torch.tensor(loss, device=accelerator.device) for loss in job.record.losses]
     with Signals() as signals:
         for step in range(job.start.step, job.total):
             began, waited = time.perf_counter(), 0.0
@@ -303,7 +306,7 @@ def fit(method: Method, job: Fit) -> None:
                 with _sync_only_last(accelerator, wrapped, part == train.accumulate - 1):
                     output = job.forward(wrapped, method, batch)
                     accelerator.backward(output.loss / train.accumulate)
-                losses.append(output.loss.detach())
+                losses.append(output.loss.detach().float())
             if train.clip_grad_norm:
                 accelerator.clip_grad_norm_(wrapped.parameters(), train.clip_grad_norm)
             optimizer.step()
@@ -319,7 +322,9 @@ def fit(method: Method, job: Fit) -> None:
             stop = signals.agreed(accelerator, meeting)
             save = bool(stop) or job.due(train.checkpoint_every, done)
             if meeting or save:
-                loss = cast(Tensor, accelerator.reduce(torch.stack(losses).mean(), "mean")).item()
+                pending = cast(Tensor, accelerator.reduce(torch.stack(losses), "mean"))
+                loss = pending.mean().item()
+                job.record.losses = [] if meeting else pending.tolist()
                 job.check_loss(loss, lr, done)
                 if meeting:
                     assert output is not None

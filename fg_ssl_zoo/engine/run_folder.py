@@ -1,6 +1,7 @@
 """The folder of a run: who owns it, what lies in it.
 
 recipe.yaml        the resolved recipe
+data.json          the pictures: names, sizes, times, and hashes of a sample
 metrics.jsonl      one line a log step or measurement
 tensorboard/       the same for TensorBoard
 checkpoints/       where it goes on
@@ -11,10 +12,11 @@ export/            the published form of the backbone
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,9 @@ from fg_ssl_zoo.config import (
     to_yaml,
     unescaped,
 )
+from fg_ssl_zoo.data import inventory
+from fg_ssl_zoo.data.datasets import fingerprint
+from fg_ssl_zoo.data.sample import Images
 
 FREE_KEYS = (
     "output",
@@ -52,7 +57,7 @@ AT = r"stage\d+_round\d+"
 WRITTEN = re.compile(
     r"recipe\.yaml|data\.json|metrics\.jsonl|results\.json|corrupt_images\.txt"
     rf"|checkpoints/{AT}_step\d+\.(pt|partial)"
-    rf"|notes/({AT}|shown_{AT}|shown_stage\d+_end)\.safetensors"
+    rf"|notes/({AT}|shown_{AT}|(shown_)?stage\d+_(end|start))\.safetensors"
     rf"|pictures/{AT}_step\d+\.png"
     r"|tensorboard/(.*/)?events\.out\.tfevents\.[^/]*"
     rf"|(export(_\w+)?|\.export(_\w+)?\.\d+(\.old)?)/(pretraining/)?({EXPORTED})"
@@ -65,6 +70,10 @@ FOLDERS = re.compile(r"checkpoints|notes|pictures|tensorboard|\.?export(_\w+)?(\
 _log = logging.getLogger(__name__)
 
 
+REMEDIES = "choose another folder with output=FOLDER, or delete that run with overwrite=true"
+"""What to do about a folder that holds another run."""
+
+
 class RunFolderTaken(ValueError):
     """The output folder holds another run."""
 
@@ -74,12 +83,13 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        recipe, metrics, checkpoints, notes, pictures, corrupt, export: What lies in it.
+        recipe, data, metrics, checkpoints, notes, pictures, corrupt, export: What lies in it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe = path / "recipe.yaml"
+        self.data = path / "data.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.notes = path / "notes"
@@ -87,21 +97,29 @@ class RunFolder:
         self.corrupt = path / "corrupt_images.txt"
         self.export = path / "export"
 
-    def claim(self, recipe: Recipe) -> None:
-        """Make the folder this recipe's, or go on in it when it is already.
+    def claim(self, recipe: Recipe, splits: Mapping[str, Images | None]) -> None:
+        """Make the folder this recipe's and these pictures', or go on in it when it is already.
+
+        Args:
+            recipe: Resolved.
+            splits: `train`, and `test` where there is one.
 
         Raises:
-            RunFolderTaken: It holds something else, or cannot be written; the message names the
-                difference and the remedies.
+            RunFolderTaken: It holds another run, the pictures of this one have changed, or it
+                cannot be written; the message names the differences and the remedies.
         """
+        pictures = inventory.take(splits)
         try:
             if recipe.overwrite:
                 self._clear()
             elif self.path.exists() and any(self.path.iterdir()):
                 self._check(recipe)
+                if self._has_trained():
+                    self._check_pictures(pictures, splits)
             self.path.mkdir(parents=True, exist_ok=True)
             text = to_yaml(replace(recipe, overwrite=False))  # an order, which no copy repeats
             self.recipe.write_text(text, encoding="utf-8")
+            inventory.write(self.data, pictures)
         except OSError as error:
             raise RunFolderTaken(
                 f"output folder {printable(self.path)} cannot be written ({error.strerror}); "
@@ -127,21 +145,38 @@ class RunFolder:
 
     def _check(self, recipe: Recipe) -> None:
         self._refuse_no_run("output folder ")
-        remedies = (
-            "choose another folder with output=FOLDER, or delete that run with overwrite=true"
-        )
         if recipe.resume == "never":
             raise RunFolderTaken(
-                f"output folder {self.path} already holds a run; {remedies}, "
+                f"output folder {self.path} already holds a run; {REMEDIES}, "
                 "or go on with resume=auto"
             )
         changed = differences(self._written(), as_dict(recipe))
+        if self.data.is_file():  # the pictures themselves are compared, wherever they lie now
+            changed = [entry for entry in changed if entry[0] != "data.path"]
         if changed:
             listed = ", ".join(f"{key} ({old} there, {new} here)" for key, old, new in changed[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise RunFolderTaken(
                 f"output folder {self.path} already holds another run, "
-                f"which differs in {listed}{more}; {remedies}"
+                f"which differs in {listed}{more}; {REMEDIES}"
+            )
+
+    def _has_trained(self) -> bool:
+        """Whether a step was kept; before that, pictures may still be repaired."""
+        return (self.path / "results.json").is_file() or any(self.checkpoints.glob("*.pt"))
+
+    def _check_pictures(
+        self, pictures: inventory.Inventory, splits: Mapping[str, Images | None]
+    ) -> None:
+        """Compare with the inventory, or with the fingerprint of a run that is older than it."""
+        if self.data.is_file():
+            changed = inventory.differences(inventory.read(self.data), pictures)
+            what = f"has trained on other pictures ({changed})" if changed else ""
+        else:
+            what = _other_fingerprint(self.path / "results.json", splits)
+        if what:
+            raise RunFolderTaken(
+                f"the run in output folder {self.path} {what}; restore the pictures, {REMEDIES}"
             )
 
     def _written(self) -> dict[str, Any]:
@@ -209,6 +244,19 @@ def _listed(names: list[str]) -> str:
     """`a, b, c and 4 more`, for a message of one line."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(printable, names[:3])) + more
+
+
+def _other_fingerprint(results: Path, splits: Mapping[str, Images | None]) -> str:
+    """How the pictures differ from those of a run that ended before inventories were kept."""
+    if not results.is_file():
+        return ""
+    data = json.loads(results.read_text(encoding="utf-8")).get("data", {})
+    for split, key in (("train", "fingerprint"), ("test", "test_fingerprint")):
+        images = splits.get(split)
+        here = None if images is None else fingerprint(images)
+        if data.get(key, here) != here:
+            return f"has other pictures ({split}: fingerprint {data[key]} there, {here} here)"
+    return ""
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -1,15 +1,17 @@
 """The backbones that one evaluation compares: opened, each once, and named."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
-from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
+from fg_ssl_zoo.backbones.any_backbone import open_backbone, open_start
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.identity import identity
 
 
 @dataclass(frozen=True)
@@ -21,40 +23,64 @@ class Contender:
         words: As the user wrote them.
         backbone: Opened.
         layer: Feature map to score, `None` for the pooled features.
-        weights: Fingerprint of its weights.
+        identity: What tells it from other models.
+        start: Name of the row of the network that it was before training; `None` where there is no
+            such row, and for that network itself.
     """
 
     name: str
     words: str
     backbone: Backbone
     layer: int | None
-    weights: str
+    identity: dict[str, Any]
+    start: str | None = None
 
 
 def contenders(
     models: Sequence[str], image_size: int | None, *, with_untrained: bool, seed: int
 ) -> list[Contender]:
-    """All backbones, each once, opened before any of them is scored: a wrong name costs nothing."""
-    found: list[Contender] = []
-    seen: set[tuple[int | None, int, str]] = set()
-    for words, pretrained in product(models, (True, False) if with_untrained else (True,)):
-        backbone, layer = opened(words, image_size, seed=seed, pretrained=pretrained)
-        weights = weights_fingerprint(backbone)
-        key = (layer, backbone.image_size, weights)
-        if key not in seen:
-            seen.add(key)
-            name = row_name(words, backbone, pretrained, [other.name for other in found])
-            found.append(Contender(name, words, backbone, layer, weights))
-    return found
+    """All backbones, each once, opened before any of them is scored: a wrong name costs nothing.
+
+    Args:
+        models: As for `evaluate`.
+        image_size: Side of the input in pixels; each model's own when not given.
+        with_untrained: Put the network that each model was before training behind it.
+        seed: Of the networks that come without a recipe.
+    """
+    found: dict[str, Contender] = {}
+    for words in models:
+        backbone, layer = opened(words, image_size, seed=seed)
+        key = _enter(found, words, backbone, layer)
+        if with_untrained:
+            start = open_start(with_layer(words)[0], backbone, seed=seed)
+            before = _enter(found, words, start, layer, pretrained=False)
+            if before != key:
+                found[key] = replace(found[key], start=found[before].name)
+    return list(found.values())
 
 
-def opened(
-    words: str, image_size: int | None, *, seed: int, pretrained: bool = True
-) -> tuple[Backbone, int | None]:
-    """The backbone of these words, an untrained one under this seed, and which map is scored."""
+def _enter(
+    found: dict[str, Contender],
+    words: str,
+    backbone: Backbone,
+    layer: int | None,
+    *,
+    pretrained: bool = True,
+) -> str:
+    """Add a model unless it is there under other words; the key that it has."""
+    about = identity(backbone, layer)
+    key = json.dumps(about)
+    if key not in found:
+        name = row_name(words, backbone, pretrained, [other.name for other in found.values()])
+        found[key] = Contender(name, words, backbone, layer, about)
+    return key
+
+
+def opened(words: str, image_size: int | None, *, seed: int) -> tuple[Backbone, int | None]:
+    """The backbone of these words, a random one under this seed, and which map is scored."""
     torch.manual_seed(seed)
     source, layer = with_layer(words)
-    return open_backbone(source, image_size=image_size, pretrained=pretrained), layer
+    return open_backbone(source, image_size=image_size), layer
 
 
 def with_layer(words: str) -> tuple[str, int | None]:
@@ -64,17 +90,29 @@ def with_layer(words: str) -> tuple[str, int | None]:
 
 
 def row_name(words: str, backbone: Backbone, pretrained: bool, taken: Iterable[str] = ()) -> str:
-    """A short name for a table that no other row has."""
+    """A short name for a table that no other row has.
+
+    A network before training is `ARCHITECTURE, untrained`, or `ARCHITECTURE, start` if its recipe
+    started it from other weights than random ones.
+    """
     source, layer = with_layer(words)
+    head, at, init = source.partition("@")
+    architecture = head if at and "{" in head else backbone.name
     if not pretrained or source.endswith("@scratch"):
-        name = f"{backbone.name}, untrained"
-    elif "@" in source:
-        name = f"{backbone.name}@{Path(source.partition('@')[2]).stem}"
+        kind = "untrained" if source.endswith("@scratch") or backbone.init == "scratch" else "start"
+        name = f"{architecture}, {kind}"
+    elif at:
+        name = f"{architecture}@{Path(init).stem}"
     else:
         name = _folder_name(Path(source.partition(":")[2] or source)) or source
     name = name if layer is None else f"{name}#{layer}"
     number = sum(other == name or other.startswith(f"{name} (") for other in taken)
     return f"{name} ({number + 1})" if number else name
+
+
+def is_before_training(name: str) -> bool:
+    """Whether `row_name` gave this name to an untrained network or to a start."""
+    return bool(re.search(r", (untrained|start)(#-?\d+)?( \(\d+\))?$", name))
 
 
 def _folder_name(path: Path) -> str:

@@ -7,9 +7,11 @@
 
 What lies in a part depends on its number alone, and a batch lies in one part. So neither the number
 of processes nor the places where a run was stopped can be seen in the file: processes take turns at
-the parts, and what is missing is made.
+the parts, and what is missing is made. A part whose pictures were replaced under their names counts
+as missing, in a complete file too; a part keeps sizes, times and one hash of its pictures for that.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -22,28 +24,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from fg_ssl_zoo.backbones.backbone import weights_fingerprint
+from fg_ssl_zoo.backbones.identity import KEYS, differing, identity
 from fg_ssl_zoo.config import escaped, flatten, home_path, unescaped
-from fg_ssl_zoo.data.datasets import fingerprint, image_name, image_root
-from fg_ssl_zoo.data.sample import CorruptImage, Images
+from fg_ssl_zoo.data.datasets import Subset, file_state, fingerprint, image_name, image_root
+from fg_ssl_zoo.data.inventory import content_of
+from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.embedder import Embedder
 from fg_ssl_zoo.evaluation.embedding_file import (
     FORMAT,
     SUFFIXES,
     merge,
+    part_about,
     part_table,
     read_about,
-    skipped_in,
     temporary,
+    write_part_of,
     write_table,
 )
-from fg_ssl_zoo.evaluation.features import stream
+from fg_ssl_zoo.evaluation.features import stream, why_unreadable
 from fg_ssl_zoo.ops.distributed import rank, world_size
 
 PART_ROWS = 2048
 """Pictures of a part: what an interruption costs at most, for each process."""
 
-FREE = ("model", "data", "root", "result")
+FREE = ("model", "data", "root", "result", "parts")
 """What may differ when a file goes on: names of the same weights and pictures, and the outcome."""
 
 
@@ -104,7 +108,7 @@ def embed(
         part_rows: Pictures of a part, rounded up to whole batches.
         num_workers: Loader processes.
         overwrite: Drop what an earlier call has left at `out`.
-        say: Called with a line for each part that is written.
+        say: Called with a line for each part that is written, and about pictures that changed.
 
     Raises:
         ValueError: Another suffix, an output of another model or of other pictures, features that
@@ -118,22 +122,28 @@ def embed(
     folder, parts = out.with_name(f"{out.name}.parts"), _plan(splits, part_rows)
     everyone = embedder.accelerator.wait_for_everyone
     everyone()
-    complete = _claim(out, folder, about, overwrite)
-    undone = [part for part in parts if overwrite or not (folder / part.name).is_file()]
+    _check_earlier(out, folder, about, overwrite)
+    kept, stale = ({}, 0) if overwrite else _kept(out, folder, parts, splits)
+    complete = out.exists() and len(kept) == len(parts)
+    undone = [part for part in parts if part not in kept]
     everyone()  # nobody writes before everybody has looked
     if not complete:
+        if stale:
+            say(f"pictures of {stale} of {len(parts)} parts have changed; these are made again")
         if rank() == 0:
             _open(out, folder, about, overwrite)
+            _restore(out, folder, kept)
         everyone()
         mine = undone[rank() :: world_size()]
         for part in _fill(embedder, splits, mine, folder, batch_size, num_workers):
             say(f"part {part.number + 1} of {len(parts)}: {part.split} to {part.last}")
         everyone()
-        skipped = skipped_in(folder / part.name for part in parts)
+        made = [part_about(folder / part.name) for part in parts]
+        skipped = [line for found in made for line in found["skipped"]]
         if len(skipped) == sum(len(images) for images in splits.values()):
             raise ValueError(f"none of the {len(skipped)} pictures can be read; {skipped[0]}")
         if rank() == 0:
-            _finish(out, folder, parts, about, skipped)
+            _finish(out, folder, parts, {**about, "parts": made}, skipped)
         everyone()
     return _result(out, found=len(parts) - len(undone), made=len(undone), complete=complete)
 
@@ -146,21 +156,25 @@ def _describe(
     return {
         "format": FORMAT,
         "model": model,
-        "architecture": backbone.name,
-        "weights": weights_fingerprint(backbone),
+        **identity(backbone),
         "num_features": backbone.num_features,
-        "image_size": backbone.image_size,
         "crop_pct": embedder.crop_pct,
-        "interpolation": backbone.interpolation,
-        "crop_mode": backbone.crop_mode,
-        "mean": list(backbone.mean),
-        "std": list(backbone.std),
         "precision": embedder.accelerator.mixed_precision,
         "part_rows": part_rows,
-        "pictures": {split: fingerprint(images) for split, images in splits.items()},
+        "pictures": {split: _which(images) for split, images in splits.items()},
         "data": {split: images.name for split, images in splits.items()},
         "root": {split: image_root(images) for split, images in splits.items()},
     }
+
+
+def _which(images: Images) -> str:
+    """Twelve hex digits of names, order and labels; what the files hold is kept with each part."""
+    if image_root(images) is None:
+        return fingerprint(images)
+    labels = None if images.labels is None else images.labels.tolist()
+    names = [image_name(images, index) for index in range(len(images))]
+    text = json.dumps([names, images.classes, labels])
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def _plan(splits: Mapping[str, Images], part_rows: int) -> list[Part]:
@@ -175,35 +189,35 @@ def _plan(splits: Mapping[str, Images], part_rows: int) -> list[Part]:
 # --------------------------------------------------------------------------- who may go on
 
 
-def _claim(out: Path, folder: Path, about: dict[str, Any], overwrite: bool) -> bool:
-    """Whether the file is there already; refuses one that is not this embedding."""
+def _check_earlier(out: Path, folder: Path, about: dict[str, Any], overwrite: bool) -> None:
+    """Refuse a file or parts that are not of this embedding."""
     if out.exists():
         found = read_about(out)
         if found is None:
             raise ValueError(f"{out} is there and not a file of `fgssl embed`; choose another")
         if not overwrite:
             _check_same(out, found, about)
-        return not overwrite
     if folder.exists() and any(folder.iterdir()):
         found = _read_json(folder / "about.json")
         if found is None:
             raise ValueError(f"{folder} holds files that are no parts of `fgssl embed`")
         if not overwrite:
             _check_same(folder, found, about)
-    return False
 
 
 def _check_same(where: Path, found: dict[str, Any], about: dict[str, Any]) -> None:
     old, new = flatten(found), flatten(about)
-    keys = [key for key in {**old, **new} if not key.startswith(FREE)]
-    changed = [key for key in keys if old.get(key) != new.get(key)]
+    keys = [key for key in {**old, **new} if not key.startswith((*FREE, *KEYS))]
+    changed = differing(found, about)
+    changed += [
+        f"{key} ({old.get(key)} there, {new.get(key)} here)"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
     if changed:
-        told = ", ".join(
-            f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in changed[:3]
-        )
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ValueError(
-            f"{where} is of {found.get('model')} and differs in {told}{more}; "
+            f"{where} is of {found.get('model')} and differs in {', '.join(changed[:3])}{more}; "
             "choose another file with --out, or replace it with --overwrite"
         )
 
@@ -229,6 +243,57 @@ def _open(out: Path, folder: Path, about: dict[str, Any], overwrite: bool) -> No
     part.replace(path)
 
 
+def _kept(
+    out: Path, folder: Path, parts: list[Part], splits: Mapping[str, Images]
+) -> tuple[dict[Part, Path], int]:
+    """Parts whose pictures are as they were, with the file they lie in; how many are not so.
+
+    Only a .parquet file can give a part of it back.
+    """
+    complete = (read_about(out) or {}).get("parts") or []
+    kept, stale = {}, 0
+    for part in parts:
+        found = {}
+        if part.number < len(complete):
+            found[out] = complete[part.number]
+        if (folder / part.name).is_file():
+            found[folder / part.name] = part_about(folder / part.name)
+        good = [place for place, about in found.items() if _is_current(about, splits, part)]
+        if good:
+            kept[part] = good[-1]
+        stale += not good and (bool(found) or out.exists())
+    if stale and out.suffix != ".parquet":
+        kept = {part: place for part, place in kept.items() if place != out}
+    return kept, stale
+
+
+def _pictures(splits: Mapping[str, Images], part: Part) -> Subset:
+    return Subset(splits[part.split], np.arange(part.first, part.last))
+
+
+def _state(images: Images) -> dict[str, str]:
+    """Of the pictures of a part: sizes and times of their files, and what they hold."""
+    return {"files": file_state(images), "content": content_of(images)}
+
+
+def _is_current(about: Mapping[str, Any], splits: Mapping[str, Images], part: Part) -> bool:
+    """Whether the pictures are as they were; equal content is enough, so that copies are."""
+    images = _pictures(splits, part)
+    same_files = image_root(images) is not None and about.get("files") == file_state(images)
+    return same_files or about.get("content") == content_of(images)
+
+
+def _restore(out: Path, folder: Path, kept: Mapping[Part, Path]) -> None:
+    """Write the unchanged parts of a complete file as parts again, and remove changed ones."""
+    wanted = {part.name for part in kept}
+    for path in folder.glob("*.parquet"):
+        if path.name not in wanted:
+            path.unlink()
+    for part, place in kept.items():
+        if place == out:
+            write_part_of(out, part.number, folder / part.name)
+
+
 # --------------------------------------------------------------------------- parts
 
 
@@ -250,11 +315,12 @@ def _fill(
             crop_pct=embedder.crop_pct, batch_size=batch_size, num_workers=num_workers,
         )  # fmt: skip
         for part in wanted:
+            state = _state(_pictures(splits, part))
             count = ceil((part.last - part.first) / batch_size)
             found = [next(batches) for _ in range(count)]
             features = torch.cat([rows for rows, _ in found]).numpy()
             indices = torch.cat([which for _, which in found]).numpy()
-            _write(folder / part.name, images, part, features, indices, labelled)
+            _write(folder / part.name, images, part, features, indices, labelled, state)
             yield part
 
 
@@ -265,6 +331,7 @@ def _write(
     features: np.ndarray,
     indices: np.ndarray,
     labelled: bool,
+    state: Mapping[str, str],
 ) -> None:
     bad = indices[~np.isfinite(features).all(axis=1)]
     if len(bad):
@@ -283,15 +350,8 @@ def _write(
         labelled=labelled,
     )
     missing = sorted(set(range(part.first, part.last)) - set(indices.tolist()))
-    write_table(path, table, {"skipped": [_why(images, index) for index in missing]})
-
-
-def _why(images: Images, index: int) -> str:
-    try:
-        images[index]
-    except CorruptImage as error:
-        return str(error)
-    return f"{image_name(images, index)}: could not be read at first"
+    about = {"rows": len(indices), "skipped": [why_unreadable(images, index) for index in missing]}
+    write_table(path, table, {**about, **state})
 
 
 # --------------------------------------------------------------------------- the end

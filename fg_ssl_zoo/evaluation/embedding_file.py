@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,20 @@ def _write_npz(path: Path, embeddings: Path, arrays: dict[str, np.ndarray]) -> N
                 np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
-def skipped_in(parts: Iterable[Path]) -> list[str]:
-    """What the parts say of pictures that could not be read."""
-    found = [json.loads((pq.read_schema(part).metadata)[KEY.encode()]) for part in parts]
-    return [message for about in found for message in about["skipped"]]
+def part_about(part: Path) -> dict[str, Any]:
+    """What a part says of itself: rows, skipped pictures, and the state of its pictures."""
+    return json.loads(pq.read_schema(part).metadata[KEY.encode()])
+
+
+def write_part_of(whole: Path, number: int, path: Path) -> None:
+    """Write one part of a complete .parquet file as a file of its own, as it was before merging.
+
+    A part without rows has no row group in the whole.
+    """
+    about = read_about(whole)
+    assert about is not None
+    with pq.ParquetFile(whole) as file:
+        group = sum(found["rows"] > 0 for found in about["parts"][:number])
+        has_rows = about["parts"][number]["rows"] > 0
+        table = file.read_row_group(group) if has_rows else file.schema_arrow.empty_table()
+    write_table(path, table, about["parts"][number])

@@ -3,7 +3,7 @@
     evaluation = evaluate(["runs/x", "resnet50.a1_in1k"], data, protocols=["knn", "linear"])
     print(markdown(as_plain(evaluation)))                           # evaluation/table.py
 
-The untrained network of every architecture is a row of its own.
+The network that each model was before training is a row of its own.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.evaluation import statistics
 from fg_ssl_zoo.evaluation.contenders import Contender, contenders
 from fg_ssl_zoo.evaluation.feature_store import features_of
-from fg_ssl_zoo.evaluation.features import Layer, ready
+from fg_ssl_zoo.evaluation.features import Layer, few_unreadable, ready, unreadable
 from fg_ssl_zoo.evaluation.finetune import finetune
 from fg_ssl_zoo.evaluation.keypoints import keypoint_names, keypoints
 from fg_ssl_zoo.evaluation.knn import knn
@@ -68,10 +68,11 @@ class Row:
 
     Attributes:
         name: For the table: the words without their path.
-        words: As the user wrote them; `ARCHITECTURE, untrained` for a start.
-        backbone: Architecture, input and start.
+        words: As the user wrote them.
+        backbone: Its identity, width and start weights.
         outcomes: Metric -> outcome.
         intervals: Metric -> 95 % bootstrap interval over the test pictures.
+        start: Name of the row of the network that it was before training, where there is one.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Row:
     backbone: dict[str, Any]
     outcomes: dict[str, Outcome]
     intervals: dict[str, tuple[float, float]]
+    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ class Evaluation:
     """Several backbones on one data set.
 
     Attributes:
-        data: Name, counts, fingerprints of the splits, and the floors (chance, majority).
-        rows: In the order asked for, each architecture's untrained network behind its first model.
+        data: Name, counts of the pictures that were used, names of those that cannot be read,
+            fingerprints of the splits, and the floors (chance, majority).
+        rows: In the order asked for, behind each the network that it was before training.
         labels: (m,) of the test pictures; `None` where no protocol needs them and there are none.
         p_values: Metric -> {(name, name): p of equal means on the same pictures}.
         settings: What held for all rows, versions, commit and hardware included.
@@ -125,15 +128,17 @@ def evaluate(
         options: Keywords of a protocol: `{"finetune": {"how": Finetune(epochs=20)}}`.
         image_size: Side of the input in pixels; each model's own when not given.
         crop_pct: Of the centre crop; that of the data, or each model's own, when not given.
-        with_untrained: Add each architecture's untrained network as a row.
-        seed: Of untrained weights and of all draws.
+        with_untrained: Add the network that each model was before training as a row: for a run
+            and an export the start of that run, to the bit; else random weights.
+        seed: Of all draws, and of random weights where no recipe tells another.
         cache: Folder of feature files.
         say: Called with a line before each piece of work.
 
     Raises:
         ValueError: An unknown model or protocol, options of one that is not run, pictures without
             the labels, keypoints or part masks that are asked for, test classes that training
-            lacks, features that are not finite; the message says what would be right.
+            lacks, more than one picture in a hundred that cannot be read, features that are not
+            finite; the message says what would be right.
     """
     chosen, began_at = known_protocols(protocols), commit()
     options = options or {}
@@ -152,7 +157,7 @@ def evaluate(
         part_names(train)
     rows: list[Row] = []
     labels: np.ndarray | None = None
-    num_scored = 0
+    task: Task | None = None
     unscored: dict[str, str] = {}
     entered = contenders(models, image_size, with_untrained=with_untrained, seed=seed)
     for contender in entered:
@@ -167,13 +172,16 @@ def evaluate(
             backbone, train, test, accelerator,
             crop_pct=crop_pct, layer=layer, seed=seed, cache=cache,
         )  # fmt: skip
+        for images, found in ((train, task.train), (test, task.test)):
+            few_unreadable(images, found)
         labels = None if task.test.labels is None else labels_of(task.test).numpy()
-        num_scored = len(task.test.indices)
         outcomes, lacking = _scored(name, task, {key: options.get(key, {}) for key in chosen}, say)
         unscored |= lacking
         rows.append(_row(contender, outcomes, crop_pct, seed))
+    if task is None:
+        raise ValueError("no model is given; name one or more")
     return Evaluation(
-        data=_about(train, test, labels, num_scored),
+        data=_about(task, labels),
         rows=rows,
         labels=labels,
         p_values=_p_values(rows, seed),
@@ -253,7 +261,11 @@ def make_task(
     seed: int = 0,
     cache: Path | None = None,
 ) -> Task:
-    """Features of both splits, computed or read; arguments as for `evaluate`."""
+    """Features of both splits, computed or read; arguments as for `evaluate`.
+
+    Raises:
+        TooManyCorruptImages: Not one picture of a split can be read.
+    """
     ready(backbone, accelerator)
     workers = resolve_num_workers("auto", world_size())
     reader = None if layer is None else Layer(layer)
@@ -275,6 +287,10 @@ def make_task(
         crop_pct=crop_pct,
         num_workers=workers,
         seed=seed,
+        unreadable={
+            "train": unreadable(train, features[0]),
+            "test": unreadable(test, features[1]),
+        },
     )
 
 
@@ -303,22 +319,19 @@ def _row(
     contender: Contender, outcomes: dict[str, Outcome], crop_pct: float | None, seed: int
 ) -> Row:
     backbone = contender.backbone
+    model = {key: value for key, value in contender.identity.items() if key != "layer"}
     about = {
-        "architecture": backbone.name,
+        **model,
+        "feature_map": contender.identity["layer"],
         "init": backbone.init,
-        "image_size": backbone.image_size,
         "crop_pct": crop_pct or backbone.crop_pct,
-        "interpolation": backbone.interpolation,
-        "crop_mode": backbone.crop_mode,
         "num_features": backbone.num_features,
-        "feature_map": contender.layer,
-        "weights": contender.weights,
     }
     intervals = {
         metric: statistics.bootstrap_interval(found.values, seed=seed)
         for metric, found in outcomes.items()
     }
-    return Row(contender.name, contender.words, about, outcomes, intervals)
+    return Row(contender.name, contender.words, about, outcomes, intervals, contender.start)
 
 
 def _p_values(rows: list[Row], seed: int) -> dict[str, dict[tuple[str, str], float]]:
@@ -330,14 +343,15 @@ def _p_values(rows: list[Row], seed: int) -> dict[str, dict[tuple[str, str], flo
     return found
 
 
-def _about(
-    train: Images, test: Images, labels: np.ndarray | None, num_scored: int
-) -> dict[str, Any]:
+def _about(task: Task, labels: np.ndarray | None) -> dict[str, Any]:
+    """The data as they were used; a picture that cannot be read is in no count."""
+    train, test = task.train_images, task.test_images
     return {
         "name": train.name,
-        "num_train": len(train),
-        "num_test": len(test),
-        "num_scored": num_scored,
+        "num_train": len(task.train.indices),
+        "num_test": len(task.test.indices),
+        "num_scored": len(task.test.indices),
+        "unreadable": dict(task.unreadable),
         "num_classes": len(train.classes),
         "chance": None if labels is None else 1 / len(train.classes),
         "majority": None if labels is None else statistics.majority_rate(labels),

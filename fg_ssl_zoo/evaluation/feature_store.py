@@ -1,7 +1,7 @@
 """Features that are computed once: a file for each backbone, split and view.
 
-A file's name is the fingerprint of all that decides its content: weights, architecture, pictures,
-input size, crop, layer and precision. Nothing else is trusted, and nothing is unpickled.
+A file's name is the fingerprint of all that decides its content: the model's identity, pictures,
+crop and precision. Nothing else is trusted, and nothing is unpickled.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.identity import identity
 from fg_ssl_zoo.data.datasets import file_state, fingerprint, image_name
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.features import Features, Layer, centre_view, extract
@@ -46,13 +47,10 @@ def features_of(
         ValueError: Features that are not finite; the message names the pictures.
     """
     about = {
-        "backbone": backbone.name,
-        "weights": weights_fingerprint(backbone),
+        **identity(backbone, None if layer is None else layer.number),
+        "grid": None if layer is None else layer.grid,
         "pictures": [fingerprint(images), file_state(images)],
-        "mean": backbone.mean,
-        "std": backbone.std,
         "view": asdict(centre_view(backbone, crop_pct)),
-        "layer": None if layer is None else [layer.number, layer.grid],
         "precision": accelerator.mixed_precision,
         "format": 3,
     }

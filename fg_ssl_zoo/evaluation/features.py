@@ -11,10 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.data.datasets import image_name
 from fg_ssl_zoo.data.fixed_views import CentreView
-from fg_ssl_zoo.data.loader import image_loader
-from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.data.loader import TooManyCorruptImages, image_loader
+from fg_ssl_zoo.data.sample import CorruptImage, Images
 from fg_ssl_zoo.engine.hardware import is_convolutional
+from fg_ssl_zoo.engine.loop import MOST_CORRUPT
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.ops.distributed import rank, world_size
 
@@ -122,6 +124,64 @@ def stream(
                 pixels = batch["image"].to(accelerator.device, non_blocking=True)
                 features = read(backbone, backbone.normalize(pixels)).float().cpu()
             yield features, batch["index"]
+
+
+def unreadable(images: Images, found: Features, asked: Sequence[int] | None = None) -> list[str]:
+    """A line for each picture that is missing from features because it cannot be read.
+
+    Args:
+        images: The set.
+        found: Its features.
+        asked: Pictures that were to be read; all when not given.
+
+    Raises:
+        TooManyCorruptImages: Not one picture can be read.
+    """
+    asked = range(len(images)) if asked is None else asked
+    missing = sorted({*asked} - {*found.indices.tolist()})
+    lines = [why_unreadable(images, index) for index in missing]
+    if lines and len(lines) == len(asked):
+        raise TooManyCorruptImages(
+            f"none of the {len(lines)} pictures of {images.name} can be read ({_some(lines)}); "
+            "replace or remove them"
+        )
+    return lines
+
+
+def few_unreadable(images: Images, found: Features) -> list[str]:
+    """`unreadable`, for scores that would not mean anything without many pictures or a class.
+
+    Raises:
+        TooManyCorruptImages: More than one picture in a hundred, or every picture of a class.
+    """
+    lines = unreadable(images, found)
+    if len(lines) > MOST_CORRUPT * len(images):
+        raise TooManyCorruptImages(
+            f"{len(lines)} of {len(images)} pictures of {images.name} cannot be read, more than "
+            f"{MOST_CORRUPT:.0%} ({_some(lines)}); replace or remove them"
+        )
+    if images.labels is not None:
+        lost = {*images.labels.tolist()} - {*images.labels[found.indices].tolist()}
+        if lost:
+            names = ", ".join(images.classes[label] for label in sorted(lost)[:3])
+            raise TooManyCorruptImages(
+                f"{images.name}: no picture of class {names} can be read ({_some(lines)}); "
+                "replace them, or remove the class"
+            )
+    return lines
+
+
+def _some(lines: Sequence[str]) -> str:
+    return "; ".join(lines[:3]) + ("; ..." if len(lines) > 3 else "")
+
+
+def why_unreadable(images: Images, index: int) -> str:
+    """The picture's name and what is wrong with it."""
+    try:
+        images[index]
+    except CorruptImage as error:
+        return str(error)
+    return f"{image_name(images, index)}: could not be read at first"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Measurements while training: is it learning, or has it collapsed?"""
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from accelerate import Accelerator
 
@@ -9,7 +10,7 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Monitor
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine.loop import TrainingStopped
-from fg_ssl_zoo.evaluation.features import Features, evenly, extract
+from fg_ssl_zoo.evaluation.features import Features, evenly, extract, unreadable
 from fg_ssl_zoo.evaluation.knn import knn_top1
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.method import Method
@@ -22,6 +23,7 @@ COLLAPSED_STD = 1e-3
 """Feature std below which features are one point; 1 is evenly spread, untrained is 0.1 and more."""
 
 
+_log = logging.getLogger(__name__)
 _ADVICE = (
     "below its start: {} {} before the training, {} after it. Try a lower train.lr (a tenth), "
     "train.head_warmup=0.1 for a start that is good already, other views (options.preset, "
@@ -43,6 +45,7 @@ class OnlineMonitor:
         settings: The recipe's.
         crop_pct: Of the centre crop; the model's own when not given.
         num_workers: Loader processes.
+        named: Unreadable pictures that were warned of.
     """
 
     train: Images
@@ -50,13 +53,18 @@ class OnlineMonitor:
     settings: Monitor
     crop_pct: float | None
     num_workers: int = 0
+    named: set[str] = field(default_factory=set)
 
     def __call__(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:
         """`eval/knn_top1` (0..1), `eval/rankme`, `eval/feature_std`, equal on every process.
 
+        Another number of processes makes batches of other sizes. In bf16 their rounding differs, so
+        these numbers may differ in their last digits.
+
         Raises:
             Collapsed: The features do not tell pictures apart.
-            TrainingStopped: They are no numbers.
+            TooManyCorruptImages: Not one picture of a split can be read.
+            TrainingStopped: The features are no numbers.
         """
         train = self._features(backbone, self.train, accelerator)
         measured = {}
@@ -111,7 +119,20 @@ class OnlineMonitor:
                 "finite, though the weights are. Try a lower train.lr, train.clip_grad_norm=1, a "
                 "longer train.warmup, or speed.precision=fp32"
             )
+        self._name_unreadable(images, found)
         return found
+
+    def _name_unreadable(self, images: Images, found: Features) -> None:
+        """Warn once of pictures that are in no measurement."""
+        asked = evenly(len(images), self.settings.max_images)
+        lines = [line for line in unreadable(images, found, asked) if line not in self.named]
+        self.named.update(lines)
+        if lines:
+            more = "; ..." if len(lines) > 3 else ""
+            _log.warning(
+                "%d of %d pictures of %s cannot be read and are not measured: %s",
+                len(lines), len(asked), images.name, "; ".join(lines[:3]) + more,
+            )  # fmt: skip
 
 
 def _check(measured: dict[str, float]) -> None:

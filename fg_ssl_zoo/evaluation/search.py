@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.identity import differing, identity
 from fg_ssl_zoo.config import unescaped
 from fg_ssl_zoo.data.decode import decode
 from fg_ssl_zoo.data.sample import CorruptImage
@@ -38,21 +39,13 @@ def check_same_model(index: EmbeddingFile, backbone: Backbone, model: str) -> No
     """Refuse an index of other features.
 
     Raises:
-        ValueError: It was made with other weights, or from other pixels.
+        ValueError: It was made with another model; the message names what differs.
     """
-    here = weights_fingerprint(backbone)
-    if index.about["weights"] != here:
-        made, weights = index.about["model"], index.about["weights"]
+    if changed := differing(index.about, identity(backbone)):
         raise ValueError(
-            f"{index.path} was made with {made} (weights {weights}), "
-            f"not with {model} (weights {here}); search with that model, or embed again"
+            f"{index.path} was made with {index.about['model']}, not with {model}: they differ in "
+            f"{', '.join(changed[:3])}; search with that model, or embed again"
         )
-    for key in ("interpolation", "crop_mode"):  # an index of 0.1.0 has neither: another filter
-        made, here = index.about.get(key), getattr(backbone, key)
-        if made != here:
-            raise ValueError(
-                f"{index.path} was made with {key} {made}, {model} has {here}; embed again"
-            )
 
 
 def search(

@@ -33,6 +33,7 @@ def as_plain(evaluation: Evaluation) -> dict[str, Any]:
                 "name": row.name,
                 "words": row.words,
                 **row.backbone,
+                "start": row.start,
                 "scores": {
                     metric: {
                         "value": found.value,
@@ -170,4 +171,14 @@ def _below(results: Results) -> list[str]:
         f"{metric}: no picture is scored ({why})."
         for metric, why in results.get("unscored", {}).items()
     ]
-    return [floors(results), LEGEND, *notes]
+    return [floors(results), LEGEND, *unreadable_lines(results), *notes]
+
+
+def unreadable_lines(results: Results) -> list[str]:
+    """Which pictures cannot be read and are in no count; a line for each split that has some."""
+    return [
+        f"{len(lines)} {split} pictures cannot be read and are left out: {'; '.join(lines[:5])}"
+        + ("; ..." if len(lines) > 5 else "")
+        for split, lines in results["data"].get("unreadable", {}).items()
+        if lines
+    ]

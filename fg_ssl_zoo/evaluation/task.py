@@ -1,5 +1,6 @@
 """What a protocol reads and what it says: a `Task` goes in, `Outcome`s come out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ class Task:
         crop_pct: Of the centre crop that the features saw; the model's own when not given.
         num_workers: Loader processes.
         seed: Of every draw.
+        unreadable: Split -> a line for each picture without features.
     """
 
     train: Features
@@ -38,6 +40,7 @@ class Task:
     crop_pct: float | None = None
     num_workers: int = 0
     seed: int = 0
+    unreadable: Mapping[str, list[str]] = field(default_factory=dict)
 
     def draw_seeds(self, draws: int) -> range:
         """A seed for each of several draws, the same for all models."""

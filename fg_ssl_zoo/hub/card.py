@@ -164,7 +164,7 @@ def _on_lines(content: Any) -> Any:
 def card_data(recipe: Recipe, results: Mapping[str, Any]) -> ModelCardData:
     """The card's YAML header, with the trained row's accuracies as model-index."""
     evaluated = _eval_results(recipe, results)
-    hub_id = results.get("data", {}).get("hub_id") or recipe.data.hub_id
+    hub_id = _hub_id(recipe, results)
     methods = [stage.method for stage in recipe.stages]
     kind = "supervised" if results.get("with_labels") else "self-supervised"
     words = ["timm", "transformers", kind, "fine-grained", *methods, recipe.data.name]
@@ -178,6 +178,12 @@ def card_data(recipe: Recipe, results: Mapping[str, Any]) -> ModelCardData:
         model_name=recipe.name,
         eval_results=evaluated or None,
     )
+
+
+def _hub_id(recipe: Recipe, results: Mapping[str, Any]) -> str | None:
+    """Id of the pictures on the Hub; a local folder wins over it, as in `load_splits`."""
+    own = None if recipe.data.path else recipe.data.hub_id
+    return results.get("data", {}).get("hub_id") or own
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -208,13 +214,12 @@ def _cell(metric: str, value: Any) -> str:
 
 def _eval_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult]:
     trained = next((row for row in results.get("rows", ()) if row.get("name") == "trained"), {})
-    data = results.get("data", {})
     protocols = results.get("protocol", {})
     return [
         EvalResult(
             task_type="image-classification",
             task_name=f"{protocol} classification of frozen features",
-            dataset_type=data.get("hub_id") or recipe.data.hub_id or recipe.data.name,
+            dataset_type=_hub_id(recipe, results) or recipe.data.name,
             dataset_name=recipe.data.name,
             dataset_split=recipe.data.test_split,
             metric_type="accuracy",

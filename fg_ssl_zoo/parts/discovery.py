@@ -30,7 +30,8 @@ from accelerate.utils import broadcast, gather_object
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.identity import identity
 from fg_ssl_zoo.data.datasets import file_state, fingerprint
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.layers.modes import evaluating
@@ -164,11 +165,8 @@ class _Work(Pixels):
         super().__init__(backbone, images, accelerator, how, num_workers)
         self.mine = range(rank(), self.num_blocks, world_size())
         about = {
-            "backbone": backbone.name,
-            "weights": weights_fingerprint(backbone),
+            **identity(backbone),
             "pictures": _state(images),
-            "image_size": backbone.image_size,
-            "pixels": [backbone.mean, backbone.std, backbone.interpolation],
             "how": {**asdict(how), "layers": self.layers},
             "precision": accelerator.mixed_precision,
             "format": 3,

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from fg_ssl_zoo.backbones.any_backbone import start_of
 from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
 from fg_ssl_zoo.engine.loop import Record
 from fg_ssl_zoo.hub.card import results_table
@@ -40,11 +41,15 @@ def export_companion(run: Run, name: str, companion: Backbone, record: Record) -
     other is compared with random weights.
     """
     companion.eval().to(memory_format=torch.contiguous_format)
-    torch.manual_seed(run.recipe.seed)
-    init = run.recipe.init if companion.name == run.recipe.backbone else "scratch"
-    size, options = companion.image_size, companion.options
-    start = create_backbone(companion.name, init=init, image_size=size, **options)
+    if companion.name == run.recipe.backbone:
+        start = start_of(run.recipe)
+    else:
+        torch.manual_seed(run.recipe.seed)
+        start = create_backbone(
+            companion.name, image_size=companion.image_size, **companion.options
+        )
     start.mean, start.std = companion.mean, companion.std
+    start.to(run.accelerator.device)
     rows = table_rows(
         start=(start.init, run.monitor(start, run.accelerator)),
         trained=(companion.init, run.monitor(companion, run.accelerator)),

@@ -73,6 +73,7 @@ def _data_of(run: Run) -> dict[str, Any]:
         "name": data.name,
         "terms": entry.terms if entry else None,
         "num_train": len(run.train),
+        "num_unreadable": len(set(run.folder.corrupt_images())),
         "num_test": len(run.test) if run.test is not None else 0,
         "num_classes": len(run.train.classes),
         "image_size": data.image_size,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
+from fg_ssl_zoo.backbones.any_backbone import start_of
 from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
 from fg_ssl_zoo.config import Recipe, encodable, to_yaml
 from fg_ssl_zoo.data.loader import resolve_num_workers
@@ -59,11 +60,7 @@ def prepare_backbone(recipe: Recipe) -> tuple[hardware.Switches, Backbone]:
         )
     switches = hardware.choose(recipe.speed, convolutional=hardware.is_convolutional(shape.model))
     hardware.switch_on(switches)
-    torch.manual_seed(recipe.seed)
-    image_size = recipe.data.image_size
-    return switches, create_backbone(
-        recipe.backbone, init=recipe.init, image_size=image_size, **recipe.backbone_options
-    )
+    return switches, start_of(recipe)
 
 
 def open_run(
@@ -83,11 +80,12 @@ def open_run(
         test: Labelled ones to score, or `None`.
 
     Raises:
-        ValueError: The folder holds a run of another recipe; nothing in it was touched.
+        ValueError: The folder holds a run of another recipe or of other pictures; nothing in it
+            was touched.
     """
     folder = RunFolder(recipe.folder)
     if accelerator.is_main_process:
-        folder.claim(recipe)
+        folder.claim(recipe, {"train": train, "test": test})
     accelerator.wait_for_everyone()
     workers = resolve_num_workers(recipe.data.num_workers, accelerator.num_processes)
     monitor = OnlineMonitor(train, test, recipe.monitor, recipe.data.crop_pct, workers)

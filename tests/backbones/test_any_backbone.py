@@ -1,12 +1,14 @@
+import copy
 import shutil
 
 import pytest
 import torch
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
+from fg_ssl_zoo.backbones.any_backbone import open_backbone, open_start
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import parse_recipe
 from fg_ssl_zoo.hub.export import export
+from fg_ssl_zoo.pretrain.run import prepare_backbone
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,66 @@ def test_another_size_and_the_untrained_network(run):
     assert start.name == "test_vit"
     assert start.image_size == 64
     assert not same_weights(start, backbone)
+
+
+def exported_run(folder, **keys):
+    """An export whose weights are all zero, of a run that began as its recipe says."""
+    recipe = parse_recipe({
+        "name": "fgssl_test_vit_drawn.simclr", "backbone": "test_vit", "seed": 7,
+        "data": {"name": "drawn", "image_size": 64}, "stages": [{"method": "simclr"}], **keys,
+    })  # fmt: skip
+    begun = prepare_backbone(recipe)[1]
+    trained = copy.deepcopy(begun)
+    for parameter in trained.parameters():
+        torch.nn.init.zeros_(parameter)
+    export(trained, folder, recipe, {})
+    return begun, trained
+
+
+def test_the_network_before_training_is_that_of_step_0(run, tmp_path):
+    begun, _ = exported_run(tmp_path / "one")
+    trained = open_backbone(str(tmp_path / "one"))
+    start = open_start(str(tmp_path / "one"), trained, seed=0)
+    assert (start.init, same_weights(start, begun)) == ("scratch", True)
+    larger = open_start(str(tmp_path / "one"), open_backbone(str(tmp_path / "one"), image_size=96),
+                        seed=0)  # fmt: skip
+    assert torch.equal(
+        larger.model.blocks[0].attn.qkv.weight, begun.model.blocks[0].attn.qkv.weight
+    )
+    assert larger.model.pos_embed.shape != begun.model.pos_embed.shape
+
+
+def test_a_run_that_was_continued_has_its_start(run, tmp_path, caplog):
+    init = shutil.copytree(run[0], tmp_path / "init")
+    begun, _ = exported_run(tmp_path / "two", init=str(init))
+    trained = open_backbone(str(tmp_path / "two"))
+    start = open_start(str(tmp_path / "two"), trained, seed=0)
+    assert (start.init, start.mean) == (str(init), (0.4, 0.5, 0.6))
+    assert same_weights(start, begun)
+    assert same_weights(start, run[1])
+    shutil.rmtree(init)
+    random = open_start(str(tmp_path / "two"), trained, seed=0)
+    assert random.init == "scratch"
+    assert same_weights(random, exported_run(tmp_path / "three")[0])
+    assert "start weights cannot be had" in caplog.text
+
+
+def test_a_model_without_a_recipe_of_its_own_is_compared_with_random_weights(run, tmp_path):
+    exported_run(tmp_path / "one")
+    recipe = tmp_path / "one" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("test_vit\n", "test_resnet\n"))
+    starts = [
+        open_start(str(tmp_path / "one"), open_backbone(str(tmp_path / "one")), seed=seed)
+        for seed in (0, 1)
+    ]
+    torch.manual_seed(7)  # the recipe's
+    expected = create_backbone("test_vit", image_size=64)
+    assert all(same_weights(start, expected) for start in starts)
+    recipe.unlink()
+    torch.manual_seed(1)
+    expected = create_backbone("test_vit", image_size=64)
+    start = open_start(str(tmp_path / "one"), open_backbone(str(tmp_path / "one")), seed=1)
+    assert same_weights(start, expected)
 
 
 def test_an_architecture_with_its_start(run, tmp_path):

@@ -75,6 +75,31 @@ def test_strings_become_numbers_in_natural_order(parquet):
     np.testing.assert_array_equal(test.labels, [2, 1, 0, 2])
 
 
+@pytest.mark.parametrize("form", ["parquet", "streamed parquet", "save_to_disk"])
+@pytest.mark.parametrize("names", [["c", "a", "b"], ["b", "c"]])
+def test_labels_of_the_test_split_travel_by_name(tmp_path, names, form):
+    import datasets
+
+    splits = {}
+    for split, classes in (("train", ["a", "b", "c"]), ("test", names)):
+        kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
+        rows = {
+            "image": [{"bytes": png(i), "path": None} for i, _ in enumerate(classes)],
+            "label": list(range(len(classes))),
+        }
+        splits[split] = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+    root = tmp_path / "letters"
+    if form == "save_to_disk":
+        datasets.DatasetDict(splits).save_to_disk(root)
+    else:
+        for split, rows in splits.items():
+            rows.to_parquet(root / "data" / f"{split}-00000-of-00001.parquet")
+    how = {"streaming": True, "num_images": 9} if form == "streamed parquet" else {}
+    train, test = load_splits(Data(hub_id=str(root), **how))
+    assert train.classes == test.classes == ["a", "b", "c"]
+    assert [test.classes[label] for label in test.labels] == names
+
+
 def test_splits_are_joined_and_limited(parquet):
     train, test = load_splits(Data(hub_id=parquet, train_split="train+test", num_images=6))
     np.testing.assert_array_equal(np.bincount(train.labels), [2, 2, 2])
@@ -139,5 +164,12 @@ def test_class_numbers():
     np.testing.assert_array_equal(labels, [0, 1, 0])
     for hidden in ([-1, -1], [None, "a"]):
         assert class_numbers(hidden, ["a", "b"], None, "x") == ([], None)
+    named = class_numbers([0, 1, 1], ["wren", "jay"], ["jay", "crow", "wren"], "x")
+    np.testing.assert_array_equal(named[1], [2, 0, 0])
+    assert class_numbers([0, 0], ["jay", "unused"], ["jay"], "x")[0] == ["jay"]
+    with pytest.raises(ValueError, match=r"1 classes of x are not in the training split: wren"):
+        class_numbers([0, 1], ["jay", "wren"], ["jay"], "x")
+    with pytest.raises(ValueError, match=r"x holds class 2; there are 2 names"):
+        class_numbers([0, 2], ["jay", "wren"], None, "x")
     with pytest.raises(ValueError, match=r"1 classes of x are not in the training split: wren"):
         class_numbers(["wren", "jay"], None, ["jay"], "x")

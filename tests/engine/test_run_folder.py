@@ -1,13 +1,17 @@
+import json
+
 import pytest
 
-from fg_ssl_zoo.config import load_recipe, to_yaml
+from fg_ssl_zoo.config import Data, load_recipe, to_yaml
+from fg_ssl_zoo.data.datasets import fingerprint, load_images
 from fg_ssl_zoo.engine.run_folder import RunFolder, RunFolderTaken
+from tests.pictures import write_photos
 
 
-def claim(path, *overrides):
+def claim(path, *overrides, pictures=None):
     recipe = load_recipe(overrides=[f"output={path}", *overrides])
     folder = RunFolder(recipe.folder)
-    folder.claim(recipe)
+    folder.claim(recipe, {"train": pictures, "test": None})
     return folder
 
 
@@ -65,7 +69,7 @@ def test_overwrite_deletes_what_a_run_wrote_and_names_the_rest(tmp_path, caplog)
         (folder.path / name).write_text("x")
     claim(tmp_path / "run", "seed=3", "overwrite=true")
     kept = [p.relative_to(folder.path) for p in folder.path.rglob("*") if p.is_file()]
-    assert {*map(str, kept), "checkpoints/mine.pt"} == {"recipe.yaml", *foreign}
+    assert {*map(str, kept), "checkpoints/mine.pt"} == {"recipe.yaml", "data.json", *foreign}
     assert [path.name for path in disk.iterdir()] == ["mine.pt"]
     assert not folder.export.exists()
     assert "checkpoints/mine.pt, notes/ideas.md, old.txt and 1 more" in caplog.text
@@ -107,3 +111,60 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, place):
     with pytest.raises(ValueError, match=r"cannot be written|holds files") as raised:
         claim(tmp_path / place)
     assert "\n" not in str(raised.value)
+
+
+# --------------------------------------------------------------------------- pictures
+
+
+@pytest.fixture
+def photos(tmp_path, birds):
+    write_photos(tmp_path / "photos", birds)
+    return tmp_path / "photos"
+
+
+def claim_photos(folder, photos):
+    images = load_images(Data(path=str(photos)), "train")
+    run = claim(folder, f"data.path={photos}", "data.name=garden", pictures=images)
+    run.checkpoints.mkdir(exist_ok=True)
+    (run.checkpoints / "stage0_round0_step00000003.pt").write_bytes(b"trained")
+    return run
+
+
+def test_a_run_goes_on_with_its_own_pictures_only(tmp_path, photos):
+    written = claim_photos(tmp_path / "run", photos).data.read_bytes()
+    claim_photos(tmp_path / "run", photos)
+    (photos / "3.png").rename(photos / "103.png")
+    (photos / "4.png").unlink()
+    with pytest.raises(RunFolderTaken) as raised:
+        claim_photos(tmp_path / "run", photos)
+    message = str(raised.value)
+    assert "other pictures (1 added, 2 gone, 0 changed: 103.png, 3.png, 4.png)" in message
+    for remedy in ("restore the pictures", "output=FOLDER", "overwrite=true"):
+        assert remedy in message
+    assert "\n" not in message
+    assert (tmp_path / "run" / "data.json").read_bytes() == written
+
+
+def test_a_moved_folder_with_the_same_pictures_goes_on(tmp_path, photos):
+    claim_photos(tmp_path / "run", photos)
+    photos.rename(tmp_path / "moved")
+    claim_photos(tmp_path / "run", tmp_path / "moved")
+
+
+def test_pictures_may_be_repaired_before_a_step_was_kept(tmp_path, photos):
+    run = claim_photos(tmp_path / "run", photos)
+    next(run.checkpoints.iterdir()).unlink()
+    (photos / "4.png").unlink()
+    claim_photos(tmp_path / "run", photos)
+
+
+def test_a_run_that_is_older_than_inventories_is_compared_by_its_fingerprint(tmp_path, photos):
+    run = claim_photos(tmp_path / "run", photos)
+    run.data.unlink()
+    data = {"fingerprint": fingerprint(load_images(Data(path=str(photos)), "train"))}
+    (run.path / "results.json").write_text(json.dumps({"data": data}))
+    claim_photos(tmp_path / "run", photos)
+    run.data.unlink()
+    (photos / "4.png").unlink()
+    with pytest.raises(RunFolderTaken, match=r"fingerprint \w+ there, \w+ here.; restore the pict"):
+        claim_photos(tmp_path / "run", photos)

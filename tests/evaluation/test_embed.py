@@ -1,6 +1,7 @@
 """Embedding files: what is in them, and that nothing can break them."""
 
 import json
+import os
 import shutil
 
 import cv2
@@ -208,6 +209,52 @@ def test_another_model_or_other_pictures_are_refused(
         write(exact(image_size=64), photos, out)
     with pytest.raises(ValueError, match=r"pictures\.train"):
         write(embedder, photos / "test", out)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "npz"])
+def test_a_picture_that_is_replaced_under_its_name_is_embedded_again(embedder, tmp_path, suffix):
+    folder, out, lines = tmp_path / "photos", tmp_path / f"x.{suffix}", []
+    for number in range(12):
+        bmp(folder / f"{number}.bmp", number)
+    (folder / "1.bmp").write_bytes(b"broken")
+    write(embedder, folder, out)
+    assert write(embedder, folder, out).made == 0
+
+    for path in folder.iterdir():  # a copy with other times
+        os.utime(path, (1, 1))
+    assert write(embedder, folder, out).made == 0
+
+    bmp(folder / "6.bmp", 200)
+    again = write(embedder, folder, out, say=lines.append)
+    assert (again.found, again.made) == ((2, 1) if suffix == "parquet" else (0, 3))
+    assert lines[0] == "pictures of 1 of 3 parts have changed; these are made again"
+    assert len(again.skipped) == 1
+    write(embedder, folder, tmp_path / "fresh.parquet")
+    rows = np.array(rows_of(tmp_path / "fresh.parquet")["embedding"], np.float32)
+    found = rows_of(out)["embedding"] if suffix == "parquet" else np.load(out)["embedding"]
+    np.testing.assert_array_equal(np.array(found, np.float32), rows)
+
+
+def bmp(path, shade):
+    """Every one is a file of the same size."""
+    path.parent.mkdir(exist_ok=True)
+    pixels = np.zeros((8, 9, 3), np.uint8)
+    pixels[:4] = shade
+    cv2.imwrite(str(path), pixels)
+
+
+def test_parts_of_replaced_pictures_are_not_gone_on_with(embedder, tmp_path, monkeypatch):
+    for number in range(12):
+        bmp(tmp_path / "photos" / f"{number}.bmp", number)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "merge", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write(embedder, tmp_path / "photos", tmp_path / "x.parquet")
+    bmp(tmp_path / "photos" / "6.bmp", 200)
+    done = write(embedder, tmp_path / "photos", tmp_path / "x.parquet")
+    assert (done.found, done.made) == (2, 1)
+    write(embedder, tmp_path / "photos", tmp_path / "fresh.parquet")
+    assert (tmp_path / "fresh.parquet").read_bytes() == (tmp_path / "x.parquet").read_bytes()
 
 
 def two_processes(root, folder):

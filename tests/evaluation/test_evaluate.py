@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from accelerate import Accelerator
+from safetensors.torch import save_file
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.cli import main
@@ -97,6 +98,26 @@ def test_an_architecture_has_one_untrained_row(tmp_path):
         protocols=["knn"], image_size=48, cache=tmp_path,
     )  # fmt: skip
     assert len(found.rows) == 1
+
+
+def test_two_options_of_the_same_weights_are_two_rows_with_their_own_numbers(tmp_path):
+    weights = create_backbone("test_resnet", image_size=48).model.state_dict()
+    save_file(weights, tmp_path / "w.safetensors")
+    words = [
+        f"test_resnet{{global_pool: {kind}}}@{tmp_path}/w.safetensors" for kind in ("avg", "max")
+    ]
+
+    found = evaluate(
+        words, DATA, Accelerator(cpu=True), protocols=["knn"], image_size=48, cache=tmp_path / "c"
+    )
+    names = [row.name for row in found.rows]
+    assert names == [
+        "test_resnet{global_pool: avg}@w", "test_resnet{global_pool: avg}, untrained",
+        "test_resnet{global_pool: max}@w", "test_resnet{global_pool: max}, untrained",
+    ]  # fmt: skip
+    assert [row.start for row in found.rows] == [names[1], None, names[3], None]
+    assert len(list((tmp_path / "c").glob("*.safetensors"))) == 8  # of two splits each
+    assert table.as_plain(found)["rows"][2]["options"] == {"global_pool": "max"}
 
 
 def test_a_number_behind_the_words_scores_that_feature_map(tmp_path):
@@ -201,6 +222,38 @@ def test_the_command_prints_and_writes(garden, tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == [
         "results.csv", "results.json", "results.md",
     ]  # fmt: skip
+
+
+def test_every_count_is_what_was_used_and_unreadable_pictures_are_named(
+    garden, tmp_path, capsys, monkeypatch
+):
+    words = ["eval", "test_resnet@scratch", "--data", str(garden), "--image-size", "48"]
+    words += ["--protocols", "knn", "--cache", str(tmp_path), "--out", str(tmp_path)]
+    (garden / "train" / "s0" / "0.png").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        main(words)
+    error = capsys.readouterr().err
+    assert "1 of 12 pictures of garden cannot be read, more than 1%" in error
+    assert "s0/0.png: the file is empty" in error
+    assert len(error.splitlines()) == 1
+
+    monkeypatch.setattr("fg_ssl_zoo.evaluation.features.MOST_CORRUPT", 0.1)
+    main(words)
+    printed = capsys.readouterr().out
+    assert "garden: 11 training and 4 test pictures" in printed
+    assert "1 train pictures cannot be read and are left out: " in printed
+    data = json.loads((tmp_path / "results.json").read_text())["data"]
+    assert (data["num_train"], data["num_test"]) == (11, 4)
+    assert data["unreadable"]["train"][0].endswith("s0/0.png: the file is empty")
+    assert data["unreadable"]["test"] == []
+
+    for path in (garden / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(SystemExit):
+        main(words)
+    error = capsys.readouterr().err
+    assert "none of the 4 pictures of garden can be read" in error
+    assert len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -49,13 +49,16 @@ def test_whatever_changes_the_features_has_a_file_of_its_own(
     read()
     read(crop_pct=1.0)
     read(layer=Layer(-2))
+    backbone.options = {"global_pool": "max"}
+    read()
+    backbone.options = {}
     backbone.image_size = 32
     read()
     with torch.no_grad():
         next(backbone.parameters()).add_(1e-3)
     read()
-    assert len(extractions) == 5
-    assert len(list(tmp_path.glob("*.safetensors"))) == 5
+    assert len(extractions) == 6
+    assert len(list(tmp_path.glob("*.safetensors"))) == 6
     assert not list(tmp_path.glob("*.part"))
 
 

@@ -5,8 +5,10 @@ from accelerate import Accelerator
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Monitor
+from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.fixed_views import CentreView
-from fg_ssl_zoo.evaluation.features import evenly, extract
+from fg_ssl_zoo.data.loader import TooManyCorruptImages
+from fg_ssl_zoo.evaluation.features import Features, evenly, extract, few_unreadable
 from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
 from tests.pictures import SomeCorrupt
 
@@ -35,6 +37,39 @@ def test_unreadable_pictures_are_left_out_with_their_labels(backbone, birds):
     assert found.indices.tolist() == kept
     assert found.labels.tolist() == [birds.labels[i] for i in kept]
     assert len(found.features) == 14
+
+
+def test_many_unreadable_pictures_are_refused_and_few_are_named():
+    birds = DrawnBirds(100, num_classes=4, image_size=32)
+
+    def lines(*corrupt, labelled=True):
+        some = SomeCorrupt(birds, corrupt, labelled=labelled)
+        indices = torch.tensor([i for i in range(100) if i not in corrupt], dtype=torch.int64)
+        return few_unreadable(some, Features(indices[:, None], None, indices))
+
+    assert lines() == []
+    assert lines(7) == ["7.jpg is truncated"]
+    with pytest.raises(TooManyCorruptImages, match=r"2 of 100 .*, more than 1% .7.jpg is.*; 8.jpg"):
+        lines(7, 8)
+    with pytest.raises(TooManyCorruptImages, match=r"none of the 100 .*; \.\.\."):
+        lines(*range(100), labelled=False)
+    birds.labels[:] = 1
+    birds.labels[7] = 0
+    with pytest.raises(TooManyCorruptImages, match=rf"no picture of class {birds.classes[0]} can"):
+        lines(7)
+    assert lines(7, labelled=False) == ["7.jpg is truncated"]
+
+
+def test_a_run_names_test_pictures_that_cannot_be_read_once(backbone, birds, caplog):
+    measure = monitor(birds, test=SomeCorrupt(birds, [3]))
+    for _ in range(2):
+        measure(backbone, Accelerator(cpu=True))
+    (line,) = caplog.messages
+    assert line == "1 of 16 pictures of drawn cannot be read and are not measured: " + (
+        "3.jpg is truncated"
+    )
+    with pytest.raises(TooManyCorruptImages, match=r"none of the 16 pictures of drawn can be read"):
+        monitor(birds, test=SomeCorrupt(birds, range(16)))(backbone, Accelerator(cpu=True))
 
 
 def test_extracting_changes_neither_mode_nor_statistics(backbone, birds):

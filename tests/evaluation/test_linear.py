@@ -4,8 +4,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from fg_ssl_zoo.evaluation import linear as module
-from fg_ssl_zoo.evaluation.linear import linear, linear_sgd, logistic_regression, sgd_logits
-from tests.evaluation.tasks import perfect_task, random_task
+from fg_ssl_zoo.evaluation.linear import (
+    RATES,
+    linear,
+    linear_sgd,
+    logistic_regression,
+    sgd_logits,
+)
+from tests.evaluation.tasks import features, made_task, perfect_task, random_task
 
 
 def some(n, d, classes=3, seed=0):
@@ -63,6 +69,34 @@ def test_one_rate_of_the_sgd_probe_equals_torchs_own_loop(monkeypatch):
         optimizer.step()
     found = sgd_logits(train, labels, train, (0.5,), 3, seed=0)[0]
     torch.testing.assert_close(found, layer(train).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("c", [1e-3, 10.0])
+@pytest.mark.parametrize("width", [4, 40])  # as it is, and in the span of the pictures
+def test_c_is_the_inverse_weight_of_the_penalty(width, c):
+    train, labels = some(30, width)
+    labels[:18] = 0  # a strong penalty names the frequent class
+    test, _ = some(100, width, seed=1)
+    plain = LogisticRegression(C=c, max_iter=10_000, tol=1e-8).fit(train.double().numpy(), labels)
+    predicted, _ = logistic_regression(train, labels, test, c=c)
+    assert (predicted == plain.predict(test.double().numpy())).mean() >= 0.95
+    task = made_task(features(train, labels), features(test, torch.zeros(100)), num_classes=3)
+    np.testing.assert_array_equal(linear(task, c=c)[0].predictions, predicted)
+    assert ((predicted == 0).mean() > 0.9) == (c == 1e-3)
+
+
+@pytest.mark.parametrize("best", range(4))
+def test_the_rate_with_the_most_right_held_out_pictures_is_taken(monkeypatch, best):
+    rates = []
+
+    def logits(train, labels, test, tried, num_classes, seed):
+        rates.append(tried)
+        return torch.stack([test if i == best else test.roll(1, 1) for i in range(len(tried))])
+
+    monkeypatch.setattr(module, "sgd_logits", logits)
+    (outcome,) = linear_sgd(perfect_task())
+    assert outcome.settings["rate"] == RATES[best]
+    assert rates == [RATES, (RATES[best],)]
 
 
 def test_the_rate_is_chosen_on_train_alone():

@@ -182,10 +182,11 @@ def test_confused_pairs_count_both_directions():
 
 
 def test_class_scores_fall():
-    scores = class_scores(np.array([0, 0, 2, 2, 1]), np.array([0, 1, 2, 2, 0]))
+    scores = class_scores(np.array([0, 0, 0, 2, 2, 1]), np.array([0, 1, 1, 2, 2, 0]))
     assert [(each.number, each.right, each.total) for each in scores] == [
-        (2, 2, 2), (0, 1, 2), (1, 0, 1),
+        (2, 2, 2), (0, 1, 3), (1, 0, 1),  # totals by true class: 1 was named twice
     ]  # fmt: skip
+    assert scores[1].accuracy == 1 / 3
 
 
 def test_nearest_equals_one_cosine_after_another():

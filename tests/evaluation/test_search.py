@@ -4,7 +4,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.datasets import all_splits
@@ -129,11 +131,30 @@ def test_an_index_whose_pictures_moved_away_searches_without_a_sheet(folder, tmp
     assert "are no files" in capsys.readouterr().err
 
 
+def test_other_options_of_the_same_weights_are_another_model(folder, tmp_path):
+    weights = create_backbone("test_resnet", image_size=48).model.state_dict()
+    save_file(weights, tmp_path / "w.safetensors")
+    average, largest = (
+        f"test_resnet{{global_pool: {kind}}}@{tmp_path}/w.safetensors" for kind in ("avg", "max")
+    )
+    splits, out = all_splits(Data(path=str(folder / "photos"))), tmp_path / "x.parquet"
+    embed(load(average, image_size=48), splits, out, model=average)
+    check_same_model(EmbeddingFile(out), load(average.replace("{global_pool: avg}", ""),
+                                              image_size=48).backbone, "the default")  # fmt: skip
+    difference = r"options.global_pool \(default there, max here\)"
+    with pytest.raises(ValueError, match=rf"{difference}; search with that model"):
+        check_same_model(EmbeddingFile(out), load(largest, image_size=48).backbone, largest)
+    with pytest.raises(ValueError, match=rf"differs in {difference}; choose another file"):
+        embed(load(largest, image_size=48), splits, out, model=largest)
+
+
 def test_another_seeds_weights_are_another_model(folder, monkeypatch):
     index = EmbeddingFile(folder / "x.parquet")
     model = load(MODEL, image_size=48)
     before = index.about["weights"]
     with torch.no_grad():
         next(model.backbone.parameters()).add_(1e-3)
-    with pytest.raises(ValueError, match=f"weights {before}.*search with that model, or embed"):
+    with pytest.raises(
+        ValueError, match=rf"weights .{before} there, .*search with that model, or embed"
+    ):
         check_same_model(index, model.backbone, MODEL)

@@ -178,7 +178,7 @@ def test_a_network_that_learned_from_labels_is_not_called_self_supervised(backbo
 def test_the_template_knows_every_name_it_uses(backbone, monkeypatch):
     strict = functools.partial(jinja2.Template, undefined=jinja2.StrictUndefined)
     monkeypatch.setattr(jinja2, "Template", strict)
-    data = {**RESULTS["data"], "terms": "research only"}
+    data = {**RESULTS["data"], "terms": "research only", "num_unreadable": 3}
     card = render_card(backbone, recipe_of(), {**RESULTS, "data": data, "papers": ["A paper."]})
     assert "The pictures: research only" in card
     assert "- A paper.\n" in card

@@ -65,7 +65,9 @@ def test_other_pictures_do_not_inherit_the_licence_of_a_recipe():
     with pytest.raises(ValueError, match=r"missing \(the pictures of garden: terms unknown to us"):
         check_license(garden)
     check_license(load_recipe(drawn, ["data.name=garden", "hub.license=mit"]))
-    check_license(load_recipe("fgssl_resnet50_cub.simclr", ["data.path=CUB_200_2011"]))
+    mine = ["data.path=CUB_200_2011", "data.name=cub"]
+    with pytest.raises(ValueError, match=r"missing \(the pictures of cub: non-commercial"):
+        check_license(load_recipe("fgssl_resnet50_cub.simclr", mine))
 
 
 def test_a_licence_can_be_chosen_when_it_is_published(tmp_path):

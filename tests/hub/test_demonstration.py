@@ -200,7 +200,8 @@ def is_repeated_by_its_card(stage: Stage) -> None:
 def opens_by_name(stage: Stage, python: str) -> None:
     """A ResNet-50 under the name of its recipe, without tag: from the Hub, then from the cache."""
     repo, name = f"{OWNER}/{CUB}", CUB.partition(".")[0]
-    stage.train(CUB, "data.path=photos", "data.image_size=64", *SHORT)
+    ours = ["data.path=photos", "data.name=cub", "hub.license=cc-by-nc-4.0"]
+    stage.train(CUB, *ours, "data.image_size=64", *SHORT)
     stage.run("fgssl", "publish", f"runs/{CUB}", "--org", OWNER)
     assert stage.opened(READ + BY_NAME, name, repo, python) < SLACK
     printed = stage.run("python", "-c", COSTS, name, repo, python=python, HF_HUB_OFFLINE="1")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
@@ -53,6 +54,28 @@ def test_the_config_is_what_timm_and_transformers_need():
     narrow = backbone_of("test_resnet", **OPTIONS["test_resnet"])
     arguments = model_config(narrow, recipe_of("test_resnet"))["model_args"]
     assert arguments == OPTIONS["test_resnet"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"global_pool": "avg", "fc_norm": False},
+        {"global_pool": "token", "fc_norm": True},
+        {"global_pool": "avg", "fc_norm": True, "pool_include_prefix": True},
+    ],
+)
+def test_every_option_of_the_network_is_exported(options, tmp_path):
+    backbone = backbone_of("test_vit", **options)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.1)  # norms that differ from those of a new network
+    config = model_config(backbone, recipe_of("test_vit"))
+    assert config["model_args"] == {**options, "img_size": 64}
+    export(backbone, tmp_path / "vit", recipe_of("test_vit"), {})
+    again = timm.create_model(f"local-dir:{tmp_path}/vit", pretrained=True).eval()
+    pictures = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again(pictures), backbone(pictures))
 
 
 def test_a_backbone_built_by_our_name_is_published_under_timms():

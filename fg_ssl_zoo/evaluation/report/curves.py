@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fg_ssl_zoo.config import home_path
+from fg_ssl_zoo.evaluation.contenders import is_before_training
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, Row
 from fg_ssl_zoo.evaluation.monitor import below_start
 
@@ -58,7 +59,7 @@ def colours_of(evaluation: Evaluation) -> dict[str, tuple[str, bool]]:
 
 
 def _untrained(row: Row) -> bool:
-    return row.name.partition(" #")[0] == f"{row.backbone['architecture']}, untrained"
+    return is_before_training(row.name)
 
 
 def label_curves(evaluation: Evaluation) -> list[Line]:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from fg_ssl_zoo.backbones.identity import identity
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.engine.provenance import commit, versions
@@ -28,7 +29,7 @@ from fg_ssl_zoo.evaluation.report.details import (
 from fg_ssl_zoo.evaluation.report.embedding import plane
 from fg_ssl_zoo.evaluation.report.scores import results_table
 from fg_ssl_zoo.evaluation.report.subject import Subject, labelled_subject, unlabelled_subject
-from fg_ssl_zoo.evaluation.table import LEGEND
+from fg_ssl_zoo.evaluation.table import LEGEND, as_plain, unreadable_lines
 from fg_ssl_zoo.ops.spectrum import rankme
 
 MAP_PICTURES, MAP_SIZE = 3000, 56
@@ -203,20 +204,14 @@ def _glance(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
         rank, most = rankme(sample), min(sample.shape)
         return {"rank": f"{rank:.0f}", "most": most, "numbers": []}
     first = evaluation.rows[0]
-    start = next(
-        (
-            row
-            for row in evaluation.rows[1:]
-            if row.name == f"{first.backbone['architecture']}, untrained"
-        ),
-        None,
-    )
+    start = next((row for row in evaluation.rows if row.name == first.start), None)
     numbers = [
         {
             "title": title,
             "meaning": meaning,
             "value": first.outcomes[metric].value,
             "start": None if start is None else start.outcomes[metric].value,
+            "before": "untrained" if start and start.backbone["init"] == "scratch" else "start",
         }
         for metric, title, meaning in (
             ("linear_top1", "linear probe", "named rightly by a linear classifier on all labels"),
@@ -231,11 +226,15 @@ def _glance(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
 
 def _made(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
     """How the page was made, for the foot."""
+    about_model = identity(subject.backbone, getattr(subject.read, "number", None))
     init = subject.backbone.init  # without the folders of the machine
     view = subject.seen_pictures.view
     made = {
         "architecture": subject.backbone.name,
+        "options": ", ".join(f"{k} {v}" for k, v in about_model["options"].items()),
         "weights": Path(init).name if Path(init).exists() else init,
+        "fingerprint of the weights": about_model["weights"],
+        "feature map": about_model["layer"],
         "input": f"{view.size} px, {view.crop_mode} crop {view.crop_pct:g}, {view.interpolation}",
         "features": subject.backbone.num_features,
         "seed": subject.seed,
@@ -246,6 +245,7 @@ def _made(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
             "training pictures": f"{about['num_train']} ({about['train_fingerprint']})",
             "test pictures": f"{about['num_scored']} ({about['test_fingerprint']})",
             "classes": about["num_classes"],
+            "unreadable": "; ".join(unreadable_lines(as_plain(evaluation))),
             "notes": "; ".join(
                 f"{row.name}, {metric}: {note}"
                 for row in evaluation.rows

@@ -18,7 +18,14 @@ from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.contenders import opened, row_name
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, make_task
 from fg_ssl_zoo.evaluation.feature_store import features_of
-from fg_ssl_zoo.evaluation.features import Features, Layer, Read, centre_view, ready
+from fg_ssl_zoo.evaluation.features import (
+    Features,
+    Layer,
+    Read,
+    centre_view,
+    few_unreadable,
+    ready,
+)
 from fg_ssl_zoo.evaluation.report.pictures import Thumbnails
 from fg_ssl_zoo.ops.distributed import world_size
 
@@ -128,6 +135,7 @@ def unlabelled_subject(
         backbone, images, accelerator,
         crop_pct=crop_pct, layer=reader, num_workers=workers, cache=cache,
     )  # fmt: skip
+    few_unreadable(images, features)  # refuses more than one in a hundred
     pictures = Thumbnails(images, centre_view(backbone, crop_pct))
     return Subject(
         name=row_name(words, backbone, pretrained=True),
