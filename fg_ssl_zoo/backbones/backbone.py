@@ -21,7 +21,7 @@ from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
 from fg_ssl_zoo.backbones.options import check_features, check_options, create_model
 from fg_ssl_zoo.backbones.published import WEIGHTS, check_source, exported_folder, read_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
-from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError, explain, published_folder
+from fg_ssl_zoo.backbones.zoo import TRAIN, PretrainedWeightsError, explain, published_folder
 from fg_ssl_zoo.config import CROP_PCT, home_path, nearest, printable, recipe_files
 
 _log = logging.getLogger(__name__)
@@ -285,9 +285,7 @@ def _folder_of_ours(name: str, init: str) -> Path:
     if home_path(init).is_dir():
         return exported_folder(home_path(init))
     if (recipe := Path(init).name) in recipe_files() and init.startswith("runs/"):
-        raise ValueError(
-            f"init: there is no {init}; train it first: accelerate launch train.py {recipe}"
-        )
+        raise ValueError(f"init: there is no {init}; train it first: {TRAIN.format(recipe)}")
     known = ["scratch", *_tags(name), *timm.list_pretrained("fgssl*")]
     raise ValueError(
         f"init: '{printable(init)}' is neither scratch, a .safetensors file, a run or exported "

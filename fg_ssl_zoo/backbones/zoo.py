@@ -38,6 +38,9 @@ The client alone would repeat the question for 23 s where nothing listens, and f
 one answers.
 """
 
+TRAIN = "accelerate launch train.py {}"
+"""The command that trains a recipe."""
+
 _HINTS = {
     "RepositoryNotFoundError": "There is no such repository, or HF_TOKEN may not read it",
     "RevisionNotFoundError": "It has no such commit, tag or branch",
@@ -144,10 +147,10 @@ def published_folder(
 
 def _remedies(name: str) -> str:
     """How a user gets weights of a name that has none here."""
-    train = f"accelerate launch train.py {name}" if name in recipe_files() else ""
+    train = "train it: " + TRAIN.format(name)
     ways = [
-        f"train it: {train}, then load runs/{name} or copy runs/{name}/export to "
-        f"FG_SSL_ZOO_DIR/{name}" if train else "",
+        f"{train}, then load runs/{name} or copy runs/{name}/export to FG_SSL_ZOO_DIR/{name}"
+        if name in recipe_files() else "",
         f"download it once it is published: fgssl pull {name}",
         "set FG_SSL_ZOO_ORG to an owner who publishes it",
         "or pass pretrained=False",

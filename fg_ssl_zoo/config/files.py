@@ -102,7 +102,9 @@ def load_recipe(recipe: str | Path = DEFAULT_RECIPE, overrides: Iterable[str] = 
         _apply(content, override, Recipe)
     published = {"name": path.stem, **published}
     given = {override.partition("=")[0] for override in overrides}
-    return parse_recipe(_renamed(published, {"name": published["name"], **content}, given))
+    used = _renamed(published, {"name": published["name"], **content}, given)
+    name = used.pop("name")
+    return parse_recipe({**used, "name": name})  # behind the data and backbone that it is of
 
 
 def refuse_empty(words: Iterable[str]) -> None:

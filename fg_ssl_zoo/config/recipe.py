@@ -30,7 +30,7 @@ def source_name(path: str | None, hub_id: str | None) -> str:
         hub_id: `OWNER/NAME`, `OWNER/NAME:CONFIGURATION`, or a folder.
     """
     if path:
-        return clean_name(Path(path).expanduser().resolve().name)
+        return clean_name(home_path(path).resolve().name)
     return clean_name((hub_id or "").rstrip("/").rpartition("/")[2])
 
 
@@ -109,8 +109,8 @@ class Train:
         head_warmup: Share of the steps in which the backbone keeps the weights it started with and
             the rest learns, so that random heads do not destroy a good start. The running
             statistics of its norms move unless `norm` keeps them.
-        backbone_rate: Rate of the backbone as a share of that of the heads; below 1 keeps a good
-            start closer to what it was.
+        backbone_lr_scale: Rate of the backbone as a share of that of the heads; below 1 keeps a
+            good start closer to what it was.
         norm: Batch norms of the backbone and of its teacher: `train` normalises with each batch
             and moves the running statistics; `frozen` normalises with the running statistics and
             keeps them, while scale and shift learn; `auto` freezes those whose statistics came
@@ -133,7 +133,7 @@ class Train:
     momentum: Share = 0.9
     warmup: Share = 0.1
     head_warmup: Share = 0.0
-    backbone_rate: Positive = 1.0
+    backbone_lr_scale: Positive = 1.0
     norm: Literal["auto", "train", "frozen"] = "auto"
     lr_end: Share = 0.0
     clip_grad_norm: Positive | None = None

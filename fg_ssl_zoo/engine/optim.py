@@ -122,8 +122,8 @@ def schedule(optimizer: torch.optim.Optimizer, train: Train, progress: float) ->
     """Give every group its rate and its weight decay for the step at `progress`.
 
     A group's rate is `lr_at` times its `lr_scale` (1 when it has none); with `constant_lr` it is
-    the peak rate instead. The backbone's is `backbone_rate` of that, and 0 as long as `head_warmup`
-    lasts.
+    the peak rate instead. The backbone's is `backbone_lr_scale` of that, and 0 as long as
+    `head_warmup` lasts.
 
     Returns:
         The rate of a plain group.
@@ -132,7 +132,7 @@ def schedule(optimizer: torch.optim.Optimizer, train: Train, progress: float) ->
     for group in optimizer.param_groups:
         rate = base_lr(train) if group.get("constant_lr") else lr
         resting = group["backbone"] and progress < train.head_warmup
-        rate *= train.backbone_rate if group["backbone"] else 1.0
+        rate *= train.backbone_lr_scale if group["backbone"] else 1.0
         group["lr"] = 0.0 if resting else rate * group.get("lr_scale", 1.0)
         group["weight_decay"] = decay if group["decays"] else 0.0
     return lr

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from accelerate import Accelerator
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.config import Monitor
+from fg_ssl_zoo.config import Monitor, printable
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine.loop import TrainingStopped
 from fg_ssl_zoo.evaluation.features import Features, evenly, extract, unreadable
@@ -131,7 +131,7 @@ class OnlineMonitor:
             more = "; ..." if len(lines) > 3 else ""
             _log.warning(
                 "%d of %d pictures of %s cannot be read and are not measured: %s",
-                len(lines), len(asked), images.name, "; ".join(lines[:3]) + more,
+                len(lines), len(asked), images.name, "; ".join(map(printable, lines[:3])) + more,
             )  # fmt: skip
 
 

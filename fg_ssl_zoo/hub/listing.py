@@ -15,6 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from fg_ssl_zoo.backbones.fgssl_models import Published, own_recipes, published_as
 from fg_ssl_zoo.backbones.published import CONFIG, WEIGHTS, has_weights, weight_files
 from fg_ssl_zoo.backbones.zoo import (
+    TRAIN,
     PretrainedWeightsError,
     cached_folder,
     check_download,
@@ -173,7 +174,7 @@ def as_text(rows: list[Entry]) -> str:
         reason = "; the Hub did not answer" if others[0].source == UNKNOWN else ""
         title = f"recipes without weights{reason}: {len(others)} (--all shows them in the table)"
         lines += ["", title]
-        lines += [f"accelerate launch train.py {row.name}" for row in others]
+        lines += [TRAIN.format(row.name) for row in others]
     return "\n".join(lines)
 
 

