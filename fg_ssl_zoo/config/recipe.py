@@ -173,12 +173,15 @@ class Monitor:
 
     Attributes:
         every: Epochs between measurements.
+        early: Steps after which a run from start weights is measured once more, so that a start
+            that is being lost is told at once; 0 for never.
         k: Neighbours of the kNN vote.
         temperature: Of the weights exp(similarity / temperature) of that vote.
         max_images: Most images of each split that a measurement reads; all when not given.
     """
 
     every: Positive = 10
+    early: Annotated[int, Ge(0)] = 20
     k: Count = 20
     temperature: Positive = 0.07
     max_images: Count | None = None

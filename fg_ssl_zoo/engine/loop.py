@@ -99,6 +99,8 @@ class Fit:
         record: Of the run so far; grows.
         started_norms: Batch norms of the backbone that `train.norm: auto` freezes, by name: those
             that had statistics before the first stage.
+        early: Steps after which it is measured once more; 0 for never.
+        judge: Called with all measurements after the early one; a sentence to say, if any.
         anchor: Keeps the backbone near the start of the stage, where the recipe asks for it.
         title: Of the progress line.
     """
@@ -117,6 +119,8 @@ class Fit:
     channels_last: bool = False
     record: Record = field(default_factory=Record)
     started_norms: frozenset[str] = frozenset()
+    early: int = 0
+    judge: Callable[[list[dict[str, float]]], str | None] = lambda measured: None
     anchor: Anchor | None = None
     title: str = "train"
 
@@ -158,6 +162,8 @@ class Fit:
         self.accelerator.log(found, step=step)
         values = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
         self.progress.say(f"{self.title}: step {done}, {values}")
+        if done == self.early and (line := self.judge(self.record.measurements)):
+            self.progress.say(f"{self.title}: {line}")
 
     def forward(self, wrapped: nn.Module, method: Method, batch: Batch) -> MethodOutput:
         """The method's loss, with the anchor's term where there is one."""
@@ -333,7 +339,7 @@ def fit(method: Method, job: Fit) -> None:
                     accelerator.log(shown, step=job.first_step + done)
                     losses = []
             job.progress.step(shown)
-            measure = job.due(job.measure_every, done)
+            measure = done == job.early or job.due(job.measure_every, done)
             if measure or save:
                 job.check_weights(method, optimizer, lr, done)
             if measure:

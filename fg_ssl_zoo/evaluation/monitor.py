@@ -1,7 +1,7 @@
 """Measurements while training: is it learning, or has it collapsed?"""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from accelerate import Accelerator
@@ -22,6 +22,17 @@ RANK_IMAGES = 2048
 COLLAPSED_STD = 1e-3
 """Feature std below which features are one point; 1 is evenly spread, untrained is 0.1 and more."""
 
+
+_LOSING = (
+    "the start is being lost: {} {} before the training, {} now. Try train.norm=frozen, a lower "
+    "train.lr or train.backbone_lr_scale=0.1, train.head_warmup=0.1, or start_distillation=1"
+)
+
+_SCORES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("eval/knn_top1", "kNN accuracy", lambda x: f"{100 * x:.1f} %"),
+    ("eval/rankme", "RankMe", lambda x: f"{x:.3g}"),
+)
+"""What tells how good the features are, the first that is measured, and how it is written."""
 
 _log = logging.getLogger(__name__)
 _ADVICE = (
@@ -146,6 +157,29 @@ def _check(measured: dict[str, float]) -> None:
         )
 
 
+LOST = 0.9
+"""Share of the start's score below which a start is being lost."""
+
+
+def losing_start(measured: Sequence[Mapping[str, float]]) -> str | None:
+    """What to say of a run that has lost more than a tenth of its start's score so far.
+
+    Args:
+        measured: Measurements of a run from its start on.
+
+    Returns:
+        One sentence on kNN accuracy, on RankMe where no labels are known, with what to try; `None`
+        if it has not.
+    """
+    for key, name, shown in _SCORES:
+        found = [line[key] for line in measured if key in line]
+        if found:
+            first, last = found[0], found[-1]
+            said = _LOSING.format(name, shown(first), shown(last))
+            return said if last < LOST * first else None
+    return None
+
+
 def below_start(measured: Sequence[Mapping[str, float]]) -> str | None:
     """What to say of a run whose last measurement is below its first, and what to try.
 
@@ -156,10 +190,7 @@ def below_start(measured: Sequence[Mapping[str, float]]) -> str | None:
         One sentence on kNN accuracy, on RankMe where no labels are known; `None` if it is not
         below.
     """
-    for key, name, shown in (
-        ("eval/knn_top1", "kNN accuracy", lambda x: f"{100 * x:.1f} %"),
-        ("eval/rankme", "RankMe", lambda x: f"{x:.3g}"),
-    ):
+    for key, name, shown in _SCORES:
         found = [line[key] for line in measured if key in line]
         if found:
             first, last = found[0], found[-1]

@@ -13,6 +13,7 @@ from fg_ssl_zoo.data.loader import Order, ViewDataset
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import Fit, Record, fit, total_steps
 from fg_ssl_zoo.evaluation.features import evenly
+from fg_ssl_zoo.evaluation.monitor import losing_start
 from fg_ssl_zoo.evaluation.part_scores import knows_parts, part_agreement
 from fg_ssl_zoo.layers.anchor import Anchor
 from fg_ssl_zoo.method import Method
@@ -39,6 +40,7 @@ def run_round(
     dataset = ViewDataset(
         run.train, method.views(recipe.data.image_size), _round_seed(recipe, start), notes
     )
+    first = (start.stage, start.round) == (0, 0)
     job = Fit(
         train=stage.train,
         dataset=dataset,
@@ -51,6 +53,8 @@ def run_round(
             **run.monitor.own_accuracy(method, run.accelerator),
         },
         measure_every=recipe.monitor.every,
+        early=recipe.monitor.early if recipe.init != "scratch" and first else 0,
+        judge=losing_start,
         measure_ends=lambda: part_scores(run, method),
         num_workers=recipe.data.num_workers,
         first_step=steps_before(run, start),

@@ -20,6 +20,7 @@ from fg_ssl_zoo.engine.log import JsonlTracker
 from fg_ssl_zoo.engine.loop import Fit, Interrupted, TrainingStopped, fit
 from fg_ssl_zoo.engine.optim import base_lr, create_optimizer, describe_lr, lr_at, schedule
 from fg_ssl_zoo.engine.run_folder import RunFolder
+from fg_ssl_zoo.evaluation.monitor import losing_start
 from fg_ssl_zoo.layers.frozen import norms_of
 from fg_ssl_zoo.method import Method, MethodOutput
 from fg_ssl_zoo.methods import create_method
@@ -115,6 +116,23 @@ def test_frozen_norms_keep_their_statistics_in_student_and_teacher(tmp_path, bir
         owner, _, kind = key.rpartition(".")
         if kind == "running_mean" and ".model." in owner:
             assert torch.equal(value, before[key]) == (owner.rpartition(".model.")[2] in kept), key
+
+
+def test_an_early_measurement_tells_a_start_that_is_being_lost(tmp_path, birds, capsys):
+    scores = iter([0.8, 0.5, 0.4])
+    method = method_for()
+    job = job_in(
+        tmp_path, birds, method, early=2, judge=losing_start, measure_every=1000,
+        measure=lambda: {"eval/knn_top1": next(scores)},
+    )  # fmt: skip
+    fit(method, job)
+    assert [line["step"] for line in job.record.measurements] == [0, 2, 6]
+    said = capsys.readouterr().out
+    assert (
+        said.count("the start is being lost: kNN accuracy 80.0 % before the training, 50.0 %") == 1
+    )
+    assert "train.norm=frozen" in said
+    assert losing_start([{"eval/knn_top1": 0.8}, {"eval/knn_top1": 0.73}]) is None
 
 
 def test_two_runs_with_one_seed_agree_to_the_bit(tmp_path, birds):
