@@ -155,11 +155,14 @@ class Backbone(nn.Module):
     def normalize(self, pixels: UInt8[Tensor, "*n h w 3"]) -> Float[Tensor, "*n 3 h w"]:
         """Pixels as the loader ships them become what the network reads, on the pixels' device.
 
-        The result is a channels-last view of the same layout, which costs no copy.
+        The result is a channels-last view of the same layout, which costs no copy. Whole rows of
+        3 w numbers are scaled in place: a last axis of 3 would be broadcast at half the speed.
         """
-        mean = torch.tensor(self.mean, device=pixels.device) * 255
-        std = torch.tensor(self.std, device=pixels.device) * 255
-        return ((pixels.float() - mean) / std).movedim(-1, -3)
+        width = pixels.shape[-2]
+        mean, std = (torch.tensor(x, device=pixels.device) * 255 for x in (self.mean, self.std))
+        rows = pixels.flatten(-2).float()  # (*n, h, 3 w)
+        rows.mul_((1 / std).repeat(width)).add_((-mean / std).repeat(width))
+        return rows.unflatten(-1, (width, 3)).movedim(-1, -3)
 
     def denormalize(self, images: Float[Tensor, "*n 3 h w"]) -> Float[Tensor, "*n 3 h w"]:
         """Back from what the network reads to pixels around 0..1, not cut."""

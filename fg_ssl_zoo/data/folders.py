@@ -130,8 +130,8 @@ class FolderImages:
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
     except OSError as error:
         raise CorruptImage(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -12,8 +12,9 @@ PIL pictures this is four to twelve times as fast with the same kNN accuracy.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Annotated, Any
 
 import cv2
@@ -145,7 +146,7 @@ def draw_view(
     the first that fits is taken.
     """
     u = generator.random(16 + 2 * (TRIES - 1)).tolist()
-    tries = [(u[0], u[1]), *zip(u[16::2], u[17::2], strict=True)]
+    tries = chain(((u[0], u[1]),), zip(u[16::2], u[17::2], strict=True))
     box = crop_box(height, width, tries, (u[2], u[3]), how)
     jitters = u[4] < how.jitter
     brightness, contrast, saturation, turn = (
@@ -170,7 +171,7 @@ def draw_view(
 def crop_box(
     height: int,
     width: int,
-    tries: Sequence[tuple[float, float]],
+    tries: Iterable[tuple[float, float]],
     place: tuple[float, float],
     how: Augmentation,
 ) -> tuple[int, int, int, int]:
