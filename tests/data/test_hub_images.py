@@ -100,6 +100,20 @@ def test_labels_of_the_test_split_travel_by_name(tmp_path, names, form):
     assert [test.classes[label] for label in test.labels] == names
 
 
+def test_labels_of_a_validation_split_travel_by_name_and_joined_splits_agree(tmp_path):
+    import datasets
+
+    for split, classes in (("train", ["a", "b", "c"]), ("validation", ["c", "b", "a"])):
+        kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
+        rows = {"image": [{"bytes": png(i), "path": None} for i in range(3)], "label": [0, 1, 2]}
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+        table.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    _, test = load_splits(Data(hub_id=str(tmp_path)))
+    assert [test.classes[label] for label in test.labels] == ["c", "b", "a"]
+    with pytest.raises(ValueError, match=r"splits train\+validation of .* in different orders"):
+        load_splits(Data(hub_id=str(tmp_path), train_split="train+validation"))
+
+
 def test_splits_are_joined_and_limited(parquet):
     train, test = load_splits(Data(hub_id=parquet, train_split="train+test", num_images=6))
     np.testing.assert_array_equal(np.bincount(train.labels), [2, 2, 2])
