@@ -41,6 +41,7 @@ class HubImages:
         name: Of the data set.
         classes: Class names in the order of the labels.
         labels: Class number of every row.
+        state: Changes when what the rows hold does; empty where nobody knows.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class HubImages:
         name: str,
         classes: Sequence[str] = (),
         labels: np.ndarray | None = None,
+        state: str = "",
     ) -> None:
         self.rows, self.where, self.name = rows, where, name
-        self.classes, self.labels = list(classes), labels
+        self.classes, self.labels, self.state = list(classes), labels, state
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -199,7 +201,8 @@ def _images(
         if values is not None
         else ([], None)
     )
-    return HubImages(pictures, where, name=data.name, classes=classes, labels=labels)
+    state = "" if data.streaming else rows._fingerprint  # of datasets: follows files and contents
+    return HubImages(pictures, where, name=data.name, classes=classes, labels=labels, state=state)
 
 
 def _names_in_files(hub_id: str, split: str, label: str) -> list[str] | None:
@@ -245,7 +248,7 @@ def _names_in_file(files: Sequence[Any], label: str) -> list[str] | None:
     return getattr(own, "names", None)
 
 
-def _split_name(splits: Container[str], wanted: str) -> str:
+def _split_name(splits: Container[Any], wanted: str) -> str:
     """`wanted`, or the split that stands for `test` where there is none."""
     return (
         next((name for name in TEST_NAMES if name in splits), wanted)

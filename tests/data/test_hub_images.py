@@ -8,7 +8,7 @@ import pytest
 
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.catalog import CATALOG
-from fg_ssl_zoo.data.datasets import fingerprint, load_images, load_splits
+from fg_ssl_zoo.data.datasets import file_state, fingerprint, load_images, load_splits
 from fg_ssl_zoo.data.hub_images import class_numbers
 from fg_ssl_zoo.data.sample import CorruptImage
 
@@ -67,6 +67,24 @@ def test_rows_are_decoded_by_us(parquet):
     with pytest.raises(CorruptImage, match=r"wrens\[train\] row 11 \(broken.png\): not a picture"):
         train[11]
     assert fingerprint(train) != fingerprint(test)
+
+
+def test_replaced_pictures_of_a_folder_that_datasets_opens_have_another_state(tmp_path):
+    import datasets
+
+    for name, shade in (("a/0", 1), ("a/1", 2), ("b/0", 3), ("b/1", 4)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.png").write_bytes(png(shade))
+
+    def state():
+        datasets.disable_progress_bars()
+        train, _ = load_splits(Data(hub_id=str(tmp_path), test_split="none"))
+        return file_state(train)
+
+    before = state()
+    assert state() == before
+    (tmp_path / "b" / "1.png").write_bytes(png(5))  # of the same size
+    assert state() != before
 
 
 def test_strings_become_numbers_in_natural_order(parquet):
