@@ -131,7 +131,7 @@ def file_state(images: Images) -> str:
     data set, the fingerprint that `datasets` keeps.
     """
     digest, root = hashlib.blake2b(digest_size=6), image_root(images)
-    digest.update(_hub_state(images).encode())
+    digest.update(hub_state(images).encode())
     for index in range(0 if root is None else len(images)):
         try:
             found = os.stat(os.path.join(root or "", image_name(images, index)))
@@ -142,7 +142,8 @@ def file_state(images: Images) -> str:
     return digest.hexdigest()
 
 
-def _hub_state(images: Images) -> str:
+def hub_state(images: Images) -> str:
+    """What `datasets` knows rows by; empty for a stream and for what is no Hub data set."""
     while isinstance(images, Subset):
         images = images.images
     return images.state if isinstance(images, HubImages) else ""
