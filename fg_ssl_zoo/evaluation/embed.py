@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from fg_ssl_zoo.backbones.identity import KEYS, differing, identity
-from fg_ssl_zoo.config import escaped, flatten, home_path, unescaped
+from fg_ssl_zoo.config import encodable, escaped, flatten, home_path, printable, unescaped
 from fg_ssl_zoo.data.datasets import (
     Subset,
     file_state,
@@ -124,6 +124,11 @@ def embed(
     out = home_path(out)
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out {out}: the suffix is one of {' '.join(SUFFIXES)}")
+    if encodable(str(out)) != str(out):
+        raise ValueError(
+            f"--out {printable(out)} holds bytes that are not UTF-8, which pyarrow "
+            "cannot write; name another file"
+        )
     part_rows = ceil(part_rows / batch_size) * batch_size
     about = _describe(embedder, splits, model, part_rows)
     folder, parts = out.with_name(f"{out.name}.parts"), _plan(splits, part_rows)
