@@ -117,6 +117,9 @@ def test_what_is_said_of_the_new_model_stays_and_other_training_keeps_the_licenc
     longer = load_recipe(overrides=["stages[0].train.epochs=9"])
     assert (longer.name, longer.hub.license, longer.hub.sha256) == (DRAWN, "apache-2.0", None)
     assert load_recipe(overrides=["output=x"]).hub.sha256
+    assert load_recipe(overrides=["data.num_workers=0"]).hub.sha256
+    for override in ("data.num_images=50", "data.num_classes=5", "data.image_size=32"):
+        assert load_recipe(overrides=[override]).hub.sha256 is None, override
 
 
 @pytest.mark.parametrize(

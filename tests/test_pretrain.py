@@ -93,6 +93,18 @@ def test_a_run_leaves_all_that_the_readme_promises(recipe, tmp_path, capsys):
     assert ran.stdout.splitlines()[-1] == "TimmWrapperModel"
 
 
+def test_only_test_pictures_that_were_read_are_counted_also_after_the_end(recipe, tmp_path):
+    birds, _ = load_splits(load_recipe(recipe).data)
+    write_photos(
+        tmp_path / "photos", birds, classes=True, split_of=lambda i: "test" if i < 6 else "train"
+    )
+    next((tmp_path / "photos" / "test").rglob("*.png")).write_bytes(b"")
+    for _ in range(2):
+        pretrain(load_recipe(recipe, ["data.path=photos", "output=run"]))
+        results = json.loads((tmp_path / "run" / "results.json").read_text())
+        assert results["data"]["num_test"] == 5
+
+
 def test_the_exported_backbone_is_the_one_that_was_trained(recipe):
     backbone = pretrain(load_recipe(recipe))
     exported = timm.create_model(

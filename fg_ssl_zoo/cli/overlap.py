@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fg_ssl_zoo.cli.embed import DATA, MODEL, check_png
-from fg_ssl_zoo.config import Data, data_of, escaped
+from fg_ssl_zoo.config import Data, data_of, escaped, printable
 from fg_ssl_zoo.data.sample import Images
 
 if TYPE_CHECKING:
@@ -150,6 +150,9 @@ def _table(overlap: "Overlap") -> str:
     lines += [f"... and {more} more pairs; --out writes them"] if more else []
     if overlap.left_off:
         lines.append(f"... and {overlap.left_off} pairs further apart, which are counted only")
+    if lost := overlap.unreadable:
+        some = "; ".join(map(printable, lost[:3])) + ("; ..." if len(lost) > 3 else "")
+        lines.append(f"{len(lost)} pictures cannot be read and are not compared: {some}")
     return "\n".join([*lines, overlap.summary(), f"label conflicts: {overlap.conflicts} pairs"])
 
 

@@ -235,7 +235,7 @@ def _renamed(
     before, after = _model_of(published), _model_of(used)
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     if not keys:
-        trained_alike = all(published.get(key) == used.get(key) for key in _TRAINING)
+        trained_alike = _training_of(published) == _training_of(used)
         return dict(used) if trained_alike else _without(used, "hub", ["sha256"], given)
     sources = {"data.path", "data.hub_id"} & {*keys}
     others = {"name", "path", "hub_id"} - {key.removeprefix("data.") for key in sources}
@@ -246,6 +246,12 @@ def _renamed(
     changed = {key: after.get(key) for key in keys}
     name = _new_name(published, used, changed, _is_given("data.name", given))
     return {**used, "name": name}
+
+
+def _training_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Key -> value of what else decides the weights: how many pictures, and of which size, too."""
+    data = {key: value for key, value in _mapping(content, "data").items() if key != "num_workers"}
+    return {"data": data, **{key: content.get(key) for key in _TRAINING}}
 
 
 def _without(

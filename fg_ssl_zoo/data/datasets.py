@@ -20,7 +20,7 @@ import numpy as np
 from fg_ssl_zoo.config import Data, printable
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.folders import NO_TEST, FolderImages, load_folder
-from fg_ssl_zoo.data.hub_images import load_hub
+from fg_ssl_zoo.data.hub_images import HubImages, load_hub
 from fg_ssl_zoo.data.listing import existing_folder
 from fg_ssl_zoo.data.official import load_official, official_folder
 from fg_ssl_zoo.data.oid_aircraft import load_oid, oid_folder
@@ -127,9 +127,11 @@ def fingerprint(images: Images) -> str:
 def file_state(images: Images) -> str:
     """Twelve hex digits that change when a file does: sizes and times of change of all of them.
 
-    For caches, beside `fingerprint`: a copy of the pictures has another state.
+    For caches, beside `fingerprint`: a copy of the pictures has another state. Of rows of a Hub
+    data set, the fingerprint that `datasets` keeps.
     """
     digest, root = hashlib.blake2b(digest_size=6), image_root(images)
+    digest.update(hub_state(images).encode())
     for index in range(0 if root is None else len(images)):
         try:
             found = os.stat(os.path.join(root or "", image_name(images, index)))
@@ -138,6 +140,13 @@ def file_state(images: Images) -> str:
         else:
             digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def hub_state(images: Images) -> str:
+    """What `datasets` knows rows by; empty for a stream and for what is no Hub data set."""
+    while isinstance(images, Subset):
+        images = images.images
+    return images.state if isinstance(images, HubImages) else ""
 
 
 def image_name(images: Images, index: int) -> str:

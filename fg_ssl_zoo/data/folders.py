@@ -312,6 +312,11 @@ def _class_names(folder: Path, paths: list[str], classes: Sequence[str]) -> list
         _log.warning("%s is read as unlabelled: folders in folders", printable(folder))
     elif min(depths) == 1 and len(set(tops)) > 1:
         return tops
+    elif min(depths) == 1 and classes:
+        _log.warning(
+            "%s is read as unlabelled: its only folder, %s, is no class of the training pictures%s",
+            printable(folder), printable(tops[0]), printable(nearest(tops[0], classes)),
+        )  # fmt: skip
     return None
 
 

@@ -8,7 +8,7 @@ when it is first asked for.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ class HubImages:
         name: Of the data set.
         classes: Class names in the order of the labels.
         labels: Class number of every row.
+        state: Changes when what the rows hold does; empty where nobody knows.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class HubImages:
         name: str,
         classes: Sequence[str] = (),
         labels: np.ndarray | None = None,
+        state: str = "",
     ) -> None:
         self.rows, self.where, self.name = rows, where, name
-        self.classes, self.labels = list(classes), labels
+        self.classes, self.labels, self.state = list(classes), labels, state
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -155,8 +157,7 @@ def _select(splits: Mapping[Any, Any], wanted: str, key: str, hub_id: str) -> An
 
     if wanted == NO_TEST:
         return None
-    if wanted == "test":
-        wanted = next((name for name in TEST_NAMES if name in splits), wanted)
+    wanted = _split_name(splits, wanted)
     missing = [name for name in wanted.split("+") if name not in splits]
     if missing == ["test"]:
         return None
@@ -200,7 +201,8 @@ def _images(
         if values is not None
         else ([], None)
     )
-    return HubImages(pictures, where, name=data.name, classes=classes, labels=labels)
+    state = "" if data.streaming else rows._fingerprint  # of datasets: follows files and contents
+    return HubImages(pictures, where, name=data.name, classes=classes, labels=labels, state=state)
 
 
 def _names_in_files(hub_id: str, split: str, label: str) -> list[str] | None:
@@ -209,16 +211,31 @@ def _names_in_files(hub_id: str, split: str, label: str) -> list[str] | None:
     `datasets` reads every split under the names of the first one, whatever their files say.
 
     Raises:
-        ValueError: The file cannot be read.
+        ValueError: A file cannot be read, or joined splits have different orders.
     """
     import datasets
-    import pyarrow.parquet as pq
-    from datasets.utils.file_utils import xopen
 
     if any((Path(hub_id) / name).is_file() for name in _SAVED):
         return None
     builder = datasets.load_dataset_builder(*_repository(hub_id))
-    files = (builder.config.data_files or {}).get(split) or []
+    files = builder.config.data_files or {}
+    parts = _split_name(files, split).split("+")
+    found = [_names_in_file(files.get(part) or (), label) for part in parts]
+    names = list(dict.fromkeys(tuple(own) for own in found if own))
+    if len(names) > 1:
+        raise ValueError(
+            f"data: the splits {split} of {hub_id} name their classes in different orders; "
+            "take one of them"
+        )
+    return list(names[0]) if names else None
+
+
+def _names_in_file(files: Sequence[Any], label: str) -> list[str] | None:
+    """Class names in the first parquet file among these."""
+    import datasets
+    import pyarrow.parquet as pq
+    from datasets.utils.file_utils import xopen
+
     first = next((file for file in files if str(file).endswith(".parquet")), None)
     if first is None:
         return None
@@ -229,6 +246,15 @@ def _names_in_files(hub_id: str, split: str, label: str) -> list[str] | None:
         raise ValueError(f"data.hub_id: {first} cannot be read ({error})") from error
     own = datasets.Features.from_arrow_schema(schema).get(label)
     return getattr(own, "names", None)
+
+
+def _split_name(splits: Container[Any], wanted: str) -> str:
+    """`wanted`, or the split that stands for `test` where there is none."""
+    return (
+        next((name for name in TEST_NAMES if name in splits), wanted)
+        if wanted == "test"
+        else wanted
+    )
 
 
 def _read(

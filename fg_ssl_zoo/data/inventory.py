@@ -141,14 +141,14 @@ def _hub_content(images: Images, index: int, sampled: set[int]) -> str | None:
 
 
 def content_of(images: Images) -> str:
-    """Hash of the encoded bytes of these pictures; of up to 64 rows where they are no files.
+    """Hash of the encoded bytes of these pictures, all of them.
 
     Drawn pictures follow from their settings and are not drawn for this.
     """
     root, rows = image_root(images), range(len(images))
     if root is None:
-        some = set(np.linspace(0, len(images) - 1, min(len(images), 64)).astype(int).tolist())
-        return _hash("".join(_hub_content(images, row, some) or "" for row in rows).encode())
+        every = set(rows)
+        return _hash("".join(_hub_content(images, row, every) or "" for row in rows).encode())
     found = (_file_entry(root, image_name(images, row), None, True).content for row in rows)
     return _hash("".join(content or "gone" for content in found).encode())
 

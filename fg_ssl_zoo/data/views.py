@@ -19,13 +19,14 @@ from typing import Annotated, Any
 
 import cv2
 import numpy as np
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from fg_ssl_zoo.config import nearest, parse, printable
 from fg_ssl_zoo.data.augment import Edit
 from fg_ssl_zoo.data.sample import Sample
 
 Share = Annotated[float, Ge(0), Le(1)]
+Positive = Annotated[float, Gt(0)]
 
 YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 RGB = np.linalg.inv(YIQ)
@@ -55,7 +56,7 @@ class Augmentation:
     """
 
     crop_scale: tuple[Share, Share] = (0.2, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     flip: Share = 0.5
     jitter: Share = 0.8
     brightness: float = 0.4

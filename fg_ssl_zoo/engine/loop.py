@@ -65,12 +65,14 @@ class Record:
         images_seen: Source pictures trained on, all processes together.
         seconds: Wall time of the training steps, measurements left out.
         losses: Since the last log line, means over the processes.
+        num_scored: Test pictures that the last measurement read; `None` before there is one.
     """
 
     measurements: list[dict[str, float]] = field(default_factory=list)
     images_seen: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
+    num_scored: int | None = None
 
     @property
     def images_per_second(self) -> float:

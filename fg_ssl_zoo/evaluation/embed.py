@@ -25,8 +25,15 @@ import numpy as np
 import torch
 
 from fg_ssl_zoo.backbones.identity import KEYS, differing, identity
-from fg_ssl_zoo.config import escaped, flatten, home_path, unescaped
-from fg_ssl_zoo.data.datasets import Subset, file_state, fingerprint, image_name, image_root
+from fg_ssl_zoo.config import encodable, escaped, flatten, home_path, printable, unescaped
+from fg_ssl_zoo.data.datasets import (
+    Subset,
+    file_state,
+    fingerprint,
+    hub_state,
+    image_name,
+    image_root,
+)
 from fg_ssl_zoo.data.inventory import content_of
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.embedder import Embedder
@@ -117,6 +124,11 @@ def embed(
     out = home_path(out)
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out {out}: the suffix is one of {' '.join(SUFFIXES)}")
+    if encodable(str(out)) != str(out):
+        raise ValueError(
+            f"--out {printable(out)} holds bytes that are not UTF-8, which pyarrow "
+            "cannot write; name another file"
+        )
     part_rows = ceil(part_rows / batch_size) * batch_size
     about = _describe(embedder, splits, model, part_rows)
     folder, parts = out.with_name(f"{out.name}.parts"), _plan(splits, part_rows)
@@ -279,8 +291,9 @@ def _state(images: Images) -> dict[str, str]:
 def _is_current(about: Mapping[str, Any], splits: Mapping[str, Images], part: Part) -> bool:
     """Whether the pictures are as they were; equal content is enough, so that copies are."""
     images = _pictures(splits, part)
-    same_files = image_root(images) is not None and about.get("files") == file_state(images)
-    return same_files or about.get("content") == content_of(images)
+    known = image_root(images) is not None or hub_state(images)
+    same_files = known and about.get("files") == file_state(images)
+    return bool(same_files) or about.get("content") == content_of(images)
 
 
 def _restore(out: Path, folder: Path, kept: Mapping[Part, Path]) -> None:

@@ -57,6 +57,7 @@ class OnlineMonitor:
         crop_pct: Of the centre crop; the model's own when not given.
         num_workers: Loader processes.
         named: Unreadable pictures that were warned of.
+        used: How many pictures of `train` and `test` the last measurement read.
     """
 
     train: Images
@@ -65,6 +66,7 @@ class OnlineMonitor:
     crop_pct: float | None
     num_workers: int = 0
     named: set[str] = field(default_factory=set)
+    used: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:
         """`eval/knn_top1` (0..1), `eval/rankme`, `eval/feature_std`, equal on every process.
@@ -131,6 +133,7 @@ class OnlineMonitor:
                 "longer train.warmup, or speed.precision=fp32"
             )
         self._name_unreadable(images, found)
+        self.used["test" if images is self.test else "train"] = len(found.indices)
         return found
 
     def _name_unreadable(self, images: Images, found: Features) -> None:

@@ -31,6 +31,7 @@ from jaxtyping import Float32, UInt8, UInt16, UInt64
 from fg_ssl_zoo.data.datasets import image_name
 from fg_ssl_zoo.data.loader import image_loader
 from fg_ssl_zoo.data.sample import Images, Sample
+from fg_ssl_zoo.evaluation.features import why_unreadable
 
 NEAR = 40
 """Bits of 256 in which the hashes of near-duplicates differ at most; see above."""
@@ -83,6 +84,7 @@ class Overlap:
         pairs: The nearest `MOST` by hash, then by features, the best first.
         left_off: Further pairs, which are counted above but not kept.
         threshold, cosine: What was asked for.
+        unreadable: A line for each picture that was not compared, because it cannot be read.
     """
 
     num_train: int
@@ -95,6 +97,7 @@ class Overlap:
     left_off: int
     threshold: int
     cosine: float | None
+    unreadable: list[str]
 
     def summary(self) -> str:
         """One line for the card."""
@@ -111,7 +114,7 @@ class Overlap:
         """`overlap` of a results file, which the card reads."""
         return {
             "summary": self.summary(),
-            **{k: v for k, v in vars(self).items() if k != "pairs"},
+            **{k: v for k, v in vars(self).items() if k not in ("pairs", "unreadable")},
         }
 
 
@@ -169,7 +172,13 @@ def compare_splits(
         left_off=by_bits.left_off + by_cosine.left_off,
         threshold=threshold,
         cosine=None if features is None else cosine,
+        unreadable=[*_unreadable(train, one), *_unreadable(test, other)],
     )
+
+
+def _unreadable(images: Images, found: "Hashes") -> list[str]:
+    missing = sorted({*range(len(images))} - {*found.indices.tolist()})
+    return [why_unreadable(images, index) for index in missing]
 
 
 # --------------------------------------------------------------------------- hashes

@@ -22,7 +22,7 @@ def results_of(run: Run, record: Record) -> dict[str, Any]:
         "commit": run.commit,
         "versions": versions(),
         "hardware": f"{describe_hardware()}; {run.processes}; {run.switches}",
-        "data": _data_of(run),
+        "data": _data_of(run, record),
         "protocol": {"knn": _knn_protocol(recipe)},
         "rows": table_rows(start=(recipe.init, first), trained=(recipe.init, last)),
         "curve": record.measurements,
@@ -65,16 +65,19 @@ def table_rows(
     ]
 
 
-def _data_of(run: Run) -> dict[str, Any]:
-    """Which pictures: their terms, counts and fingerprints."""
+def _data_of(run: Run, record: Record) -> dict[str, Any]:
+    """Which pictures: their terms, counts and fingerprints; of the test pictures, those scored."""
     data = run.recipe.data
     entry = CATALOG.get(data.name)
+    num_test = 0 if run.test is None else record.num_scored
+    if num_test is None:  # of a run that is older than this count
+        num_test = len(run.test or ())
     return {
         "name": data.name,
         "terms": entry.terms if entry else None,
         "num_train": len(run.train),
         "num_unreadable": len(set(run.folder.corrupt_images())),
-        "num_test": len(run.test) if run.test is not None else 0,
+        "num_test": num_test,
         "num_classes": len(run.train.classes),
         "image_size": data.image_size,
         "fingerprint": fingerprint(run.train),

@@ -48,10 +48,7 @@ def run_round(
         folder=run.folder,
         start=start,
         state=state,
-        measure=lambda: {
-            **run.monitor(method.backbone, run.accelerator),
-            **run.monitor.own_accuracy(method, run.accelerator),
-        },
+        measure=lambda: _measure(run, method, record),
         measure_every=recipe.monitor.every,
         early=recipe.monitor.early if recipe.init != "scratch" and first else 0,
         judge=losing_start,
@@ -68,6 +65,13 @@ def run_round(
     if start.round == stage.rounds - 1:
         _keep_shown(run, method, f"stage{start.stage}_end")
     run.accelerator.free_memory()
+
+
+def _measure(run: Run, method: Method, record: Record) -> dict[str, float]:
+    """Scores of the backbone and of the method; the record keeps how many pictures they are of."""
+    found = run.monitor(method.backbone, run.accelerator)
+    record.num_scored = run.monitor.used.get("test")
+    return {**found, **run.monitor.own_accuracy(method, run.accelerator)}
 
 
 def _round_seed(recipe: Recipe, at: Position) -> int:

@@ -167,6 +167,14 @@ def test_a_test_folder_with_one_of_the_classes_is_used(tmp_path, caplog):
     assert "held out" not in caplog.text
 
 
+def test_a_test_folder_whose_only_folder_is_no_class_is_named(tmp_path, caplog):
+    draw_classes(tmp_path / "train")
+    draw_classes(tmp_path / "test", num_images=1, classes=("Jay",))
+    load_splits(data(tmp_path))
+    assert "test is read as unlabelled: its only folder, Jay, is no class" in caplog.text
+    assert "did you mean jay?" in caplog.text
+
+
 def test_files_that_are_left_out_are_counted_by_suffix(tmp_path, caplog):
     draw_classes(tmp_path / "train", num_images=1)
     for i, name in enumerate(("a.HEIC", "b.heic", "c", "d.txt")):

@@ -8,7 +8,7 @@ import pytest
 
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.catalog import CATALOG
-from fg_ssl_zoo.data.datasets import fingerprint, load_images, load_splits
+from fg_ssl_zoo.data.datasets import file_state, fingerprint, load_images, load_splits
 from fg_ssl_zoo.data.hub_images import class_numbers
 from fg_ssl_zoo.data.sample import CorruptImage
 
@@ -69,6 +69,24 @@ def test_rows_are_decoded_by_us(parquet):
     assert fingerprint(train) != fingerprint(test)
 
 
+def test_replaced_pictures_of_a_folder_that_datasets_opens_have_another_state(tmp_path):
+    import datasets
+
+    for name, shade in (("a/0", 1), ("a/1", 2), ("b/0", 3), ("b/1", 4)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.png").write_bytes(png(shade))
+
+    def state():
+        datasets.disable_progress_bars()
+        train, _ = load_splits(Data(hub_id=str(tmp_path), test_split="none"))
+        return file_state(train)
+
+    before = state()
+    assert state() == before
+    (tmp_path / "b" / "1.png").write_bytes(png(5))  # of the same size
+    assert state() != before
+
+
 def test_strings_become_numbers_in_natural_order(parquet):
     train, test = load_splits(Data(hub_id=parquet, columns={"label": "species"}, name="mine"))
     assert (train.name, train.classes) == ("mine", ["jay", "wren9", "wren10"])
@@ -98,6 +116,20 @@ def test_labels_of_the_test_split_travel_by_name(tmp_path, names, form):
     train, test = load_splits(Data(hub_id=str(root), **how))
     assert train.classes == test.classes == ["a", "b", "c"]
     assert [test.classes[label] for label in test.labels] == names
+
+
+def test_labels_of_a_validation_split_travel_by_name_and_joined_splits_agree(tmp_path):
+    import datasets
+
+    for split, classes in (("train", ["a", "b", "c"]), ("validation", ["c", "b", "a"])):
+        kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
+        rows = {"image": [{"bytes": png(i), "path": None} for i in range(3)], "label": [0, 1, 2]}
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+        table.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    _, test = load_splits(Data(hub_id=str(tmp_path)))
+    assert [test.classes[label] for label in test.labels] == ["c", "b", "a"]
+    with pytest.raises(ValueError, match=r"splits train\+validation of .* in different orders"):
+        load_splits(Data(hub_id=str(tmp_path), train_split="train+validation"))
 
 
 def test_splits_are_joined_and_limited(parquet):

@@ -277,3 +277,7 @@ def test_a_misspelt_strength_or_preset_names_the_nearest():
         augmentations_of("simclar")
     with pytest.raises(RecipeError, match=r"augmentation\.flip: should be less than or equal to 1"):
         augmentations_of("simclr", {"flip": 2})
+    with pytest.raises(
+        RecipeError, match=r"augmentation\.crop_ratio\[0\]: should be greater than 0"
+    ):
+        augmentations_of("simclr", {"crop_ratio": [0, 1]})

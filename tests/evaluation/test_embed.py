@@ -235,6 +235,12 @@ def test_a_picture_that_is_replaced_under_its_name_is_embedded_again(embedder, t
     np.testing.assert_array_equal(np.array(found, np.float32), rows)
 
 
+def test_a_file_name_that_is_no_utf_8_is_refused_before_any_work(embedder, photos, tmp_path):
+    with pytest.raises(ValueError, match=r"--out .*/caf\\xe9\.parquet holds bytes"):
+        write(embedder, photos, tmp_path / os.fsdecode(b"caf\xe9.parquet"))
+    assert not list(tmp_path.iterdir())
+
+
 def bmp(path, shade):
     """Every one is a file of the same size."""
     path.parent.mkdir(exist_ok=True)

@@ -75,6 +75,8 @@ def test_planted_copies_are_found_and_nothing_else(planted):
     )
     assert found.entry()["near"] == 5
     assert "pairs" not in found.entry()
+    assert len(found.unreadable) == 1
+    assert "test/crow/99.jpg: not a picture" in found.unreadable[0]
 
 
 def test_the_hash_is_imagehashs_own():

@@ -181,6 +181,7 @@ def test_the_template_knows_every_name_it_uses(backbone, monkeypatch):
     data = {**RESULTS["data"], "terms": "research only", "num_unreadable": 3}
     card = render_card(backbone, recipe_of(), {**RESULTS, "data": data, "papers": ["A paper."]})
     assert "The pictures: research only" in card
+    assert "the 5991 of split" in card
     assert "- A paper.\n" in card
     assert template_path().is_file()
 
