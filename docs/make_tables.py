@@ -25,6 +25,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+from fg_ssl_zoo.config import as_dict, parse_recipe
 from fg_ssl_zoo.evaluation.table import cells, floors, markdown
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +39,9 @@ SHOWN = [
     "retrieval_map",
 ]
 """Metrics of docs/results.md; the files hold more."""
+
+LOOSE = ("name", "seed", "output", "hub", "monitor")
+"""Keys of a recipe in which the runs of one row may differ."""
 
 COMPARED = [
     "knn_top1",
@@ -63,25 +67,63 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A markdown row for each run: what was trained, and kNN and RankMe before and after."""
-    titles = ["pictures", "backbone, px", "start", "steps x batch"]
-    numbers = ["kNN before", "kNN after", "RankMe", "minutes"]
-    lines = [
-        f"| {' | '.join(titles + numbers)} |",
-        "|---" * len(titles) + "|---:" * len(numbers) + "|",
-    ]
+    """A markdown row for each training: what was trained, and kNN and RankMe before and after.
+
+    Runs that differ in seed and threads alone are one row, with mean and standard deviation.
+    """
+    titles = ["pictures", "backbone, px", "start", "runs", "steps x batch"]
+    figures = ["kNN before", "kNN after", "RankMe", "minutes"]
+    groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        recipe, train, data = result["recipe"], result["train"], result["data"]
-        before, after = result["rows"]
-        batch = recipe["stages"][-1]["train"]["batch_size"]
-        lines.append(
-            f"| {data['name']} ({data['num_classes']} classes, {data['num_train']} train / "
-            f"{data['num_test']} test) | {recipe['backbone']}, {data['image_size']} "
-            f"| {recipe['init']}, seed {result['seed']} | {train['steps']} x {batch} "
-            f"| {before['knn_top1']:.1%} | **{after['knn_top1']:.1%}** "
-            f"| {before['rankme']:.0f} -> {after['rankme']:.0f} | {train['seconds'] / 60:.1f} |"
-        )
-    return "\n".join(lines)
+        groups.setdefault(training_of(result), []).append(result)
+    return numbers([*titles, *figures], [row_of(group) for group in groups.values()], len(titles))
+
+
+def training_of(result: dict[str, Any]) -> str:
+    """What was trained, whatever the seed, the threads and the folder."""
+    whole = as_dict(parse_recipe(result["recipe"]))  # with the defaults of keys that are younger
+    recipe = {k: v for k, v in whole.items() if k not in LOOSE}
+    speed = {k: v for k, v in recipe.get("speed", {}).items() if k != "threads"}
+    data = {k: v for k, v in recipe["data"].items() if k not in ("num_workers", "path")}
+    return json.dumps({**recipe, "speed": speed, "data": data}, sort_keys=True)
+
+
+def row_of(group: list[dict[str, Any]]) -> list[str]:
+    """Cells of the runs of one training."""
+    result = group[0]
+    recipe, train, data = result["recipe"], result["train"], result["data"]
+    batch = recipe["stages"][-1]["train"]["batch_size"]
+    before, after = ([run["rows"][i] for run in group] for i in (0, 1))
+    knn = [spread([100 * row["knn_top1"] for row in rows]) for rows in (before, after)]
+    rank = [f"{mean(row['rankme'] for row in rows):.0f}" for rows in (before, after)]
+    return [
+        f"{data['name']} ({data['num_classes']} classes, {data['num_train']} train / "
+        f"{data['num_test']} test)",
+        f"{recipe['backbone']}, {data['image_size']}",
+        recipe["init"],
+        which(group),
+        f"{train['steps']} x {batch}",
+        knn[0],
+        f"**{knn[1]}**",
+        " -> ".join(rank),
+        f"{mean(run['train']['seconds'] for run in group) / 60:.1f}",
+    ]
+
+
+def which(group: list[dict[str, Any]]) -> str:
+    """Seeds and, where they differ, threads of some runs."""
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in group})))
+    found = {re.search(r"(\d+) threads", run["hardware"]) for run in group}
+    threads = sorted({int(match[1]) for match in found if match})
+    text = f"seed{'s' if ',' in seeds else ''} {seeds}"
+    return text + (f"; {' and '.join(map(str, threads))} threads" if len(threads) > 1 else "")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation of several runs in percent, the value of a single one."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}%"
+    return f"{mean(values):.1f}% +- {stdev(values):.1f}"
 
 
 def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
@@ -156,9 +198,9 @@ def compared(
     return page + over_seeds(results["rows"], metrics)
 
 
-def numbers(titles: list[str], lines: list[list[str]]) -> str:
-    """A markdown table of a name and numbers."""
-    rule = "|---" + "|---:" * (len(titles) - 1) + "|"
+def numbers(titles: list[str], lines: list[list[str]], words: int = 1) -> str:
+    """A markdown table of some words and numbers."""
+    rule = "|---" * words + "|---:" * (len(titles) - words) + "|"
     head, *rest = (f"| {' | '.join(line)} |" for line in [titles, *lines])
     return "\n".join([head, rule, *rest])
 

@@ -189,3 +189,18 @@ def test_runs_that_differ_in_the_seed_are_averaged():
     *_, last = tables["over_seeds"](rows, ["knn"]).splitlines()
     assert last == "| moco | 3 | 40.0% +- 20.0 |"
     assert tables["over_seeds"](rows[2:], ["knn"]) == ""
+
+
+def test_runs_that_differ_in_seed_and_threads_are_one_row_of_the_readme():
+    tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
+    one = json.loads(RESULTS[0].read_text(encoding="utf-8"))
+    one["hardware"] = "cpu, bf16, 1 threads"
+    two = json.loads(json.dumps(one))
+    two["seed"] = two["recipe"]["seed"] = 7
+    two["hardware"] = "cpu, bf16, 2 threads"
+    one["rows"][1]["knn_top1"], two["rows"][1]["knn_top1"] = 0.2, 0.4
+    *_, row = tables["table"]([one, two]).splitlines()
+    assert "| seeds 0, 7; 1 and 2 threads |" in row
+    assert "**30.0% +- 14.1**" in row
+    two["recipe"]["data"]["image_size"] = 48
+    assert len(tables["table"]([one, two]).splitlines()) == 4
