@@ -134,9 +134,9 @@ def start_of(recipe: Recipe) -> Backbone:
 def open_start(words: str, trained: Backbone, *, seed: int) -> Backbone:
     """The network that a model was before its training, equal to the bit.
 
-    A run, an exported folder and a model of ours have a recipe, which tells seed, size and start
-    weights. Anything else is the same architecture with random weights. Its `init` is `scratch`
-    where its weights are random.
+    It is shown pictures as the trained one is. A run, an exported folder and a model of ours have
+    a recipe, which tells seed, size and start weights. Anything else is the same architecture with
+    random weights. Its `init` is `scratch` where its weights are random.
 
     Args:
         words: As for `open_backbone`.
@@ -145,9 +145,13 @@ def open_start(words: str, trained: Backbone, *, seed: int) -> Backbone:
     """
     recipe = _recipe_of(words)
     if recipe is not None and _is_of(recipe, trained):
-        return _at_size(_start_or_random(recipe, words), trained.image_size)
-    torch.manual_seed(seed if recipe is None else recipe.seed)
-    return open_backbone(words, image_size=trained.image_size, pretrained=False)
+        start = _at_size(_start_or_random(recipe, words), trained.image_size)
+    else:
+        torch.manual_seed(seed if recipe is None else recipe.seed)
+        start = open_backbone(words, image_size=trained.image_size, pretrained=False)
+    for key in ("crop_pct", "interpolation", "crop_mode"):  # both are shown the same pixels
+        setattr(start, key, getattr(trained, key))
+    return start
 
 
 def _recipe_of(words: str) -> Recipe | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fg_ssl_zoo.data.datasets import without_masks
+from fg_ssl_zoo.data.decode import max_pixels
 from fg_ssl_zoo.data.sample import CorruptImage, Images, Sample, Views, WrongMask
 
 
@@ -175,6 +176,7 @@ def step_loader(
     pin_memory: bool = False,
 ) -> DataLoader[dict[str, Any]]:
     """Batches of this process for the steps of a range, `parts` batches a step."""
+    max_pixels()  # a wrong one is refused here: an error in a worker comes with a traceback
     return DataLoader(
         dataset,
         batch_sampler=_Share(order, steps, rank, world, parts),
@@ -208,6 +210,7 @@ def image_loader(
     images: Images, views: Views, indices: Sequence[int], *, batch_size: int, num_workers: int
 ) -> DataLoader[dict[str, Any]]:
     """Every image of `indices` once and in order; what cannot be decoded is left out."""
+    max_pixels()  # as in `step_loader`
     return DataLoader(
         _EveryImage(images, views),
         batch_size=batch_size,

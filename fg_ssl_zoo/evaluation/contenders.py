@@ -69,7 +69,7 @@ def _enter(
 ) -> str:
     """Add a model unless it is there under other words; the key that it has."""
     about = identity(backbone, layer)
-    key = json.dumps(about)
+    key = json.dumps({**about, "crop_pct": backbone.crop_pct})  # other pixels, another row
     if key not in found:
         name = row_name(words, backbone, pretrained, [other.name for other in found.values()])
         found[key] = Contender(name, words, backbone, layer, about)

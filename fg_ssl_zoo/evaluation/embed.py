@@ -48,7 +48,7 @@ from fg_ssl_zoo.evaluation.embedding_file import (
     write_part_of,
     write_table,
 )
-from fg_ssl_zoo.evaluation.features import stream, why_unreadable
+from fg_ssl_zoo.evaluation.features import any_readable, stream, why_unreadable
 from fg_ssl_zoo.ops.distributed import rank, world_size
 
 PART_ROWS = 2048
@@ -289,7 +289,12 @@ def _state(images: Images) -> dict[str, str]:
 
 
 def _is_current(about: Mapping[str, Any], splits: Mapping[str, Images], part: Part) -> bool:
-    """Whether the pictures are as they were; equal content is enough, so that copies are."""
+    """Whether the pictures are as they were; equal content is enough, so that copies are.
+
+    A picture that could not be read and can be now is not as it was.
+    """
+    if any_readable(splits[part.split], about.get("missing", ())):
+        return False
     images = _pictures(splits, part)
     known = image_root(images) is not None or hub_state(images)
     same_files = known and about.get("files") == file_state(images)
@@ -363,7 +368,8 @@ def _write(
         labelled=labelled,
     )
     missing = sorted(set(range(part.first, part.last)) - set(indices.tolist()))
-    about = {"rows": len(indices), "skipped": [why_unreadable(images, index) for index in missing]}
+    skipped = [why_unreadable(images, index) for index in missing]
+    about = {"rows": len(indices), "skipped": skipped, "missing": missing}
     write_table(path, table, {**about, **state})
 
 

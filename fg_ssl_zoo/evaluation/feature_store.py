@@ -19,7 +19,7 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.identity import identity
 from fg_ssl_zoo.data.datasets import file_state, fingerprint, image_name
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.evaluation.features import Features, Layer, centre_view, extract
+from fg_ssl_zoo.evaluation.features import Features, Layer, any_readable, centre_view, extract
 
 
 def features_of(
@@ -59,6 +59,8 @@ def features_of(
     path = folder / f"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.safetensors"
     accelerator.wait_for_everyone()
     found = _read(path)
+    if found and any_readable(images, sorted({*range(len(images))} - {*found.indices.tolist()})):
+        found = None
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     if found is None:
         read: Any = {} if layer is None else {"read": layer}

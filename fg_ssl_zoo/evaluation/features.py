@@ -1,6 +1,7 @@
 """Features of every picture of a set, the ground of all cheap protocols."""
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -182,6 +183,20 @@ def why_unreadable(images: Images, index: int) -> str:
     except CorruptImage as error:
         return str(error)
     return f"{image_name(images, index)}: could not be read at first"
+
+
+def any_readable(images: Images, indices: Iterable[int]) -> bool:
+    """Whether a picture that could not be read once can be now: repaired, or the bound is higher.
+
+    Args:
+        images: The set.
+        indices: Those that are missing from features that were kept.
+    """
+    for index in indices:
+        with contextlib.suppress(CorruptImage):
+            images[index]
+            return True
+    return False
 
 
 @dataclass(frozen=True)

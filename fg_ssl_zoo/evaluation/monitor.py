@@ -14,6 +14,7 @@ from fg_ssl_zoo.evaluation.features import Features, evenly, extract, unreadable
 from fg_ssl_zoo.evaluation.knn import knn_top1
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.method import Method
+from fg_ssl_zoo.ops.distributed import rank
 from fg_ssl_zoo.ops.spectrum import feature_std, rankme
 
 RANK_IMAGES = 2048
@@ -141,7 +142,7 @@ class OnlineMonitor:
         asked = evenly(len(images), self.settings.max_images)
         lines = [line for line in unreadable(images, found, asked) if line not in self.named]
         self.named.update(lines)
-        if lines:
+        if lines and rank() == 0:  # every process knows them
             more = "; ..." if len(lines) > 3 else ""
             _log.warning(
                 "%d of %d pictures of %s cannot be read and are not measured: %s",

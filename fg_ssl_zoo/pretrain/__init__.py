@@ -36,6 +36,7 @@ from fg_ssl_zoo.config import (
     show_any_name,
 )
 from fg_ssl_zoo.data.datasets import load_splits
+from fg_ssl_zoo.data.decode import max_pixels
 from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint, hardware
@@ -63,6 +64,7 @@ def pretrain(recipe: Recipe) -> Backbone:
         TrainingStopped, Collapsed: The run goes nowhere, or its start weights are no numbers.
         Interrupted: A signal came; the checkpoint is written.
     """
+    max_pixels()  # refuses a wrong environment
     check_folder(recipe.folder, "output")
     if encodable(str(recipe.folder)) != str(recipe.folder):
         raise ValueError(

@@ -24,6 +24,15 @@ def batches(dataset, order, steps, **options):
     return list(step_loader(dataset, order, steps, **options))
 
 
+def test_a_wrong_bound_on_pixels_is_refused_outside_of_the_workers(birds, monkeypatch):
+    monkeypatch.setenv("FG_SSL_ZOO_MAX_PIXELS", "abc")
+    message = "^FG_SSL_ZOO_MAX_PIXELS=abc is no number of pixels"
+    with pytest.raises(ValueError, match=message):
+        image_loader(birds, CentreView(32), [0], batch_size=1, num_workers=1)
+    with pytest.raises(ValueError, match=message):
+        batches(ViewDataset(birds, views(), seed=0), Order(4, 2, 0), range(1), num_workers=1)
+
+
 def test_an_epoch_holds_every_image_once_and_drops_the_rest():
     order = Order(num_images=11, batch_size=3, seed=0)
     drawn = [key for step in range(order.steps_per_epoch) for key in order(step)]

@@ -235,6 +235,19 @@ def test_a_picture_that_is_replaced_under_its_name_is_embedded_again(embedder, t
     np.testing.assert_array_equal(np.array(found, np.float32), rows)
 
 
+def test_a_picture_above_the_bound_is_embedded_once_the_bound_is_higher(
+    embedder, tmp_path, monkeypatch
+):
+    for number in range(3):
+        bmp(tmp_path / "photos" / f"{number}.bmp", number)
+    cv2.imwrite(str(tmp_path / "photos" / "large.bmp"), np.zeros((9, 9, 3), np.uint8))
+    monkeypatch.setenv("FG_SSL_ZOO_MAX_PIXELS", "72")
+    assert write(embedder, tmp_path / "photos", tmp_path / "x.parquet").num_rows == 3
+    assert write(embedder, tmp_path / "photos", tmp_path / "x.parquet").made == 0
+    monkeypatch.setenv("FG_SSL_ZOO_MAX_PIXELS", "81")
+    assert write(embedder, tmp_path / "photos", tmp_path / "x.parquet").num_rows == 4
+
+
 def test_a_file_name_that_is_no_utf_8_is_refused_before_any_work(embedder, photos, tmp_path):
     with pytest.raises(ValueError, match=r"--out .*/caf\\xe9\.parquet holds bytes"):
         write(embedder, photos, tmp_path / os.fsdecode(b"caf\xe9.parquet"))

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -81,6 +82,23 @@ def test_a_picture_that_is_replaced_under_its_name_is_read_again(
     assert torch.equal(compute().features[0], first.features[0])
     assert not torch.equal(compute().features[1], first.features[1])
     assert len(extractions) == 2
+
+
+def test_a_picture_above_the_bound_is_read_once_the_bound_is_higher(
+    backbone, birds, tmp_path, monkeypatch
+):
+    write_photos(tmp_path / "photos", birds)
+    cv2.imwrite(str(tmp_path / "photos" / "0.png"), np.zeros((90, 80, 3), np.uint8))
+    images = load_images(Data(path=str(tmp_path / "photos")), "train")
+
+    def missing():
+        found = features_of(backbone, images, Accelerator(cpu=True), cache=tmp_path / "cache")
+        return len(images) - len(found.indices)
+
+    monkeypatch.setenv("FG_SSL_ZOO_MAX_PIXELS", "7000")
+    assert missing() == missing() == 1
+    monkeypatch.setenv("FG_SSL_ZOO_MAX_PIXELS", "7200")
+    assert missing() == 0
 
 
 def test_a_damaged_file_is_made_anew(backbone, birds, tmp_path, extractions):

@@ -8,6 +8,7 @@ from fg_ssl_zoo.config import Monitor
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import TooManyCorruptImages
+from fg_ssl_zoo.evaluation import monitor as monitor_module
 from fg_ssl_zoo.evaluation.features import Features, evenly, extract, few_unreadable
 from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
 from tests.pictures import SomeCorrupt
@@ -60,7 +61,7 @@ def test_many_unreadable_pictures_are_refused_and_few_are_named():
     assert lines(7, labelled=False) == ["7.jpg is truncated"]
 
 
-def test_a_run_names_test_pictures_that_cannot_be_read_once(backbone, birds, caplog):
+def test_a_run_names_test_pictures_that_cannot_be_read_once(backbone, birds, caplog, monkeypatch):
     measure = monitor(birds, test=SomeCorrupt(birds, [3]))
     for _ in range(2):
         measure(backbone, Accelerator(cpu=True))
@@ -68,6 +69,9 @@ def test_a_run_names_test_pictures_that_cannot_be_read_once(backbone, birds, cap
     assert line == "1 of 16 pictures of drawn cannot be read and are not measured: " + (
         "3.jpg is truncated"
     )
+    monkeypatch.setattr(monitor_module, "rank", lambda: 1)  # another process says nothing
+    monitor(birds, test=SomeCorrupt(birds, [3]))(backbone, Accelerator(cpu=True))
+    assert len(caplog.messages) == 1
     with pytest.raises(TooManyCorruptImages, match=r"none of the 16 pictures of drawn can be read"):
         monitor(birds, test=SomeCorrupt(birds, range(16)))(backbone, Accelerator(cpu=True))
 
