@@ -73,10 +73,15 @@ def table(results: list[dict[str, Any]]) -> str:
     """
     titles = ["pictures", "backbone, px", "start", "runs", "steps x batch"]
     figures = ["kNN before", "kNN after", "RankMe", "minutes"]
+    return numbers([*titles, *figures], [row_of(g) for g in trainings(results)], len(titles))
+
+
+def trainings(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The runs of each training together."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         groups.setdefault(training_of(result), []).append(result)
-    return numbers([*titles, *figures], [row_of(group) for group in groups.values()], len(titles))
+    return list(groups.values())
 
 
 def training_of(result: dict[str, Any]) -> str:
@@ -293,7 +298,7 @@ def main() -> None:
         if folder.name == "base":
             draw_learning(folder, ROOT / "docs" / "images" / "base_curves.png")
     replace(ROOT / "docs" / "performance.md", steps(), "steps")
-    several = [result for result in results if len(result["curve"]) > 2]
+    several = [runs[0] for runs in trainings(results) if len(runs[0]["curve"]) > 2]
     if several:
         draw_curves(several, ROOT / "docs" / "images" / "knn_curve.png")
 
