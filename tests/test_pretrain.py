@@ -304,6 +304,12 @@ def test_masks_that_cannot_be_scored_do_not_stop_a_training(birds, monkeypatch, 
     assert "part scores are left out: 3 part masks do not fit" in caplog.text
 
 
+def test_an_export_does_not_name_the_folder_of_its_run(recipe, tmp_path):
+    pretrain(load_recipe(recipe, [f"output={tmp_path / 'place'}", "stages.0.train.steps=1"]))
+    for name in ("recipe.yaml", "results.json", "README.md"):
+        assert str(tmp_path) not in (tmp_path / "place" / "export" / name).read_text(), name
+
+
 def test_a_share_of_the_start_is_averaged_into_what_a_stage_ends_with(recipe, tmp_path):
     exported = {}
     for share in (0.0, 0.25, 1.0):

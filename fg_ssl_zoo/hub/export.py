@@ -74,7 +74,8 @@ def export(
     """
     folder = home_path(folder).resolve()
     check_replaceable(folder)
-    recipe = replace(recipe, hub=replace(recipe.hub, sha256=None))  # that of released weights
+    hub = replace(recipe.hub, sha256=None)  # that of released weights
+    recipe = replace(recipe, hub=hub, output=None)  # a folder of this machine
     config, weights = model_config(backbone, recipe), _weights(backbone)
     check_rebuilds(config, weights)
     network, config["trace"] = dict(config), trace(backbone)
