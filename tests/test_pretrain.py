@@ -305,7 +305,9 @@ def test_masks_that_cannot_be_scored_do_not_stop_a_training(birds, monkeypatch, 
 
 
 def test_an_export_does_not_name_the_folder_of_its_run(recipe, tmp_path):
-    pretrain(load_recipe(recipe, [f"output={tmp_path / 'place'}", "stages.0.train.steps=1"]))
+    words = [f"output={tmp_path / 'place'}", "stages.0.train.steps=1", "overwrite=true"]
+    pretrain(load_recipe(recipe, words))
+    assert not load_recipe(tmp_path / "place" / "export" / "recipe.yaml").overwrite
     for name in ("recipe.yaml", "results.json", "README.md"):
         assert str(tmp_path) not in (tmp_path / "place" / "export" / name).read_text(), name
 

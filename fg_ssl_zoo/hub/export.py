@@ -75,7 +75,7 @@ def export(
     folder = home_path(folder).resolve()
     check_replaceable(folder)
     hub = replace(recipe.hub, sha256=None)  # that of released weights
-    recipe = replace(recipe, hub=hub, output=None)  # a folder of this machine
+    recipe = replace(recipe, hub=hub, output=None, overwrite=False)  # of this machine
     config, weights = model_config(backbone, recipe), _weights(backbone)
     check_rebuilds(config, weights)
     network, config["trace"] = dict(config), trace(backbone)

@@ -45,7 +45,7 @@ def results_of(run: Run, record: Record) -> dict[str, Any]:
             for teacher in method_class(stage.method).outside_teachers(stage.options)
         ],
         "with_labels": any(method_class(s.method).needs_labels for s in recipe.stages),
-        "recipe": as_dict(replace(recipe, output=None)),  # a folder of this machine
+        "recipe": as_dict(replace(recipe, output=None, overwrite=False)),  # of this machine
     }
 
 
