@@ -205,9 +205,10 @@ def flatten(content: Any, path: str = "") -> dict[str, Any]:
 def short_name(backbone: str) -> str:
     """The part of a timm name that a model name carries.
 
-    `vit_small_patch16_224` -> `vit_small`, and of a network of ours `fgssl_srresnet` -> `srresnet`.
+    `vit_small_patch16_224` -> `vit_small`, `tf_efficientnet_lite1` -> `efficientnet_lite1`, and of
+    a network of ours `fgssl_srresnet` -> `srresnet`.
     """
-    return re.sub(r"_patch\d+.*|_\d{3}$", "", backbone.removeprefix("fgssl_"))
+    return re.sub(r"_patch\d+.*|_\d{3}$", "", backbone.removeprefix("fgssl_").removeprefix("tf_"))
 
 
 _PICTURES = ("name", "path", "hub_id", "columns", "train_split", "test_split")
