@@ -32,6 +32,13 @@ YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5
 RGB = np.linalg.inv(YIQ)
 LUMA = YIQ[0]
 
+_COLOURS = np.stack([
+    np.outer(RGB[:, 0], YIQ[0]),
+    RGB[:, 1:] @ YIQ[1:],
+    np.outer(RGB[:, 2], YIQ[1]) - np.outer(RGB[:, 1], YIQ[2]),
+]).reshape(3, 9)  # fmt: skip
+"""Luma, chroma, and chroma turned by a right angle: a colour matrix is a sum of these three."""
+
 TRIES = 10
 """Crops that are drawn until one fits into the picture; torchvision's number."""
 
@@ -353,4 +360,4 @@ def _between(uniform: float, bounds: tuple[float, float]) -> float:
 def _colour_matrix(saturation: float, turn: float) -> np.ndarray:
     """(3, 3) that scales the chroma of RGB and turns it in the YIQ plane; grey values stay."""
     c, s = math.cos(turn) * saturation, math.sin(turn) * saturation
-    return RGB @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ YIQ
+    return np.dot((1.0, c, s), _COLOURS).reshape(3, 3)  # RGB [[1, 0, 0], [0, c, -s], [0, s, c]] YIQ

@@ -13,9 +13,12 @@ from fg_ssl_zoo.data.augment import gamma, power_law
 from fg_ssl_zoo.data.views import (
     LUMA,
     PRESETS,
+    RGB,
+    YIQ,
     Augmentation,
     RandomViews,
     View,
+    _colour_matrix,
     augmentations_of,
     crop_resize,
     draw_view,
@@ -281,3 +284,10 @@ def test_a_misspelt_strength_or_preset_names_the_nearest():
         RecipeError, match=r"augmentation\.crop_ratio\[0\]: should be greater than 0"
     ):
         augmentations_of("simclr", {"crop_ratio": [0, 1]})
+
+
+def test_the_colour_matrix_turns_and_scales_the_chroma_plane():
+    for saturation, turn in ((1.0, 0.0), (0.0, 1.0), (0.7, 0.3), (1.8, -2.0)):
+        c, s = np.cos(turn) * saturation, np.sin(turn) * saturation
+        wanted = RGB @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ YIQ
+        np.testing.assert_allclose(_colour_matrix(saturation, turn), wanted, atol=1e-12)
