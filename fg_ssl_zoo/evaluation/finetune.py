@@ -24,7 +24,8 @@ from annotated_types import Ge, Gt, Lt
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, parameters_behind, train_up_to_last_map
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.maps import parameters_behind, train_up_to_last_map
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.loader import ViewDataset
 from fg_ssl_zoo.data.sample import Sample, Views, refuse_single_pictures

@@ -27,7 +27,8 @@ from annotated_types import Ge, Gt, Le
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, train_up_to_last_map
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.maps import train_up_to_last_map
 from fg_ssl_zoo.data.regions import (
     Grid,
     RandomRegionViews,

@@ -33,7 +33,8 @@ from annotated_types import Ge, Gt, Le
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, accept_any_size
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.maps import accept_any_size
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import Augmentation, MultiCrop, RandomViews, augmentations_of
 from fg_ssl_zoo.layers.distillation import Distillation

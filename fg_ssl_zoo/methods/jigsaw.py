@@ -27,7 +27,8 @@ from annotated_types import Ge, Le, Lt
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, accept_any_size
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.maps import accept_any_size
 from fg_ssl_zoo.data.sample import Sample, Views
 from fg_ssl_zoo.data.views import crop_resize
 from fg_ssl_zoo.method import Batch, Method, MethodOutput

@@ -38,7 +38,8 @@ from annotated_types import Ge, Gt
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, train_up_to_last_map
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.maps import train_up_to_last_map
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.regions import RandomRegionViews, noted
 from fg_ssl_zoo.data.sample import Images, Views

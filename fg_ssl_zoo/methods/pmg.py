@@ -33,7 +33,8 @@ from annotated_types import Ge, Gt, MinLen
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, parameters_behind
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.maps import parameters_behind
 from fg_ssl_zoo.data.sample import Sample, Views
 from fg_ssl_zoo.data.views import crop_resize
 from fg_ssl_zoo.method import Batch, Method, MethodOutput

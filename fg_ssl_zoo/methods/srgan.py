@@ -33,13 +33,9 @@ from annotated_types import Ge
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import (
-    Backbone,
-    accept_any_size,
-    create_backbone,
-    train_up_to_last_map,
-)
+from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
 from fg_ssl_zoo.backbones.companions import generator_of
+from fg_ssl_zoo.backbones.maps import accept_any_size, train_up_to_last_map
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import LowAndHigh
 from fg_ssl_zoo.layers.frozen import frozen

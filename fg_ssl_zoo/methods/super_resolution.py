@@ -21,7 +21,8 @@ from annotated_types import Ge
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fg_ssl_zoo.backbones.backbone import Backbone, accept_any_size, train_up_to_last_map
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.maps import accept_any_size, train_up_to_last_map
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import LowAndHigh
 from fg_ssl_zoo.layers.generator import FACTOR, Generator, check_size

@@ -6,12 +6,8 @@ import timm
 import torch
 from PIL import Image
 
-from fg_ssl_zoo.backbones.backbone import (
-    create_backbone,
-    parameters_behind,
-    train_up_to_last_map,
-    weights_fingerprint,
-)
+from fg_ssl_zoo.backbones.backbone import create_backbone, weights_fingerprint
+from fg_ssl_zoo.backbones.maps import parameters_behind, train_up_to_last_map
 
 
 def test_features_and_maps_have_the_same_form_for_resnet_and_vit():

@@ -1,0 +1,81 @@
+"""What a method needs of feature maps: other sizes of pictures, and how far a gradient reaches."""
+
+import copy
+
+import torch
+from timm.layers.format import Format
+from torch import Tensor, nn
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+
+
+def accept_any_size(backbone: Backbone) -> None:
+    """Let a ViT read pictures of other sizes: position embeddings are interpolated on the way.
+
+    What timm's `dynamic_img_size=True` does while it builds; weights and the native size are as
+    before. A network without patches reads every size anyway.
+
+    Raises:
+        ValueError: A transformer that timm cannot feed other sizes.
+    """
+    model = backbone.model
+    if backbone.patch_size is None or getattr(model, "dynamic_img_size", False):
+        return
+    if not hasattr(model, "dynamic_img_size"):
+        raise ValueError(f"{backbone.name} reads one size of pictures; this method needs others")
+    model.dynamic_img_size = True
+    model.patch_embed.strict_img_size = False
+    model.patch_embed.flatten = False
+    model.patch_embed.output_fmt = Format.NHWC
+
+
+def parameters_behind(backbone: Backbone, index: int) -> list[nn.Parameter]:
+    """Parameters that a feature map does not depend on.
+
+    Behind map -2 these are the last stage of a CNN, or the last block and the norm of a ViT; behind
+    map -1 a ViT's norm, which its feature maps leave out.
+    """
+    return _reach(backbone, index, backbone.image_size)[1]
+
+
+def train_up_to_last_map(backbone: Backbone, side: int, *, norm: bool = False) -> tuple[int, int]:
+    """Freeze what the last feature map does not depend on, and tell that map's width and side.
+
+    A method that reads the map alone has no gradient for what timm keeps behind it, such as the
+    last norm of a ViT; a parameter without one stops data-parallel training.
+
+    Args:
+        backbone: Is changed in what requires grad only.
+        side: Of the pictures that the method will show, in pixels.
+        norm: Whether a ViT's map is the one behind its last norm (`map_and_features`).
+
+    Returns:
+        Channels and height of the map.
+
+    Raises:
+        ValueError: Pictures of this side are too small for the network.
+    """
+    try:
+        last, behind = _reach(backbone, -1, side, norm=norm)
+    except RuntimeError as error:
+        raise ValueError(
+            f"data.image_size: {backbone.name} cannot read pictures of {side} pixels "
+            f"({error}); a larger size would do"
+        ) from error
+    for parameter in behind:
+        parameter.requires_grad_(False)
+    return last.shape[1], last.shape[2]
+
+
+def _reach(
+    backbone: Backbone, index: int, side: int, *, norm: bool = False
+) -> tuple[Tensor, list[nn.Parameter]]:
+    """A feature map of an empty picture, and the parameters that have no gradient from it."""
+    twin = copy.deepcopy(backbone).eval().requires_grad_(True)
+    parameters = list(twin.parameters())
+    with torch.enable_grad():
+        image = torch.zeros(1, 3, side, side, device=parameters[0].device)
+        found = twin.map_and_features(image)[0] if norm else twin.feature_maps(image, [index])[0]
+        gradients = torch.autograd.grad(found.sum(), parameters, allow_unused=True)
+    pairs = zip(backbone.parameters(), gradients, strict=True)
+    return found.detach(), [parameter for parameter, gradient in pairs if gradient is None]
