@@ -31,6 +31,7 @@ Positive = Annotated[float, Gt(0)]
 YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 RGB = np.linalg.inv(YIQ)
 LUMA = YIQ[0]
+_LUMA = tuple(LUMA.tolist())
 
 _COLOURS = np.stack([
     np.outer(RGB[:, 0], YIQ[0]),
@@ -235,7 +236,7 @@ def render(image: np.ndarray, view: View, size: int) -> np.ndarray:
         crop = cv2.flip(crop, 1)
     affine = np.empty((3, 4))
     affine[:, :3] = view.matrix
-    affine[:, 3] = view.offset * float(LUMA @ cv2.mean(crop)[:3]) if view.offset else 0.0
+    affine[:, 3] = view.offset * _mean_luma(crop) if view.offset else 0.0
     crop = cv2.transform(crop, affine)
     if view.sigma > 0:
         side = 2 * max(1, math.ceil(2.5 * view.sigma)) + 1
@@ -285,8 +286,8 @@ class RandomViews:
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
         """The views of one sample."""
-        views = []
-        for how, edit in zip(self.augmentations, self.edits, strict=True):
+        views = np.empty((len(self.augmentations), self.size, self.size, 3), np.uint8)
+        for number, (how, edit) in enumerate(zip(self.augmentations, self.edits, strict=True)):
             image = sample["image"]
             if edit and not self.after:
                 image = edit(image, generator)
@@ -296,8 +297,8 @@ class RandomViews:
             if edit and self.after:
                 seen = edit(seen, generator)
             fits = seen.shape[0] == self.size
-            views.append(seen if fits else cv2.resize(seen, (self.size, self.size)))
-        return {"images": np.stack(views)}
+            views[number] = seen if fits else cv2.resize(seen, (self.size, self.size))
+        return {"images": views}
 
 
 @dataclass(frozen=True)
@@ -351,6 +352,12 @@ class LowAndHigh:
         side = self.size // self.factor
         low = Image.fromarray(high).resize((side, side), Image.Resampling.BICUBIC)
         return {"high": high, "low": np.array(low)}
+
+
+def _mean_luma(crop: np.ndarray) -> float:
+    """Of RGB in 0..255; plain numbers, as an array of three costs more than the sum."""
+    red, green, blue, _ = cv2.mean(crop)
+    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
 
 
 def _between(uniform: float, bounds: tuple[float, float]) -> float:
