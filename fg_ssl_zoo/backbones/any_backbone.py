@@ -202,13 +202,15 @@ def _start_or_random(recipe: Recipe, words: str) -> Backbone:
 
 
 def _at_size(backbone: Backbone, image_size: int) -> Backbone:
-    """The same weights for pictures of another size; position embeddings as timm resizes them."""
+    """The same weights for pictures of another size; position embeddings as timm resizes them.
+
+    How pictures are brought to that size is the caller's to set.
+    """
     if backbone.image_size == image_size:
         return backbone
     resized = create_backbone(backbone.name, image_size=image_size, **backbone.options)
     start_from(resized.model, backbone.model.state_dict(), backbone.init)
-    for key in ("init", "mean", "std", "crop_pct", "interpolation", "crop_mode"):
-        setattr(resized, key, getattr(backbone, key))
+    resized.init, resized.mean, resized.std = backbone.init, backbone.mean, backbone.std
     return resized
 
 

@@ -143,7 +143,7 @@ def unreadable(images: Images, found: Features, asked: Sequence[int] | None = No
     lines = [why_unreadable(images, index) for index in missing]
     if lines and len(lines) == len(asked):
         raise TooManyCorruptImages(
-            f"none of the {len(lines)} pictures of {images.name} can be read ({_some(lines)}); "
+            f"none of the {len(lines)} pictures of {images.name} can be read ({some(lines)}); "
             "replace or remove them"
         )
     return lines
@@ -159,20 +159,21 @@ def few_unreadable(images: Images, found: Features) -> list[str]:
     if len(lines) > MOST_CORRUPT * len(images):
         raise TooManyCorruptImages(
             f"{len(lines)} of {len(images)} pictures of {images.name} cannot be read, more than "
-            f"{MOST_CORRUPT:.0%} ({_some(lines)}); replace or remove them"
+            f"{MOST_CORRUPT:.0%} ({some(lines)}); replace or remove them"
         )
     if images.labels is not None:
         lost = {*images.labels.tolist()} - {*images.labels[found.indices].tolist()}
         if lost:
             names = ", ".join(images.classes[label] for label in sorted(lost)[:3])
             raise TooManyCorruptImages(
-                f"{images.name}: no picture of class {names} can be read ({_some(lines)}); "
+                f"{images.name}: no picture of class {names} can be read ({some(lines)}); "
                 "replace them, or remove the class"
             )
     return lines
 
 
-def _some(lines: Sequence[str]) -> str:
+def some(lines: Sequence[str]) -> str:
+    """The first three of some lines, for a message of one."""
     return "; ".join(lines[:3]) + ("; ..." if len(lines) > 3 else "")
 
 

@@ -10,7 +10,7 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Monitor, printable
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine.loop import TrainingStopped
-from fg_ssl_zoo.evaluation.features import Features, evenly, extract, unreadable
+from fg_ssl_zoo.evaluation.features import Features, evenly, extract, some, unreadable
 from fg_ssl_zoo.evaluation.knn import knn_top1
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.method import Method
@@ -143,10 +143,9 @@ class OnlineMonitor:
         lines = [line for line in unreadable(images, found, asked) if line not in self.named]
         self.named.update(lines)
         if lines and rank() == 0:  # every process knows them
-            more = "; ..." if len(lines) > 3 else ""
             _log.warning(
                 "%d of %d pictures of %s cannot be read and are not measured: %s",
-                len(lines), len(asked), images.name, "; ".join(map(printable, lines[:3])) + more,
+                len(lines), len(asked), images.name, some([printable(line) for line in lines]),
             )  # fmt: skip
 
 
@@ -168,20 +167,9 @@ LOST = 0.9
 def losing_start(measured: Sequence[Mapping[str, float]]) -> str | None:
     """What to say of a run that has lost more than a tenth of its start's score so far.
 
-    Args:
-        measured: Measurements of a run from its start on.
-
-    Returns:
-        One sentence on kNN accuracy, on RankMe where no labels are known, with what to try; `None`
-        if it has not.
+    Arguments and result as for `below_start`.
     """
-    for key, name, shown in _SCORES:
-        found = [line[key] for line in measured if key in line]
-        if found:
-            first, last = found[0], found[-1]
-            said = _LOSING.format(name, shown(first), shown(last))
-            return said if last < LOST * first else None
-    return None
+    return _said_below(measured, LOST, _LOSING)
 
 
 def below_start(measured: Sequence[Mapping[str, float]]) -> str | None:
@@ -194,9 +182,15 @@ def below_start(measured: Sequence[Mapping[str, float]]) -> str | None:
         One sentence on kNN accuracy, on RankMe where no labels are known; `None` if it is not
         below.
     """
+    return _said_below(measured, 1.0, _ADVICE)
+
+
+def _said_below(measured: Sequence[Mapping[str, float]], share: float, sentence: str) -> str | None:
+    """The sentence with both scores, if the last one is below this share of the first."""
     for key, name, shown in _SCORES:
         found = [line[key] for line in measured if key in line]
         if found:
             first, last = found[0], found[-1]
-            return _ADVICE.format(name, shown(first), shown(last)) if last < first else None
+            said = sentence.format(name, shown(first), shown(last))
+            return said if last < share * first else None
     return None

@@ -39,7 +39,7 @@ from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.layers.pixel_decoder import resized
 from fg_ssl_zoo.method import Batch, Method, MethodOutput, Notes
-from fg_ssl_zoo.ops.distributed import mean_over_processes, rank, world_size
+from fg_ssl_zoo.ops.distributed import mean_over_processes, rank, sum_over_processes, world_size
 
 Weight = Annotated[float, Ge(0)]
 Size = Annotated[int, Ge(16)]
@@ -290,5 +290,4 @@ def _features_of_all(teacher: Backbone, images: Images, accelerator: Accelerator
             pixels = batch["image"].to(accelerator.device)
             with accelerator.autocast():
                 found[batch["index"]] = teacher(teacher.normalize(pixels)).float().cpu()
-    gathered = mean_over_processes(found.to(accelerator.device)) * world_size()
-    return gathered.cpu().clone()
+    return sum_over_processes(found.to(accelerator.device)).cpu()

@@ -47,7 +47,7 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
                 first = number == 0 and stage.inherit
                 saved = saved_state(run.recipe.init) if first else None
                 method = stage_method(stage, backbone, run.train, method, saved)
-                anchor = _start_of(run, backbone, number, stage)
+                anchor = _anchor_of(run, backbone, number, stage)
             at = newest if state else Position(number, round_number)
             run_round(run, method, stage, at, state, record, started, anchor)
             state = None
@@ -63,7 +63,7 @@ def _start_file(run: Run, number: int) -> Path:
     return run.folder.notes / f"stage{number}_start.safetensors"
 
 
-def _start_of(run: Run, backbone: Backbone, number: int, stage: Stage) -> Anchor | None:
+def _anchor_of(run: Run, backbone: Backbone, number: int, stage: Stage) -> Anchor | None:
     """Keep the weights that a stage starts from, if it needs them; the anchor, if it has one."""
     if not stage.start_share and not stage.start_distillation:
         return None

@@ -29,6 +29,18 @@ def pairs(method, count=8):
     return torch.as_tensor(np.stack(seen))
 
 
+def losses_on(method, images, optimizer, steps):
+    """The loss of each step of a training on one batch."""
+    losses = []
+    for _ in range(steps):
+        loss = method({"images": images}).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def one_step(name, options, path):
     """Loss, gradients and state after a forward pass over this process's share of eight pairs."""
     torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.distillation import divergence, standardised
 from fg_ssl_zoo.pretrain import pretrain
-from tests.methods.short_runs import build, by_one_and_by_two, pairs
+from tests.methods.short_runs import build, by_one_and_by_two, losses_on, pairs
 from tests.test_methods import teacher_words
 
 
@@ -195,12 +195,5 @@ def test_the_student_reaches_the_teachers_features_on_a_few_pictures():
     student = create_backbone("test_vit", image_size=32)
     method = create_method("distillation", student, teacher=teacher_words())
     images = pairs(method)
-    optimizer = torch.optim.AdamW(method.param_groups(), lr=3e-3)
-    losses = []
-    for _ in range(30):
-        loss = method({"images": images}).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_on(method, images, torch.optim.AdamW(method.param_groups(), lr=3e-3), steps=30)
     assert losses[-1] < 0.5 * losses[0]

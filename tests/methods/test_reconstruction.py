@@ -4,7 +4,7 @@ import torch
 
 from fg_ssl_zoo.data.views import PRESETS
 from fg_ssl_zoo.ops.image_quality import psnr
-from tests.methods.short_runs import build, pairs
+from tests.methods.short_runs import build, losses_on, pairs
 
 SMALL = {"decoder_size": 32}
 
@@ -28,13 +28,7 @@ def test_four_pictures_are_learnt_and_the_backbone_stays_to_the_bit():
     before = copy.deepcopy(method.backbone.state_dict())
     images = pairs(method, count=4)
     optimizer = torch.optim.Adam(list(method.param_groups()), lr=1e-3)
-    losses = []
-    for _ in range(20):
-        loss = method({"images": images}).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_on(method, images, optimizer, steps=20)
     assert losses[-1] < 0.5 * losses[0]
     for key, value in method.backbone.state_dict().items():  # running statistics too
         assert torch.equal(value, before[key]), key
