@@ -64,13 +64,17 @@ def check_options(name: str, options: Mapping[str, Any], where: str = "options")
         where: Path of the options, for the error.
 
     Raises:
-        RecipeError: Unknown option or wrong type, with its path and the nearest valid name.
+        RecipeError: Unknown option, a missing one or wrong type, with its path and what is valid.
     """
     parameters = inspect.signature(method_class(name).__init__).parameters
     known = {n: p for n, p in parameters.items() if n not in ("self", "backbone")}
     for option in options:
         if option not in known:
             raise RecipeError(f"{where}.{option}: unknown option of {name}{nearest(option, known)}")
+    needed = [n for n, p in known.items() if p.default is p.empty and n != "num_classes"]
+    for option in needed:  # `num_classes` is decided by the data
+        if option not in options:
+            raise RecipeError(f"{where}.{option}: {name} needs it")
     return {
         option: parse(known[option].annotation, value, where=f"{where}.{option}")
         for option, value in options.items()

@@ -190,6 +190,18 @@ def test_a_teacher_that_is_not_there_is_said_before_the_run_has_a_folder(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_recipe_without_a_teacher_is_one_line_before_any_work(tmp_path):
+    recipe = {
+        "name": "fgssl_tiny_drawn.distillation",
+        "backbone": "test_resnet",
+        "output": str(tmp_path / "run"),
+        "stages": [{"method": "distillation"}],
+    }
+    with pytest.raises(ValueError, match=r"^stages\[0\].options.teacher: distillation needs it$"):
+        pretrain(parse_recipe(recipe))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_student_reaches_the_teachers_features_on_a_few_pictures():
     torch.manual_seed(0)
     student = create_backbone("test_vit", image_size=32)
