@@ -21,10 +21,11 @@ from fg_ssl_zoo.config import data_of
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.engine.hardware import evaluation_accelerator
 from fg_ssl_zoo.engine.provenance import describe_hardware
-from fg_ssl_zoo.evaluation.features import extract
-from fg_ssl_zoo.evaluation.knn import knn_predict
-from fg_ssl_zoo.evaluation.linear import logistic_regression, sgd_logits
-from fg_ssl_zoo.evaluation.retrieval import ranked
+from fg_ssl_zoo.evaluation.protocols.linear import logistic_regression
+from fg_ssl_zoo.evaluation.protocols.linear_sgd import sgd_logits
+from fg_ssl_zoo.evaluation.protocols.retrieval import ranked
+from fg_ssl_zoo.features.extract import extract
+from fg_ssl_zoo.ops.neighbours import knn_predict
 
 BATCH = 128
 

@@ -19,8 +19,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 
 from fg_ssl_zoo.config import Speed, recipe_of
-from fg_ssl_zoo.data.augment import PAIRS
 from fg_ssl_zoo.data.datasets import load_splits
+from fg_ssl_zoo.data.pairs import PAIRS
 from fg_ssl_zoo.data.sample import Images, Views
 from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.engine import hardware

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fg_ssl_zoo.data.augment import PAIRS
 from fg_ssl_zoo.data.drawn import DrawnBirds, part_overlay
+from fg_ssl_zoo.data.pairs import PAIRS
 
 FOLDER = Path(__file__).parent / "images"
 TILE, GAP, CAPTION = 192, 8, 26

@@ -7,8 +7,9 @@ benchmarks/results/evaluation/*.json, which `fgssl eval` wrote, for docs/results
 A results file is the `results.json` of a run, as it is. Comparisons of methods are folders of
 benchmarks/results/comparisons/: DATA.json is what `fgssl eval` wrote, and
 trained/ROW.json the results of the run behind a row. benchmarks/results/steps/*.json are what
-`benchmarks/step.py --out` wrote, for docs/performance.md. The pages keep their words; what stands
-between `<!-- NAME -->` and `<!-- end of NAME -->` is replaced.
+`benchmarks/step.py --out` wrote, for docs/performance.md. The tables of protocols and options in
+docs/evaluation.md are made from the records of the protocols. The pages keep their words; what
+stands between `<!-- NAME -->` and `<!-- end of NAME -->` is replaced.
 """
 
 import json
@@ -26,34 +27,14 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from fg_ssl_zoo.config import as_dict, parse_recipe
-from fg_ssl_zoo.evaluation.table import cells, floors, markdown
+from fg_ssl_zoo.evaluation.protocol import Protocol, options_of
+from fg_ssl_zoo.evaluation.protocols import PROTOCOLS, metric
+from fg_ssl_zoo.evaluation.table import cells, floors, markdown, metrics_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SHOWN = [
-    "knn_top1",
-    "linear_top1",
-    "low_shot_1_top1",
-    "low_shot_10_top1",
-    "retrieval_rank1",
-    "retrieval_map",
-]
-"""Metrics of docs/results.md; the files hold more."""
-
 LOOSE = ("name", "seed", "output", "hub", "monitor")
 """Keys of a recipe in which the runs of one row may differ."""
-
-COMPARED = [
-    "knn_top1",
-    "linear_top1",
-    "finetune_top1",
-    "retrieval_rank1",
-    "retrieval_map",
-    *(f"part_miou_{shots}" for shots in (1, 5, 10, 50, 150)),
-    *(f"parts_{score}" for score in ("nmi", "ari", "fg_iou")),
-    *(f"parts_keypoint_{score}" for score in ("nmi", "ari", "error")),
-]
-"""Metrics of a comparison of methods."""
 
 
 def load() -> list[dict[str, Any]]:
@@ -159,8 +140,16 @@ def evaluations() -> str:
     sections = []
     for results in map(read, files):
         about = f"Seed {results['seed']}, commit {results['commit']}, {results['hardware']}."
-        sections.append(f"## {results['data']['name']}\n\n{markdown(results, SHOWN)}\n{about}")
+        sections.append(
+            f"## {results['data']['name']}\n\n{markdown(results, main_metrics(results))}\n{about}"
+        )
     return "\n\n".join(sections)
+
+
+def main_metrics(results: dict[str, Any]) -> list[str]:
+    """Metrics of a table: the main ones that some row has, found parts last; files hold more."""
+    found = [name for name in metrics_of(results) if metric(name).main]
+    return sorted(found, key=lambda name: name.startswith("parts_"))
 
 
 def comparison(folder: Path) -> str:
@@ -185,7 +174,7 @@ def compared(
 ) -> str:
     """One data set: what `fgssl eval` said, and steps and minutes of the runs."""
     data = results["data"]
-    metrics = [m for m in COMPARED if any(m in row["scores"] for row in results["rows"])]
+    metrics = main_metrics(results)
     titles, *rows = cells(results, metrics)
     if untrained:  # best of themselves, which says nothing here
         apart = cells(untrained, metrics)[1:]
@@ -279,6 +268,40 @@ def steps() -> str:
     return "\n\n".join(tables)
 
 
+def protocols() -> str:
+    """A row for each protocol, from its record."""
+    rows = [
+        [f"`{name}`", ", ".join(f"`{metric}`" for metric in metric_names(record)), record.summary]
+        for name, record in PROTOCOLS.items()
+    ]
+    return numbers(["protocol", "metrics", "what is done"], rows, words=3)
+
+
+def metric_names(record: Protocol) -> list[str]:
+    """Metrics of a protocol; `N` is a number that the options choose."""
+    families = [found for found in record.metrics if "{}" in found.name]
+    single = [
+        found
+        for found in record.metrics
+        if not any(family.named(found.name) for family in families)
+    ]
+    return [found.name.format("N") for found in dict.fromkeys([*single, *families])]
+
+
+def protocol_options() -> str:
+    """A table of options for each protocol that has some, from its dataclass."""
+    tables = []
+    for name, record in PROTOCOLS.items():
+        if record.options:
+            rows = []
+            for option in options_of(record.options):
+                words = f" `{'`, `'.join(option.choices)}`" if option.choices else ""
+                rows.append([f"`{option.name}`", option.default, f"{option.text}{words}"])
+            table = numbers(["option", "default", "meaning"], rows, words=3)
+            tables.append(f"`--{name.replace('_', '-')} KEY=VALUE ...`\n\n{table}")
+    return "\n\n".join(tables)
+
+
 def replace(page: Path, content: str, name: str = "results") -> None:
     """Put the content between the marks of a page."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -298,6 +321,8 @@ def main() -> None:
         if folder.name == "base":
             draw_learning(folder, ROOT / "docs" / "images" / "base_curves.png")
     replace(ROOT / "docs" / "performance.md", steps(), "steps")
+    replace(ROOT / "docs" / "evaluation.md", protocols(), "protocols")
+    replace(ROOT / "docs" / "evaluation.md", protocol_options(), "options")
     several = [runs[0] for runs in trainings(results) if len(runs[0]["curve"]) > 2]
     if several:
         draw_curves(several, ROOT / "docs" / "images" / "knn_curve.png")

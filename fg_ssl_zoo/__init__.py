@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fg_ssl_zoo.config import Recipe as Recipe
     from fg_ssl_zoo.config import RecipeError as RecipeError
     from fg_ssl_zoo.config import load_recipe as load_recipe
-    from fg_ssl_zoo.evaluation.embedder import load as load
+    from fg_ssl_zoo.features.embedder import load as load
     from fg_ssl_zoo.hub.export import export as export
     from fg_ssl_zoo.hub.export import usage_lines as usage_lines
     from fg_ssl_zoo.method import Method as Method
@@ -35,7 +35,7 @@ _HOMES = {
     "create_backbone": "backbones.backbone",
     "create_method": "methods",
     "export": "hub.export",
-    "load": "evaluation.embedder",
+    "load": "features.embedder",
     "load_recipe": "config",
     "usage_lines": "hub.export",
 }

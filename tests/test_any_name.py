@@ -14,8 +14,8 @@ from fg_ssl_zoo.config import encodable, escaped, printable, unescaped
 from fg_ssl_zoo.data.contact_sheet import contact_sheet
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.engine.run_folder import RunFolder
-from fg_ssl_zoo.evaluation.embedding_file import EmbeddingFile
-from fg_ssl_zoo.evaluation.report.subject import readable
+from fg_ssl_zoo.evaluation.report.inspected_model import readable
+from fg_ssl_zoo.features.embedding_file import EmbeddingFile
 from fg_ssl_zoo.hub.export import as_json
 from fg_ssl_zoo.pretrain import main as train
 from tests.pictures import write_photos

@@ -16,8 +16,8 @@ from fg_ssl_zoo import cli
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import load_recipe, parse_recipe, recipe_of
 from fg_ssl_zoo.data.views import PRESETS
-from fg_ssl_zoo.evaluation import feature_store
-from fg_ssl_zoo.evaluation.evaluate import PROTOCOLS
+from fg_ssl_zoo.evaluation.protocols import PROTOCOLS
+from fg_ssl_zoo.features import cache
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.hub.pretraining import Pretraining
 from fg_ssl_zoo.methods import METHODS, create_method, method_class
@@ -63,16 +63,19 @@ def test_an_evaluation_names_no_machine_and_has_untrained_rows(path):
 
 
 def test_the_python_of_the_evaluation_page_runs(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(feature_store, "cached_assets_path", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(cache, "cached_assets_path", lambda *_, **__: tmp_path)
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     exec(compile(shown, "evaluation.md", "exec"), {})
     assert "| test_resnet, untrained | 160 |" in capsys.readouterr().out
 
 
-def test_every_protocol_stands_in_the_table_of_the_evaluation_page():
+def test_the_tables_of_protocols_and_options_are_made_from_the_records():
+    tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `(\w+)` \| `", text, re.MULTILINE) == list(PROTOCOLS)
+    assert tables["protocols"]() in text
+    assert tables["protocol_options"]() in text
+    assert re.findall(r"^\| `(\w+)` \| `", tables["protocols"](), re.MULTILINE) == list(PROTOCOLS)
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

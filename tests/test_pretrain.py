@@ -18,7 +18,7 @@ from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.loop import fit
-from fg_ssl_zoo.evaluation.contenders import contenders
+from fg_ssl_zoo.evaluation.candidates import candidates
 from fg_ssl_zoo.evaluation.monitor import OnlineMonitor
 from fg_ssl_zoo.methods import create_method, particle
 from fg_ssl_zoo.parts import store
@@ -136,7 +136,7 @@ def test_training_continues_from_a_run_whose_last_row_is_the_new_first(
     assert "| start |" in capsys.readouterr().out
 
     # Tables compare both with their networks of step 0, to the bit.
-    rows = contenders(["one", "two"], None, with_untrained=True, seed=0)
+    rows = candidates(["one", "two"], None, with_untrained=True, seed=0)
     assert [row.name for row in rows] == ["one", "test_resnet, untrained", "two"]
     assert [row.start for row in rows] == ["test_resnet, untrained", None, "one"]
     assert [row.identity["weights"] for row in rows[:2]] == [weights[3], weights[0]]
@@ -292,7 +292,7 @@ def test_masks_that_cannot_be_scored_do_not_stop_a_training(birds, monkeypatch, 
     def refuse(*_):
         raise ValueError("3 part masks do not fit")
 
-    monkeypatch.setattr("fg_ssl_zoo.evaluation.part_scores._agreement_of_some", refuse)
+    monkeypatch.setattr("fg_ssl_zoo.evaluation.parts.scores._agreement_of_some", refuse)
     run = object.__new__(Run)
     for name, value in (("train", birds), ("accelerator", Accelerator(cpu=True))):
         object.__setattr__(run, name, value)

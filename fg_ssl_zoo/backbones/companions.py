@@ -6,7 +6,7 @@ import timm
 from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.srgan_models import SRResNet
+from fg_ssl_zoo.backbones.networks.srgan import SRResNet
 
 
 def generator_of(trunk: Backbone, up: nn.Sequential) -> Backbone | None:

@@ -39,7 +39,7 @@ from timm.models import (
 )
 from torch import nn
 
-from fg_ssl_zoo.backbones import attentive_models, hybrid_models, srgan_models
+from fg_ssl_zoo.backbones.networks import attentive, hybrid, srgan
 from fg_ssl_zoo.backbones.published import CONFIG, RECIPE, SHA256, WEIGHTS, read_config
 from fg_ssl_zoo.backbones.zoo import published_folder
 from fg_ssl_zoo.config import CROP_PCT, Data, Hub, Recipe, nearest, read_yaml, recipe_files
@@ -53,9 +53,9 @@ _SOURCE = ("url", "file", "state_dict", "hf_hub_filename", "source")
 _PUBLISHED = ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes")
 
 _ARCHITECTURES = {
-    *srgan_models.default_cfgs,
-    *attentive_models.default_cfgs,
-    *hybrid_models.default_cfgs,
+    *srgan.default_cfgs,
+    *attentive.default_cfgs,
+    *hybrid.default_cfgs,
 }
 """Names that are networks of ours; no recipe's."""
 

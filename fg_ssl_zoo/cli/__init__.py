@@ -44,17 +44,22 @@ from fg_ssl_zoo.config import (
 VERBATIM = argparse.RawDescriptionHelpFormatter
 
 
-def create_parser() -> argparse.ArgumentParser:
+def create_parser(verb: str | None = None) -> argparse.ArgumentParser:
     """The command line of `fgssl`.
 
     Of what it parses, `run` is the function of the verb; `out_files` and `out_folders` name the
     arguments that it writes to.
+
+    Args:
+        verb: The only one that will be used; all when not given.
     """
     parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=VERBATIM)
     parser.set_defaults(out_files=(), out_folders=())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for module in (data, evaluation, report, parts, embed, overlap, zoo, publish, export_onnx):
         module.add_verbs(verbs)
+    if verb in (None, "eval"):
+        evaluation.add_protocols(verbs.choices["eval"])
     return parser
 
 
@@ -67,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show_any_name()
     try:
         refuse_empty(words)
-        chosen = create_parser().parse_args(words)
+        chosen = create_parser(words[0] if words else "").parse_args(words)
         _open_places(chosen)
         chosen.run(chosen)
     except (ValueError, OSError, RuntimeError) as error:

@@ -45,7 +45,7 @@ def view_sheet(recipe: Recipe, *, num_images: int, num_draws: int) -> np.ndarray
     """(h, w, 3) uint8: a row for each picture, itself and what the first stage sees of it."""
     from fg_ssl_zoo.backbones.backbone import create_backbone
     from fg_ssl_zoo.data.loader import ViewDataset
-    from fg_ssl_zoo.evaluation.features import evenly
+    from fg_ssl_zoo.features.extract import evenly
     from fg_ssl_zoo.methods import create_method
     from fg_ssl_zoo.pretrain.stages import options_on
 

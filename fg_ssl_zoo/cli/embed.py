@@ -56,8 +56,8 @@ def _embed(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.data.datasets import all_splits, load_images
     from fg_ssl_zoo.data.loader import resolve_num_workers
     from fg_ssl_zoo.engine.hardware import evaluation_accelerator
-    from fg_ssl_zoo.evaluation.embed import embed
-    from fg_ssl_zoo.evaluation.embedder import load
+    from fg_ssl_zoo.features.embed_dataset import embed
+    from fg_ssl_zoo.features.embedder import load
     from fg_ssl_zoo.ops.distributed import world_size
 
     data = data_of(chosen.data)
@@ -97,10 +97,10 @@ def _embed(chosen: argparse.Namespace) -> None:
 
 def _search(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
-    from fg_ssl_zoo.data.given import GivenImages
-    from fg_ssl_zoo.evaluation.embedder import load
-    from fg_ssl_zoo.evaluation.embedding_file import EmbeddingFile
-    from fg_ssl_zoo.evaluation.search import check_same_model, search, sheet_rows
+    from fg_ssl_zoo.data.inputs import GivenImages
+    from fg_ssl_zoo.features.embedder import load
+    from fg_ssl_zoo.features.embedding_file import EmbeddingFile
+    from fg_ssl_zoo.features.search import check_same_model, search, sheet_rows
 
     check_png(chosen.out)
     index = EmbeddingFile(chosen.index)

@@ -10,43 +10,37 @@ from fg_ssl_zoo.config import data_of, encodable, parse_words
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-CHEAP = "knn linear low_shot retrieval"
-
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl eval`."""
     eval_ = verbs.add_parser("eval", help="score backbones on labelled pictures")
     add_models(eval_)
-    eval_.add_argument(
-        "--protocols", nargs="+", default=CHEAP.split(), metavar="P",
-        help=f"of knn linear linear_sgd low_shot retrieval keypoints "
-        f"part_discovery part_segmentation finetune (default {CHEAP})",
-    )  # fmt: skip
-    eval_.add_argument(
-        "--keypoints", nargs="+", metavar="KEY=VALUE",
-        help="a variant of that protocol: shots, draws",
-    )  # fmt: skip
-    eval_.add_argument(
-        "--finetune", nargs="+", metavar="KEY=VALUE",
-        help="a variant of that protocol: epochs, batch_size, lr, backbone_rate, weight_decay, "
-        "train_what (all, last_stage, head), head (linear, mlp, paper), hidden_size, dropout, "
-        "drop_last_blocks, class_weights (none, inverse, sqrt_inverse)",
-    )  # fmt: skip
-    eval_.add_argument(
-        "--part-discovery", nargs="+", metavar="KEY=VALUE",
-        help="a variant of that protocol: pictures, draws, num_parts, layers, foreground, stride, "
-        "pca, smooth",
-    )  # fmt: skip
-    eval_.add_argument(
-        "--part-segmentation", nargs="+", metavar="KEY=VALUE",
-        help="a variant of that protocol: shots, draws, backbone (frozen, finetuned), labels "
-        "(exclusive, independent), protocol (held_out, last, particle), steps, batch_size, lr, "
-        "backbone_rate, checkpoints, drop_words, gt_box_crop, cut_bottom, last_stage "
-        "(stride_one, as_is), tokens (features, keys, first_head_keys)",
-    )  # fmt: skip
     eval_.add_argument("--no-untrained", action="store_true", help="without the untrained rows")
     eval_.add_argument("--out", type=Path, help="folder for results.json, results.csv, results.md")
     eval_.set_defaults(run=_evaluate, out_folders=("out", "cache"))
+
+
+def add_protocols(parser: argparse.ArgumentParser) -> None:
+    """Give `fgssl eval` the flags of the protocols, made from their records.
+
+    Apart from `add_verbs`: to read the records takes seconds, and other verbs need none of them.
+    """
+    from fg_ssl_zoo.evaluation.protocol import Option, options_of
+    from fg_ssl_zoo.evaluation.protocols import DEFAULT, PROTOCOLS
+
+    def described(option: Option) -> str:
+        return f"{option.name} ({', '.join(option.choices)})" if option.choices else option.name
+
+    parser.add_argument(
+        "--protocols", nargs="+", default=list(DEFAULT), metavar="P",
+        help=f"of {' '.join(PROTOCOLS)} (default {' '.join(DEFAULT)})",
+    )  # fmt: skip
+    for name, record in PROTOCOLS.items():
+        if record.options:
+            parser.add_argument(
+                f"--{name.replace('_', '-')}", nargs="+", metavar="KEY=VALUE",
+                help=f"options of {name}: {', '.join(map(described, options_of(record.options)))}",
+            )  # fmt: skip
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -79,21 +73,12 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.engine.hardware import evaluation_accelerator
     from fg_ssl_zoo.evaluation import table
     from fg_ssl_zoo.evaluation.evaluate import evaluate
-    from fg_ssl_zoo.evaluation.finetune import Finetune
-    from fg_ssl_zoo.evaluation.keypoints import Keypoints
-    from fg_ssl_zoo.evaluation.part_discovery import PartDiscovery
-    from fg_ssl_zoo.evaluation.segmenter import PartSegmentation
+    from fg_ssl_zoo.evaluation.protocols import PROTOCOLS
 
-    variants = {
-        "keypoints": (Keypoints, chosen.keypoints),
-        "finetune": (Finetune, chosen.finetune),
-        "part_discovery": (PartDiscovery, chosen.part_discovery),
-        "part_segmentation": (PartSegmentation, chosen.part_segmentation),
-    }
     options = {
-        name: {"how": parse_words(kind, words, where=name)}
-        for name, (kind, words) in variants.items()
-        if words
+        name: parse_words(record.options, words, where=name)
+        for name, record in PROTOCOLS.items()
+        if record.options and (words := getattr(chosen, name))
     }
     accelerator = evaluation_accelerator()
     evaluation = evaluate(

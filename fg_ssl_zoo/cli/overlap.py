@@ -12,7 +12,7 @@ from fg_ssl_zoo.config import Data, data_of, escaped, printable
 from fg_ssl_zoo.data.sample import Images
 
 if TYPE_CHECKING:
-    from fg_ssl_zoo.evaluation.overlap import Overlap, Pair
+    from fg_ssl_zoo.data.near_duplicates import Overlap, Pair
 
 SHOWN, ON_SHEET = 20, 50
 """Pairs in the terminal, and on a sheet."""
@@ -63,7 +63,7 @@ def _cosine(text: str) -> float:
 
 def _compare(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.data.loader import resolve_num_workers
-    from fg_ssl_zoo.evaluation.overlap import NEAR, SIMILAR, compare_splits
+    from fg_ssl_zoo.data.near_duplicates import NEAR, SIMILAR, compare_splits
 
     check_png(chosen.sheet)
     if chosen.out is not None and chosen.out.suffix.lower() != ".csv":
@@ -123,8 +123,8 @@ def _features(
     chosen: argparse.Namespace, data: Data, train: Images, test: Images
 ) -> tuple[np.ndarray, np.ndarray]:
     from fg_ssl_zoo.data.loader import resolve_num_workers
-    from fg_ssl_zoo.evaluation.embedder import load
-    from fg_ssl_zoo.evaluation.feature_store import features_of
+    from fg_ssl_zoo.features.cache import features_of
+    from fg_ssl_zoo.features.embedder import load
 
     embedder = load(chosen.model, image_size=chosen.image_size, crop_pct=data.crop_pct)
 

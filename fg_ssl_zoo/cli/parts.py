@@ -27,7 +27,7 @@ def add_verbs(verbs: Any) -> None:
 
 def _parts(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.engine.hardware import evaluation_accelerator
-    from fg_ssl_zoo.evaluation.part_pictures import write_part_pictures
+    from fg_ssl_zoo.evaluation.report.parts_page import write_part_pictures
     from fg_ssl_zoo.hub.export import add_picture, exported
 
     if chosen.pictures < 1:

@@ -48,7 +48,7 @@ from fg_ssl_zoo.config.recipe import (
     Stage,
     Train,
 )
-from fg_ssl_zoo.config.typed import (
+from fg_ssl_zoo.config.validate import (
     nearest,
     parse,
 )

@@ -21,7 +21,7 @@ from fg_ssl_zoo.config.plain import (
     write_plain,
 )
 from fg_ssl_zoo.config.recipe import Data, Recipe, clean_name, source_name
-from fg_ssl_zoo.config.typed import child_of, nearest, parse, takes_containers
+from fg_ssl_zoo.config.validate import child_of, nearest, parse, takes_containers
 
 DEFAULT_RECIPE = "fgssl_resnet18_drawn.simclr"
 """What `accelerate launch train.py` trains when it is given no recipe."""

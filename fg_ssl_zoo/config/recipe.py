@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Len, MinLen
 
 from fg_ssl_zoo.config.paths import home_path, wrong_name
-from fg_ssl_zoo.config.typed import Check
+from fg_ssl_zoo.config.validate import Check
 
 CROP_PCT = 0.875
 """Share of the shorter side that the centre crop of our models keeps; timm's default."""

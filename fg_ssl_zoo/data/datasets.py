@@ -18,14 +18,14 @@ from typing import Literal
 import numpy as np
 
 from fg_ssl_zoo.config import Data, printable
+from fg_ssl_zoo.data.cub_layout import load_official, official_folder
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.folders import NO_TEST, FolderImages, load_folder
 from fg_ssl_zoo.data.hub_images import HubImages, load_hub
 from fg_ssl_zoo.data.listing import existing_folder
-from fg_ssl_zoo.data.official import load_official, official_folder
 from fg_ssl_zoo.data.oid_aircraft import load_oid, oid_folder
 from fg_ssl_zoo.data.pascub import load_pascub, pascub_folder
-from fg_ssl_zoo.data.sample import Images, Sample
+from fg_ssl_zoo.data.sample import CorruptImage, Images, Sample
 
 HELD_OUT = 0.2
 """Share of every class that becomes the test split where a labelled source has none."""
@@ -156,6 +156,15 @@ def image_name(images: Images, index: int) -> str:
     if isinstance(images, FolderImages):
         return images.paths[index]
     return f"{images.name}[{index}]"
+
+
+def why_unreadable(images: Images, index: int) -> str:
+    """The picture's name and what is wrong with it."""
+    try:
+        images[index]
+    except CorruptImage as error:
+        return str(error)
+    return f"{image_name(images, index)}: could not be read at first"
 
 
 def image_root(images: Images) -> str | None:

@@ -32,7 +32,7 @@ from fg_ssl_zoo.data.listing import (
     natural,
     no_images,
 )
-from fg_ssl_zoo.data.part_notes import PartMasks, Points, read_part_masks, read_points
+from fg_ssl_zoo.data.part_annotations import PartMasks, Points, read_part_masks, read_points
 from fg_ssl_zoo.data.sample import CorruptImage, Sample
 
 TRAIN_NAMES = ("train", "training")

@@ -30,7 +30,7 @@ from jaxtyping import Bool, UInt8
 
 from fg_ssl_zoo.config import Data, nearest
 from fg_ssl_zoo.data.folders import NO_TEST, FolderImages, data_name
-from fg_ssl_zoo.data.part_notes import PartMasks
+from fg_ssl_zoo.data.part_annotations import PartMasks
 from fg_ssl_zoo.data.sample import WrongMask
 
 ARCHIVE = "oid-aircraft-beta-1"

@@ -17,7 +17,7 @@ from pathlib import Path
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.folders import FolderImages, data_name
 from fg_ssl_zoo.data.listing import list_images
-from fg_ssl_zoo.data.part_notes import PartMasks, refuse_missing_masks
+from fg_ssl_zoo.data.part_annotations import PartMasks, refuse_missing_masks
 
 HALVES = ("CUB_Parts", "PASCAL_Parts")
 

@@ -22,7 +22,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from fg_ssl_zoo.config import nearest, parse, printable
-from fg_ssl_zoo.data.augment import Edit
+from fg_ssl_zoo.data.pairs import Edit
 from fg_ssl_zoo.data.sample import Sample
 
 Share = Annotated[float, Ge(0), Le(1)]

@@ -16,50 +16,19 @@ import numpy as np
 from accelerate import Accelerator
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.config import Data, nearest
+from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.datasets import all_splits, fingerprint, load_splits
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine.loop import TrainingStopped
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.evaluation import statistics
-from fg_ssl_zoo.evaluation.contenders import Contender, contenders
-from fg_ssl_zoo.evaluation.feature_store import features_of
-from fg_ssl_zoo.evaluation.features import Layer, few_unreadable, ready, unreadable
-from fg_ssl_zoo.evaluation.finetune import finetune
-from fg_ssl_zoo.evaluation.keypoints import keypoint_names, keypoints
-from fg_ssl_zoo.evaluation.knn import knn
-from fg_ssl_zoo.evaluation.linear import linear, linear_sgd
-from fg_ssl_zoo.evaluation.low_shot import low_shot
-from fg_ssl_zoo.evaluation.part_discovery import part_discovery
-from fg_ssl_zoo.evaluation.part_scores import refuse_unknown_parts
-from fg_ssl_zoo.evaluation.part_segmentation import part_segmentation
-from fg_ssl_zoo.evaluation.part_truth import part_names
-from fg_ssl_zoo.evaluation.retrieval import retrieval
-from fg_ssl_zoo.evaluation.task import Outcome, Task, labels_of
+from fg_ssl_zoo.evaluation.candidates import Candidate, candidates
+from fg_ssl_zoo.evaluation.protocol import Outcome, Task, labels_of
+from fg_ssl_zoo.evaluation.protocols import DEFAULT, PROTOCOLS, known_protocols
+from fg_ssl_zoo.features.cache import features_of
+from fg_ssl_zoo.features.extract import Layer, few_unreadable, ready, unreadable
 from fg_ssl_zoo.ops.distributed import world_size
-
-PROTOCOLS: dict[str, Callable[..., list[Outcome]]] = {
-    "knn": knn,
-    "linear": linear,
-    "linear_sgd": linear_sgd,
-    "low_shot": low_shot,
-    "retrieval": retrieval,
-    "keypoints": keypoints,
-    "part_discovery": part_discovery,
-    "part_segmentation": part_segmentation,
-    "finetune": finetune,
-}
-"""Name on the command line -> protocol."""
-
-CHEAP = ("knn", "linear", "low_shot", "retrieval")
-"""Those that read nothing but the features."""
-
-WITHOUT_LABELS = ("keypoints", "part_discovery", "part_segmentation")
-"""Those that need no class labels: keypoints or part masks are their truth."""
-
-BEHIND_FEATURES = ("keypoints", "part_discovery", "part_segmentation", "finetune")
-"""Those that go behind the features of one map."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +77,8 @@ def evaluate(
     data: Data,
     accelerator: Accelerator,
     *,
-    protocols: Iterable[str] = CHEAP,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    protocols: Iterable[str] = DEFAULT,
+    options: Mapping[str, Any] | None = None,
     image_size: int | None = None,
     crop_pct: float | None = None,
     with_untrained: bool = True,
@@ -125,7 +94,7 @@ def evaluate(
         data: Where the labelled pictures are.
         accelerator: Device, precision and processes.
         protocols: Keys of `PROTOCOLS`.
-        options: Keywords of a protocol: `{"finetune": {"how": Finetune(epochs=20)}}`.
+        options: Options of a protocol: `{"finetune": Finetune(epochs=20)}`.
         image_size: Side of the input in pixels; each model's own when not given.
         crop_pct: Of the centre crop; that of the data, or each model's own, when not given.
         with_untrained: Add the network that each model was before training as a row: for a run
@@ -149,24 +118,21 @@ def evaluate(
             )
     train, test = scored_splits(data, chosen, seed)
     crop_pct = data.crop_pct if crop_pct is None else crop_pct
-    if "keypoints" in chosen:
-        keypoint_names(train)
-    if "part_discovery" in chosen:
-        refuse_unknown_parts(test)
-    if "part_segmentation" in chosen:
-        part_names(train)
+    for name in chosen:
+        PROTOCOLS[name].check(train, test)
     rows: list[Row] = []
     labels: np.ndarray | None = None
     task: Task | None = None
     unscored: dict[str, str] = {}
-    entered = contenders(models, image_size, with_untrained=with_untrained, seed=seed)
-    for contender in entered:
-        if contender.layer is not None and {*chosen} & {*BEHIND_FEATURES}:
+    entered = candidates(models, image_size, with_untrained=with_untrained, seed=seed)
+    for candidate in entered:
+        behind = [name for name in chosen if PROTOCOLS[name].reads == "network"]
+        if candidate.layer is not None and behind:
             raise ValueError(
-                f"{contender.name}: {', '.join(BEHIND_FEATURES)} do not read a single feature map"
+                f"{candidate.name}: a single feature map is not enough for {', '.join(behind)}"
             )
-    for contender in entered:
-        name, backbone, layer = contender.name, contender.backbone, contender.layer
+    for candidate in entered:
+        name, backbone, layer = candidate.name, candidate.backbone, candidate.layer
         say(f"{name}: features of {len(train) + len(test)} pictures, {backbone.image_size} px")
         task = make_task(
             backbone, train, test, accelerator,
@@ -175,9 +141,9 @@ def evaluate(
         for images, found in ((train, task.train), (test, task.test)):
             few_unreadable(images, found)
         labels = None if task.test.labels is None else labels_of(task.test).numpy()
-        outcomes, lacking = _scored(name, task, {key: options.get(key, {}) for key in chosen}, say)
+        outcomes, lacking = _scored(name, task, chosen, options, say)
         unscored |= lacking
-        rows.append(_row(contender, outcomes, crop_pct, seed))
+        rows.append(_row(candidate, outcomes, crop_pct, seed))
     if task is None:
         raise ValueError("no model is given; name one or more")
     return Evaluation(
@@ -200,19 +166,6 @@ def evaluate(
             "commit": began_at,
         },
     )
-
-
-def known_protocols(names: Iterable[str]) -> list[str]:
-    """The names, once each.
-
-    Raises:
-        ValueError: One of them is unknown; names the nearest.
-    """
-    names = list(dict.fromkeys(names))
-    for name in names:
-        if name not in PROTOCOLS:
-            raise ValueError(f"unknown protocol '{name}'{nearest(name, PROTOCOLS)}")
-    return names
 
 
 def labelled_splits(data: Data, seed: int = 0) -> tuple[Images, Images]:
@@ -240,7 +193,7 @@ def scored_splits(data: Data, protocols: Sequence[str], seed: int = 0) -> tuple[
     Raises:
         ValueError: As `labelled_splits`; or no test pictures.
     """
-    if not {*protocols} <= {*WITHOUT_LABELS}:
+    if any(PROTOCOLS[name].needs_labels for name in protocols):
         return labelled_splits(data, seed)
     found = all_splits(data, seed=seed)
     if found["train"].labels is not None:
@@ -295,14 +248,19 @@ def make_task(
 
 
 def _scored(
-    name: str, task: Task, chosen: Mapping[str, Mapping[str, Any]], say: Callable[[str], None]
+    name: str,
+    task: Task,
+    chosen: Sequence[str],
+    options: Mapping[str, Any],
+    say: Callable[[str], None],
 ) -> tuple[dict[str, Outcome], dict[str, str]]:
-    """Outcomes of one backbone by metric, and why others are missing; protocol -> its keywords."""
+    """Outcomes of one backbone by metric, and why others are missing."""
     outcomes, lacking = {}, {}
-    for protocol, keywords in chosen.items():
+    for protocol in chosen:
         say(f"{name}: {protocol}")
         try:
-            all_found = PROTOCOLS[protocol](task, **keywords)
+            given = [options[protocol]] if protocol in options else []
+            all_found = PROTOCOLS[protocol].run(task, *given)
         except TrainingStopped as error:  # a diverged fine-tuning costs its cell, not the table
             say(f"{name}: {protocol} is left out: {error}")
             lacking[f"{name}, {protocol}"] = str(error)
@@ -316,13 +274,13 @@ def _scored(
 
 
 def _row(
-    contender: Contender, outcomes: dict[str, Outcome], crop_pct: float | None, seed: int
+    candidate: Candidate, outcomes: dict[str, Outcome], crop_pct: float | None, seed: int
 ) -> Row:
-    backbone = contender.backbone
-    model = {key: value for key, value in contender.identity.items() if key != "layer"}
+    backbone = candidate.backbone
+    model = {key: value for key, value in candidate.identity.items() if key != "layer"}
     about = {
         **model,
-        "feature_map": contender.identity["layer"],
+        "feature_map": candidate.identity["layer"],
         "init": backbone.init,
         "crop_pct": crop_pct or backbone.crop_pct,
         "num_features": backbone.num_features,
@@ -331,7 +289,7 @@ def _row(
         metric: statistics.bootstrap_interval(found.values, seed=seed)
         for metric, found in outcomes.items()
     }
-    return Row(contender.name, contender.words, about, outcomes, intervals, contender.start)
+    return Row(candidate.name, candidate.words, about, outcomes, intervals, candidate.start)
 
 
 def _p_values(rows: list[Row], seed: int) -> dict[str, dict[tuple[str, str], float]]:

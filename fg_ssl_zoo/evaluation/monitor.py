@@ -10,11 +10,11 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Monitor, printable
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine.loop import TrainingStopped
-from fg_ssl_zoo.evaluation.features import Features, evenly, extract, some, unreadable
-from fg_ssl_zoo.evaluation.knn import knn_top1
+from fg_ssl_zoo.features.extract import Features, evenly, extract, some, unreadable
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.ops.distributed import rank
+from fg_ssl_zoo.ops.neighbours import knn_top1
 from fg_ssl_zoo.ops.spectrum import feature_std, rankme
 
 RANK_IMAGES = 2048

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fg_ssl_zoo.evaluation.evaluate import Evaluation
+from fg_ssl_zoo.evaluation.protocols import metric as record_of
 from fg_ssl_zoo.evaluation.statistics import macro_f1, per_class_mean
 
 ALPHA = 0.05
@@ -113,9 +114,9 @@ def cells(results: Results, metrics: Sequence[str] | None = None) -> list[list[s
 
 
 def best(results: Results, metric: str) -> str:
-    """Name of the row with the highest value, or the lowest error."""
+    """Name of the row with the best value."""
     rows = [row for row in results["rows"] if metric in row["scores"]]
-    choose = min if metric.endswith("_error") else max
+    choose = max if record_of(metric).higher_is_better else min
     return choose(rows, key=lambda row: row["scores"][metric]["value"])["name"]
 
 
@@ -137,7 +138,8 @@ def _cell(results: Results, row: Mapping[str, Any], metric: str) -> str:
         mark = " *"
     elif p_value(results, metric, row["name"], first) >= ALPHA:
         mark = " ="
-    return f"{score['value']:.1%} ± {50 * (score['high'] - score['low']):.1f}{mark}"
+    value, half = score["value"], 50 * (score["high"] - score["low"])
+    return f"{record_of(metric).format.format(value)} ± {half:.1f}{mark}"
 
 
 def _scores(results: Results) -> Iterator[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:

@@ -15,6 +15,7 @@ import fg_ssl_zoo
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.fgssl_models import hub_repo, is_stock, published_as, stock_of
 from fg_ssl_zoo.config import Recipe, as_dict, encodable, flatten
+from fg_ssl_zoo.metrics import KNN, LINEAR, MEASURED, metric_of
 
 USAGE = """\
 {imports}import timm
@@ -32,18 +33,7 @@ model = AutoModel.from_pretrained({transformers_name})
 IMPORT = "import fg_ssl_zoo  # gives timm this architecture\n"
 """First line for an architecture that stock timm lacks."""
 
-METRICS = {
-    "knn_top1": ("kNN top-1", "{:.1%}"),
-    "linear_top1": ("linear top-1", "{:.1%}"),
-    "own_top1": ("top-1 of its own classifier", "{:.1%}"),
-    "rankme": ("RankMe", "{:.1f}"),
-    "feature_std": ("feature std", "{:.3f}"),
-    "part_nmi": ("NMI of found and true parts", "{:.3f}"),
-    "part_ari": ("ARI of found and true parts", "{:.3f}"),
-}
-"""Metric of a row -> its column in the table, and how it is written; others stay as they are."""
-
-ACCURACIES = {"knn_top1": "knn", "linear_top1": "linear"}
+ACCURACIES = {KNN: "knn", LINEAR: "linear"}
 """Metrics that go into the card's model-index -> their protocol in the results."""
 
 NOT_COMPARED = "Near-duplicates between pretraining and test pictures: not checked"
@@ -193,10 +183,11 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         rows: `{"name": ..., metric: value, ...}`.
     """
     metrics = list(dict.fromkeys(key for row in rows for key in row if key not in _LABELS))
-    metrics.sort(key=lambda metric: [*METRICS, metric].index(metric))
+    order = [metric.name for metric in MEASURED]
+    metrics.sort(key=lambda name: [*order, name].index(name))
     if not metrics:
         return ""
-    titles = ["", *(METRICS.get(metric, (metric,))[0] for metric in metrics)]
+    titles = ["", *(metric_of(name, MEASURED).title for name in metrics)]
     ruler = ["---"] + ["---:"] * len(metrics)
     cells = [
         [str(row["name"]), *(_cell(metric, row.get(metric)) for metric in metrics)] for row in rows
@@ -209,7 +200,7 @@ def _cell(metric: str, value: Any) -> str:
         return ""
     if not isinstance(value, int | float):
         return str(value)
-    return METRICS.get(metric, ("", "{:.4g}"))[1].format(value)
+    return metric_of(metric, MEASURED).format.format(value)
 
 
 def _eval_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult]:
@@ -223,12 +214,12 @@ def _eval_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult
             dataset_name=recipe.data.name,
             dataset_split=recipe.data.test_split,
             metric_type="accuracy",
-            metric_name=METRICS[metric][0],
-            metric_value=round(trained[metric], 4),
+            metric_name=metric.title,
+            metric_value=round(trained[metric.name], 4),
             metric_args=dict(protocols.get(protocol, {})) or None,
         )
         for metric, protocol in ACCURACIES.items()
-        if trained.get(metric) is not None
+        if trained.get(metric.name) is not None
     ]
 
 

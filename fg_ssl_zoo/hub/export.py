@@ -14,7 +14,7 @@ publishes the folder can tell whether the network that is built from it is the o
 Two things are kept out of config.json, as transformers could not load it: `num_classes` among the
 `model_args` (timm 1.0.31's own writer puts it there) and a `model_type`.
 
-An architecture that stock timm lacks (`srgan_models.py`, `attentive_models.py` in backbones/) is
+An architecture that stock timm lacks (`backbones/networks/`) is
 the exception to the first sentence: its folder opens after `import fg_ssl_zoo`, as usage lines and
 card say.
 """

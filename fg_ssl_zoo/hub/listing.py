@@ -26,6 +26,7 @@ from fg_ssl_zoo.backbones.zoo import (
 from fg_ssl_zoo.config import load_recipe, nearest, recipe_files
 from fg_ssl_zoo.hub.export import CARD, PICTURE, RECIPE, RESULTS
 from fg_ssl_zoo.hub.pretraining import FOLDER as PRETRAINING
+from fg_ssl_zoo.metrics import KNN, LINEAR
 
 NOTHING, UNKNOWN = "nothing yet", "Hub did not answer"
 _PULLED = [CONFIG, WEIGHTS, CARD, RECIPE, RESULTS, PICTURE]
@@ -81,8 +82,8 @@ def entries(*, ask_hub: bool = True) -> Iterator[Entry]:
             init=recipe.init,
             image_size=recipe.data.image_size,
             parameters=_num_parameters(recipe.backbone, _frozen(recipe.backbone_options)),
-            knn=results.get("knn_top1"),
-            linear=results.get("linear_top1"),
+            knn=results.get(KNN.name),
+            linear=results.get(LINEAR.name),
             bytes=sum(p.stat().st_size for p in weight_files(folder)) if folder else None,
             source=source,
             place=place,
@@ -142,7 +143,7 @@ def _answers() -> bool:
 
 def _on_card(card: Any) -> dict[str, float]:
     results = getattr(card, "eval_results", None) or []
-    names = {"kNN top-1": "knn_top1", "linear top-1": "linear_top1"}
+    names = {metric.title: metric.name for metric in (KNN, LINEAR)}
     return {names[r.metric_name]: r.metric_value for r in results if r.metric_name in names}
 
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class FeatureStore(nn.Module):
+class FeatureBank(nn.Module):
     """The newest feature vectors, and their exact moments.
 
     Args:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fg_ssl_zoo.layers.feature_statistics import FeatureStore, MovingMean, MovingMoments
+from fg_ssl_zoo.layers.feature_statistics import FeatureBank, MovingMean, MovingMoments
 from fg_ssl_zoo.ops.distributed import gather, mean_over_processes
 
 Criterion = Literal["variance", "gradcam", "union", "intersection"]
@@ -59,7 +59,7 @@ class WeakDimensions(nn.Module):
 
     def __init__(
         self,
-        statistics: FeatureStore | MovingMoments,
+        statistics: FeatureBank | MovingMoments,
         width: int,
         *,
         criterion: Criterion = "union",

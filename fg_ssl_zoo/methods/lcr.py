@@ -7,7 +7,7 @@ Representation for Fine-Grained Visual Recognition Problems, CVPR 2023. Code: `G
     map        A, the last features of the backbone; h is their mean over the positions
     contrast   L_C, MoCo v2: q = projector(h); k of the teacher; negatives from a queue
     target     G = relu(sum_c A_c dL_C/dA_c) at every position, a constant
-    attention  a = max over 32 channels of ReLU(BN(conv 1x1(A))), `backbones/attentive_models.py`
+    attention  a = max over 32 channels of ReLU(BN(conv 1x1(A))), `backbones/networks/attentive.py`
     loss       L_C + weight KL(softmax G || softmax a), over all positions of an image
 
 After training the attention weighs the mean over the positions. That network is published beside
@@ -35,9 +35,9 @@ from annotated_types import Ge, Gt
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.attentive_models import AttentionBranch, check_pooling, map_of
 from fg_ssl_zoo.backbones.backbone import Backbone, size_arguments
 from fg_ssl_zoo.backbones.fgssl_models import stock_of
+from fg_ssl_zoo.backbones.networks.attentive import AttentionBranch, check_pooling, map_of
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import RandomViews, Share, augmentations_of
 from fg_ssl_zoo.layers.heads import moco_projector

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.data.augment import PAIRS, SIDE, PairName
+from fg_ssl_zoo.data.pairs import PAIRS, SIDE, PairName
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import Augmentation, RandomViews, augmentations_of
 from fg_ssl_zoo.layers.heads import mlp
@@ -54,7 +54,7 @@ class SimCLR(Method):
         projector_norm: BatchNorm without scale and shift on `z`.
         preset: Views of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for SSL-Cassava's.
         augmentation: Strengths of `Augmentation` that replace those of the preset.
-        pair: A name of `fg_ssl_zoo.data.augment.PAIRS`; `original` draws both views alike.
+        pair: A name of `fg_ssl_zoo.data.pairs.PAIRS`; `original` draws both views alike.
     """
 
     negatives = "all"

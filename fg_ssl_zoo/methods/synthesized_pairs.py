@@ -36,12 +36,12 @@ from annotated_types import Ge, Gt
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from fg_ssl_zoo.backbones.attentive_models import map_of
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.networks.attentive import map_of
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import RandomViews, Share, augmentations_of
 from fg_ssl_zoo.layers.base_losses import Agreement, ContrastiveBase, PredictiveBase, take_in
-from fg_ssl_zoo.layers.feature_statistics import FeatureStore, MovingMoments
+from fg_ssl_zoo.layers.feature_statistics import FeatureBank, MovingMoments
 from fg_ssl_zoo.layers.frozen import unremembered
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.layers.momentum import follow
@@ -160,7 +160,7 @@ class SynthesizedPairs(Method):
             self.base = PredictiveBase(d, k, predictor_size)
         self.decoder = PixelDecoder(d, decoder_size)
         self.decoder.requires_grad_(reconstruction_weight > 0)
-        store = FeatureStore(store_size, d) if statistics == "store" else MovingMoments(d)
+        store = FeatureBank(store_size, d) if statistics == "store" else MovingMoments(d)
         self.weak = WeakDimensions(
             store, d, criterion=criterion, relative=variance == "relative",
             variance_share=variance_share, importance_share=importance_share,

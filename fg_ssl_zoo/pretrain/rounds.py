@@ -12,9 +12,9 @@ from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.loader import Order, ViewDataset
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import Fit, Record, fit, total_steps
-from fg_ssl_zoo.evaluation.features import evenly
 from fg_ssl_zoo.evaluation.monitor import losing_start
-from fg_ssl_zoo.evaluation.part_scores import knows_parts, part_agreement
+from fg_ssl_zoo.evaluation.parts.scores import knows_parts, part_agreement
+from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.layers.anchor import Anchor
 from fg_ssl_zoo.method import Method
 from fg_ssl_zoo.pretrain.run import Run

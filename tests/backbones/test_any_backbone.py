@@ -7,7 +7,7 @@ import torch
 from fg_ssl_zoo.backbones.any_backbone import open_backbone, open_start
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import parse_recipe
-from fg_ssl_zoo.evaluation.contenders import contenders
+from fg_ssl_zoo.evaluation.candidates import candidates
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.pretrain.run import prepare_backbone
 
@@ -86,7 +86,7 @@ def test_another_crop_is_another_row_and_the_start_is_shown_the_same_pixels(run,
     config = shutil.copytree(tmp_path / "one", tmp_path / "two") / "config.json"
     config.write_text(config.read_text().replace('"crop_pct": 0.8', '"crop_pct": 1.0'))
     models = [str(tmp_path / "one"), str(tmp_path / "two")]
-    rows = contenders(models, None, with_untrained=True, seed=0)
+    rows = candidates(models, None, with_untrained=True, seed=0)
     assert [row.backbone.crop_pct for row in rows] == [0.8, 0.8, 1.0, 1.0]
     assert rows[0].identity["weights"] == rows[2].identity["weights"]
     assert rows[1].identity["weights"] == rows[3].identity["weights"]

@@ -81,7 +81,7 @@ def test_every_recipe_of_the_package_is_a_name_and_its_architecture_too():
     assert set(names) <= set(timm.list_pretrained("fgssl*"))
     assert {name.partition(".")[0] for name in names} <= set(timm.list_models("fgssl*"))
     models = set(timm.list_models(module="fgssl_models"))
-    ours = ("srgan_models", "attentive_models", "hybrid_models")
+    ours = ("srgan", "attentive", "hybrid")
     networks = {name for module in ours for name in timm.list_models(module=module)}
     assert models | networks == set(timm.list_models("fgssl*"))
     assert not models & networks

@@ -16,7 +16,7 @@ from fg_ssl_zoo.data.pascub import PARTS
 from fg_ssl_zoo.data.regions import RandomRegionViews, given_parts
 from fg_ssl_zoo.data.sample import WrongMask
 from fg_ssl_zoo.data.views import RandomViews, augmentations_of
-from fg_ssl_zoo.evaluation.part_scores import mask_contingency, part_agreement
+from fg_ssl_zoo.evaluation.parts.scores import mask_contingency, part_agreement
 
 
 def write(path, pixels):

@@ -9,7 +9,7 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import transforms
 
 from fg_ssl_zoo.config import RecipeError
-from fg_ssl_zoo.data.augment import gamma, power_law
+from fg_ssl_zoo.data.pairs import gamma, power_law
 from fg_ssl_zoo.data.views import (
     LUMA,
     PRESETS,

@@ -6,8 +6,8 @@ from accelerate import Accelerator
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.data.drawn import DrawnBirds
-from fg_ssl_zoo.evaluation.features import Features
-from fg_ssl_zoo.evaluation.task import Task
+from fg_ssl_zoo.evaluation.protocol import Task
+from fg_ssl_zoo.features.extract import Features
 
 
 def features(rows, labels) -> Features:
@@ -45,3 +45,11 @@ def random_task(num_classes: int = 5, each: int = 200, width: int = 8) -> Task:
     labels = np.tile(np.arange(num_classes), each)
     train, test = generator.normal(size=(2, len(labels), width))
     return made_task(features(train, labels), features(test, labels), num_classes=num_classes)
+
+
+def some(n, d, classes=3, seed=0):
+    """Rows around a centre for each class, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, d, generator=generator)
+    labels = torch.arange(n) % classes
+    return centres[labels] + 2 * torch.randn(n, d, generator=generator), labels

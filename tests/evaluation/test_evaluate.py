@@ -15,9 +15,9 @@ from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.evaluation import table
-from fg_ssl_zoo.evaluation.contenders import row_name, with_layer
+from fg_ssl_zoo.evaluation.candidates import row_name, with_layer
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, evaluate
-from fg_ssl_zoo.evaluation.finetune import Finetune
+from fg_ssl_zoo.evaluation.protocols.finetune import Finetune
 from tests.runs import launch
 
 DATA = Data(name="drawn", num_images=24, num_classes=4, image_size=48)
@@ -149,7 +149,7 @@ def test_a_fine_tuning_that_diverges_costs_its_cell_and_not_the_table(tmp_path):
     how = Finetune(epochs=3, batch_size=16, lr=1e30)
     found = evaluate(
         MODELS[:1], data, Accelerator(cpu=True), protocols=["knn", "finetune"],
-        options={"finetune": {"how": how}}, image_size=48, cache=tmp_path,
+        options={"finetune": how}, image_size=48, cache=tmp_path,
     )  # fmt: skip
     results = table.as_plain(found)
     assert table.metrics_of(results) == ["knn_top1"]
@@ -237,7 +237,7 @@ def test_every_count_is_what_was_used_and_unreadable_pictures_are_named(
     assert "s0/0.png: the file is empty" in error
     assert len(error.splitlines()) == 1
 
-    monkeypatch.setattr("fg_ssl_zoo.evaluation.features.MOST_CORRUPT", 0.1)
+    monkeypatch.setattr("fg_ssl_zoo.features.extract.MOST_CORRUPT", 0.1)
     main(words)
     printed = capsys.readouterr().out
     assert "garden: 11 training and 4 test pictures" in printed

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fg_ssl_zoo.layers.feature_statistics import FeatureStore, MovingMean, MovingMoments
+from fg_ssl_zoo.layers.feature_statistics import FeatureBank, MovingMean, MovingMoments
 
 
 def vectors(count, seed=0):
@@ -10,7 +10,7 @@ def vectors(count, seed=0):
 
 @pytest.mark.parametrize("sizes", [[3], [3, 3, 3], [5, 2, 4, 1], [7, 7], [9, 20, 3]])
 def test_the_store_holds_the_newest_and_its_moments_are_theirs(sizes):
-    store, seen = FeatureStore(7, 4), []
+    store, seen = FeatureBank(7, 4), []
     for step, size in enumerate(sizes):
         new = vectors(size, seed=step)
         store.push(new)
@@ -24,7 +24,7 @@ def test_the_store_holds_the_newest_and_its_moments_are_theirs(sizes):
 
 
 def test_an_empty_store_has_no_variance_and_half_precision_is_taken_in():
-    store = FeatureStore(7, 4)
+    store = FeatureBank(7, 4)
     assert all(torch.equal(x, torch.zeros(4)) for x in store.moments())
     store.push(vectors(3).bfloat16())
     assert store.items.dtype == torch.float32
@@ -53,7 +53,7 @@ def test_moving_moments_of_two_batches_are_those_of_both():
     torch.testing.assert_close(variance, rows.var(0, correction=0))
 
 
-@pytest.mark.parametrize("kind", [lambda: FeatureStore(7, 4), lambda: MovingMoments(4)])
+@pytest.mark.parametrize("kind", [lambda: FeatureBank(7, 4), lambda: MovingMoments(4)])
 def test_all_of_it_is_state_and_nothing_is_trained(kind):
     one, other = kind(), kind()
     one.push(vectors(5))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fg_ssl_zoo.layers.feature_statistics import FeatureStore, MovingMoments
+from fg_ssl_zoo.layers.feature_statistics import FeatureBank, MovingMoments
 from fg_ssl_zoo.layers.weak_dimensions import (
     WeakDimensions,
     lowest,
@@ -14,7 +14,7 @@ WIDTH = 20
 
 def build(statistics="store", **options):
     torch.manual_seed(0)
-    kept = FeatureStore(64, WIDTH) if statistics == "store" else MovingMoments(WIDTH)
+    kept = FeatureBank(64, WIDTH) if statistics == "store" else MovingMoments(WIDTH)
     return WeakDimensions(kept, WIDTH, **options)
 
 

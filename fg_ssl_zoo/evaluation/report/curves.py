@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fg_ssl_zoo.config import home_path
-from fg_ssl_zoo.evaluation.contenders import is_before_training
+from fg_ssl_zoo.evaluation.candidates import is_before_training
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, Row
 from fg_ssl_zoo.evaluation.monitor import below_start
 

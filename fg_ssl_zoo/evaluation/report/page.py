@@ -17,19 +17,24 @@ from fg_ssl_zoo.backbones.identity import identity
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.engine.provenance import commit, versions
-from fg_ssl_zoo.evaluation.evaluate import CHEAP, Evaluation, evaluate
-from fg_ssl_zoo.evaluation.features import evenly
-from fg_ssl_zoo.evaluation.report import curves, figures
-from fg_ssl_zoo.evaluation.report.details import (
+from fg_ssl_zoo.evaluation.evaluate import Evaluation, evaluate
+from fg_ssl_zoo.evaluation.protocols import metric
+from fg_ssl_zoo.evaluation.report import bokeh_figures, curves
+from fg_ssl_zoo.evaluation.report.inspected_model import (
+    InspectedModel,
+    labelled_model,
+    unlabelled_model,
+)
+from fg_ssl_zoo.evaluation.report.scores import results_table
+from fg_ssl_zoo.evaluation.report.sections import (
     class_bars,
     confusions,
     looks,
     neighbourhoods,
 )
-from fg_ssl_zoo.evaluation.report.embedding import plane
-from fg_ssl_zoo.evaluation.report.scores import results_table
-from fg_ssl_zoo.evaluation.report.subject import Subject, labelled_subject, unlabelled_subject
+from fg_ssl_zoo.evaluation.report.tsne import plane
 from fg_ssl_zoo.evaluation.table import LEGEND, as_plain, unreadable_lines
+from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.ops.spectrum import rankme
 
 MAP_PICTURES, MAP_SIZE = 3000, 56
@@ -58,17 +63,17 @@ def write_report(
     if train.labels is None or test is None:
         others = f" of {models[0]}" if len(models) > 1 else ""
         say(f"{train.name} has no labelled test pictures: map, neighbours and looks{others} only")
-        subject = unlabelled_subject(models[0], train, accelerator, **how)
+        inspected = unlabelled_model(models[0], train, accelerator, **how)
         evaluation = None
     else:
-        evaluation = evaluate(models, data, accelerator, protocols=CHEAP, say=say, **how)
-        subject = labelled_subject(models[0], evaluation, train, test, accelerator, cache=cache)
-    return render(page_content(models, subject, evaluation, train.name, say))
+        evaluation = evaluate(models, data, accelerator, say=say, **how)
+        inspected = labelled_model(models[0], evaluation, train, test, accelerator, cache=cache)
+    return render(page_content(models, inspected, evaluation, train.name, say))
 
 
 def page_content(
     models: Sequence[str],
-    subject: Subject,
+    inspected: InspectedModel,
     evaluation: Evaluation | None,
     data_name: str,
     say: Callable[[str], None] = lambda line: None,
@@ -77,50 +82,50 @@ def page_content(
 
     Args:
         models: As the user wrote them, for the folders of runs.
-        subject: The first of them.
+        inspected: The first of them.
         evaluation: All of them; `None` without labels.
         data_name: Of the data set.
         say: Called with a line before each piece of work.
     """
     plots: dict[str, Any] = {}
     content: dict[str, Any] = {
-        "title": subject.name,
+        "title": inspected.name,
         "data_name": data_name,
         "num_models": len(models),
-        "num_seen": len(subject.seen.features),
-        "classes": subject.classes,
+        "num_seen": len(inspected.seen.features),
+        "classes": inspected.classes,
         "table": None,
         "pairs": [],
         "bars": [],
     }
     colours = {} if evaluation is None else curves.colours_of(evaluation)
     if evaluation is not None:
-        labels, predicted = subject.labels, subject.linear
+        labels, predicted = inspected.labels, inspected.linear
         assert labels is not None
         assert predicted is not None
-        say(f"{subject.name}: the most confused classes")
+        say(f"{inspected.name}: the most confused classes")
         lines = curves.label_curves(evaluation)
-        plots["labels"] = figures.label_figure(lines, evaluation.data["chance"])
+        plots["labels"] = bokeh_figures.label_figure(lines, evaluation.data["chance"])
         content |= {
             "table": results_table(evaluation),
             "label_lines": lines,
-            "pairs": confusions(subject, labels, predicted),
-            "bars": class_bars(subject, labels, predicted),
+            "pairs": confusions(inspected, labels, predicted),
+            "bars": class_bars(inspected, labels, predicted),
         }
-    runs = _runs(models, subject, evaluation, colours)
+    runs = _runs(models, inspected, evaluation, colours)
     content["curves"] = _training(runs, colours, plots)
     content["below"] = curves.below_starts(runs)
-    say(f"{subject.name}: map of {min(len(subject.seen.features), MAP_PICTURES)} pictures")
-    content["num_mapped"] = _map(subject, plots)
-    say(f"{subject.name}: neighbours, and where it looks")
-    content["neighbourhoods"] = neighbourhoods(subject)
-    content["looks"], content["looks_note"] = looks(subject)
-    content["glance"] = _glance(subject, evaluation)
-    content["made"] = _made(subject, evaluation)
-    script, places = figures.embed(plots)
+    say(f"{inspected.name}: map of {min(len(inspected.seen.features), MAP_PICTURES)} pictures")
+    content["num_mapped"] = _map(inspected, plots)
+    say(f"{inspected.name}: neighbours, and where it looks")
+    content["neighbourhoods"] = neighbourhoods(inspected)
+    content["looks"], content["looks_note"] = looks(inspected)
+    content["glance"] = _glance(inspected, evaluation)
+    content["made"] = _made(inspected, evaluation)
+    script, places = bokeh_figures.embed(plots)
     content["script"] = Markup(script)
     content["plots"] = {name: Markup(place) for name, place in places.items()}
-    content["bokeh"] = Markup(figures.scripts())
+    content["bokeh"] = Markup(bokeh_figures.scripts())
     content["legend"] = LEGEND
     return content
 
@@ -144,13 +149,13 @@ def render(content: dict[str, Any]) -> str:
 
 def _runs(
     models: Sequence[str],
-    subject: Subject,
+    inspected: InspectedModel,
     evaluation: Evaluation | None,
     colours: dict[str, tuple[str, bool]],
 ) -> dict[str, Path]:
     """Row names and folders of the runs among the models."""
     if evaluation is None:
-        names = {models[0]: subject.name}
+        names = {models[0]: inspected.name}
     else:
         names = {
             row.words: row.name for row in reversed(evaluation.rows) if not colours[row.name][1]
@@ -169,7 +174,7 @@ def _training(
     found = []
     for key, lines in curves.training_curves(runs, colours).items():
         title, meaning = curves.LOGGED[key]
-        plots[key] = figures.training_figure(lines, percent=key == "eval/knn_top1")
+        plots[key] = bokeh_figures.training_figure(lines, percent=key == "eval/knn_top1")
         last = lines[0].y[-1]
         found.append(
             {
@@ -183,61 +188,57 @@ def _training(
     return found
 
 
-def _map(subject: Subject, plots: dict[str, Any]) -> int:
+def _map(inspected: InspectedModel, plots: dict[str, Any]) -> int:
     """Put the map into `plots`; how many pictures it shows."""
-    rows = evenly(len(subject.seen.features), MAP_PICTURES)
-    plots["map"] = figures.map_figure(
-        plane(subject.seen.features[rows], subject.seed),
-        [subject.uri(row, MAP_SIZE) for row in rows],
-        [subject.file(row) for row in rows],
-        classes=subject.classes,
-        labels=None if subject.labels is None else subject.labels[rows],
-        predicted=None if subject.linear is None else subject.linear[rows],
+    rows = evenly(len(inspected.seen.features), MAP_PICTURES)
+    plots["map"] = bokeh_figures.map_figure(
+        plane(inspected.seen.features[rows], inspected.seed),
+        [inspected.uri(row, MAP_SIZE) for row in rows],
+        [inspected.file(row) for row in rows],
+        classes=inspected.classes,
+        labels=None if inspected.labels is None else inspected.labels[rows],
+        predicted=None if inspected.linear is None else inspected.linear[rows],
     )
     return len(rows)
 
 
-def _glance(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
+def _glance(inspected: InspectedModel, evaluation: Evaluation | None) -> dict[str, Any]:
     """The figures at the top of the page."""
     if evaluation is None:
-        sample = subject.seen.features[evenly(len(subject.seen.features), 2048)]
+        sample = inspected.seen.features[evenly(len(inspected.seen.features), 2048)]
         rank, most = rankme(sample), min(sample.shape)
         return {"rank": f"{rank:.0f}", "most": most, "numbers": []}
     first = evaluation.rows[0]
     start = next((row for row in evaluation.rows if row.name == first.start), None)
+    records = [metric(name) for name in first.outcomes]
     numbers = [
         {
-            "title": title,
-            "meaning": meaning,
-            "value": first.outcomes[metric].value,
-            "start": None if start is None else start.outcomes[metric].value,
+            "title": record.title,
+            "meaning": record.meaning,
+            "value": first.outcomes[record.name].value,
+            "start": None if start is None else start.outcomes[record.name].value,
             "before": "untrained" if start and start.backbone["init"] == "scratch" else "start",
         }
-        for metric, title, meaning in (
-            ("linear_top1", "linear probe", "named rightly by a linear classifier on all labels"),
-            ("knn_top1", "nearest neighbours", "named rightly by the 20 most similar pictures"),
-            ("low_shot_5_top1", "five labels", "named rightly from five labelled pictures a class"),
-            ("retrieval_rank1", "retrieval", "whose most similar test picture is of their class"),
-        )
-        if metric in first.outcomes
+        for record in records
+        if record.meaning
     ]
-    return {"numbers": numbers[:4], "chance": evaluation.data["chance"]}
+    return {"numbers": numbers, "chance": evaluation.data["chance"]}
 
 
-def _made(subject: Subject, evaluation: Evaluation | None) -> dict[str, Any]:
+def _made(inspected: InspectedModel, evaluation: Evaluation | None) -> dict[str, Any]:
     """How the page was made, for the foot."""
-    about_model = identity(subject.backbone, getattr(subject.read, "number", None))
-    init = subject.backbone.init  # without the folders of the machine
-    view = subject.seen_pictures.view
+    about_model = identity(inspected.backbone, getattr(inspected.read, "number", None))
+    init = inspected.backbone.init  # without the folders of the machine
+    view = inspected.seen_pictures.view
     made = {
-        "architecture": subject.backbone.name,
+        "architecture": inspected.backbone.name,
         "options": ", ".join(f"{k} {v}" for k, v in about_model["options"].items()),
         "weights": Path(init).name if Path(init).exists() else init,
         "fingerprint of the weights": about_model["weights"],
         "feature map": about_model["layer"],
         "input": f"{view.size} px, {view.crop_mode} crop {view.crop_pct:g}, {view.interpolation}",
-        "features": subject.backbone.num_features,
-        "seed": subject.seed,
+        "features": inspected.backbone.num_features,
+        "seed": inspected.seed,
     }
     if evaluation is not None:
         about = evaluation.data

@@ -1,0 +1,1 @@
+"""Architectures that stock timm lacks, registered with timm under `fgssl_*` names."""

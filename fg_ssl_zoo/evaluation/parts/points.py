@@ -1,0 +1,88 @@
+"""Keypoints of pictures: their names, and their places in the picture and in its centre crop."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from fg_ssl_zoo.data.datasets import image_name
+from fg_ssl_zoo.data.fixed_views import CentreView
+from fg_ssl_zoo.data.loader import image_loader
+from fg_ssl_zoo.data.sample import Images, Sample
+
+
+def keypoint_names(images: Images) -> list[str]:
+    """Names of the keypoints that the pictures carry.
+
+    Raises:
+        ValueError: They carry none.
+    """
+    names: list[str] = getattr(images, "keypoints", [])
+    if not names:
+        raise ValueError(
+            f"{images.name} has no keypoints; drawn, the official CUB_200_2011 folder and folders "
+            "with a parts.csv have (docs/data.md)"
+        )
+    return names
+
+
+def points_of(images: Images, view: CentreView, num_workers: int = 0) -> Float[Tensor, "n k 3"]:
+    """Keypoints of all readable pictures: x, y in 0..1 of the centre crop, and visible in it.
+
+    Raises:
+        ValueError: A visible keypoint lies outside of its picture.
+    """
+    loader = image_loader(
+        images, PointsInCrop(view), range(len(images)), batch_size=256, num_workers=num_workers
+    )
+    batches = [batch for batch in loader if batch]
+    whole, indices = (torch.cat([batch[key] for batch in batches]) for key in ("whole", "index"))
+    refuse_points_outside(images, whole, indices)
+    return torch.cat([batch["keypoints"] for batch in batches])
+
+
+def refuse_points_outside(
+    images: Images, points: Float[Tensor, "n k 3"], indices: Int64[Tensor, " n"]
+) -> None:
+    """Visible keypoints lie within the picture.
+
+    Args:
+        images: The set.
+        points: x, y as shares of the picture, and visible.
+        indices: Which pictures these are.
+
+    Raises:
+        ValueError: Some do not; names the first, and how many.
+    """
+    off = ((points[..., :2] < 0) | (points[..., :2] > 1)).any(dim=-1) & (points[..., 2] > 0)
+    if off.any():
+        row, k = off.nonzero()[0].tolist()
+        x, y = points[row, k, :2].tolist()
+        raise ValueError(
+            f"{images.name}: {int(off.sum())} visible keypoints lie outside of their picture, as "
+            f"{keypoint_names(images)[k]} of {image_name(images, int(indices[row]))} at x {x:.3g}, "
+            f"y {y:.3g} (shares of the picture)"
+        )
+
+
+@dataclass(frozen=True)
+class PointsInCrop:
+    """`keypoints` (k, 3) as shares of the centre crop; one outside of it is not visible.
+
+    `whole` has the same as shares of the picture.
+    """
+
+    view: CentreView
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
+        """The keypoints of one sample."""
+        assert "keypoints" in sample
+        height, width = sample["image"].shape[:2]
+        tall, wide, top, left = self.view.place(height, width)
+        points = sample["keypoints"].copy()
+        points[:, :2] = (points[:, :2] * (wide, tall) - (left, top)) / self.view.size
+        points[:, 2] *= ((points[:, :2] >= 0) & (points[:, :2] <= 1)).all(axis=1)
+        return {"keypoints": np.nan_to_num(points), "whole": np.nan_to_num(sample["keypoints"])}

@@ -1,0 +1,188 @@
+"""The network of few-shot part segmentation, and what can be chosen about it.
+
+`part_segmentation` says what the protocol is and where it comes from, `segmenter_training` how the
+network learns, `segmenter_scores` how its pictures are counted.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from accelerate import Accelerator
+from annotated_types import Ge, Gt
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.layers.decoder import UpDecoder
+
+CHUNK = 32
+"""Pictures of one forward pass without gradient."""
+
+
+@dataclass(frozen=True)
+class PartSegmentation:
+    """What can be chosen on the command line.
+
+    Attributes:
+        shots: Labelled training pictures; sizes that the data do not reach are left out.
+        draws: Lists of each size; the result is the mean over them.
+        backbone: Frozen, or trained with the decoder as in the paper.
+        labels: Each pixel has one part or the background (softmax), or parts are independent
+            (sigmoid, found above one half), as overlapping ones must be.
+        protocol: Which checkpoint is scored: the best on a fifth of the list, the last, or the best
+            on one fold of the test pictures, scored on the other four and averaged over the five
+            folds (the paper's).
+        steps: Of Adam; 3,600 for 150 pictures in the paper's code.
+        batch_size: Pictures of a step; all where the list is shorter.
+        lr: Of the decoder.
+        backbone_rate: Rate of the backbone as a share of it. In the paper both are 1e-5.
+        checkpoints: Evenly spaced over the steps, to choose from; 40 in the paper's code.
+        drop_words: Taken out of part names; parts whose names then agree are one.
+        gt_box_crop: Cut pictures, test pictures too, to the box of their labels, 20 pixels around.
+        cut_bottom: Rows to cut off below: 21 for FGVC-Aircraft's banner.
+        last_stage: `stride_one` doubles the side of a ResNet's last map, as the paper does.
+        tokens: Of a ViT: its last features, the keys of its last block, or those of the first head
+            (the paper's).
+    """
+
+    shots: tuple[Annotated[int, Ge(1)], ...] = (1, 5, 10, 50, 150)
+    draws: Annotated[int, Ge(1)] = 1
+    backbone: Literal["frozen", "finetuned"] = "frozen"
+    labels: Literal["exclusive", "independent"] = "exclusive"
+    protocol: Literal["held_out", "last", "particle"] = "held_out"
+    steps: Annotated[int, Ge(1)] = 500
+    batch_size: Annotated[int, Ge(1)] = 8
+    lr: Annotated[float, Gt(0)] = 1e-3
+    backbone_rate: Annotated[float, Gt(0)] = 0.01
+    checkpoints: Annotated[int, Ge(1)] = 10
+    drop_words: tuple[str, ...] = ()
+    gt_box_crop: bool = False
+    cut_bottom: Annotated[int, Ge(0)] = 0
+    last_stage: Literal["stride_one", "as_is"] = "stride_one"
+    tokens: Literal["features", "keys", "first_head_keys"] = "features"
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether the background is a class."""
+        return self.labels == "exclusive"
+
+
+STANDARD = PartSegmentation()
+
+
+# --------------------------------------------------------------------------- the network
+
+
+class Segmenter(nn.Module):
+    """A backbone and a decoder on its last map.
+
+    Args:
+        backbone: Is changed: a ResNet's last stage gets stride 1, if asked for.
+        num_outputs: Parts, and the background where parts exclude each other.
+        options: The variant.
+    """
+
+    def __init__(self, backbone: Backbone, num_outputs: int, options: PartSegmentation) -> None:
+        super().__init__()
+        if options.last_stage == "stride_one":
+            give_last_stage_stride_one(backbone)
+        self.backbone, self.tokens = backbone, options.tokens
+        self.frozen = options.backbone == "frozen"
+        backbone.requires_grad_(not self.frozen)
+        side, device = backbone.image_size, next(backbone.parameters()).device
+        with torch.no_grad():
+            shape = self.eval().maps(torch.zeros(1, 3, side, side, device=device)).shape
+        self.decoder = UpDecoder(shape[1], num_outputs, deep=backbone.patch_size is not None)
+        self.map_side = shape[2]
+        self.decoder.to(memory_format=torch.channels_last)  # enlarging is many times as fast
+        self.to(device)
+
+    def maps(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d _ _"]:
+        """What the decoder reads, of normalised pictures."""
+        if self.tokens == "features" or self.backbone.patch_size is None:
+            return self.backbone.feature_maps(images, [-1])[0]
+        return last_keys(self.backbone, images, first_head=self.tokens == "first_head_keys")
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], size: tuple[int, int]
+    ) -> Float[Tensor, "b c _ _"]:
+        """Logits at the labels' height and width."""
+        return self.decoder(self.maps(images), size)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """A copy of what training moves, under the keys of the state dict."""
+        state = self.state_dict()
+        moved = (k for k in state if not self.frozen or not k.startswith("backbone."))
+        return {key: state[key].clone() for key in moved}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Back to what `trained_state` gave; nothing else may be missing than what is frozen."""
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        assert not unexpected
+        assert all(self.frozen and key.startswith("backbone.") for key in missing)
+
+    def train(self, mode: bool = True) -> "Segmenter":
+        """A frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+
+def give_last_stage_stride_one(backbone: Backbone) -> None:
+    """A ResNet's last map keeps the side of the one before; the weights stay.
+
+    Other networks, and ResNets that blur where they shrink, are left as they are.
+    """
+    stage = getattr(backbone.model, "layer4", nn.Module())
+    layers = [part for part in stage.modules() if not list(part.children())]
+    shrinking = [part for part in layers if getattr(part, "stride", 1) in (2, (2, 2))]
+    if not all(isinstance(part, nn.Conv2d | nn.AvgPool2d) for part in shrinking):
+        return
+    for part in shrinking:
+        if isinstance(part, nn.Conv2d):
+            part.stride = (1, 1)
+        elif isinstance(part, nn.AvgPool2d):
+            vars(part).update(kernel_size=1, stride=1)
+
+
+def last_keys(
+    backbone: Backbone, images: Float[Tensor, "b 3 h w"], *, first_head: bool = False
+) -> Float[Tensor, "b d _ _"]:
+    """Keys of a ViT's last attention as a map; of the first head alone, if asked for.
+
+    Raises:
+        ValueError: A transformer of another make.
+    """
+    try:
+        attention = backbone.model.blocks[-1].attn
+        projection, heads = attention.qkv, attention.num_heads
+    except AttributeError:
+        raise ValueError(
+            f"part_segmentation.tokens: {backbone.name} shows no keys; features would do"
+        ) from None
+    kept: list[Tensor] = []
+    hook = projection.register_forward_hook(lambda layer, given, found: kept.append(found))
+    try:
+        backbone(images)
+    finally:
+        hook.remove()
+    keys = kept[0].chunk(3, dim=-1)[1][:, backbone.model.num_prefix_tokens :]  # (b, n, d)
+    if first_head:
+        keys = keys[..., : keys.shape[-1] // heads]
+    assert backbone.patch_size is not None
+    height = images.shape[2] // backbone.patch_size
+    return keys.transpose(1, 2).unflatten(2, (height, -1))
+
+
+def map_pictures(
+    segmenter: Segmenter, images: UInt8[Tensor, "n s s 3"], accelerator: Accelerator
+) -> Float[Tensor, "n d _ _"]:
+    """Maps of pictures without gradient, on the CPU."""
+    found = []
+    with torch.no_grad(), accelerator.autocast():
+        for pixels in images.split(CHUNK):
+            seen = segmenter.backbone.normalize(pixels.to(accelerator.device))
+            found.append(segmenter.maps(seen).float().cpu())
+    return torch.cat(found)

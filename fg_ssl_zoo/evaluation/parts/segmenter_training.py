@@ -1,0 +1,186 @@
+"""How the network of few-shot part segmentation learns from a list of labelled pictures."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from fg_ssl_zoo.data.loader import Order
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.data.views import Augmentation, draw_view, render
+from fg_ssl_zoo.evaluation.parts.segmenter import PartSegmentation, Segmenter, map_pictures
+from fg_ssl_zoo.evaluation.parts.truth import PartView
+from fg_ssl_zoo.ops.distributed import world_size
+from fg_ssl_zoo.ops.schedules import cosine
+
+JITTER = Augmentation(
+    crop_scale=(1.0, 1.0), jitter=0.5, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0,
+    grayscale=0.0, blur=0.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Few:
+    """Labelled pictures at the network's size.
+
+    Attributes:
+        images: Pixels.
+        truth: (n, s, s) part numbers or (n, p, s, s) maps, see `part_truth`.
+    """
+
+    images: UInt8[Tensor, "n s s 3"]
+    truth: Tensor
+
+    def __getitem__(self, rows: slice) -> "Few":
+        return Few(self.images[rows], self.truth[rows])
+
+
+def read_few(images: Images, indices: list[int], view: PartView) -> Few:
+    """The pictures of a list."""
+    seen = [view(images[index]) for index in indices]
+    pixels = np.stack([image for image, _ in seen])
+    truth = np.stack([view.square(mask) for _, mask in seen])
+    return Few(torch.from_numpy(pixels), torch.from_numpy(truth))
+
+
+def both_maps(
+    segmenter: Segmenter, few: Few, accelerator: Accelerator
+) -> Float[Tensor, "2 n d _ _"]:
+    """Maps of the pictures and of their mirror images; for a frozen backbone they stay as they are.
+
+    So the lists of a draw, which are beginnings of the longest, share them, and so do all steps.
+    """
+    return torch.stack(
+        [map_pictures(segmenter, seen, accelerator) for seen in (few.images, few.images.flip(2))]
+    )
+
+
+def turned(truth: Tensor, twins: list[int], *, exclusive: bool) -> Tensor:
+    """The truth of the mirror images, left and right exchanged."""
+    mirror = truth.flip(-1)
+    if exclusive:
+        return torch.tensor(twins, dtype=truth.dtype)[mirror.long()]
+    return mirror[:, torch.tensor(twins[1:]) - 1]
+
+
+def learn(
+    segmenter: Segmenter,
+    few: Few,
+    twins: list[int],
+    options: PartSegmentation,
+    accelerator: Accelerator,
+    seed: int,
+    at_checkpoint: Callable[[], None],
+    maps: Float[Tensor, "2 n d _ _"] | None = None,
+) -> None:
+    """Train a decoder, and the backbone unless it is frozen; the same on every process.
+
+    Args:
+        segmenter: Is changed.
+        few: The pictures to learn from.
+        twins: Number of every part in the mirror image.
+        options: The variant.
+        accelerator: Device and precision.
+        seed: Of the batches and mirror images.
+        at_checkpoint: Called `options.checkpoints` times, the network being in evaluation mode.
+        maps: `both_maps` of the pictures, read where the backbone is frozen; computed if not given.
+    """
+    trained = list(segmenter.decoder.parameters())
+    groups = [{"params": trained, "rate": options.lr}]
+    if not segmenter.frozen:
+        rate = options.lr * options.backbone_rate
+        groups.append({"params": list(segmenter.backbone.parameters()), "rate": rate})
+    optimizer = torch.optim.Adam(groups, lr=options.lr)
+    due = {round(options.steps * (i + 1) / options.checkpoints) for i in range(options.checkpoints)}
+    mirrors = turned(few.truth, twins, exclusive=options.exclusive)
+    if segmenter.frozen:
+        maps = both_maps(segmenter, few, accelerator) if maps is None else maps
+        batches = _map_batches(maps, few, mirrors, options, accelerator, seed)
+    else:
+        batches = _picture_batches(segmenter, few, mirrors, options, accelerator, seed)
+    segmenter.train()
+    for step, (given, truth) in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(group["rate"], 0.0, step / options.steps)
+        with accelerator.autocast():
+            seen = given if segmenter.frozen else segmenter.maps(given)
+            logits = segmenter.decoder(seen, truth.shape[-2:])
+        optimizer.zero_grad()
+        _loss(logits, truth, exclusive=options.exclusive).backward()
+        optimizer.step()
+        if step + 1 in due:
+            _share_weights(segmenter)
+            segmenter.eval()
+            at_checkpoint()
+            segmenter.train()
+    segmenter.eval()
+
+
+def _loss(logits: Float[Tensor, "b c h w"], truth: Tensor, *, exclusive: bool) -> Tensor:
+    if exclusive:  # a row for each pixel: the logits lie so, and it takes half the time
+        rows = logits.permute(0, 2, 3, 1).flatten(0, 2)
+        return F.cross_entropy(rows, truth.long().flatten())
+    return F.binary_cross_entropy_with_logits(logits, truth.float())
+
+
+def _rows(few: Few, options: PartSegmentation, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """Step and rows of its batch; what is left of a pass is dropped."""
+    order = Order(len(few.images), min(options.batch_size, len(few.images)), seed)
+    for step in range(options.steps):
+        yield step, [row for _, row in order(step)]
+
+
+def _map_batches(
+    maps: Float[Tensor, "2 n d _ _"],
+    few: Few,
+    mirrors: Tensor,
+    options: PartSegmentation,
+    accelerator: Accelerator,
+    seed: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Maps of a frozen backbone: a step costs the decoder alone, and colours are not jittered."""
+    truth = torch.stack([few.truth, mirrors])
+    for step, rows in _rows(few, options, seed):
+        flips = np.random.default_rng([seed, step]).integers(2, size=len(rows)).tolist()
+        chosen = maps[flips, rows].contiguous(memory_format=torch.channels_last)
+        yield chosen.to(accelerator.device), truth[flips, rows].to(accelerator.device)
+
+
+def _picture_batches(
+    segmenter: Segmenter,
+    few: Few,
+    mirrors: Tensor,
+    options: PartSegmentation,
+    accelerator: Accelerator,
+    seed: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised pictures for a backbone that learns, jittered and mirrored anew each time."""
+    size = few.images.shape[1]
+    for step, rows in _rows(few, options, seed):
+        generator = np.random.default_rng([seed, step])
+        views = [draw_view(generator, size, size, size, JITTER) for _ in rows]
+        pixels = np.stack(
+            [
+                render(few.images[row].numpy(), drawn, size)
+                for row, drawn in zip(rows, views, strict=True)
+            ]
+        )
+        truth = [
+            (mirrors if drawn.flip else few.truth)[row]
+            for row, drawn in zip(rows, views, strict=True)
+        ]
+        seen = torch.from_numpy(pixels).to(accelerator.device)
+        yield segmenter.backbone.normalize(seen), torch.stack(truth).to(accelerator.device)
+
+
+def _share_weights(segmenter: Segmenter) -> None:
+    """The weights of the first process for all: sums differ in their last bits on accelerators."""
+    if world_size() > 1:
+        for tensor in segmenter.state_dict().values():
+            broadcast(tensor)

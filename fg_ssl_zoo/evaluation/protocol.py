@@ -1,0 +1,192 @@
+"""What a protocol is: a `Task` and its options go in, `Outcome`s come out.
+
+A protocol is one file in `protocols/` that ends with its record, `PROTOCOL`. The command line, its
+help, `evaluate`, the report and the tables of the documentation read the record.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+from accelerate import Accelerator
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.features.extract import Features
+from fg_ssl_zoo.metrics import Metric
+
+
+@dataclass(frozen=True)
+class Task:
+    """One backbone and one data set, with the features that all cheap protocols read.
+
+    Attributes:
+        train, test: Features of the two splits, labelled where a protocol needs labels.
+        classes: Class names in the order of the labels.
+        backbone: For protocols that go behind the pooled features.
+        train_images, test_images: The pictures, likewise.
+        accelerator: Device and precision, likewise.
+        crop_pct: Of the centre crop that the features saw; the model's own when not given.
+        num_workers: Loader processes.
+        seed: Of every draw.
+        unreadable: Split -> a line for each picture without features.
+    """
+
+    train: Features
+    test: Features
+    classes: list[str]
+    backbone: Backbone
+    train_images: Images
+    test_images: Images
+    accelerator: Accelerator
+    crop_pct: float | None = None
+    num_workers: int = 0
+    seed: int = 0
+    unreadable: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def draw_seeds(self, draws: int) -> range:
+        """A seed for each of several draws, the same for all models."""
+        return range(1000 * self.seed, 1000 * self.seed + draws)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One number of one protocol, kept for every test picture so that models can be compared.
+
+    A number that is no mean over pictures, as an IoU, is kept as `statistics.influence_values`.
+
+    Attributes:
+        metric: `knn_top1`, `retrieval_map`, ...; named by a `Metric` of the protocol's record,
+            which says which way is better.
+        values: (m,) for each row of `Task.test`; NaN where a picture is not scored. Their mean is
+            the result.
+        predictions: (m,) class numbers, where the protocol names a class.
+        settings: All that could move the number; goes into the results file.
+        notes: Lines for the reader: what was skipped, what did not converge.
+    """
+
+    metric: str
+    values: Float64[np.ndarray, " m"]
+    predictions: Int64[np.ndarray, " m"] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def value(self) -> float:
+        """The mean over the pictures that are scored, in 0..1."""
+        return float(np.nanmean(self.values))
+
+
+def labels_of(part: Features) -> Int64[Tensor, " n"]:
+    """The labels of a split; `evaluate` refuses unlabelled ones before any protocol runs."""
+    assert part.labels is not None
+    return part.labels
+
+
+def classified(
+    metric: str,
+    predicted: Int64[np.ndarray, " m"],
+    test: Features,
+    settings: dict[str, Any],
+    notes: tuple[str, ...] = (),
+) -> Outcome:
+    """Right or wrong for every test picture."""
+    right = (predicted == labels_of(test).numpy()).astype(np.float64)
+    return Outcome(metric, right, predicted.astype(np.int64), settings, notes)
+
+
+# --------------------------------------------------------------------------- the record
+
+
+def _accept(train: Images, test: Images) -> None:
+    """All pictures will do."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The record of a protocol.
+
+    Attributes:
+        run: `Task` and, where there are any, options -> outcomes of one backbone; its name is the
+            protocol's name.
+        metrics: All that it can measure, the main one first.
+        summary: What is done, for the table of the documentation.
+        options: Dataclass of what can be chosen, all with defaults: the flag, its help and the
+            documentation are made from its fields and the `Attributes` of its docstring.
+        default: Whether it runs when no protocol is asked for.
+        needs_labels: Whether every picture must have a class.
+        reads: `features` of the whole picture, of any one map; or the `network` behind them.
+        check: Refuses, before any work, training and test pictures without keypoints, masks, ...;
+            raises `ValueError`.
+    """
+
+    run: Callable[..., list[Outcome]]
+    metrics: tuple[Metric, ...]
+    summary: str
+    options: type | None = None
+    default: bool = False
+    needs_labels: bool = True
+    reads: Literal["features", "network"] = "features"
+    check: Callable[[Images, Images], None] = _accept
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return self.run.__name__
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing that can be chosen, for people.
+
+    Attributes:
+        name: Of the field.
+        default: As it is typed.
+        choices: Words that it takes, where they are few.
+        text: From the docstring of the dataclass.
+    """
+
+    name: str
+    default: str
+    choices: tuple[str, ...]
+    text: str
+
+
+def options_of(kind: type) -> list[Option]:
+    """The fields of an options dataclass, described."""
+    texts = _attributes(inspect.getdoc(kind) or "")
+    hints = get_type_hints(kind)
+    return [
+        Option(entry.name, _typed(entry.default), _choices(hints[entry.name]), texts[entry.name])
+        for entry in fields(kind)
+    ]
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    """Name -> text of the `Attributes` section; several names may share a text."""
+    _, _, section = docstring.partition("Attributes:\n")
+    texts: dict[str, str] = {}
+    for entry in re.split(r"\n    (?=\S)", "\n" + section)[1:]:
+        names, _, text = entry.partition(":")
+        texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return texts
+
+
+def _typed(value: Any) -> str:
+    """A default as a user types it."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_typed, value))}]"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    if get_origin(kind) is Annotated:
+        return _choices(get_args(kind)[0])
+    return get_args(kind) if get_origin(kind) is Literal else ()

@@ -1,0 +1,133 @@
+"""Clusters: does k-means on frozen features find the classes?
+
+    fgssl eval MODEL --data DATA --protocols clusters --clusters draws=10
+
+k-means with as many clusters as there are classes is fitted on the training features of unit
+length, and each test picture goes to its nearest centre. Labels are read for the score alone:
+
+    clusters_nmi        normalised mutual information of clusters and classes
+    clusters_ari        adjusted Rand index
+    clusters_accuracy   share of the test pictures that are right when each cluster stands for one
+                        class, under the assignment with the most right (Kuhn, 1955)
+
+The protocol is that of unsupervised classification, as in SCAN (Van Gansbeke et al., 2020, arXiv
+2005.12320), with k-means in place of its training. Every number is a mean over several starts.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from jaxtyping import Float, Float64, Int64
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from fg_ssl_zoo.evaluation.parts.scores import (
+    adjusted_rand_index,
+    normalized_mutual_information,
+)
+from fg_ssl_zoo.evaluation.protocol import Outcome, Protocol, Task, labels_of
+from fg_ssl_zoo.evaluation.statistics import influence_values
+from fg_ssl_zoo.metrics import Metric
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """What can be chosen.
+
+    Attributes:
+        draws: Clusterings, from different starts of k-means, whose scores are averaged.
+        restarts: Starts within each clustering, of which k-means keeps the tightest.
+    """
+
+    draws: Annotated[int, Ge(1)] = 3
+    restarts: Annotated[int, Ge(1)] = 5
+
+
+STANDARD = Clusters()
+
+
+def clusters(task: Task, options: Clusters = STANDARD) -> list[Outcome]:
+    """`clusters_nmi`, `clusters_ari`, `clusters_accuracy`."""
+    labels = labels_of(task.test).numpy()
+    num_classes = len(labels_of(task.train).unique())
+    drawn: list[dict[str, np.ndarray]] = []
+    for seed in task.draw_seeds(options.draws):
+        found = cluster(
+            task.train.features, task.test.features, num_classes, options.restarts, seed
+        )
+        drawn.append(
+            {
+                "clusters_nmi": agreement(normalized_mutual_information, found, labels),
+                "clusters_ari": agreement(adjusted_rand_index, found, labels),
+                "clusters_accuracy": (assigned(found, labels) == labels).astype(np.float64),
+            }
+        )
+    outcomes = []
+    for metric in drawn[0]:
+        values = np.stack([scores[metric] for scores in drawn])
+        settings = {
+            **asdict(options),
+            "num_clusters": num_classes,
+            "std_over_draws": float(values.mean(axis=1).std()),
+            "seed": task.seed,
+        }
+        outcomes.append(Outcome(metric, values.mean(axis=0), None, settings))
+    return outcomes
+
+
+def cluster(
+    train: Float[Tensor, "n d"], test: Float[Tensor, "m d"], count: int, restarts: int, seed: int
+) -> Int64[np.ndarray, " m"]:
+    """Cluster of each test row, 0..count-1, found in the training rows.
+
+    Args:
+        train: Features; normalised here.
+        test: Likewise.
+        count: Clusters.
+        restarts: Starts of k-means; the tightest result is kept.
+        seed: Of the starts.
+    """
+    fit = KMeans(count, n_init=restarts, random_state=seed).fit(F.normalize(train, dim=-1).numpy())
+    return fit.predict(F.normalize(test, dim=-1).numpy()).astype(np.int64)
+
+
+def agreement(
+    score: Callable[[Tensor], Tensor],
+    found: Int64[np.ndarray, " m"],
+    labels: Int64[np.ndarray, " m"],
+) -> Float64[np.ndarray, " m"]:
+    """Values whose mean is a score of the table clusters x classes (`influence_values`)."""
+    pair = torch.zeros(len(found), int(found.max()) + 1, int(labels.max()) + 1)
+    pair[torch.arange(len(found)), torch.from_numpy(found), torch.from_numpy(labels)] = 1
+    return influence_values(score, pair)
+
+
+def assigned(
+    found: Int64[np.ndarray, " m"], labels: Int64[np.ndarray, " m"]
+) -> Int64[np.ndarray, " m"]:
+    """Class that each row's cluster stands for; -1 for a cluster that no class is left for."""
+    table = np.zeros((found.max() + 1, labels.max() + 1), dtype=np.int64)
+    np.add.at(table, (found, labels), 1)
+    class_of = np.full(len(table), -1)
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    class_of[rows] = columns
+    return class_of[found]
+
+
+PROTOCOL = Protocol(
+    clusters,
+    metrics=(
+        Metric("clusters_nmi", "clusters", detail="NMI"),
+        Metric("clusters_ari", "clusters", detail="ARI"),
+        Metric("clusters_accuracy", "clusters", detail="accuracy"),
+    ),
+    summary="k-means on the training features without labels, as many clusters as classes; "
+    "NMI, ARI and accuracy of the best assignment on the test pictures",
+    options=Clusters,
+)

@@ -1,0 +1,213 @@
+"""Keypoint probe: where are beak, tail, left leg? A ridge regression on the last feature map.
+
+    fgssl eval MODEL --data cub --protocols keypoints --keypoints shots=[10,50] draws=3
+
+Our choice, since the field shares no protocol: the last map is pooled to 4 x 4 means, and a ridge
+regression for each keypoint, fitted on the training pictures that show it, gives its x and y as
+shares of the crop. Score: PCK@0.1, the share of visible keypoints that are found within a tenth of
+the crop's side.
+
+It is fitted on all training pictures, and on few of them that a stored seed draws, several times
+over. One picture would leave nothing but its own places, so that two are the fewest. A keypoint
+that no drawn picture shows is not found. What the mean place of each keypoint would score in the
+same draws, without looking at the picture, is in the settings.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.evaluation.parts.points import keypoint_names, points_of
+from fg_ssl_zoo.evaluation.protocol import Outcome, Protocol, Task
+from fg_ssl_zoo.features.extract import Layer, centre_view, extract
+from fg_ssl_zoo.metrics import Metric
+
+GRID = 4
+WITHIN = 0.1
+PENALTY = 1e-2
+"""Weight of the L2 penalty, as a share of the mean squared length of the centred features."""
+
+
+@dataclass(frozen=True)
+class Keypoints:
+    """What can be chosen on the command line.
+
+    Attributes:
+        shots: Training pictures of the few-shot fits; sizes that the data do not reach are left
+            out, and the notes say so.
+        draws: Lists of each size, the smaller being the beginnings of the larger.
+    """
+
+    shots: tuple[Annotated[int, Ge(2)], ...] = (5, 10, 50, 150)
+    draws: Annotated[int, Ge(1)] = 5
+
+
+STANDARD = Keypoints()
+
+
+def keypoints(task: Task, options: Keypoints = STANDARD) -> list[Outcome]:
+    """`keypoints_pck`, `keypoints_5_pck`, ...: which share of its visible keypoints is found.
+
+    Args:
+        task: The last map of its pictures is read, not the pooled features.
+        options: Sizes and number of the few-shot draws.
+
+    Raises:
+        ValueError: The pictures carry no keypoints, or visible ones outside of the picture.
+    """
+    names = keypoint_names(task.train_images)
+    train, test = (
+        extract(
+            task.backbone, images, task.accelerator,
+            crop_pct=task.crop_pct, num_workers=task.num_workers, read=Layer(-1, GRID),
+        ).features
+        for images in (task.train_images, task.test_images)
+    )  # fmt: skip
+    seen, truth = (
+        points_of(images, centre_view(task.backbone, task.crop_pct), task.num_workers)
+        for images in (task.train_images, task.test_images)
+    )
+    fitted = _Fits(names, train, seen, test, truth)
+    total = len(train)
+    left_out = [f"keypoints_{count}_pck" for count in options.shots if count > total]
+    notes = [f"no {', '.join(left_out)}: there are {total} training pictures"] if left_out else []
+    outcomes = [fitted.outcome("keypoints_pck", [torch.arange(total)], {}, notes)]
+    seeds = task.draw_seeds(options.draws)
+    for count in (shot for shot in options.shots if shot <= total):
+        rows = [few_shot_rows(total, count, seed) for seed in seeds]
+        said = {"shots": count, "draws": options.draws, "seed": task.seed}
+        outcomes.append(fitted.outcome(f"keypoints_{count}_pck", rows, said))
+    return outcomes
+
+
+def few_shot_rows(total: int, count: int, seed: int) -> Int64[Tensor, " count"]:
+    """Which of the readable training pictures are drawn; a smaller count takes a part of them.
+
+    It depends on the seed and the number of pictures alone, so all models share it.
+    """
+    return torch.from_numpy(np.random.default_rng([seed, total]).permutation(total)[:count])
+
+
+@dataclass(frozen=True)
+class _Fits:
+    """Everything that fits on some of the training pictures share."""
+
+    names: list[str]
+    train: Float[Tensor, "n d"]
+    seen: Float[Tensor, "n k 3"]
+    test: Float[Tensor, "m d"]
+    truth: Float[Tensor, "m k 3"]
+
+    def outcome(
+        self,
+        metric: str,
+        draws: list[Int64[Tensor, " _"]],
+        said: dict[str, Any],
+        notes: Sequence[str] = (),
+    ) -> Outcome:
+        """Found shares, averaged over fits on these rows of the training pictures."""
+        fits = [ridge_points(self.train[rows], self.seen[rows], self.test) for rows in draws]
+        values = np.stack([found_share(fit, self.truth) for fit in fits])
+        blind = np.stack([self._blind(rows) for rows in draws])
+        settings = {
+            "grid": GRID, "within": WITHIN, "penalty": PENALTY, "keypoints": self.names, **said,
+            "mean_place": _over_pictures(blind).mean().item(),
+        }  # fmt: skip
+        if said:
+            settings["std_over_draws"] = _over_pictures(values).std().item()
+            settings["mean_place_std_over_draws"] = _over_pictures(blind).std().item()
+        lines = [*notes, *self._unseen(draws)]
+        if hidden := int(np.isnan(values[0]).sum()):
+            lines.append(f"{hidden} test pictures show no keypoint")
+        return Outcome(metric, values.mean(axis=0), None, settings, tuple(lines))
+
+    def _blind(self, rows: Int64[Tensor, " _"]) -> Float64[np.ndarray, " m"]:
+        places = mean_places(self.seen[rows]).expand(len(self.truth), -1, -1)
+        return found_share(places, self.truth)
+
+    def _unseen(self, draws: list[Int64[Tensor, " _"]]) -> Iterator[str]:
+        """A line for every keypoint that tests show and some draw does not."""
+        tested = (self.truth[..., 2] > 0).any(dim=0)
+        lacking = torch.stack([~(self.seen[rows, :, 2] > 0).any(dim=0) for rows in draws])
+        for name, there, count in zip(
+            self.names, tested.tolist(), lacking.sum(dim=0).tolist(), strict=True
+        ):
+            if there and count:
+                yield f"{name}: shown by no picture of {count} of {len(draws)} draws, not found"
+
+
+def _over_pictures(values: Float64[np.ndarray, "r m"]) -> Float64[np.ndarray, " r"]:
+    """Mean of every draw over the pictures that show keypoints; 0 where none does."""
+    scored = values[:, ~np.isnan(values[0])]
+    return scored.sum(axis=1) / max(scored.shape[1], 1)
+
+
+def ridge_points(
+    train: Float[Tensor, "n d"], seen: Float[Tensor, "n k 3"], test: Float[Tensor, "m d"]
+) -> Float[Tensor, "m k 2"]:
+    """Predicted places; each keypoint is fitted on the pictures where it is visible.
+
+    One that a single picture shows is predicted there, one that none shows nowhere (NaN). Solved in
+    the space of the pictures (dual form), as there are fewer of them than features. The features
+    are centred on the pictures of each fit, so that the intercept has no penalty.
+    """
+    train, test, seen = train.double(), test.double(), seen.double()
+    gram, across = train @ train.T, test @ train.T
+    penalty = PENALTY * (train - train.mean(dim=0)).square().sum(dim=1).mean()
+    places = mean_places(seen)
+    found = places.expand(len(test), -1, -1).clone()
+    for k in range(seen.shape[1]):
+        rows = seen[:, k, 2] > 0
+        if rows.any():
+            inner, outer = gram[rows][:, rows], across[:, rows]
+            outer = outer - outer.mean(dim=1, keepdim=True) - inner.mean(dim=0) + inner.mean()
+            inner = inner - inner.mean(dim=1, keepdim=True) - inner.mean(dim=0) + inner.mean()
+            damped = inner + penalty * torch.eye(len(inner), dtype=inner.dtype)
+            found[:, k] += outer @ torch.linalg.solve(damped, seen[rows, k, :2] - places[k])
+    return found
+
+
+def mean_places(seen: Float[Tensor, "n k 3"]) -> Float[Tensor, "k 2"]:
+    """Mean x and y of every keypoint where it is visible; NaN where it never is."""
+    visible = seen[..., 2:]
+    return (seen[..., :2] * visible).sum(dim=0) / visible.sum(dim=0)
+
+
+def found_share(
+    predicted: Float[Tensor, "m k 2"], truth: Float[Tensor, "m k 3"]
+) -> Float64[np.ndarray, " m"]:
+    """Share of the visible keypoints within reach; NaN for pictures that show none.
+
+    A keypoint without a prediction (NaN) is not within reach.
+    """
+    distance = (predicted.double() - truth[..., :2].double()).norm(dim=-1)
+    visible = truth[..., 2] > 0
+    hits = ((distance <= WITHIN) & visible).sum(dim=1).double()
+    return (hits / visible.sum(dim=1)).numpy()
+
+
+def _check(train: Images, test: Images) -> None:
+    """The training pictures carry keypoints."""
+    keypoint_names(train)
+
+
+PROTOCOL = Protocol(
+    keypoints,
+    metrics=(
+        Metric("keypoints_pck", "keypoints", detail="PCK@0.1, all"),
+        Metric("keypoints_{}_pck", "keypoints", detail="PCK@0.1, {} pictures"),
+    ),
+    summary="ridge regression from the 4 x 4 pooled last map, on all training pictures or on few; "
+    "share found within a tenth of the crop",
+    options=Keypoints,
+    needs_labels=False,
+    reads="network",
+    check=_check,
+)

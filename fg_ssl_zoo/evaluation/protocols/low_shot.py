@@ -1,0 +1,81 @@
+"""Few labels: logistic regression on 1, 2, 5 and 10 pictures a class, over several draws."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from annotated_types import Ge
+
+from fg_ssl_zoo.evaluation.protocol import Outcome, Protocol, Task, labels_of
+from fg_ssl_zoo.evaluation.protocols.linear import logistic_regression
+from fg_ssl_zoo.metrics import Metric
+
+
+@dataclass(frozen=True)
+class LowShot:
+    """What can be chosen.
+
+    Attributes:
+        shots: Labelled pictures of each class; sizes that no class has are left out.
+        draws: Independent choices of them, the same for all models.
+    """
+
+    shots: tuple[Annotated[int, Ge(1)], ...] = (1, 2, 5, 10)
+    draws: Annotated[int, Ge(1)] = 5
+
+
+STANDARD = LowShot()
+
+
+def low_shot(task: Task, options: LowShot = STANDARD) -> list[Outcome]:
+    """`low_shot_1_top1`, ...: the share of the draws in which a test picture is right.
+
+    Draw i of every model takes the same training pictures. A class with fewer pictures than asked
+    for gives all it has; where no class has that many, the number is left out.
+    """
+    labels, test_labels = labels_of(task.train), labels_of(task.test).numpy()
+    largest = int(labels.bincount().max())
+    outcomes = []
+    for count in (shot for shot in options.shots if shot <= largest):
+        right = []
+        for seed in task.draw_seeds(options.draws):
+            rows = draw_shots(labels.numpy(), count, seed)
+            features, few = task.train.features[rows], labels[rows]
+            predicted, _ = logistic_regression(features, few, task.test.features)
+            right.append(predicted == test_labels)
+        settings = {
+            "shots": count, "draws": options.draws, "seed": task.seed, "c": 1.0,
+            "std_over_draws": float(np.std([r.mean() for r in right])),
+        }  # fmt: skip
+        values = np.stack(right).astype(np.float64).mean(axis=0)
+        outcomes.append(Outcome(f"low_shot_{count}_top1", values, None, settings))
+    return outcomes
+
+
+def draw_shots(labels: np.ndarray, count: int, seed: int) -> torch.Tensor:
+    """Sorted rows: `count` of each class, or all it has; a smaller count takes a part of them."""
+    order = np.random.default_rng([seed, len(labels)]).permutation(len(labels))
+    chosen = [order[labels[order] == name][:count] for name in np.unique(labels)]
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))
+
+
+PROTOCOL = Protocol(
+    low_shot,
+    metrics=(
+        Metric("low_shot_1_top1", "1 label", detail="per class", main=True),
+        Metric("low_shot_2_top1", "2 labels", detail="per class"),
+        Metric(
+            "low_shot_5_top1",
+            "5 labels",
+            detail="per class",
+            meaning="named rightly from five labelled pictures a class",
+        ),
+        Metric("low_shot_10_top1", "10 labels", detail="per class", main=True),
+        Metric("low_shot_{}_top1", "{} labels", detail="per class"),
+    ),
+    summary="logistic regression on so many pictures a class, mean of 5 draws that all models "
+    "share",
+    options=LowShot,
+    default=True,
+)

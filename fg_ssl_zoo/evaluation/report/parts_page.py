@@ -1,0 +1,394 @@
+"""Found parts as pictures, in which a person should see "that is the head".
+
+    grid.png      some pictures, and their parts in colour for each model
+    rounds.png    pictures of a run, parts found before training, after each round and at the end
+    part_03.png   one part in many pictures, each cut to it
+    features.png  patch features as colours: their first three principal components
+    index.html    all of it on one page, which asks no network for anything
+
+A part has one colour in all pictures, and parts of different models or rounds that cover the same
+pixels have the same colour.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float, Integer, UInt8
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.config import Data, encodable, home_path, load_recipe
+from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
+from fg_ssl_zoo.data.datasets import Subset, all_splits, load_splits
+from fg_ssl_zoo.data.fixed_views import WholeView
+from fg_ssl_zoo.data.loader import resolve_num_workers
+from fg_ssl_zoo.data.sample import CorruptImage, Images, WrongMask
+from fg_ssl_zoo.engine.run_folder import RunFolder
+from fg_ssl_zoo.evaluation.candidates import opened, row_name
+from fg_ssl_zoo.evaluation.parts.scores import contingency, part_agreement, stretched
+from fg_ssl_zoo.evaluation.report.attribution import enlarged, patch_colours, patch_maps
+from fg_ssl_zoo.features.extract import evenly, ready
+from fg_ssl_zoo.ops.distributed import world_size
+from fg_ssl_zoo.parts import Discovery, discover_parts, discovery_for
+
+GRID, MONTAGE, COLOURED = 24, 30, 16
+"""Pictures of the grid, of a part's montage, and of the features."""
+
+SIDE = 192
+"""Pixels of a picture's longer side on the page."""
+
+COVER = 0.55
+"""How much of a part's colour covers the picture."""
+
+GOLDEN = 0.618033988749895
+"""Turns of the colour circle from one part to the next: any first few are far apart."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The parts that one model, or one round, has found.
+
+    Attributes:
+        name: Of the model, for people.
+        maps: (n, m, m) part of every pixel of every picture.
+        has_background: Whether 0 is no part.
+        scores: `part_agreement`, where parts of the pictures are known.
+    """
+
+    name: str
+    maps: Tensor
+    has_background: bool
+    scores: Mapping[str, float]
+
+
+def write_part_pictures(
+    models: Sequence[str],
+    data: Data,
+    out: Path,
+    accelerator: Accelerator,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    num_pictures: int = 300,
+    image_size: int | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Discover parts in test pictures and write the page; on the main process only.
+
+    Args:
+        models: Words for `open_backbone`; montages and features are of the first one, and rounds
+            too, if it is the folder of a run that has kept notes.
+        data: Test pictures, or all where there is no test split.
+        out: Folder for PNGs and `index.html`.
+        accelerator: Device, precision and processes.
+        changes: Fields of `Discovery` other than `discovery_for`'s.
+        num_pictures: At most; evenly spaced over the set.
+        image_size: Side of the input in pixels; each model's own when not given.
+        seed: Of untrained weights and drawn pictures.
+        cache: Folder of part maps.
+        say: Called with a line before each piece of work.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: No such model or pictures, or a discovery that cannot be.
+    """
+    splits = all_splits(data, seed=seed, hold_out=False)
+    images = readable_subset(splits.get("test", splits["train"]), num_pictures)
+    told = rounds_of_run(home_path(models[0]))
+    opened_models = [opened(words, image_size, seed=seed) for words in models]
+    found: list[Found] = []
+    for words, (backbone, _) in zip(models, opened_models, strict=True):
+        how = discovery_for(backbone, changes)
+        name = row_name(words, backbone, pretrained=True, taken=[other.name for other in found])
+        say(f"{name}: parts of {len(images)} pictures, {backbone.image_size} px")
+        found.append(_discovered(name, backbone, images, how, accelerator, cache))
+    if not accelerator.is_main_process:
+        return out / "index.html"
+    say(f"{found[0].name}: pictures")
+    found = _all_matched(found)
+    names = ", then ".join(each.name for each in found)
+    text = f"A picture, then its parts by {names}."
+    figures = [grid("grid.png", "Parts in pictures", text, images, found)]
+    if told:
+        names = ", then ".join(each.name for each in told[1])
+        text = f"A picture, then its parts at {names}."
+        title = "Round by round"
+        figures.append(grid("rounds.png", title, text, told[0], _all_matched(told[1])))
+    figures += montages(images, found[0])
+    figures.append(features_figure(images, opened_models[0][0], accelerator.device))
+    for figure in figures:
+        save_png(out / figure.file, figure.picture)
+    page = out / "index.html"
+    html = encodable(_page(found, images.name, len(images), figures))
+    page.write_text(html, encoding="utf-8")
+    return page
+
+
+def readable_subset(images: Images, most: int) -> Subset:
+    """Evenly spaced pictures, without those that cannot be decoded.
+
+    Raises:
+        ValueError: None can be, or a part mask does not fit its picture.
+    """
+    good = []
+    for index in evenly(len(images), most):
+        try:
+            images[index]
+        except WrongMask:
+            raise
+        except CorruptImage:
+            continue
+        good.append(index)
+    if not good:
+        raise ValueError(f"{images.name}: none of the pictures can be decoded")
+    return Subset(images, np.array(good))
+
+
+def _discovered(
+    name: str,
+    backbone: Backbone,
+    images: Images,
+    how: Discovery,
+    accelerator: Accelerator,
+    cache: Path | None,
+) -> Found:
+    workers = resolve_num_workers("auto", world_size())
+    ready(backbone, accelerator)
+    maps = discover_parts(backbone, images, accelerator, how, num_workers=workers, cache=cache)
+    scores = part_agreement(maps, images) if how.scope == "dataset" else {}
+    return Found(name, maps, how.foreground, scores)
+
+
+def rounds_of_run(run: Path) -> tuple[Images, list[Found]] | None:
+    """Some pictures of a run with the parts that were found before each round and at the end.
+
+    Test pictures, where it had some. `None` where the folder is no run, or kept no parts.
+
+    Args:
+        run: Folder of the run.
+
+    Raises:
+        ValueError: The pictures are not there any more.
+    """
+    folder = RunFolder(run)
+    shown = sorted(folder.notes.glob("shown_stage*.safetensors"), key=_stage_and_round)
+    if not folder.recipe.is_file() or not shown:
+        return None
+    recipe = load_recipe(folder.recipe)
+    train, test = load_splits(recipe.data, seed=recipe.seed)
+    with safe_open(shown[0], framework="pt") as file:
+        images = test if file.metadata()["split"] == "test" else train
+        indices = file.get_tensor("indices")
+    if images is None or int(indices.max()) >= len(images):
+        raise ValueError(f"{run}: it was trained on other pictures than {recipe.data.name} has now")
+    some = readable_subset(Subset(images, indices.numpy()), len(indices))
+    rows = torch.from_numpy(some.indices)
+    return some, [Found(_title(path), load_file(path)["parts"][rows], True, {}) for path in shown]
+
+
+def _stage_and_round(path: Path) -> tuple[int, float]:
+    """Numbers in the name of a file of parts, from 0; the end is behind all rounds."""
+    stage, at = path.stem.removeprefix("shown_stage").split("_")
+    return int(stage), math.inf if at == "end" else int(at.removeprefix("round"))
+
+
+def _title(path: Path) -> str:
+    stage, number = _stage_and_round(path)
+    where = f"of stage {stage + 1}"
+    return f"the end {where}" if number == math.inf else f"the start of round {number + 1} {where}"
+
+
+def _all_matched(found: Sequence[Found]) -> list[Found]:
+    return [found[0], *(matched(other, found[0]) for other in found[1:])]
+
+
+def matched(found: Found, to: Found) -> Found:
+    """The same parts under the numbers of those that they overlap most, largest overlap first.
+
+    Background stays background, and a part is never matched with it. Parts without a partner take
+    the numbers that are left.
+    """
+    count = int(max(found.maps.max(), to.maps.max())) + 1
+    small = to.maps[:, :: to.maps.shape[1] // 16 or 1, :: to.maps.shape[2] // 16 or 1]
+    sizes = small.shape[1:]
+    mine = torch.nn.functional.interpolate(found.maps[:, None].float(), size=sizes)[:, 0].long()
+    overlap = contingency(mine.flatten(), small.flatten(), (count, count)).double()
+    if found.has_background or to.has_background:
+        overlap[0], overlap[:, 0] = -1, -1
+        overlap[0, 0] = float("inf")
+    table = torch.zeros(count, dtype=torch.int64)
+    for _ in range(count):
+        own, theirs = divmod(int(overlap.argmax()), count)
+        table[own] = theirs
+        overlap[own], overlap[:, theirs] = -2, -2
+    return Found(found.name, table[found.maps.long()], found.has_background, found.scores)
+
+
+# --------------------------------------------------------------------------- figures
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of the page with its words."""
+
+    file: str
+    title: str
+    text: str
+    picture: np.ndarray
+
+
+def grid(file: str, title: str, text: str, images: Images, found: Sequence[Found]) -> Figure:
+    """A row for two pictures: each, and its parts for every model."""
+    cells = []
+    for row in evenly(len(images), GRID):
+        picture = small(images[row]["image"])
+        cells.append([picture, *(painted(picture, f.maps[row], f.has_background) for f in found)])
+    pairs = [[*left, *right] for left, right in zip_longest(cells[::2], cells[1::2], fillvalue=[])]
+    return Figure(file, title, text, contact_sheet(pairs))
+
+
+def montages(images: Images, found: Found) -> list[Figure]:
+    """Of every part a figure of some pictures that have about its usual share of it."""
+    numbers = found.maps.unique().tolist()
+    figures = []
+    for part in numbers[1:] if found.has_background and numbers[0] == 0 else numbers:
+        area = (found.maps == part).flatten(1).double().mean(dim=1)
+        there = (area > 0).nonzero().flatten()
+        typical = there[area[there] >= area[there].median() / 2]
+        rows = [int(typical[i]) for i in evenly(len(typical), MONTAGE)]
+        cells = [cut_to_part(images[row]["image"], found.maps[row], part) for row in rows]
+        lines = [cells[i : i + 10] for i in range(0, len(cells), 10)]
+        share = f"in {len(there)} of {len(area)} pictures, {area[there].mean():.0%} of their area"
+        text = f"{share}, by {found.name}."
+        figures.append(
+            Figure(f"part_{part:02}.png", f"Part {part}", text, contact_sheet(lines, cell=96))
+        )
+    return figures
+
+
+def features_figure(images: Images, backbone: Backbone, device: torch.device) -> Figure:
+    """Pictures, and the first three principal components of their patches as red, green, blue."""
+    rows, size = evenly(len(images), COLOURED), backbone.image_size
+    view, nothing = WholeView(size, backbone.interpolation), np.random.default_rng(0)
+    pixels = np.stack([view(images[row], nothing)["image"] for row in rows])
+    maps = patch_maps(backbone, backbone.normalize(torch.from_numpy(pixels).to(device)))
+    cells = []
+    for row, colours in zip(rows, patch_colours(maps), strict=True):
+        picture = small(images[row]["image"])
+        height, width = picture.shape[:2]
+        cells += [picture, cv2.resize(enlarged(colours, SIDE), (width, height))]
+    lines = [cells[i : i + 8] for i in range(0, len(cells), 8)]
+    text = "Equal colours are equal features: one basis for all pictures."
+    return Figure("features.png", "Patch features as colours", text, contact_sheet(lines))
+
+
+# --------------------------------------------------------------------------- painting
+
+
+def part_colour(part: int) -> Float[np.ndarray, "3"]:
+    """RGB in 0..255 of a part; the same whatever other parts there are."""
+    hue = 360 * ((part * GOLDEN) % 1)
+    saturation, value = (0.85, 1.0) if part % 2 else (0.65, 0.8)
+    hsv = np.array([[[hue, saturation, value]]], np.float32)
+    return 255.0 * cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float64)
+
+
+def small(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "y x 3"]:
+    """The picture with a longer side of `SIDE`, in its own proportions."""
+    scale = SIDE / max(image.shape[:2])
+    width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=how)
+
+
+def painted(
+    picture: UInt8[np.ndarray, "h w 3"],
+    part_map: Integer[Tensor, "m m"],
+    has_background: bool,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture in grey under the colours of its parts, white between them; background stays."""
+    numbers = stretched(part_map, *picture.shape[:2]).numpy()
+    colours = np.stack([part_colour(part) for part in range(int(numbers.max()) + 1)])
+    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    cover = np.full((*numbers.shape, 1), COVER)
+    if has_background:
+        cover[numbers == 0] = 0
+    mixed = (1 - cover) * grey + cover * colours[numbers]
+    cross = np.ones((3, 3), np.uint8)
+    borders = cv2.dilate(numbers.astype(np.uint8), cross) != numbers
+    mixed[borders] = 255
+    return mixed.round().astype(np.uint8)
+
+
+def cut_to_part(
+    image: UInt8[np.ndarray, "h w 3"], part_map: Integer[Tensor, "m m"], part: int
+) -> UInt8[np.ndarray, "y x 3"]:
+    """A square around the largest piece of a part, what is not of the part being darker.
+
+    Args:
+        image: The whole picture.
+        part_map: Stretched over it; has the part.
+        part: Its number.
+    """
+    picture = small(image)
+    member = (stretched(part_map, *picture.shape[:2]) == part).numpy().astype(np.uint8)
+    _, _, pieces, _ = cv2.connectedComponentsWithStats(member)
+    if len(pieces) < 2:  # so thin that the picture's proportions have lost it
+        return picture
+    x, y, w, h, _ = pieces[1 + int(pieces[1:, cv2.CC_STAT_AREA].argmax())]
+    half = max(w, h) * 5 // 8 + 4
+    top, left = max(0, y + h // 2 - half), max(0, x + w // 2 - half)
+    place = slice(top, y + h // 2 + half), slice(left, x + w // 2 + half)
+    shade = np.where(member[place], 1.0, 0.45)[..., None]
+    return (picture[place] * shade).astype(np.uint8)
+
+
+# --------------------------------------------------------------------------- page
+
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
+  color-scheme: light dark; }
+img { max-width: 100%; } td, th { padding: .2rem 1rem .2rem 0; text-align: left; }
+"""
+
+
+def _page(found: Sequence[Found], data_name: str, count: int, figures: Sequence[Figure]) -> str:
+    """Plain HTML; every name is escaped."""
+    first = escape(found[0].name)
+    rows = "".join(
+        f"<tr><th>{escape(each.name)}</th>{_scores(each.scores)}</tr>\n" for each in found
+    )
+    head = "<tr><th></th><th>NMI</th><th>ARI</th></tr>"
+    table = f"<table>{head}\n{rows}</table>" if any(each.scores for each in found) else ""
+    sections = "".join(
+        f"<section><h2>{escape(each.title)}</h2><p>{escape(each.text)}</p>"
+        f'<img src="{each.file}" alt="{escape(each.title)}"></section>\n'
+        for each in figures
+    )
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Parts by {first}'
+        f'</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body>\n'
+        f"<h1>Parts by {first}</h1>\n<p>Found without labels in {count} pictures of "
+        f"{escape(data_name)}.</p>\n{table}\n{sections}</body></html>\n"
+    )
+
+
+def _scores(scores: Mapping[str, float]) -> str:
+    return "".join(
+        f"<td>{scores[key]:.3f}</td>" for key in ("eval/part_nmi", "eval/part_ari") if scores
+    )
