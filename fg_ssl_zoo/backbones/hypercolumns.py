@@ -21,6 +21,7 @@ from timm.layers.format import Format
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.ops.tokens import tokens_to_map
 
 RESNET_LAYERS = ("layer3", "layer2", "layer1", "maxpool")
 """PARTICLE's hypercolumn: 1,024 + 512 + 256 + 64 channels of a ResNet-50."""
@@ -155,8 +156,8 @@ def _vit_maps(
         grid = model.patch_embed.proj.register_forward_hook(_Keep(found, "grid"))
         stack.callback(grid.remove)
         model.forward_features(images)
-    height, width = found["grid"].shape[-2:]
-    return [_as_map(model, layer, found[layer].float(), height, width) for layer in layers]
+    height = found["grid"].shape[-2]
+    return [_as_map(model, layer, found[layer].float(), height) for layer in layers]
 
 
 def _vit_module(backbone: Backbone, layer: MapName) -> Any:
@@ -187,14 +188,14 @@ def _word(layer: MapName) -> tuple[str | None, int]:
     return (match[1], int(match[2] or -1)) if match else (None, -1)
 
 
-def _as_map(model: Any, layer: MapName, output: Tensor, height: int, width: int) -> Tensor:
+def _as_map(model: Any, layer: MapName, output: Tensor, height: int) -> Tensor:
     word, number = _word(layer)
     if word != "block":
         attention = model.blocks[number].attn
         q, k, _ = output.unflatten(2, (3, attention.num_heads, -1)).unbind(2)  # (b, t, heads, e)
         q, k = attention.q_norm(q), attention.k_norm(k)
         output = k.flatten(2) if word == "keys" else _class_attention(model, q * attention.scale, k)
-    return output[:, model.num_prefix_tokens :].mT.unflatten(2, (height, width))
+    return tokens_to_map(output[:, model.num_prefix_tokens :], height)
 
 
 def _class_attention(model: Any, q: Tensor, k: Tensor) -> Tensor:

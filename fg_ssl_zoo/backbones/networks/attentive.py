@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from fg_ssl_zoo.config import nearest
 from fg_ssl_zoo.ops.gradcam import min_max
+from fg_ssl_zoo.ops.tokens import tokens_to_map
 
 POOLINGS = ("attention", "avg", "")
 """By the attention, by the trunk itself, and none."""
@@ -65,7 +66,7 @@ def map_of(trunk: nn.Module, features: Float[Tensor, "b ..."]) -> Float[Tensor, 
         patches = features[:, _num_prefix_tokens(trunk) :]
         side = math.isqrt(patches.shape[1])
         rows = side if side**2 == patches.shape[1] else patches.shape[1]
-        return patches.unflatten(1, (rows, -1)).movedim(-1, 1)
+        return tokens_to_map(patches, rows)
     return features.movedim(-1, 1) if _channels_last(trunk) else features
 
 
