@@ -30,6 +30,7 @@ from fg_ssl_zoo.config import as_dict, parse_recipe
 from fg_ssl_zoo.evaluation.protocol import Protocol, options_of
 from fg_ssl_zoo.evaluation.protocols import PROTOCOLS, metric
 from fg_ssl_zoo.evaluation.table import cells, floors, markdown, metrics_of
+from fg_ssl_zoo.ops.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -54,7 +55,7 @@ def table(results: list[dict[str, Any]]) -> str:
     """
     titles = ["pictures", "backbone, px", "start", "runs", "steps x batch"]
     figures = ["kNN before", "kNN after", "RankMe", "minutes"]
-    return numbers([*titles, *figures], [row_of(g) for g in trainings(results)], len(titles))
+    return markdown_table([*titles, *figures], [row_of(g) for g in trainings(results)], len(titles))
 
 
 def trainings(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -188,15 +189,8 @@ def compared(
     titles = ["", *titles[2:], "steps", "minutes"]
     size = results["rows"][0]["image_size"]
     said = f"{floors(results)}{by_place(results, metrics)}"
-    page = f"### {data['name']}, {size} px\n\n{numbers(titles, lines)}\n\n{said}"
+    page = f"### {data['name']}, {size} px\n\n{markdown_table(titles, lines)}\n\n{said}"
     return page + over_seeds(results["rows"], metrics)
-
-
-def numbers(titles: list[str], lines: list[list[str]], words: int = 1) -> str:
-    """A markdown table of some words and numbers."""
-    rule = "|---" * words + "|---:" * (len(titles) - words) + "|"
-    head, *rest = (f"| {' | '.join(line)} |" for line in [titles, *lines])
-    return "\n".join([head, rule, *rest])
 
 
 def short_names(names: list[str]) -> dict[str, str]:
@@ -222,7 +216,7 @@ def over_seeds(rows: list[dict[str, Any]], metrics: list[str]) -> str:
             lines.append([name.rpartition(".")[2], str(len(scores)), *shown])
     if not lines:
         return ""
-    return "\n\n" + numbers(["over seeds", "runs", *metrics], lines)
+    return "\n\n" + markdown_table(["over seeds", "runs", *metrics], lines)
 
 
 def by_place(results: dict[str, Any], metrics: list[str]) -> str:
@@ -274,7 +268,7 @@ def protocols() -> str:
         [f"`{name}`", ", ".join(f"`{metric}`" for metric in metric_names(record)), record.summary]
         for name, record in PROTOCOLS.items()
     ]
-    return numbers(["protocol", "metrics", "what is done"], rows, words=3)
+    return markdown_table(["protocol", "metrics", "what is done"], rows, words=3)
 
 
 def metric_names(record: Protocol) -> list[str]:
@@ -297,7 +291,7 @@ def protocol_options() -> str:
             for option in options_of(record.options):
                 words = f" `{'`, `'.join(option.choices)}`" if option.choices else ""
                 rows.append([f"`{option.name}`", option.default, f"{option.text}{words}"])
-            table = numbers(["option", "default", "meaning"], rows, words=3)
+            table = markdown_table(["option", "default", "meaning"], rows, words=3)
             tables.append(f"`--{name.replace('_', '-')} KEY=VALUE ...`\n\n{table}")
     return "\n\n".join(tables)
 

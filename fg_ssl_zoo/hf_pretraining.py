@@ -37,7 +37,7 @@ from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.data.loader import Order, ViewDataset, collate
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.hub.pretraining import MODEL_TYPE, check_pretraining_config
-from fg_ssl_zoo.method import Method, lack_of_pictures
+from fg_ssl_zoo.method import Method, lack_of_pictures, options_of_saved
 from fg_ssl_zoo.methods import create_method, method_class
 from fg_ssl_zoo.ops.distributed import world_size
 
@@ -181,7 +181,7 @@ def method_of(config: FgSslConfig) -> Method:
             f"method: {config.method} learns from a network that this folder does not hold; "
             "train it by a recipe"
         )
-    return create_method(config.method, backbone, **kind.options_of_saved(options))
+    return create_method(config.method, backbone, **options_of_saved(kind, options))
 
 
 # --------------------------------------------------------------------------- transformers' Trainer

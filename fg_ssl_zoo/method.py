@@ -1,4 +1,4 @@
-"""All that a pretext method may do: see views, say how wrong it was, and some optional hooks."""
+"""The interface of a pretext method: views, loss, optional hooks and capabilities."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -44,12 +44,14 @@ class Method(nn.Module, ABC):
     """A pretext method around a backbone.
 
     `forward` and `views` are the method, the rest is optional. The constructor's keywords are its
-    configuration: `create_method("simclr", backbone, temperature=0.2)`.
+    configuration: `create_method("simclr", backbone, temperature=0.2)`. What only some methods do
+    is declared by a second base class: `FindsParts`, `HasCompanions`, `Classifies`,
+    `DrawsPictures`, `FetchesWeights`.
 
     Attributes:
         papers: Citation lines of the method, for the card.
         needs_labels: Whether it learns from labels; `num_classes` is then an option, which the data
-            decides, and `classify` tells what it has learnt.
+            decides.
         has_outside_teacher: Whether it learns from a network that its state does not hold. Then
             `outside_teachers` names it, and an export has no `pretraining/` to go on from.
         negatives: Pictures that the loss needs besides the one at hand in each forward pass: `none`
@@ -83,22 +85,13 @@ class Method(nn.Module, ABC):
         """Whether the method with these options keeps `queue_size` keys of earlier batches."""
         return "queue_size" in inspect.signature(cls.__init__).parameters
 
-    @classmethod
-    def options_of_saved(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options under which a saved state is loaded.
-
-        An option that fetches weights has to fetch none here: the state holds them, and whoever
-        wrote the options may be a stranger.
-        """
-        return dict(options)
-
     @abstractmethod
     def views(self, image_size: int) -> Views:
-        """What it sees: one sample becomes views of `image_size` pixels."""
+        """Augmented views of one sample, `image_size` pixels a side."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> MethodOutput:
-        """How wrong it was.
+        """Computes the loss of a batch.
 
         All that takes part in a gradient happens here: the loop calls the wrapped module.
         """
@@ -114,42 +107,78 @@ class Method(nn.Module, ABC):
         """Notes on the training images, taken before each round and equal on every process."""
         return {}
 
+    def on_step_end(self, progress: float) -> None:
+        """Called after each optimizer step with the share of the stage that is done, in 0..1."""
+
+
+# --------------------------------------------------------------------------- what some methods do
+
+
+class FindsParts(ABC):
+    """A method that looks for parts of objects."""
+
+    @abstractmethod
     def parts(
         self, images: Images, accelerator: Accelerator, learn_from: Images | None = None
     ) -> Tensor | None:
-        """Part of every pixel (n, m, m) that its backbone now finds, if it looks for parts.
+        """Part of every pixel (n, m, m) that its backbone now finds; `None` if it cannot say.
 
         0 is background, and the other numbers mean the same in all pictures and in those of
         `learn_from`, which they come from (the pictures themselves when not given). Asked for
         before the first round and behind each; scored as `eval/part_nmi` and `eval/part_ari` where
         parts of the pictures are known, and kept for a few pictures that `fgssl parts` shows.
         """
-        return None
 
+
+class HasCompanions(ABC):
+    """A method with other networks that are worth publishing."""
+
+    @abstractmethod
     def companions(self) -> Mapping[str, Backbone]:
-        """Other networks of the method that are worth publishing, each under a short name.
+        """The networks, each under a short name.
 
         Asked for when the last stage has ended; each is scored once and exported beside the
         backbone, into `export_NAME`.
         """
-        return {}
 
+
+class Classifies(ABC):
+    """A method that learns from labels and names classes itself."""
+
+    @abstractmethod
     def classify(self, images: Tensor) -> Tensor:
-        """Class scores (b, c) of normalised pictures (b, 3, h, w), where `needs_labels`.
+        """Class scores (b, c) of normalised pictures (b, 3, h, w).
 
         Every measurement scores them as `eval/own_top1`.
         """
-        raise NotImplementedError
 
-    def picture(self, batch: Batch) -> Tensor | None:
-        """A picture (h, w, 3) uint8 of what it makes of a batch, for the eye, if it makes any.
+
+class DrawsPictures(ABC):
+    """A method that makes pictures, such as a reconstruction."""
+
+    @abstractmethod
+    def picture(self, batch: Batch) -> Tensor:
+        """A picture (h, w, 3) uint8 of what it makes of a batch.
 
         Asked for after each measurement, in evaluation mode and without gradient.
         """
-        return None
 
-    def on_step_end(self, progress: float) -> None:
-        """Called after each optimizer step with the share of the stage that is done, in 0..1."""
+
+class FetchesWeights(ABC):
+    """A method with an option that fetches weights, which its saved state holds."""
+
+    @classmethod
+    @abstractmethod
+    def options_of_saved(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options under which a saved state is loaded: they fetch nothing.
+
+        The state holds the weights, and whoever wrote the options may be a stranger.
+        """
+
+
+def options_of_saved(kind: type[Method], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under which a saved state of a method is loaded; see `FetchesWeights`."""
+    return kind.options_of_saved(options) if issubclass(kind, FetchesWeights) else dict(options)
 
 
 # --------------------------------------------------------------------------- what a batch must hold

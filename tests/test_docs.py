@@ -15,9 +15,9 @@ import yaml
 from fg_ssl_zoo import cli
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import load_recipe, parse_recipe, recipe_of
+from fg_ssl_zoo.data import tensor_cache
 from fg_ssl_zoo.data.views import PRESETS
 from fg_ssl_zoo.evaluation.protocols import PROTOCOLS
-from fg_ssl_zoo.features import cache
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.hub.pretraining import Pretraining
 from fg_ssl_zoo.methods import METHODS, create_method, method_class
@@ -63,7 +63,7 @@ def test_an_evaluation_names_no_machine_and_has_untrained_rows(path):
 
 
 def test_the_python_of_the_evaluation_page_runs(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(cache, "cached_assets_path", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(tensor_cache, "cached_assets_path", lambda *_, **__: tmp_path)
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     exec(compile(shown, "evaluation.md", "exec"), {})

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from fg_ssl_zoo.backbones.backbone import create_backbone, weights_fingerprint
 from fg_ssl_zoo.cli import main as publish
 from fg_ssl_zoo.config import load_recipe
+from fg_ssl_zoo.data import tensor_cache
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.engine import checkpoint
@@ -21,7 +22,6 @@ from fg_ssl_zoo.engine.loop import fit
 from fg_ssl_zoo.evaluation.candidates import candidates
 from fg_ssl_zoo.evaluation.monitor import OnlineMonitor
 from fg_ssl_zoo.methods import create_method, particle
-from fg_ssl_zoo.parts import store
 from fg_ssl_zoo.pretrain import main, pretrain
 from fg_ssl_zoo.pretrain.inherit import inherit
 from fg_ssl_zoo.pretrain.rounds import SHOWN, part_scores
@@ -230,7 +230,7 @@ def test_rounds_discover_parts_anew_and_go_on_wherever_they_were_killed(
     recipe = recipe.with_name("fgssl_test_resnet_drawn.particle.yaml")
     recipe.write_text(PARTICLE)
     cache = iter(tmp_path / f"cache_{number}" for number in range(2))
-    monkeypatch.setattr(store, "cached_assets_path", lambda *_, **__: folder)
+    monkeypatch.setattr(tensor_cache, "cached_assets_path", lambda *_, **__: folder)
     folder = next(cache)
     whole = pretrain(load_recipe(recipe, ["output=whole"]))
     run = tmp_path / "whole"

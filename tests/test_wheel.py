@@ -21,9 +21,9 @@ assert names == sorted(path.stem for path in Path(sys.argv[2]).glob("*.yaml")), 
 assert timm.create_model("fgssl_resnet50_cub", num_classes=3).num_classes == 3
 assert fg_ssl_zoo.load_recipe().name == "fgssl_resnet18_drawn.simclr"
 
-from fg_ssl_zoo.hub.card import template_path
-assert template_path() == home / "MODEL_CARD.md"
-assert template_path().is_file()
+from fg_ssl_zoo.config import of_package
+assert of_package("MODEL_CARD.md") == home / "MODEL_CARD.md"
+assert of_package("MODEL_CARD.md").is_file()
 report = home / "evaluation" / "report"
 assert all((report / name).is_file() for name in ("page.html.jinja", "page.css", "page.js"))
 print("the wheel is whole")

@@ -2,7 +2,8 @@
 
     plain    YAML as plain data, and back
     paths    paths as a user types them
-    typed    plain data into dataclasses, errors with the path and the nearest key
+    validate plain data into dataclasses, errors with the path and the nearest key
+    ranges   ranges of numbers in annotations
     recipe   the dataclasses: Recipe, Data, Stage, Train, Monitor, Speed, Hub
     files    load_recipe: a file and dotted overrides
 
@@ -16,6 +17,7 @@ from fg_ssl_zoo.config.files import (
     find_recipe,
     flatten,
     load_recipe,
+    of_package,
     parse_recipe,
     parse_words,
     read_yaml,
@@ -38,6 +40,7 @@ from fg_ssl_zoo.config.paths import (
     unescaped,
 )
 from fg_ssl_zoo.config.plain import RecipeError, below, read_flow, untyped
+from fg_ssl_zoo.config.ranges import Count, Positive, Share, Weight
 from fg_ssl_zoo.config.recipe import (
     CROP_PCT,
     Data,
@@ -56,14 +59,18 @@ from fg_ssl_zoo.config.validate import (
 __all__ = [
     "CROP_PCT",
     "DEFAULT_RECIPE",
+    "Count",
     "Data",
     "Hub",
     "Monitor",
+    "Positive",
     "Recipe",
     "RecipeError",
+    "Share",
     "Speed",
     "Stage",
     "Train",
+    "Weight",
     "as_dict",
     "below",
     "check_cache",
@@ -77,6 +84,7 @@ __all__ = [
     "home_path",
     "load_recipe",
     "nearest",
+    "of_package",
     "parse",
     "parse_recipe",
     "parse_words",

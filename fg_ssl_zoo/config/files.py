@@ -27,12 +27,17 @@ DEFAULT_RECIPE = "fgssl_resnet18_drawn.simclr"
 """What `accelerate launch train.py` trains when it is given no recipe."""
 
 
+def of_package(name: str) -> Path:
+    """A file or folder: inside an installed wheel, beside the package in a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / name
+    return inside if inside.exists() else package.parent / name
+
+
 @functools.cache
 def recipe_folder() -> Path:
-    """Folder of the recipes: inside an installed wheel, beside the package in a checkout."""
-    package = Path(__file__).parent.parent
-    inside = package / "hub_configs"
-    return inside if inside.is_dir() else package.parent / "hub_configs"
+    """Folder of the recipes."""
+    return of_package("hub_configs")
 
 
 def recipe_files() -> dict[str, Path]:

@@ -10,14 +10,12 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Len, MinLen
 
 from fg_ssl_zoo.config.paths import home_path, wrong_name
+from fg_ssl_zoo.config.ranges import Count, Positive, Share, Weight
 from fg_ssl_zoo.config.validate import Check
 
 CROP_PCT = 0.875
 """Share of the shorter side that the centre crop of our models keeps; timm's default."""
 
-Positive = Annotated[float, Gt(0)]
-Share = Annotated[float, Ge(0), Le(1)]
-Count = Annotated[int, Ge(1)]
 Name = Annotated[str, Check(wrong_name)]
 """The name of one file: it becomes part of the names of folders."""
 
@@ -164,7 +162,7 @@ class Stage:
     rounds: Count = 1
     inherit: tuple[str, ...] = ()
     start_share: Share = 0.0
-    start_distillation: Annotated[float, Ge(0)] = 0.0
+    start_distillation: Weight = 0.0
 
 
 @dataclass(frozen=True)

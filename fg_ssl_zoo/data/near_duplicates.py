@@ -31,6 +31,7 @@ from jaxtyping import Float32, UInt8, UInt16, UInt64
 from fg_ssl_zoo.data.datasets import image_name, why_unreadable
 from fg_ssl_zoo.data.loader import image_loader
 from fg_ssl_zoo.data.sample import Images, Sample
+from fg_ssl_zoo.ops.neighbours import unit_rows
 
 NEAR = 40
 """Bits of 256 in which the hashes of near-duplicates differ at most; see above."""
@@ -280,15 +281,11 @@ def _similar(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rows, columns and cosines of all pairs from `cosine` on, by block."""
     for first in range(0, len(one), block):
-        a = _unit(one[first : first + block])
+        a = unit_rows(one[first : first + block])
         for start in range(0, len(other), block):
-            similarity = a @ _unit(other[start : start + block]).T
+            similarity = a @ unit_rows(other[start : start + block]).T
             rows, columns = np.nonzero(similarity >= cosine)
             yield first + rows, start + columns, similarity[rows, columns]
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
 # --------------------------------------------------------------------------- pairs
@@ -342,7 +339,7 @@ def _pair(train: _Side, test: _Side, a: int, b: int, threshold: int) -> Pair:
         kind = "near" if plain == distance else "mirrored"
     cosine = None
     if train.features is not None and test.features is not None:
-        cosine = float(_unit(train.features[a]) @ _unit(test.features[b]))
+        cosine = float(unit_rows(train.features[a]) @ unit_rows(test.features[b]))
     classes = train.class_of(a), test.class_of(b)
     known = None not in classes and train.images.classes == test.images.classes
     return Pair(

@@ -19,14 +19,11 @@ from typing import Annotated, Any
 
 import cv2
 import numpy as np
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 
-from fg_ssl_zoo.config import nearest, parse, printable
+from fg_ssl_zoo.config import Positive, Share, nearest, parse, printable
 from fg_ssl_zoo.data.pairs import Edit
 from fg_ssl_zoo.data.sample import Sample
-
-Share = Annotated[float, Ge(0), Le(1)]
-Positive = Annotated[float, Gt(0)]
 
 YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 RGB = np.linalg.inv(YIQ)

@@ -35,7 +35,7 @@ from fg_ssl_zoo.engine.signals import Signals
 from fg_ssl_zoo.layers.anchor import Anchor, listening
 from fg_ssl_zoo.layers.batch_norm import synchronise
 from fg_ssl_zoo.layers.modes import evaluating
-from fg_ssl_zoo.method import Batch, Method, MethodOutput, train_mode
+from fg_ssl_zoo.method import Batch, DrawsPictures, Method, MethodOutput, train_mode
 
 LOG_EVERY = 10
 """Steps between log lines; several processes agree on stopping at these."""
@@ -180,13 +180,12 @@ class Fit:
 
     def keep_picture(self, method: Method, batch: Batch, done: int) -> None:
         """Write the method's picture of a batch, if it makes one; the method stays as it is."""
-        if not self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process or not isinstance(method, DrawsPictures):
             return
         with evaluating(method), torch.no_grad():
             picture = method.picture(batch)
-        if picture is not None:
-            at = replace(self.start, step=done)
-            self.folder.keep_picture(at.file_name.replace(".pt", ".png"), picture.cpu().numpy())
+        at = replace(self.start, step=done)
+        self.folder.keep_picture(at.file_name.replace(".pt", ".png"), picture.cpu().numpy())
 
     def save(self, method: nn.Module, optimizer: Any, done: int) -> Path:
         """Write a checkpoint on the main process; the others wait for it."""

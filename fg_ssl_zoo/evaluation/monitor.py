@@ -12,7 +12,7 @@ from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine.loop import TrainingStopped
 from fg_ssl_zoo.features.extract import Features, evenly, extract, some, unreadable
 from fg_ssl_zoo.layers.modes import evaluating
-from fg_ssl_zoo.method import Method
+from fg_ssl_zoo.method import Classifies, Method
 from fg_ssl_zoo.ops.distributed import rank
 from fg_ssl_zoo.ops.neighbours import knn_top1
 from fg_ssl_zoo.ops.spectrum import feature_std, rankme
@@ -102,7 +102,7 @@ class OnlineMonitor:
 
     def own_accuracy(self, method: Method, accelerator: Accelerator) -> dict[str, float]:
         """`eval/own_top1` (0..1) of a method that names classes itself, on the labelled split."""
-        if self.test is None or not method.needs_labels:
+        if self.test is None or not isinstance(method, Classifies):
             return {}
         with evaluating(method):
             found = extract(

@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 from accelerate import Accelerator
@@ -103,10 +103,6 @@ def classified(
 # --------------------------------------------------------------------------- the record
 
 
-def _accept(train: Images, test: Images) -> None:
-    """All pictures will do."""
-
-
 @dataclass(frozen=True)
 class Protocol:
     """The record of a protocol.
@@ -132,7 +128,7 @@ class Protocol:
     default: bool = False
     needs_labels: bool = True
     reads: Literal["features", "network"] = "features"
-    check: Callable[[Images, Images], None] = _accept
+    check: Callable[[Images, Images], object] = lambda train, test: None
 
     @property
     def name(self) -> str:
@@ -187,6 +183,4 @@ def _typed(value: Any) -> str:
 
 
 def _choices(kind: Any) -> tuple[str, ...]:
-    if get_origin(kind) is Annotated:
-        return _choices(get_args(kind)[0])
     return get_args(kind) if get_origin(kind) is Literal else ()

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64, Num
+from scipy.stats import bootstrap
+from sklearn.metrics import f1_score
 from torch import Tensor
 
 DRAWS = 2000
@@ -24,14 +26,14 @@ def bootstrap_interval(
         seed: Of the draws.
     """
     scored = values[~np.isnan(values)]
-    generator = np.random.default_rng(seed)
-    chance = np.full(len(scored), 1 / len(scored))
-    means = [
-        generator.multinomial(len(scored), chance, size=CHUNK) @ scored / len(scored)
-        for _ in range(DRAWS // CHUNK)
-    ]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    if len(scored) == 1:  # nothing to draw from
+        return float(scored[0]), float(scored[0])
+    interval = bootstrap(
+        (scored,), np.mean,
+        n_resamples=DRAWS, batch=CHUNK, confidence_level=level, method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return float(interval.low), float(interval.high)
 
 
 def paired_p(a: Float64[np.ndarray, " m"], b: Float64[np.ndarray, " m"], *, seed: int = 0) -> float:
@@ -89,12 +91,7 @@ def per_class_mean(values: Float64[np.ndarray, " m"], labels: Int64[np.ndarray, 
 
 def macro_f1(predicted: Int64[np.ndarray, " m"], labels: Int64[np.ndarray, " m"]) -> float:
     """Mean F1 over the classes that occur in the test split."""
-    scores = [_f1(predicted == name, labels == name) for name in np.unique(labels)]
-    return float(np.mean(scores))
-
-
-def _f1(predicted: np.ndarray, true: np.ndarray) -> float:
-    return 2 * float((predicted & true).sum()) / float(predicted.sum() + true.sum())
+    return float(f1_score(labels, predicted, labels=np.unique(labels), average="macro"))
 
 
 def majority_rate(labels: Int64[np.ndarray, " m"]) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 from fg_ssl_zoo.evaluation.evaluate import Evaluation
 from fg_ssl_zoo.evaluation.protocols import metric as record_of
 from fg_ssl_zoo.evaluation.statistics import macro_f1, per_class_mean
+from fg_ssl_zoo.ops.tables import columns, markdown_table
 
 ALPHA = 0.05
 """A difference counts when its paired p-value is below this."""
@@ -69,21 +70,15 @@ def markdown(results: Results, metrics: Sequence[str] | None = None) -> str:
         results: Content of a results file.
         metrics: Columns; all when not given.
     """
-    rows = cells(results, metrics)
-    rule = "|---" + "|---:" * (len(rows[0]) - 1) + "|"
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], rule, *lines[1:], "", *_below(results)])
+    titles, *rows = cells(results, metrics)
+    return "\n".join([markdown_table(titles, rows), "", *_below(results)])
 
 
 def terminal(results: Results) -> str:
     """The same in aligned columns, a line for each metric: there are more of them than models."""
-    columns = list(zip(*cells(results), strict=True))
-    widths = [max(len(cell) for cell in column) for column in zip(*columns, strict=True)]
-    lines = [
-        "  ".join([column[0].ljust(widths[0]), *map(str.rjust, column[1:], widths[1:])])
-        for column in columns
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *_below(results)])
+    metrics_by_model = list(zip(*cells(results), strict=True))
+    head, *rest = columns(metrics_by_model, numbers=True)
+    return "\n".join([head, "-" * len(head), *rest, "", *_below(results)])
 
 
 def as_csv(results: Results) -> str:

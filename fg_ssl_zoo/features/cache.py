@@ -4,21 +4,17 @@ A file's name is the fingerprint of all that decides its content: the model's id
 crop and precision. Nothing else is trusted, and nothing is unpickled.
 """
 
-import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from huggingface_hub import cached_assets_path
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.identity import identity
 from fg_ssl_zoo.data.datasets import file_state, fingerprint, image_name
 from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.data.tensor_cache import cache_file, read_tensors, write_tensors
 from fg_ssl_zoo.features.extract import Features, Layer, any_readable, centre_view, extract
 
 
@@ -54,9 +50,7 @@ def features_of(
         "precision": accelerator.mixed_precision,
         "format": 3,
     }
-    text = json.dumps(about, sort_keys=True)
-    folder = cache or cached_assets_path("fg_ssl_zoo", namespace="features")
-    path = folder / f"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.safetensors"
+    path = cache_file(about, "features", cache)
     accelerator.wait_for_everyone()
     found = _read(path)
     if found and any_readable(images, sorted({*range(len(images))} - {*found.indices.tolist()})):
@@ -69,7 +63,7 @@ def features_of(
         )
         _check_finite(found, images, backbone)
         if accelerator.is_main_process:
-            _write(path, found, text)
+            _write(path, found, about)
     return found
 
 
@@ -85,21 +79,14 @@ def _check_finite(found: Features, images: Images, backbone: Backbone) -> None:
 
 
 def _read(path: Path) -> Features | None:
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):  # cut off while it was written: made anew
+    tensors = read_tensors(path)
+    if tensors is None:
         return None
     return Features(tensors["features"], tensors.get("labels"), tensors["indices"])
 
 
-def _write(path: Path, found: Features, about: str) -> None:
+def _write(path: Path, found: Features, about: dict[str, Any]) -> None:
     tensors = {"features": found.features, "indices": found.indices}
     if found.labels is not None:
         tensors["labels"] = found.labels
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(tensors, part, metadata={"about": about})
-    part.replace(path)
+    write_tensors(path, tensors, about)

@@ -14,6 +14,7 @@ from fg_ssl_zoo.config import unescaped
 from fg_ssl_zoo.data.decode import decode
 from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.features.embedding_file import EmbeddingFile
+from fg_ssl_zoo.ops.neighbours import unit_rows
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,11 @@ def search(
 
     One part of the index is in memory at a time.
     """
-    wanted = _unit(queries)
+    wanted = unit_rows(queries)
     best: list[list[Hit]] = [[] for _ in queries]
     start = 0
     for rows, columns in index.chunks():
-        similarity = wanted @ _unit(rows).T  # (q, n)
+        similarity = wanted @ unit_rows(rows).T  # (q, n)
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
         names = columns.to_pydict()
         for number, hits in enumerate(best):
@@ -117,7 +118,3 @@ def sheet_rows(
             else f"no sheet: the pictures of {index.path} are no files"
         )
     return rows, missing
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -5,17 +5,16 @@ Every number comes from the results, every setting from the recipe; what is not 
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 
-import fg_ssl_zoo
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.fgssl_models import hub_repo, is_stock, published_as, stock_of
-from fg_ssl_zoo.config import Recipe, as_dict, encodable, flatten
+from fg_ssl_zoo.config import Recipe, as_dict, encodable, flatten, of_package
 from fg_ssl_zoo.metrics import KNN, LINEAR, MEASURED, metric_of
+from fg_ssl_zoo.ops.tables import markdown_table
 
 USAGE = """\
 {imports}import timm
@@ -40,13 +39,6 @@ NOT_COMPARED = "Near-duplicates between pretraining and test pictures: not check
 """Where the results hold no `overlap`; `fgssl compare-splits` finds it."""
 
 _LABELS = ("name", "init")
-
-
-def template_path() -> Path:
-    """`MODEL_CARD.md`: inside an installed wheel, beside the package in a checkout."""
-    package = Path(fg_ssl_zoo.__file__).parent
-    inside = package / "MODEL_CARD.md"
-    return inside if inside.is_file() else package.parent / "MODEL_CARD.md"
 
 
 def usage(*, timm_name: str, transformers_name: str, num_features: int, architecture: str) -> str:
@@ -106,7 +98,7 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
     )
     card = ModelCard.from_template(
         card_data(recipe, results),
-        template_path=str(template_path()),
+        template_path=str(of_package("MODEL_CARD.md")),
         recipe=_on_lines(as_dict(recipe)),
         results=results,
         repo=repo,
@@ -188,11 +180,10 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not metrics:
         return ""
     titles = ["", *(metric_of(name, MEASURED).title for name in metrics)]
-    ruler = ["---"] + ["---:"] * len(metrics)
     cells = [
         [str(row["name"]), *(_cell(metric, row.get(metric)) for metric in metrics)] for row in rows
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [titles, ruler, *cells])
+    return markdown_table(titles, cells)
 
 
 def _cell(metric: str, value: Any) -> str:

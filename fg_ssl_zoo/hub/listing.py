@@ -27,6 +27,7 @@ from fg_ssl_zoo.config import load_recipe, nearest, recipe_files
 from fg_ssl_zoo.hub.export import CARD, PICTURE, RECIPE, RESULTS
 from fg_ssl_zoo.hub.pretraining import FOLDER as PRETRAINING
 from fg_ssl_zoo.metrics import KNN, LINEAR
+from fg_ssl_zoo.ops.tables import columns
 
 NOTHING, UNKNOWN = "nothing yet", "Hub did not answer"
 _PULLED = [CONFIG, WEIGHTS, CARD, RECIPE, RESULTS, PICTURE]
@@ -202,10 +203,7 @@ def as_table(rows: list[Entry]) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in
-             [titles, *cells]]  # fmt: skip
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(columns([titles, *cells]))
 
 
 def _percent(value: float | None) -> str:

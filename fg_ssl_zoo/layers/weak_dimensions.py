@@ -30,6 +30,8 @@ EPS = 1e-6
 class WeakDimensions(nn.Module):
     """The selection S, and all that it is made from; equal on every process.
 
+    Defaults and their sources stand in `methods/synthesized_pairs.py`.
+
     Args:
         statistics: Takes in features.
         width: `d`.
@@ -62,15 +64,15 @@ class WeakDimensions(nn.Module):
         statistics: FeatureBank | MovingMoments,
         width: int,
         *,
-        criterion: Criterion = "union",
-        relative: bool = False,
-        variance_share: float = 0.2,
-        importance_share: float = 0.2,
-        per_sample: bool = False,
-        random_share: float = 0.0,
-        every: float = 0.01,
-        perturbation: Perturbation = "gauss",
-        strength: float = 1.0,
+        criterion: Criterion,
+        relative: bool,
+        variance_share: float,
+        importance_share: float,
+        per_sample: bool,
+        random_share: float,
+        every: float,
+        perturbation: Perturbation,
+        strength: float,
     ) -> None:
         super().__init__()
         self.statistics = statistics

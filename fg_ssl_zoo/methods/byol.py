@@ -19,15 +19,15 @@ student's; hidden layers have no bias before their norm, which would cancel it; 
 affine map (see `data/views.py`).
 """
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import Ge
 from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.config import Count, Share
 from fg_ssl_zoo.data.sample import Views
-from fg_ssl_zoo.data.views import RandomViews, Share, augmentations_of
+from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.layers.heads import mlp
 from fg_ssl_zoo.layers.momentum import follow, teacher_of
 from fg_ssl_zoo.method import Batch, Method, MethodOutput
@@ -59,8 +59,8 @@ class BYOL(Method):
         backbone: Backbone,
         *,
         momentum: Share = 0.99,
-        hidden_size: Annotated[int, Ge(1)] = 4096,
-        projection_size: Annotated[int, Ge(1)] = 256,
+        hidden_size: Count = 4096,
+        projection_size: Count = 256,
         preset: str = "fine_grained",
         augmentation: dict[str, Any] | None = None,
     ) -> None:

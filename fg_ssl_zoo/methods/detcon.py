@@ -23,12 +23,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.maps import train_up_to_last_map
+from fg_ssl_zoo.config import Count, Positive, Share
 from fg_ssl_zoo.data.regions import (
     Grid,
     RandomRegionViews,
@@ -40,7 +41,7 @@ from fg_ssl_zoo.data.regions import (
     segment_notes,
 )
 from fg_ssl_zoo.data.sample import Images, Views
-from fg_ssl_zoo.data.views import Share, augmentations_of
+from fg_ssl_zoo.data.views import augmentations_of
 from fg_ssl_zoo.layers.heads import mlp
 from fg_ssl_zoo.layers.momentum import follow, teacher_of
 from fg_ssl_zoo.method import Batch, Method, MethodOutput, Notes
@@ -82,13 +83,13 @@ class DetCon(Method):
         backbone: Backbone,
         *,
         masks: Literal["felzenszwalb", "grid", "given"] = "felzenszwalb",
-        scale: Annotated[float, Gt(0)] = 1000,
+        scale: Positive = 1000,
         grid_size: Annotated[int, Ge(2), Le(16)] = 4,
-        num_samples: Annotated[int, Ge(1)] = 16,
-        temperature: Annotated[float, Gt(0)] = 0.1,
+        num_samples: Count = 16,
+        temperature: Positive = 0.1,
         local_negatives: bool = True,
-        hidden_size: Annotated[int, Ge(1)] = 4096,
-        projection_size: Annotated[int, Ge(1)] = 256,
+        hidden_size: Count = 4096,
+        projection_size: Count = 256,
         momentum: Share = 0.996,
         preset: str = "fine_grained",
         augmentation: dict[str, Any] | None = None,

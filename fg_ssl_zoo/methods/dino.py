@@ -29,23 +29,20 @@ from dataclasses import replace
 from typing import Annotated, Any, cast
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.maps import accept_any_size
+from fg_ssl_zoo.config import Count, Positive, Share
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import Augmentation, MultiCrop, RandomViews, augmentations_of
 from fg_ssl_zoo.layers.distillation import Distillation
 from fg_ssl_zoo.layers.momentum import follow, keep_all_paths, teacher_of
 from fg_ssl_zoo.layers.prototype_head import PrototypeHead
-from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.method import Batch, HasCompanions, Method, MethodOutput
 from fg_ssl_zoo.ops.schedules import cosine
-
-Count = Annotated[int, Ge(1)]
-Share = Annotated[float, Ge(0), Le(1)]
-Positive = Annotated[float, Gt(0)]
 
 # Strengths of facebookresearch/dino; the blur of its local crops is in pixels at 96.
 _GLOBAL = Augmentation(crop_scale=(0.4, 1.0), saturation=0.2, blur=1.0)
@@ -64,7 +61,7 @@ LOCAL_SIDE = 96 / 224
 """Side of a local crop over that of a global one, in pixels of the network (paper)."""
 
 
-class DINO(Method):
+class DINO(Method, HasCompanions):
     """Self-distillation without labels around a backbone.
 
     Args:

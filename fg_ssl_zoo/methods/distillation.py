@@ -26,12 +26,13 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.any_backbone import open_backbone, open_classifier
 from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
+from fg_ssl_zoo.config import Positive, Weight
 from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import image_loader, resolve_num_workers
 from fg_ssl_zoo.data.sample import Images, Views
@@ -41,7 +42,6 @@ from fg_ssl_zoo.layers.pixel_decoder import resized
 from fg_ssl_zoo.method import Batch, Method, MethodOutput, Notes
 from fg_ssl_zoo.ops.distributed import mean_over_processes, rank, sum_over_processes, world_size
 
-Weight = Annotated[float, Ge(0)]
 Size = Annotated[int, Ge(16)]
 
 FINEST = 8
@@ -89,7 +89,7 @@ class Distillation(Method):
         feature_weight: Weight = 2.0,
         map_weight: Weight = 1.0,
         logit_weight: Weight = 0.0,
-        temperature: Annotated[float, Gt(0)] = 4.0,
+        temperature: Positive = 4.0,
         preset: str = "fine_grained",
         augmentation: dict[str, Any] | None = None,
     ) -> None:

@@ -23,12 +23,13 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Lt
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.maps import accept_any_size
+from fg_ssl_zoo.config import Share
 from fg_ssl_zoo.data.sample import Sample, Views
 from fg_ssl_zoo.data.views import crop_resize
 from fg_ssl_zoo.method import Batch, Method, MethodOutput
@@ -70,7 +71,7 @@ class Jigsaw(Method):
         num_permutations: Annotated[int, Ge(2)] = 100,
         pool: Annotated[int, Ge(0)] = 2,
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.5,
-        brightness: Annotated[float, Ge(0), Le(1)] = 0.5,
+        brightness: Share = 0.5,
         tile_norm: bool = False,
     ) -> None:
         super().__init__(backbone)

@@ -26,24 +26,24 @@ are left out.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone, size_arguments
 from fg_ssl_zoo.backbones.fgssl_models import stock_of
 from fg_ssl_zoo.backbones.networks.attentive import AttentionBranch, check_pooling, map_of
+from fg_ssl_zoo.config import Count, Positive, Share
 from fg_ssl_zoo.data.sample import Views
-from fg_ssl_zoo.data.views import RandomViews, Share, augmentations_of
+from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.layers.heads import moco_projector
 from fg_ssl_zoo.layers.momentum import follow, teacher_of
 from fg_ssl_zoo.layers.queue import Queue
-from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.method import Batch, DrawsPictures, HasCompanions, Method, MethodOutput
 from fg_ssl_zoo.ops.contrastive import info_nce
 from fg_ssl_zoo.ops.distributed import gather
 from fg_ssl_zoo.ops.gradcam import gradcam, gradient_at, min_max
@@ -53,7 +53,7 @@ PICTURES = 8
 """Rows of the picture for the eye."""
 
 
-class LCR(Method):
+class LCR(Method, DrawsPictures, HasCompanions):
     """MoCo v2 around a backbone, with a branch that learns where its loss looks.
 
     Args:
@@ -83,13 +83,13 @@ class LCR(Method):
         self,
         backbone: Backbone,
         *,
-        temperature: Annotated[float, Gt(0)] = 0.2,
-        queue_size: Annotated[int, Ge(1)] = 4096,
+        temperature: Positive = 0.2,
+        queue_size: Count = 4096,
         momentum: Share = 0.99,
         momentum_end: Share = 0.999,
-        projection_size: Annotated[int, Ge(1)] = 128,
-        attention_weight: Annotated[float, Gt(0)] = 1.0,
-        attention_channels: Annotated[int, Ge(1)] = 32,
+        projection_size: Count = 128,
+        attention_weight: Positive = 1.0,
+        attention_channels: Count = 32,
         preset: str = "fine_grained",
         augmentation: dict[str, Any] | None = None,
     ) -> None:

@@ -25,15 +25,15 @@ have it as all parameters do); colour jitter is one affine map (see `data/views.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import Ge, Gt
 from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.config import Count, Positive, Share
 from fg_ssl_zoo.data.sample import Views
-from fg_ssl_zoo.data.views import RandomViews, Share, augmentations_of
+from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.layers.heads import moco_projector
 from fg_ssl_zoo.layers.momentum import follow, teacher_of
 from fg_ssl_zoo.layers.queue import Queue
@@ -75,12 +75,12 @@ class MoCo(Method):
         self,
         backbone: Backbone,
         *,
-        temperature: Annotated[float, Gt(0)] = 0.2,
-        queue_size: Annotated[int, Ge(1)] = 4096,
+        temperature: Positive = 0.2,
+        queue_size: Count = 4096,
         momentum: Share = 0.99,
         momentum_end: Share = 0.999,
-        hidden_size: Annotated[int, Ge(1)] | None = None,
-        projection_size: Annotated[int, Ge(1)] = 128,
+        hidden_size: Count | None = None,
+        projection_size: Count = 128,
         symmetric: bool = False,
         preset: str = "fine_grained",
         augmentation: dict[str, Any] | None = None,

@@ -34,29 +34,27 @@ from typing import Annotated, Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.maps import train_up_to_last_map
+from fg_ssl_zoo.config import Count, Positive, Share
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.regions import RandomRegionViews, noted
 from fg_ssl_zoo.data.sample import Images, Views
-from fg_ssl_zoo.data.views import Share, augmentations_of
+from fg_ssl_zoo.data.views import augmentations_of
 from fg_ssl_zoo.layers.distillation import Distillation
 from fg_ssl_zoo.layers.heads import layer_norm_mlp
 from fg_ssl_zoo.layers.momentum import follow, keep_all_paths, teacher_of
 from fg_ssl_zoo.layers.prototype_head import PrototypeHead
-from fg_ssl_zoo.method import Batch, Method, MethodOutput, Notes
+from fg_ssl_zoo.method import Batch, FindsParts, Method, MethodOutput, Notes
 from fg_ssl_zoo.ops.distributed import world_size
 from fg_ssl_zoo.ops.region_contrast import num_compared, pool_regions, region_contrast
 from fg_ssl_zoo.ops.schedules import cosine
 from fg_ssl_zoo.ops.similarity import spread
 from fg_ssl_zoo.parts import discover_parts, discovery_for
-
-Count = Annotated[int, Ge(1)]
-Positive = Annotated[float, Gt(0)]
 
 PAPER = augmentations_of("byol", {"grayscale": 0.0})
 """The release's views: BYOL's without grey (`train_particle_resnet.py` of cvl-umass/PARTICLE)."""
@@ -74,7 +72,7 @@ def values_for(backbone: Backbone, source: str) -> dict[str, Any]:
     return {**values, **theirs, "preset": "paper"} if source == "release" else values
 
 
-class Particle(Method):
+class Particle(Method, FindsParts):
     """PARTICLE around a backbone.
 
     What is not given depends on the network and on `values`; docs/methods.md has the table.

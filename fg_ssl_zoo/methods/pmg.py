@@ -29,24 +29,23 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, MinLen
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.maps import parameters_behind
+from fg_ssl_zoo.config import Count, Positive
 from fg_ssl_zoo.data.sample import Sample, Views
 from fg_ssl_zoo.data.views import crop_resize
-from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.method import Batch, Classifies, Method, MethodOutput
 from fg_ssl_zoo.ops import permutations
 
 CROP = 448 / 550
 """Side of the crop as a share of the shorter side: 448 of 550 pixels in the paper."""
 
-Count = Annotated[int, Ge(1)]
 
-
-class PMG(Method):
+class PMG(Method, Classifies):
     """Progressive multi-granularity training around a backbone.
 
     Args:
@@ -80,8 +79,8 @@ class PMG(Method):
         embedding_size: Count = 1024,
         updates: Literal["together", "in_turn"] = "together",
         per_sample: bool = True,
-        whole_weight: Annotated[float, Gt(0)] = 2.0,
-        backbone_rate: Annotated[float, Gt(0)] = 0.1,
+        whole_weight: Positive = 2.0,
+        backbone_rate: Positive = 0.1,
     ) -> None:
         super().__init__(backbone)
         self.stages = _stages(backbone, len(grids), stages)

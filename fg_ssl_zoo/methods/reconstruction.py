@@ -25,11 +25,11 @@ from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.layers.frozen import unremembered
 from fg_ssl_zoo.layers.pixel_decoder import PixelDecoder, resized
-from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.method import Batch, DrawsPictures, Method, MethodOutput
 from fg_ssl_zoo.ops.image_quality import psnr, side_by_side
 
 
-class Reconstruction(Method):
+class Reconstruction(Method, DrawsPictures):
     """A decoder behind a fixed backbone.
 
     Args:

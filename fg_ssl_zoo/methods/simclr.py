@@ -18,11 +18,10 @@ in every epoch, where the paper's code made it once per picture.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any
-
-from annotated_types import Ge, Gt
+from typing import Any
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.config import Count, Positive
 from fg_ssl_zoo.data.pairs import PAIRS, SIDE, PairName
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import Augmentation, RandomViews, augmentations_of
@@ -67,10 +66,10 @@ class SimCLR(Method):
         self,
         backbone: Backbone,
         *,
-        temperature: Annotated[float, Gt(0)] = 0.2,
-        hidden_size: Annotated[int, Ge(1)] = 2048,
-        projection_size: Annotated[int, Ge(1)] = 128,
-        projector_layers: Annotated[int, Ge(1)] = 2,
+        temperature: Positive = 0.2,
+        hidden_size: Count = 2048,
+        projection_size: Count = 128,
+        projector_layers: Count = 2,
         projector_norm: bool = True,
         preset: str = "fine_grained",
         augmentation: dict[str, Any] | None = None,

@@ -18,11 +18,10 @@ norms have no weight decay (theirs have it as all parameters do); colour jitter 
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
-
-from annotated_types import Ge
+from typing import Any
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.config import Count
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.layers.heads import simsiam_predictor, simsiam_projector
@@ -50,8 +49,8 @@ class SimSiam(Method):
         self,
         backbone: Backbone,
         *,
-        projection_size: Annotated[int, Ge(1)] = 2048,
-        predictor_size: Annotated[int, Ge(1)] = 512,
+        projection_size: Count = 2048,
+        predictor_size: Count = 512,
         preset: str = "fine_grained",
         augmentation: dict[str, Any] | None = None,
     ) -> None:

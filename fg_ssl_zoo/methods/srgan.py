@@ -24,23 +24,30 @@ use does; the loop's schedule of the rate (theirs drops it tenfold once, at half
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
-from fg_ssl_zoo.backbones.companions import generator_of
 from fg_ssl_zoo.backbones.maps import accept_any_size, train_up_to_last_map
+from fg_ssl_zoo.backbones.networks.srgan import SRResNet
+from fg_ssl_zoo.config import Count, Weight
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import LowAndHigh
 from fg_ssl_zoo.layers.frozen import frozen
 from fg_ssl_zoo.layers.generator import FACTOR, Generator, check_size
-from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.method import (
+    Batch,
+    DrawsPictures,
+    FetchesWeights,
+    HasCompanions,
+    Method,
+    MethodOutput,
+)
 from fg_ssl_zoo.ops.image_quality import quality, strip
 
 PERCEPTUAL = "vgg19"
@@ -50,7 +57,7 @@ PERCEPTUAL_LAYERS = 36
 """Its layers that make phi: up to the ReLU behind the sixteenth convolution."""
 
 
-class SRGAN(Method):
+class SRGAN(Method, DrawsPictures, FetchesWeights, HasCompanions):
     """An adversarial restorer around a backbone.
 
     Args:
@@ -76,10 +83,10 @@ class SRGAN(Method):
         backbone: Backbone,
         *,
         perceptual: str | None = None,
-        perceptual_weight: Annotated[float, Ge(0)] = 0.006,
-        adversarial_weight: Annotated[float, Ge(0)] = 0.001,
-        width: Annotated[int, Ge(1)] = 64,
-        discriminator_width: Annotated[int, Ge(1)] = 64,
+        perceptual_weight: Weight = 0.006,
+        adversarial_weight: Weight = 0.001,
+        width: Count = 64,
+        discriminator_width: Count = 64,
     ) -> None:
         super().__init__(backbone)
         check_size(backbone.image_size, backbone.patch_size)
@@ -191,3 +198,23 @@ class Perceptual(nn.Module):
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d i j"]:
         """Features of ImageNet-normalised pixels."""
         return self.features((pixels - self.mean) / self.std)
+
+
+def generator_of(trunk: Backbone, up: nn.Sequential) -> Backbone | None:
+    """SRGAN's whole generator up to its last convolution, as a backbone.
+
+    Args:
+        trunk: Any backbone; `None` is returned for one that is not SRResNet's trunk.
+        up: The enlargements that were trained behind it; `None` is returned for another width.
+    """
+    first: Any = up[0]
+    if not isinstance(trunk.model, SRResNet) or first[0].in_channels != trunk.model.num_features:
+        return None
+    options = {**trunk.options, "upsample": True}
+    model = timm.create_model(trunk.name, num_classes=0, **options)
+    weights = {**trunk.model.state_dict(), **{f"up.{k}": v for k, v in up.state_dict().items()}}
+    model.load_state_dict(weights)
+    return Backbone(
+        model, trunk.name, init=trunk.init, image_size=trunk.image_size, mean=trunk.mean,
+        std=trunk.std, options=options,
+    )  # fmt: skip

@@ -14,23 +14,21 @@ that every later use has, as for all methods here (theirs reads 0..1 while train
 downstream); the loop's schedule of the rate (theirs drops it tenfold once, at half).
 """
 
-from typing import Annotated
-
 import torch.nn.functional as F
-from annotated_types import Ge
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.maps import accept_any_size, train_up_to_last_map
+from fg_ssl_zoo.config import Count
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import LowAndHigh
 from fg_ssl_zoo.layers.generator import FACTOR, Generator, check_size
-from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.method import Batch, DrawsPictures, Method, MethodOutput
 from fg_ssl_zoo.ops.image_quality import quality, strip
 
 
-class SuperResolution(Method):
+class SuperResolution(Method, DrawsPictures):
     """Pixel regression around a backbone.
 
     Args:
@@ -45,7 +43,7 @@ class SuperResolution(Method):
         "Adversarial Network. CVPR 2017, arXiv 1609.04802.",
     )
 
-    def __init__(self, backbone: Backbone, *, width: Annotated[int, Ge(1)] = 64) -> None:
+    def __init__(self, backbone: Backbone, *, width: Count = 64) -> None:
         super().__init__(backbone)
         check_size(backbone.image_size, backbone.patch_size)
         accept_any_size(backbone)

@@ -32,14 +32,15 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
+from annotated_types import Gt
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.networks.attentive import map_of
+from fg_ssl_zoo.config import Count, Positive, Share, Weight
 from fg_ssl_zoo.data.sample import Views
-from fg_ssl_zoo.data.views import RandomViews, Share, augmentations_of
+from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.layers.base_losses import Agreement, ContrastiveBase, PredictiveBase, take_in
 from fg_ssl_zoo.layers.feature_statistics import FeatureBank, MovingMoments
 from fg_ssl_zoo.layers.frozen import unremembered
@@ -48,20 +49,17 @@ from fg_ssl_zoo.layers.momentum import follow
 from fg_ssl_zoo.layers.pixel_decoder import PixelDecoder, resized
 from fg_ssl_zoo.layers.queue import Queue
 from fg_ssl_zoo.layers.weak_dimensions import Criterion, Perturbation, WeakDimensions
-from fg_ssl_zoo.method import Batch, Method, MethodOutput
+from fg_ssl_zoo.method import Batch, DrawsPictures, Method, MethodOutput
 from fg_ssl_zoo.ops.distributed import gather, own_share_of_first, world_size
 from fg_ssl_zoo.ops.gradcam import gradcam, gradient_at, min_max
 from fg_ssl_zoo.ops.image_quality import psnr, side_by_side
 from fg_ssl_zoo.ops.schedules import cosine, ramp
 
-Count = Annotated[int, Ge(1)]
-Weight = Annotated[float, Ge(0)]
-
 PICTURES = 8
 """Rows of the picture for the eye."""
 
 
-class SynthesizedPairs(Method):
+class SynthesizedPairs(Method, DrawsPictures):
     """MoCo v2 or SimSiam around a backbone, with LDF-style synthesized pairs.
 
     Args:
@@ -119,7 +117,7 @@ class SynthesizedPairs(Method):
         backbone: Backbone,
         *,
         base: Literal["moco", "simsiam"] = "moco",
-        temperature: Annotated[float, Gt(0)] = 0.2,
+        temperature: Positive = 0.2,
         queue_size: Count = 4096,
         momentum: Share = 0.99,
         momentum_end: Share = 0.999,

@@ -1,5 +1,6 @@
 """The nearest rows by cosine similarity, and what classes they name."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -76,3 +77,8 @@ def knn_top1(
         train, labels, test, num_classes=num_classes, k=k, temperature=temperature
     )
     return float((predicted == test_labels).double().mean())
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows (..., d) at length 1; a row of zeros stays as it is."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)

@@ -7,17 +7,14 @@
 The fingerprint covers all that decides the maps: weights, pictures, options, precision.
 """
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import cached_assets_path
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from fg_ssl_zoo.data.tensor_cache import cache_file, read_tensors, write_tensors
 
 
 class PartStore:
@@ -29,39 +26,21 @@ class PartStore:
     """
 
     def __init__(self, about: Mapping[str, Any], cache: Path | None = None) -> None:
-        self.about = json.dumps(about, sort_keys=True)
-        name = hashlib.blake2b(self.about.encode(), digest_size=12).hexdigest()
-        folder = cache or cached_assets_path("fg_ssl_zoo", namespace="parts")
-        self.folder = Path(folder) / name
-
-    @property
-    def file(self) -> Path:
-        """Where all maps lie in the end."""
-        return self.folder.with_suffix(".safetensors")
+        self.about = about
+        self.file = cache_file(about, "parts", cache)
 
     def read(self, name: str | None = None) -> dict[str, Tensor] | None:
         """What was kept under this name, or all maps; `None` if it is not there or was cut off."""
-        path = self.file if name is None else self.folder / f"{name}.safetensors"
-        if not path.is_file():
-            return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError):
-            return None
+        return read_tensors(self.file if name is None else self._block(name))
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Keep a part of the work."""
-        self._write(self.folder / f"{name}.safetensors", tensors)
+        write_tensors(self._block(name), tensors, self.about)
 
     def finish(self, tensors: dict[str, Tensor]) -> None:
-        """Keep the whole, and let go of the parts."""
-        self._write(self.file, tensors)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Keep the whole, and delete the parts."""
+        write_tensors(self.file, tensors, self.about)
+        shutil.rmtree(self.file.with_suffix(""), ignore_errors=True)
 
-    def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        kept = {key: value.cpu().contiguous() for key, value in tensors.items()}
-        save_file(kept, part, metadata={"about": self.about})
-        part.replace(path)
+    def _block(self, name: str) -> Path:
+        return self.file.with_suffix("") / f"{name}.safetensors"

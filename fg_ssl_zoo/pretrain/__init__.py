@@ -44,7 +44,7 @@ from fg_ssl_zoo.engine.log import check_trackers
 from fg_ssl_zoo.engine.loop import Interrupted, TrainingStopped, refuse_broken
 from fg_ssl_zoo.engine.optim import check_optimizer
 from fg_ssl_zoo.evaluation.monitor import Collapsed, below_start
-from fg_ssl_zoo.method import Method
+from fg_ssl_zoo.method import HasCompanions, Method
 from fg_ssl_zoo.methods import check_options, check_queue, long_queue, method_class
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
 from fg_ssl_zoo.pretrain.run import open_run, prepare_backbone
@@ -83,7 +83,8 @@ def pretrain(recipe: Recipe) -> Backbone:
     method, record = run_stages(run, backbone)
     backbone.eval().to(memory_format=torch.contiguous_format)  # as whoever loads the export has it
     export_backbone(run, backbone, record, pretraining_of(run, method))
-    for name, companion in method.companions().items():
+    companions = method.companions() if isinstance(method, HasCompanions) else {}
+    for name, companion in companions.items():
         export_companion(run, name, companion, record)
     if line := below_start(record.measurements):
         run.say(f"\n# {line}")  # a comment: the lines above may be pasted into Python as they are

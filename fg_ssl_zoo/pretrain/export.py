@@ -11,7 +11,7 @@ from fg_ssl_zoo.engine.loop import Record
 from fg_ssl_zoo.hub.card import results_table
 from fg_ssl_zoo.hub.export import export, usage_lines
 from fg_ssl_zoo.hub.pretraining import Pretraining
-from fg_ssl_zoo.method import Method
+from fg_ssl_zoo.method import Method, options_of_saved
 from fg_ssl_zoo.methods import all_options
 from fg_ssl_zoo.pretrain.results import results_of, table_rows
 from fg_ssl_zoo.pretrain.run import Run
@@ -70,4 +70,4 @@ def pretraining_of(run: Run, method: Method) -> Pretraining | None:
         return None
     stage = run.recipe.stages[-1]
     options = all_options(stage.method, options_on(stage, run.train))
-    return Pretraining(stage.method, method.options_of_saved(options), method.state_dict())
+    return Pretraining(stage.method, options_of_saved(type(method), options), method.state_dict())

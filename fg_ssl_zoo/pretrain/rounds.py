@@ -16,7 +16,7 @@ from fg_ssl_zoo.evaluation.monitor import losing_start
 from fg_ssl_zoo.evaluation.parts.scores import knows_parts, part_agreement
 from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.layers.anchor import Anchor
-from fg_ssl_zoo.method import Method
+from fg_ssl_zoo.method import FindsParts, Method
 from fg_ssl_zoo.pretrain.run import Run
 
 SHOWN = 48
@@ -113,12 +113,16 @@ def part_scores(run: Run, method: Method) -> dict[str, float]:
 
     The next round finds the same ones, and reads them from the cache.
     """
-    maps = method.parts(run.train, run.accelerator) if knows_parts(run.train) else None
+    if not isinstance(method, FindsParts) or not knows_parts(run.train):
+        return {}
+    maps = method.parts(run.train, run.accelerator)
     return {} if maps is None else part_agreement(maps, run.train)
 
 
 def _keep_shown(run: Run, method: Method, name: str) -> None:
     """Keep the parts of a few pictures, of the test split where there is one, to be looked at."""
+    if not isinstance(method, FindsParts):
+        return
     images, split = (run.train, "train") if run.test is None else (run.test, "test")
     rows = evenly(len(images), SHOWN)
     some = Subset(images, np.array(rows))

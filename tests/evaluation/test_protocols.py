@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fg_ssl_zoo.evaluation.protocols import DEFAULT, PROTOCOLS
+from fg_ssl_zoo.evaluation.protocol import options_of
+from fg_ssl_zoo.evaluation.protocols import DEFAULT, PROTOCOLS, metric
 from tests.evaluation.tasks import features, made_task, perfect_task, random_task
 
 ON_FEATURES = [*DEFAULT, "linear_sgd"]
@@ -15,6 +16,37 @@ def test_perfect_features_are_always_right(name):
     for outcome in PROTOCOLS[name].run(perfect_task()):
         assert outcome.value == 1.0, outcome.metric
         assert outcome.values.shape == (30,)
+
+
+@pytest.mark.parametrize("name", [*ON_FEATURES, "clusters"])
+def test_every_outcome_has_a_record_of_its_own_protocol(name):
+    for outcome in PROTOCOLS[name].run(random_task(each=12)):
+        assert any(record.named(outcome.metric) for record in PROTOCOLS[name].metrics)
+
+
+@pytest.mark.parametrize("record", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_a_record_describes_its_options_and_its_file_has_its_name(record):
+    assert record.run.__module__ == f"fg_ssl_zoo.evaluation.protocols.{record.name}"
+    for option in options_of(record.options) if record.options else []:
+        assert option.text.endswith("."), option
+
+
+def test_options_are_described_as_they_are_typed():
+    options = {option.name: option for option in options_of(PROTOCOLS["finetune"].options)}
+    assert options["weight_decay"].default == "0.0001"
+    assert options["head"].choices == ("linear", "mlp", "paper")
+    assert options["epochs"].text == "Passes over the training pictures."
+    discovery = {option.name: option for option in options_of(PROTOCOLS["part_discovery"].options)}
+    assert discovery["layers"].default == "null"
+    assert discovery["stride"].text == discovery["layers"].text  # one line for both
+
+
+def test_a_metric_is_titled_by_its_record_and_its_number():
+    assert metric("low_shot_7_top1").title == "7 labels"
+    assert metric("low_shot_7_top1").name == "low_shot_7_top1"
+    assert metric("parts_keypoint_error").higher_is_better is False
+    assert metric("rankme").format == "{:.1f}"
+    assert metric("anything").title == "anything"
 
 
 @pytest.mark.parametrize("name", ON_FEATURES)

@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
-from fg_ssl_zoo.config import Recipe, parse_recipe
-from fg_ssl_zoo.hub.card import _duration, render_card, results_table, template_path, usage_by_name
+from fg_ssl_zoo.config import Recipe, of_package, parse_recipe
+from fg_ssl_zoo.hub.card import _duration, render_card, results_table, usage_by_name
 
 RESULTS = {
     "name": "fgssl_test_resnet_cub.simclr",
@@ -60,7 +60,7 @@ def test_the_header_is_what_the_hub_reads(backbone):
 def test_the_table_has_the_untrained_row_and_a_column_for_each_metric_found():
     assert results_table(RESULTS["rows"]).splitlines() == [
         "|  | kNN top-1 | RankMe | feature std |",
-        "| --- | ---: | ---: | ---: |",
+        "|---|---:|---:|---:|",
         "| untrained | 10.8% | 31.2 |  |",
         "| trained | 25.5% |  | 0.400 |",
     ]
@@ -183,7 +183,7 @@ def test_the_template_knows_every_name_it_uses(backbone, monkeypatch):
     assert "The pictures: research only" in card
     assert "the 5991 of split" in card
     assert "- A paper.\n" in card
-    assert template_path().is_file()
+    assert of_package("MODEL_CARD.md").is_file()
 
 
 def test_what_papers_report_stands_beside_our_numbers(backbone):

@@ -12,8 +12,7 @@ import fg_ssl_zoo.hf_pretraining  # noqa: F401
 from fg_ssl_zoo import cli
 from fg_ssl_zoo.backbones import zoo
 from fg_ssl_zoo.backbones.backbone import create_backbone
-from fg_ssl_zoo.config import load_recipe, parse_recipe
-from fg_ssl_zoo.hub.card import template_path
+from fg_ssl_zoo.config import load_recipe, of_package, parse_recipe
 from fg_ssl_zoo.hub.checks import check
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.hub.pretraining import Pretraining, saved_state
@@ -23,7 +22,7 @@ from tests.hub_server import Hub, point_client_at
 from tests.tiny_zoo import NAME, RESULTS, recipe_of
 
 OPTIONS = {"hidden_size": 16, "projection_size": 8}
-TEMPLATE = template_path().read_text(encoding="utf-8")
+TEMPLATE = of_package("MODEL_CARD.md").read_text(encoding="utf-8")
 FILES = {"pretraining/config.json", "pretraining/model.safetensors"}
 
 

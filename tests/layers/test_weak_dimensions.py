@@ -10,12 +10,17 @@ from fg_ssl_zoo.layers.weak_dimensions import (
 )
 
 WIDTH = 20
+STANDARD = {
+    "criterion": "union", "relative": False, "variance_share": 0.2, "importance_share": 0.2,
+    "per_sample": False, "random_share": 0.0, "every": 0.01, "perturbation": "gauss",
+    "strength": 1.0,
+}  # fmt: skip
 
 
 def build(statistics="store", **options):
     torch.manual_seed(0)
     kept = FeatureBank(64, WIDTH) if statistics == "store" else MovingMoments(WIDTH)
-    return WeakDimensions(kept, WIDTH, **options)
+    return WeakDimensions(kept, WIDTH, **STANDARD | options)
 
 
 def features(rows=16, seed=0):

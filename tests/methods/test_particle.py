@@ -10,13 +10,14 @@ from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.config import Train
+from fg_ssl_zoo.data import tensor_cache
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.loader import collate
 from fg_ssl_zoo.engine.optim import create_optimizer
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.particle import PAPER, Particle
 from fg_ssl_zoo.ops.distributed import rank, world_size
-from fg_ssl_zoo.parts import Discovery, store
+from fg_ssl_zoo.parts import Discovery
 from tests.methods.test_dino import loss_of_the_paper as loss_of_dino
 from tests.ops.test_region_contrast import loss_of_the_paper
 from tests.pictures import Drawings
@@ -31,7 +32,7 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path):
     """Part maps of tests stay out of the user's cache."""
-    monkeypatch.setattr(store, "cached_assets_path", lambda *_, **__: tmp_path / "parts")
+    monkeypatch.setattr(tensor_cache, "cached_assets_path", lambda *_, **__: tmp_path / "parts")
 
 
 def build(backbone="test_resnet", size=64, **options):

@@ -9,12 +9,14 @@ from typing import Annotated, Literal
 
 import torch
 from accelerate import Accelerator
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.config import Count, Positive
 from fg_ssl_zoo.layers.decoder import UpDecoder
+from fg_ssl_zoo.ops.tokens import tokens_to_map
 
 CHUNK = 32
 """Pictures of one forward pass without gradient."""
@@ -46,16 +48,16 @@ class PartSegmentation:
             (the paper's).
     """
 
-    shots: tuple[Annotated[int, Ge(1)], ...] = (1, 5, 10, 50, 150)
-    draws: Annotated[int, Ge(1)] = 1
+    shots: tuple[Count, ...] = (1, 5, 10, 50, 150)
+    draws: Count = 1
     backbone: Literal["frozen", "finetuned"] = "frozen"
     labels: Literal["exclusive", "independent"] = "exclusive"
     protocol: Literal["held_out", "last", "particle"] = "held_out"
-    steps: Annotated[int, Ge(1)] = 500
-    batch_size: Annotated[int, Ge(1)] = 8
-    lr: Annotated[float, Gt(0)] = 1e-3
-    backbone_rate: Annotated[float, Gt(0)] = 0.01
-    checkpoints: Annotated[int, Ge(1)] = 10
+    steps: Count = 500
+    batch_size: Count = 8
+    lr: Positive = 1e-3
+    backbone_rate: Positive = 0.01
+    checkpoints: Count = 10
     drop_words: tuple[str, ...] = ()
     gt_box_crop: bool = False
     cut_bottom: Annotated[int, Ge(0)] = 0
@@ -173,7 +175,7 @@ def last_keys(
         keys = keys[..., : keys.shape[-1] // heads]
     assert backbone.patch_size is not None
     height = images.shape[2] // backbone.patch_size
-    return keys.transpose(1, 2).unflatten(2, (height, -1))
+    return tokens_to_map(keys, height)
 
 
 def map_pictures(

@@ -1,17 +1,25 @@
 """How the network of few-shot part segmentation is judged: pixels found, true, and both."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor, nn
 
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.parts.segmenter import CHUNK, Segmenter, map_pictures
-from fg_ssl_zoo.evaluation.parts.truth import PartView, overlaps, planes
+from fg_ssl_zoo.evaluation.parts.truth import (
+    PartView,
+    iou,
+    mean_iou_values,
+    occurring,
+    overlaps,
+    planes,
+)
 from fg_ssl_zoo.layers.decoder import enlarged
 from fg_ssl_zoo.ops.distributed import rank, world_size
 
@@ -83,3 +91,69 @@ def map_counts(
         for row, known in zip(logits.split(1), truth, strict=True)
     ]
     return torch.stack(counts).cpu()
+
+
+# --------------------------------------------------------------------------- of a list
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one list of training pictures led to.
+
+    Attributes:
+        pictures: Their names.
+        held_out: How many of them chose the checkpoint.
+        map_side: Of the map that the decoder read.
+        checkpoint: The one that is scored, from 1; 0 is the last, or one for each fold.
+        scored: Which test pictures are scored, and the counts of all, for every fold; one that
+            holds all pictures without folds.
+    """
+
+    pictures: list[str]
+    held_out: int
+    map_side: int
+    checkpoint: int
+    scored: list[tuple[Bool[np.ndarray, " m"], Int64[Tensor, "m 3 c"]]]
+
+    def values(self, skip: int) -> Float64[np.ndarray, " m"]:
+        """Values of the test pictures, whose mean is the mean IoU, averaged over the folds."""
+        found = np.zeros(len(self.scored[0][0]))
+        for rows, counts in self.scored:
+            weight = len(rows) / rows.sum() / len(self.scored)
+            found[rows] += weight * mean_iou_values(counts[torch.from_numpy(rows)], skip=skip)
+        return found
+
+    def fold_values(self, skip: int) -> list[float]:
+        """Mean IoU of each fold."""
+        return [
+            float(mean_iou_values(counts[torch.from_numpy(rows)], skip=skip).mean())
+            for rows, counts in self.scored
+        ]
+
+
+def background_only(counts: Int64[Tensor, "m 3 c"], skip: int = 0) -> float:
+    """The mean IoU of calling every pixel background: the floor."""
+    true = counts[:, 2].sum(dim=0)
+    share = true[0] / true.sum()
+    return 0.0 if skip else float(share / occurring(counts).sum())
+
+
+def class_iou(draws: list[Draw], there: Bool[Tensor, " c"]) -> list[float | None]:
+    """IoU of every class over the set, mean over draws and folds; `None` where no truth has it."""
+    found = [
+        iou(counts[torch.from_numpy(rows)].sum(dim=0).double())
+        for draw in draws
+        for rows, counts in draw.scored
+    ]
+    mean = torch.stack(found).nanmean(dim=0)
+    return [float(value) if seen else None for value, seen in zip(mean, there, strict=True)]
+
+
+def mean_over_pictures(counts: Int64[Tensor, "m 3 c"], skip: int) -> float:
+    """Mean over pictures of the mean IoU of the classes that each shows; of the first list."""
+    rows = [
+        iou(picture[:, shown].double()).mean()
+        for picture in counts[:, :, skip:]
+        if (shown := picture[2] > 0).any()
+    ]
+    return float(torch.stack(rows).mean())

@@ -1,6 +1,6 @@
 """How the network of few-shot part segmentation learns from a list of labelled pictures."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,10 +76,11 @@ def learn(
     options: PartSegmentation,
     accelerator: Accelerator,
     seed: int,
-    at_checkpoint: Callable[[], None],
     maps: Float[Tensor, "2 n d _ _"] | None = None,
-) -> None:
+) -> Iterator[None]:
     """Train a decoder, and the backbone unless it is frozen; the same on every process.
+
+    Yields at each of `options.checkpoints`, with the network in evaluation mode.
 
     Args:
         segmenter: Is changed.
@@ -88,7 +89,6 @@ def learn(
         options: The variant.
         accelerator: Device and precision.
         seed: Of the batches and mirror images.
-        at_checkpoint: Called `options.checkpoints` times, the network being in evaluation mode.
         maps: `both_maps` of the pictures, read where the backbone is frozen; computed if not given.
     """
     trained = list(segmenter.decoder.parameters())
@@ -117,7 +117,7 @@ def learn(
         if step + 1 in due:
             _share_weights(segmenter)
             segmenter.eval()
-            at_checkpoint()
+            yield
             segmenter.train()
     segmenter.eval()
 

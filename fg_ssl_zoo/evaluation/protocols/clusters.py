@@ -16,17 +16,16 @@ The protocol is that of unsupervised classification, as in SCAN (Van Gansbeke et
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
 from jaxtyping import Float, Float64, Int64
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from fg_ssl_zoo.config import Count
 from fg_ssl_zoo.evaluation.parts.scores import (
     adjusted_rand_index,
     normalized_mutual_information,
@@ -45,8 +44,8 @@ class Clusters:
         restarts: Starts within each clustering, of which k-means keeps the tightest.
     """
 
-    draws: Annotated[int, Ge(1)] = 3
-    restarts: Annotated[int, Ge(1)] = 5
+    draws: Count = 3
+    restarts: Count = 5
 
 
 STANDARD = Clusters()

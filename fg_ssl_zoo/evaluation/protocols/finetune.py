@@ -20,13 +20,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Lt
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.maps import parameters_behind, train_up_to_last_map
-from fg_ssl_zoo.config import Train
+from fg_ssl_zoo.config import Count, Positive, Train, Weight
 from fg_ssl_zoo.data.loader import ViewDataset
 from fg_ssl_zoo.data.sample import Sample, Views, refuse_single_pictures
 from fg_ssl_zoo.data.views import Augmentation, RandomViews
@@ -66,14 +66,14 @@ class Finetune:
             or inverse square root; their mean over the training pictures is 1.
     """
 
-    epochs: Annotated[float, Gt(0)] = 50
-    batch_size: Annotated[int, Ge(1)] = 64
-    lr: Annotated[float, Gt(0)] = 0.1
-    backbone_rate: Annotated[float, Gt(0)] = 0.1
-    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    epochs: Positive = 50
+    batch_size: Count = 64
+    lr: Positive = 0.1
+    backbone_rate: Positive = 0.1
+    weight_decay: Weight = 1e-4
     train_what: Literal["all", "last_stage", "head"] = "all"
     head: Literal["linear", "mlp", "paper"] = "linear"
-    hidden_size: Annotated[int, Ge(1)] = 1024
+    hidden_size: Count = 1024
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     drop_last_blocks: Annotated[int, Ge(0)] = 0
     class_weights: Weighting = "none"

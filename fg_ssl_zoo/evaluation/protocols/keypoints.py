@@ -23,7 +23,7 @@ from annotated_types import Ge
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.config import Count
 from fg_ssl_zoo.evaluation.parts.points import keypoint_names, points_of
 from fg_ssl_zoo.evaluation.protocol import Outcome, Protocol, Task
 from fg_ssl_zoo.features.extract import Layer, centre_view, extract
@@ -46,7 +46,7 @@ class Keypoints:
     """
 
     shots: tuple[Annotated[int, Ge(2)], ...] = (5, 10, 50, 150)
-    draws: Annotated[int, Ge(1)] = 5
+    draws: Count = 5
 
 
 STANDARD = Keypoints()
@@ -193,11 +193,6 @@ def found_share(
     return (hits / visible.sum(dim=1)).numpy()
 
 
-def _check(train: Images, test: Images) -> None:
-    """The training pictures carry keypoints."""
-    keypoint_names(train)
-
-
 PROTOCOL = Protocol(
     keypoints,
     metrics=(
@@ -209,5 +204,5 @@ PROTOCOL = Protocol(
     options=Keypoints,
     needs_labels=False,
     reads="network",
-    check=_check,
+    check=lambda train, test: keypoint_names(train),
 )

@@ -6,17 +6,16 @@ one fit without anything to choose.
 
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Gt
 from jaxtyping import Float, Int64
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from fg_ssl_zoo.config import Positive
 from fg_ssl_zoo.evaluation.protocol import Outcome, Protocol, Task, classified, labels_of
 from fg_ssl_zoo.metrics import LINEAR
 
@@ -32,7 +31,7 @@ class Linear:
         l2_normalize: Features to unit length first.
     """
 
-    c: Annotated[float, Gt(0)] = 1.0
+    c: Positive = 1.0
     l2_normalize: bool = False
 
 

@@ -1,12 +1,11 @@
 """Few labels: logistic regression on 1, 2, 5 and 10 pictures a class, over several draws."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Ge
 
+from fg_ssl_zoo.config import Count
 from fg_ssl_zoo.evaluation.protocol import Outcome, Protocol, Task, labels_of
 from fg_ssl_zoo.evaluation.protocols.linear import logistic_regression
 from fg_ssl_zoo.metrics import Metric
@@ -21,8 +20,8 @@ class LowShot:
         draws: Independent choices of them, the same for all models.
     """
 
-    shots: tuple[Annotated[int, Ge(1)], ...] = (1, 2, 5, 10)
-    draws: Annotated[int, Ge(1)] = 5
+    shots: tuple[Count, ...] = (1, 2, 5, 10)
+    draws: Count = 5
 
 
 STANDARD = LowShot()

@@ -12,14 +12,14 @@ frame, the same in all pictures. Where objects fill their pictures, that is no l
 """
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.hypercolumns import MapName
+from fg_ssl_zoo.config import Count
 from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.parts.scores import part_scores, refuse_unknown_parts
@@ -46,9 +46,9 @@ class PartDiscovery:
         layers, foreground, stride, pca, smooth: As in PARTICLE's `discovery`; its own when null.
     """
 
-    pictures: Annotated[int, Ge(1)] = 1000
-    draws: Annotated[int, Ge(1)] = 3
-    num_parts: Annotated[int, Ge(1)] | None = None
+    pictures: Count = 1000
+    draws: Count = 3
+    num_parts: Count | None = None
     layers: tuple[MapName, ...] | None = None
     foreground: bool | None = None
     stride: int | None = None
@@ -142,11 +142,6 @@ def _some(indices: Tensor, options: PartDiscovery) -> np.ndarray:
     return indices[torch.as_tensor(evenly(len(indices), options.pictures))].numpy()
 
 
-def _check(train: Images, test: Images) -> None:
-    """The test pictures have masks or keypoints."""
-    refuse_unknown_parts(test)
-
-
 PROTOCOL = Protocol(
     part_discovery,
     metrics=(
@@ -170,5 +165,5 @@ PROTOCOL = Protocol(
     options=PartDiscovery,
     needs_labels=False,
     reads="network",
-    check=_check,
+    check=lambda train, test: refuse_unknown_parts(test),
 )

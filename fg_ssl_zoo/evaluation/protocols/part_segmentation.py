@@ -20,11 +20,11 @@ is seen, as the paper's crop to the true box needs the labels of test pictures (
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
@@ -36,11 +36,17 @@ from fg_ssl_zoo.evaluation.parts.segmenter import (
     Segmenter,
     map_pictures,
 )
-from fg_ssl_zoo.evaluation.parts.segmenter_scores import map_counts, set_counts
+from fg_ssl_zoo.evaluation.parts.segmenter_scores import (
+    Draw,
+    background_only,
+    class_iou,
+    map_counts,
+    mean_over_pictures,
+    set_counts,
+)
 from fg_ssl_zoo.evaluation.parts.segmenter_training import Few, both_maps, learn, read_few
 from fg_ssl_zoo.evaluation.parts.truth import (
     PartView,
-    iou,
     mean_iou_values,
     merged,
     mirrored,
@@ -123,43 +129,6 @@ def few_shot_list(images: Images, sizes: tuple[int, ...], seed: int) -> list[int
 # --------------------------------------------------------------------------- one list
 
 
-@dataclass
-class Draw:
-    """What one list of training pictures led to.
-
-    Attributes:
-        pictures: Their names.
-        held_out: How many of them chose the checkpoint.
-        map_side: Of the map that the decoder read.
-        checkpoint: The one that is scored, from 1; 0 is the last, or one for each fold.
-        scored: Which test pictures are scored, and the counts of all, for every fold; one that
-            holds all pictures without folds.
-    """
-
-    pictures: list[str]
-    held_out: int
-    map_side: int
-    checkpoint: int = 0
-    scored: list[tuple[Bool[np.ndarray, " m"], Int64[Tensor, "m 3 c"]]] = field(
-        default_factory=list
-    )
-
-    def values(self, skip: int) -> Float64[np.ndarray, " m"]:
-        """Values of the test pictures, whose mean is the mean IoU, averaged over the folds."""
-        found = np.zeros(len(self.scored[0][0]))
-        for rows, counts in self.scored:
-            weight = len(rows) / rows.sum() / len(self.scored)
-            found[rows] += weight * mean_iou_values(counts[torch.from_numpy(rows)], skip=skip)
-        return found
-
-    def fold_values(self, skip: int) -> list[float]:
-        """Mean IoU of each fold."""
-        return [
-            float(mean_iou_values(counts[torch.from_numpy(rows)], skip=skip).mean())
-            for rows, counts in self.scored
-        ]
-
-
 def _one_draw(
     task: Task,
     backbone: Backbone,
@@ -177,107 +146,124 @@ def _one_draw(
     longest = chosen[: max(sizes)]
     few, maps = read_few(task.train_images, longest, view), None
     pictures = [image_name(task.train_images, index) for index in longest]
-    learners = []
+    learned = []
     for size in sizes:
         torch.manual_seed(seed)
         own = backbone if options.backbone == "frozen" else copy.deepcopy(backbone)
         segmenter = Segmenter(own, len(names) + options.exclusive, options)
         if segmenter.frozen and maps is None:
             maps = both_maps(segmenter, few, task.accelerator)
-        held = size // HELD_OUT if options.protocol == "held_out" else 0
-        draw = Draw(pictures[:size], held, segmenter.map_side)
-        learner = _Learner(task, segmenter, view, options, seed, draw)
-        learner.learn(few[:size], maps if maps is None else maps[:, :size], mirrored(names))
-        learners.append(learner)
-    if options.backbone == "frozen":
-        _count_together(learners)
-    for learner in learners:
-        learner.conclude()
-    return [learner.draw for learner in learners]
+        own_maps = None if maps is None else maps[:, :size]
+        twins = mirrored(names)
+        learned.append(_learned(task, segmenter, view, twins, few[:size], own_maps, options, seed))
+    draws = []
+    for size, one, passes in zip(sizes, learned, _passes(task, learned, view), strict=True):
+        everything = [(np.ones(len(passes[-1]), dtype=bool), passes[-1])]
+        folds = options.protocol == "particle"
+        scored = chosen_by_folds(passes, seed) if folds else everything
+        held, side = one.held_out, one.segmenter.map_side
+        draws.append(Draw(pictures[:size], held, side, one.checkpoint, scored))
+    return draws
 
 
-class _Learner:
-    """A decoder that learns from one list, looked at at every checkpoint as the protocol says.
+@dataclass(frozen=True)
+class Learned:
+    """A network that learned from one list, and what of it is scored on the test pictures.
 
-    What is to be scored on the test pictures is kept in `decoders`, and counted once the backbone
-    moves on: at once where it learns, together with the other lists where it is frozen.
+    Attributes:
+        segmenter: The network.
+        held_out: Pictures of the list that chose the checkpoint.
+        checkpoint: The chosen one, from 1; 0 is the last, or all of them for the folds.
+        decoders: Of the scored checkpoints, where the backbone is frozen: they are counted later,
+            together with those of other lists, since all read the same maps.
+        passes: Counts of the test pictures at the scored checkpoints, where the backbone learns.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        segmenter: Segmenter,
-        view: PartView,
-        options: PartSegmentation,
-        seed: int,
-        draw: Draw,
-    ) -> None:
-        self.task, self.segmenter, self.view = task, segmenter, view
-        self.options, self.seed, self.draw = options, seed, draw
-        self.scores: list[float] = []
-        self.best: dict[str, Tensor] = {}
-        self.decoders: list[nn.Module] = []
-        self.passes: list[Int64[Tensor, "m 3 c"]] = []
+    segmenter: Segmenter
+    held_out: int
+    checkpoint: int
+    decoders: list[nn.Module]
+    passes: list[Int64[Tensor, "m 3 c"]]
 
-    def learn(self, few: Few, maps: Float[Tensor, "2 n d _ _"] | None, twins: list[int]) -> None:
-        """Train on the list without its held-out pictures; choose the checkpoint on those."""
-        held, segmenter = self.draw.held_out, self.segmenter
-        self.held, self.held_maps = few[:held], None if maps is None else maps[0, :held]
-        rest = None if maps is None else maps[:, held:]
-        accelerator = self.task.accelerator
-        learn(segmenter, few[held:], twins, self.options, accelerator, self.seed, self.look, rest)
-        if self.options.protocol != "particle":
-            if held:
-                segmenter.restore(self.best)
-                self.best = {}  # a whole network where the backbone learns
-                best = max(range(len(self.scores)), key=lambda i: (self.scores[i], i))
-                self.draw.checkpoint = best + 1
-            self._keep()
 
-    def look(self) -> None:
-        """Score the held-out pictures, or keep the checkpoint for the folds of test pictures."""
-        if self.options.protocol == "particle":
-            self._keep()
-        elif self.draw.held_out:
-            maps, accelerator = self.held_maps, self.task.accelerator
-            if maps is None:
-                maps = map_pictures(self.segmenter, self.held.images, accelerator)
-            truth, decoder = list(self.held.truth.numpy()), self.segmenter.decoder
-            counts = map_counts(decoder, maps, truth, accelerator, self.options.exclusive)
-            score = float(mean_iou_values(counts).mean())
-            self.scores.append(-math.inf if math.isnan(score) else score)  # they show no part
-            if self.scores[-1] >= max(self.scores):  # the latest of equals
-                self.best = self.segmenter.trained_state()
+def _learned(
+    task: Task,
+    segmenter: Segmenter,
+    view: PartView,
+    twins: list[int],
+    few: Few,
+    maps: Float[Tensor, "2 n d _ _"] | None,
+    options: PartSegmentation,
+    seed: int,
+) -> Learned:
+    """Train on a list without its held-out pictures, which choose the checkpoint."""
+    held = len(few.images) // HELD_OUT if options.protocol == "held_out" else 0
+    held_maps, own_maps = (None, None) if maps is None else (maps[0, :held], maps[:, held:])
+    decoders: list[nn.Module] = []
+    passes: list[Int64[Tensor, "m 3 c"]] = []
 
-    def _keep(self) -> None:
-        if self.segmenter.frozen:
-            self.decoders.append(copy.deepcopy(self.segmenter.decoder))
+    def keep() -> None:
+        if segmenter.frozen:
+            decoders.append(copy.deepcopy(segmenter.decoder))
         else:
-            self.passes.append(_count_test(self, [self.segmenter.decoder])[0])
+            passes.append(_count_test(task, segmenter, [segmenter.decoder], view)[0])
 
-    def conclude(self) -> None:
-        """Which pictures are scored, with which counts."""
-        if self.options.protocol == "particle":
-            self.draw.scored = chosen_by_folds(self.passes, self.seed)
-        else:
-            (counts,) = self.passes
-            self.draw.scored = [(np.ones(len(counts), dtype=bool), counts)]
+    scores: list[float] = []
+    best: dict[str, Tensor] = {}
+    for _ in learn(segmenter, few[held:], twins, options, task.accelerator, seed, own_maps):
+        if options.protocol == "particle":
+            keep()
+        elif held:
+            scores.append(_held_out_score(segmenter, few[:held], held_maps, options, task))
+            if best_checkpoint(scores) == len(scores) - 1:
+                best = segmenter.trained_state()
+    if held:
+        segmenter.restore(best)
+    if options.protocol != "particle":
+        keep()
+    chosen = best_checkpoint(scores) + 1 if held else 0
+    return Learned(segmenter, held, chosen, decoders, passes)
 
 
-def _count_together(learners: list[_Learner]) -> None:
-    """Count the test pictures for all lists, whose decoders share the maps of one backbone."""
-    decoders = [decoder for learner in learners for decoder in learner.decoders]
-    counts = iter(_count_test(learners[0], decoders))
-    for learner in learners:
-        learner.passes = [next(counts) for _ in learner.decoders]
+def best_checkpoint(scores: Sequence[float]) -> int:
+    """Number of the best of some scores, the latest of equals; NaN, no part shown, is the worst."""
+    known = [-math.inf if math.isnan(score) else score for score in scores]
+    return max(range(len(known)), key=lambda number: (known[number], number))
 
 
-def _count_test(learner: _Learner, decoders: Sequence[nn.Module]) -> Int64[Tensor, "r m 3 c"]:
+def _held_out_score(
+    segmenter: Segmenter,
+    held: Few,
+    maps: Float[Tensor, "n d _ _"] | None,
+    options: PartSegmentation,
+    task: Task,
+) -> float:
+    """Mean IoU of the held-out pictures; NaN where they show no part."""
+    if maps is None:
+        maps = map_pictures(segmenter, held.images, task.accelerator)
+    truth = list(held.truth.numpy())
+    counts = map_counts(segmenter.decoder, maps, truth, task.accelerator, options.exclusive)
+    return float(mean_iou_values(counts).mean())
+
+
+def _passes(
+    task: Task, learned: Sequence[Learned], view: PartView
+) -> list[list[Int64[Tensor, "m 3 c"]]]:
+    """For each list, the counts of the test pictures at its scored checkpoints."""
+    first = learned[0].segmenter
+    if not first.frozen:
+        return [one.passes for one in learned]
+    decoders = [decoder for one in learned for decoder in one.decoders]
+    counts = iter(_count_test(task, first, decoders, view))
+    return [[next(counts) for _ in one.decoders] for one in learned]
+
+
+def _count_test(
+    task: Task, segmenter: Segmenter, decoders: Sequence[nn.Module], view: PartView
+) -> Int64[Tensor, "r m 3 c"]:
     """`overlaps` of all test pictures."""
-    task, indices = learner.task, learner.task.test.indices.tolist()
-    return set_counts(
-        learner.segmenter, decoders, task.test_images, indices, learner.view, task.accelerator
-    )
+    indices = task.test.indices.tolist()
+    return set_counts(segmenter, decoders, task.test_images, indices, view, task.accelerator)
 
 
 def chosen_by_folds(
@@ -331,7 +317,7 @@ def _outcomes(
         "held_out": draws[0].held_out,
         "map_side": draws[0].map_side,
         "checkpoint": [draw.checkpoint for draw in draws],
-        "iou": dict(zip(classes, _class_iou(draws, there), strict=True)),
+        "iou": dict(zip(classes, class_iou(draws, there), strict=True)),
     }
     outcomes = []
     for kind, skip in kinds.items():
@@ -341,46 +327,13 @@ def _outcomes(
             **said,
             "std_over_draws": float(values.mean(axis=1).std()),
             "std_over_folds": float(np.std(folds, axis=1).mean()),
-            "mean_over_pictures": _mean_over_pictures(counts, skip),
+            "mean_over_pictures": mean_over_pictures(counts, skip),
             "background_only": background_only(counts, skip) if options.exclusive else 0.0,
         }
         outcomes.append(
             Outcome(f"part_miou_{size}{kind}", values.mean(axis=0), None, settings, notes)
         )
     return outcomes
-
-
-def background_only(counts: Int64[Tensor, "m 3 c"], skip: int = 0) -> float:
-    """The mean IoU of calling every pixel background: the floor."""
-    true = counts[:, 2].sum(dim=0)
-    share = true[0] / true.sum()
-    return 0.0 if skip else float(share / occurring(counts).sum())
-
-
-def _class_iou(draws: list[Draw], there: Bool[Tensor, " c"]) -> list[float | None]:
-    """IoU of every class over the set, mean over draws and folds; `None` where no truth has it."""
-    found = [
-        iou(counts[torch.from_numpy(rows)].sum(dim=0).double())
-        for draw in draws
-        for rows, counts in draw.scored
-    ]
-    mean = torch.stack(found).nanmean(dim=0)
-    return [float(value) if seen else None for value, seen in zip(mean, there, strict=True)]
-
-
-def _mean_over_pictures(counts: Int64[Tensor, "m 3 c"], skip: int) -> float:
-    """Mean over pictures of the mean IoU of the classes that each shows; of the first list."""
-    rows = [
-        iou(picture[:, shown].double()).mean()
-        for picture in counts[:, :, skip:]
-        if (shown := picture[2] > 0).any()
-    ]
-    return float(torch.stack(rows).mean())
-
-
-def _check(train: Images, test: Images) -> None:
-    """The training pictures have part masks."""
-    part_names(train)
 
 
 PROTOCOL = Protocol(
@@ -394,5 +347,5 @@ PROTOCOL = Protocol(
     options=PartSegmentation,
     needs_labels=False,
     reads="network",
-    check=_check,
+    check=lambda train, test: part_names(train),
 )

@@ -10,6 +10,7 @@
     confusion        class pairs that are taken for each other, accuracy of each class
     attribution      where the evidence for a class lies; patch features as colours
     tsne             features as points of a plane
+    templates        fills the templates of the pages
     pictures         thumbnails inside the page
     bokeh_figures    the map and the curves
     parts_page       the page of `fgssl parts`: pictures of discovered parts

@@ -9,7 +9,6 @@ Carin, 2020, arXiv 2011.08891): Grad-CAM without averaging the gradient, which a
 allows as well.
 """
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +24,8 @@ from torch import Tensor
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.features.extract import Read
 from fg_ssl_zoo.layers.modes import evaluating
+from fg_ssl_zoo.ops.pca import principal_axes
+from fg_ssl_zoo.ops.tokens import tokens_to_map
 
 EVIDENCE_CELLS, COLOUR_CELLS = 6, 10
 """Cells a side that a map needs to be shown; the deepest such map is taken."""
@@ -115,12 +116,8 @@ def patch_colours(maps: Float[Tensor, "b d h w"]) -> Float[np.ndarray, "b h w 3"
     """
     b, d, h, w = maps.shape
     patches = maps.movedim(1, -1).reshape(-1, d).double()
-    centred = patches - patches.mean(dim=0)
-    _, vectors = torch.linalg.eigh(centred.T @ centred)  # ascending
-    basis = vectors.flip(1)[:, :3]
-    largest = basis.abs().argmax(dim=0)
-    basis = basis * basis[largest, torch.arange(basis.shape[1])].sign()
-    colours = (centred @ basis).numpy()
+    mean, basis = principal_axes(patches, min(3, d))
+    colours = ((patches - mean) @ basis).numpy()
     low, high = np.percentile(colours, [2, 98], axis=0)
     colours = ((colours - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
     colours = np.pad(colours, ((0, 0), (0, 3 - colours.shape[1])))
@@ -166,9 +163,7 @@ def _stages(backbone: Backbone) -> dict[str, tuple[torch.nn.Module, int]]:
 def _as_map(output: Tensor, channels: int, backbone: Backbone) -> Tensor:
     """Tokens or a channels-last map as (b, d, h, w)."""
     if output.ndim == 3:
-        patches = output[:, getattr(backbone.model, "num_prefix_tokens", 0) :]
-        side = math.isqrt(patches.shape[1])
-        return patches.unflatten(1, (side, -1)).movedim(-1, 1)
+        return tokens_to_map(output[:, getattr(backbone.model, "num_prefix_tokens", 0) :])
     return output if output.shape[1] == channels else output.movedim(-1, 1)
 
 

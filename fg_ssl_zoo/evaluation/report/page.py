@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fg_ssl_zoo.backbones.identity import identity
@@ -32,6 +31,7 @@ from fg_ssl_zoo.evaluation.report.sections import (
     looks,
     neighbourhoods,
 )
+from fg_ssl_zoo.evaluation.report.templates import rendered
 from fg_ssl_zoo.evaluation.report.tsne import plane
 from fg_ssl_zoo.evaluation.table import LEGEND, as_plain, unreadable_lines
 from fg_ssl_zoo.features.extract import evenly
@@ -68,7 +68,8 @@ def write_report(
     else:
         evaluation = evaluate(models, data, accelerator, say=say, **how)
         inspected = labelled_model(models[0], evaluation, train, test, accelerator, cache=cache)
-    return render(page_content(models, inspected, evaluation, train.name, say))
+    content = page_content(models, inspected, evaluation, train.name, say)
+    return rendered("page.html.jinja", content)
 
 
 def page_content(
@@ -128,20 +129,6 @@ def page_content(
     content["bokeh"] = Markup(bokeh_figures.scripts())
     content["legend"] = LEGEND
     return content
-
-
-def render(content: dict[str, Any]) -> str:
-    """The template filled; every name is escaped."""
-    place = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(place),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f} %"
-    return environment.get_template("page.html.jinja").render(content)
 
 
 # --------------------------------------------------------------------------- pieces

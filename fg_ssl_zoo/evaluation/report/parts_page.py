@@ -13,7 +13,6 @@ pixels have the same colour.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.evaluation.candidates import opened, row_name
 from fg_ssl_zoo.evaluation.parts.scores import contingency, part_agreement, stretched
 from fg_ssl_zoo.evaluation.report.attribution import enlarged, patch_colours, patch_maps
+from fg_ssl_zoo.evaluation.report.templates import rendered
 from fg_ssl_zoo.features.extract import evenly, ready
 from fg_ssl_zoo.ops.distributed import world_size
 from fg_ssl_zoo.parts import Discovery, discover_parts, discovery_for
@@ -133,8 +133,10 @@ def write_part_pictures(
     for figure in figures:
         save_png(out / figure.file, figure.picture)
     page = out / "index.html"
-    html = encodable(_page(found, images.name, len(images), figures))
-    page.write_text(html, encoding="utf-8")
+    content = {
+        "found": found, "data_name": images.name, "count": len(images), "figures": figures,
+    }  # fmt: skip
+    page.write_text(encodable(rendered("parts.html.jinja", content)), encoding="utf-8")
     return page
 
 
@@ -355,40 +357,3 @@ def cut_to_part(
     place = slice(top, y + h // 2 + half), slice(left, x + w // 2 + half)
     shade = np.where(member[place], 1.0, 0.45)[..., None]
     return (picture[place] * shade).astype(np.uint8)
-
-
-# --------------------------------------------------------------------------- page
-
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
-  color-scheme: light dark; }
-img { max-width: 100%; } td, th { padding: .2rem 1rem .2rem 0; text-align: left; }
-"""
-
-
-def _page(found: Sequence[Found], data_name: str, count: int, figures: Sequence[Figure]) -> str:
-    """Plain HTML; every name is escaped."""
-    first = escape(found[0].name)
-    rows = "".join(
-        f"<tr><th>{escape(each.name)}</th>{_scores(each.scores)}</tr>\n" for each in found
-    )
-    head = "<tr><th></th><th>NMI</th><th>ARI</th></tr>"
-    table = f"<table>{head}\n{rows}</table>" if any(each.scores for each in found) else ""
-    sections = "".join(
-        f"<section><h2>{escape(each.title)}</h2><p>{escape(each.text)}</p>"
-        f'<img src="{each.file}" alt="{escape(each.title)}"></section>\n'
-        for each in figures
-    )
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Parts by {first}'
-        f'</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body>\n'
-        f"<h1>Parts by {first}</h1>\n<p>Found without labels in {count} pictures of "
-        f"{escape(data_name)}.</p>\n{table}\n{sections}</body></html>\n"
-    )
-
-
-def _scores(scores: Mapping[str, float]) -> str:
-    return "".join(
-        f"<td>{scores[key]:.3f}</td>" for key in ("eval/part_nmi", "eval/part_ari") if scores
-    )

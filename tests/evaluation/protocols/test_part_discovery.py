@@ -22,7 +22,9 @@ from tests.pictures import SomeCorrupt
 @pytest.fixture(autouse=True)
 def part_files(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.setattr("fg_ssl_zoo.parts.store.cached_assets_path", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(
+        "fg_ssl_zoo.data.tensor_cache.cached_assets_path", lambda *_, **__: tmp_path
+    )
 
 
 def task_of(name, train, test):

@@ -38,6 +38,7 @@ from fg_ssl_zoo.evaluation.parts.truth import (
     usable,
 )
 from fg_ssl_zoo.evaluation.protocols.part_segmentation import (
+    best_checkpoint,
     chosen_by_folds,
     few_shot_list,
     part_segmentation,
@@ -216,7 +217,7 @@ def test_a_frozen_backbone_rests_and_another_learns(name, backbone, birds):
     segmenter = Segmenter(task.backbone, 12, how)
     before = {key: value.clone() for key, value in segmenter.state_dict().items()}
     few = read_few(birds, [0, 1, 2], PartView(32, tuple(range(12))))
-    learn(segmenter, few, list(range(12)), how, task.accelerator, 0, lambda: None)
+    assert len(list(learn(segmenter, few, list(range(12)), how, task.accelerator, 0))) == 1
     moved = {k for k, v in segmenter.state_dict().items() if not torch.equal(v, before[k])}
     assert {k for k in before if k.startswith("decoder.")} <= moved | {"decoder.last.bias"}
     assert any(key.startswith("backbone.") for key in moved) == (backbone == "finetuned")
@@ -386,6 +387,12 @@ def test_each_fold_picks_for_the_other_four():
         ValueError, match="particle makes 5 folds of the test pictures; there are 9"
     ):
         chosen_by_folds([p[:9] for p in passes], seed=0)
+
+
+def test_the_best_checkpoint_is_the_latest_of_equals_and_none_without_a_part():
+    assert best_checkpoint([0.1, 0.4, 0.4, 0.2]) == 2
+    assert best_checkpoint([float("nan"), 0.0]) == 1
+    assert best_checkpoint([float("nan"), float("nan")]) == 1
 
 
 def test_the_papers_rule_averages_over_the_folds(birds, tmp_path):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from fg_ssl_zoo.backbones.backbone import create_backbone
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import Data, load_recipe, to_yaml
+from fg_ssl_zoo.data import tensor_cache
 from fg_ssl_zoo.data.sample import WrongMask
 from fg_ssl_zoo.evaluation.report.parts_page import (
     SIDE,
@@ -26,7 +27,6 @@ from fg_ssl_zoo.evaluation.report.parts_page import (
     small,
 )
 from fg_ssl_zoo.hub.export import export
-from fg_ssl_zoo.parts import store
 from tests.pictures import SomeCorrupt
 
 DRAWN = ["drawn", "num_images=16", "num_classes=4", "image_size=64"]
@@ -34,7 +34,7 @@ DRAWN = ["drawn", "num_images=16", "num_classes=4", "image_size=64"]
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(store, "cached_assets_path", lambda *_, **__: tmp_path / "cache")
+    monkeypatch.setattr(tensor_cache, "cached_assets_path", lambda *_, **__: tmp_path / "cache")
 
 
 def masks_of(birds):

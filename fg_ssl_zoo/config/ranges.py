@@ -1,0 +1,17 @@
+"""Ranges of numbers in annotations: of recipes, of options of methods and protocols."""
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+Count = Annotated[int, Ge(1)]
+"""1, 2, 3, ..."""
+
+Positive = Annotated[float, Gt(0)]
+"""Above 0."""
+
+Share = Annotated[float, Ge(0), Le(1)]
+"""From 0 to 1, both included."""
+
+Weight = Annotated[float, Ge(0)]
+"""0 or above; 0 switches a term off."""
