@@ -46,6 +46,9 @@ def add_verbs(verbs: Any) -> None:
     )  # fmt: skip
     eval_.add_argument("--no-untrained", action="store_true", help="without the untrained rows")
     eval_.add_argument("--out", type=Path, help="folder for results.json, results.csv, results.md")
+    eval_.add_argument(
+        "--card", type=Path, metavar="RUN", help="write the table into this run's results and card"
+    )
     eval_.set_defaults(run=_evaluate, out_folders=("out", "cache"))
 
 
@@ -83,7 +86,10 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.evaluation.keypoints import Keypoints
     from fg_ssl_zoo.evaluation.part_discovery import PartDiscovery
     from fg_ssl_zoo.evaluation.segmenter import PartSegmentation
+    from fg_ssl_zoo.hub.export import add_evaluation, exported
 
+    if chosen.card:
+        exported(chosen.card)  # asked for before the work
     variants = {
         "keypoints": (Keypoints, chosen.keypoints),
         "finetune": (Finetune, chosen.finetune),
@@ -118,3 +124,5 @@ def _evaluate(chosen: argparse.Namespace) -> None:
         ):
             (chosen.out / name).write_text(encodable(text), encoding="utf-8")
         print(f"\n{chosen.out}/results.json, .csv, .md")
+    if chosen.card:
+        print(f"{add_evaluation(chosen.card, results)}: holds the table")

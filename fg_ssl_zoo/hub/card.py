@@ -35,6 +35,13 @@ IMPORT = "import fg_ssl_zoo  # gives timm this architecture\n"
 METRICS = {
     "knn_top1": ("kNN top-1", "{:.1%}"),
     "linear_top1": ("linear top-1", "{:.1%}"),
+    "low_shot_1_top1": ("1 label a class", "{:.1%}"),
+    "low_shot_5_top1": ("5 labels", "{:.1%}"),
+    "low_shot_10_top1": ("10 labels", "{:.1%}"),
+    "retrieval_rank1": ("rank 1", "{:.1%}"),
+    "retrieval_map": ("mAP", "{:.1%}"),
+    "parts_nmi": ("NMI of parts", "{:.1%}"),
+    "parts_keypoint_nmi": ("NMI with keypoints", "{:.1%}"),
     "own_top1": ("top-1 of its own classifier", "{:.1%}"),
     "rankme": ("RankMe", "{:.1f}"),
     "feature_std": ("feature std", "{:.3f}"),
@@ -131,6 +138,10 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
         methods=", then ".join(dict.fromkeys(_on_lines(s.method) for s in recipe.stages)),
         table=results_table(results.get("rows", ())),
         before=_row_before(results),
+        evaluations=[
+            {**entry, "table": results_table(_evaluated_rows(entry))}
+            for entry in results.get("evaluations", {}).values()
+        ],
         settings=_on_lines(_settings(recipe)),
         with_labels=results.get("with_labels", False),
         data=results.get("data", {}),
@@ -202,6 +213,16 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         [str(row["name"]), *(_cell(metric, row.get(metric)) for metric in metrics)] for row in rows
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in [titles, ruler, *cells])
+
+
+def _evaluated_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of `fgssl eval` for the card; metrics without a title are left out."""
+    rows = evaluation["rows"]
+    return [
+        {"name": f"{row['name']}, {row['image_size']} px"}
+        | {metric: score["value"] for metric, score in row["scores"].items() if metric in METRICS}
+        for row in rows
+    ]
 
 
 def _cell(metric: str, value: Any) -> str:

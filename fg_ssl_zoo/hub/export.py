@@ -141,6 +141,26 @@ def add_picture(folder: str | Path, picture: str | Path, caption: str) -> Path:
     return amend_results(folder, {"picture": caption})
 
 
+def add_evaluation(folder: str | Path, evaluation: Mapping[str, Any]) -> Path:
+    """Put the table of an evaluation on the card of an exported folder.
+
+    An earlier one on pictures of the same name is replaced.
+
+    Args:
+        folder: As `export` returned it, or the folder of its run.
+        evaluation: What `fgssl eval --out` writes into its `results.json`.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: No export is there.
+    """
+    earlier = read_results(folder).get("evaluations", {})
+    entry = {evaluation["data"]["name"]: evaluation}
+    return amend_results(folder, {"evaluations": {**earlier, **entry}})
+
+
 def read_results(folder: str | Path) -> dict[str, Any]:
     """The results of an exported folder, or of the folder of its run.
 
