@@ -155,7 +155,8 @@ def models(whole: bool) -> str:
         size = f"{sum(file.stat().st_size for file in files) / 1e6:.0f}"
         for evaluation in evaluations if whole else evaluations[:1]:
             own, *others = evaluation["rows"]
-            before = {row["name"].rpartition(", ")[2]: row["scores"] for row in others}
+            scores = {row["name"].rpartition(", ")[2]: row["scores"] for row in others}
+            before = [scores.get(kind, {}) for kind in ("start", "untrained")]
             lines.append(
                 [
                     f"`{name}`",
