@@ -71,17 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _open_places(chosen)
         chosen.run(chosen)
     except (ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _stopped(error):
+        line = _line_of(error) if isinstance(error, RuntimeError) else str(error)
+        if line is None:
             raise
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {printable(line)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def _stopped(error: RuntimeError) -> bool:
-    """Whether a training inside an evaluation has diverged, which is no fault of ours."""
+def _line_of(error: RuntimeError) -> str | None:
+    """What to say of a training that has diverged or a loader process that has ended."""
+    from fg_ssl_zoo.data.loader import worker_failure
     from fg_ssl_zoo.engine.loop import TrainingStopped
 
-    return isinstance(error, TrainingStopped)
+    return str(error) if isinstance(error, TrainingStopped) else worker_failure(error)
 
 
 def _open_places(chosen: argparse.Namespace) -> None:

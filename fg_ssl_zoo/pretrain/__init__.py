@@ -37,7 +37,7 @@ from fg_ssl_zoo.config import (
 )
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.decode import max_pixels
-from fg_ssl_zoo.data.loader import Order
+from fg_ssl_zoo.data.loader import Order, worker_failure
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint, hardware
 from fg_ssl_zoo.engine.log import check_trackers
@@ -155,6 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(128 + signal.SIGINT) from None
     except (ValueError, TrainingStopped, Collapsed, checkpoint.CheckpointError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    except RuntimeError as error:
+        if (line := worker_failure(error)) is None:
+            raise
+        print(f"error: {printable(line)}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
 
 
