@@ -220,15 +220,20 @@ def _kill_at_exit(workers: set[BaseProcess]) -> None:
     """
     if workers:
         _workers.update(workers)
-        Finalize(None, _kill, args=(os.getpid(),), exitpriority=100)
+        _register(os.getpid())
+
+
+@functools.cache
+def _register(process: int) -> None:
+    """Call `_kill` when this process ends."""
+    Finalize(None, _kill, args=(process,), exitpriority=100)
 
 
 def _kill(owner: int) -> None:
     if os.getpid() == owner:
-        for worker in list(_workers):
+        for worker in [worker for worker in _workers if worker.is_alive()]:
             worker.kill()
             worker.join()
-        _workers.clear()
 
 
 def _message_of_worker(text: str) -> str | None:
