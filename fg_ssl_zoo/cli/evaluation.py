@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fg_ssl_zoo.config import data_of, encodable, parse_words
+from fg_ssl_zoo.config import data_of, encodable, parse_words, write_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,7 +46,11 @@ def add_verbs(verbs: Any) -> None:
         "(stride_one, as_is), tokens (features, keys, first_head_keys)",
     )  # fmt: skip
     eval_.add_argument("--no-untrained", action="store_true", help="without the untrained rows")
-    eval_.add_argument("--out", type=Path, help="folder for results.json, results.csv, results.md")
+    eval_.add_argument(
+        "--out",
+        type=Path,
+        help="folder for results.json, results.csv, results.md; a stopped command goes on from it",
+    )
     eval_.add_argument(
         "--card", type=Path, metavar="RUN", help="write the table into this run's results and card"
     )
@@ -109,6 +114,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
         protocols=chosen.protocols,
         options=options,
         with_untrained=not chosen.no_untrained,
+        unfinished=chosen.out and chosen.out / "unfinished",
         **common(chosen, accelerator),
     )
     if not accelerator.is_main_process:
@@ -122,7 +128,8 @@ def _evaluate(chosen: argparse.Namespace) -> None:
             ("results.csv", table.as_csv(results)),
             ("results.md", table.markdown(results) + "\n"),
         ):
-            (chosen.out / name).write_text(encodable(text), encoding="utf-8")
+            write_whole(chosen.out / name, encodable(text))
+        shutil.rmtree(chosen.out / "unfinished", ignore_errors=True)
         print(f"\n{chosen.out}/results.json, .csv, .md")
     if chosen.card:
         print(f"{add_evaluation(chosen.card, results)}: holds the table")

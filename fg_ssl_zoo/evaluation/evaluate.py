@@ -27,6 +27,7 @@ from fg_ssl_zoo.evaluation.contenders import Contender, contenders
 from fg_ssl_zoo.evaluation.feature_store import features_of
 from fg_ssl_zoo.evaluation.features import Layer, few_unreadable, ready, unreadable
 from fg_ssl_zoo.evaluation.finetune import finetune
+from fg_ssl_zoo.evaluation.kept import Kept
 from fg_ssl_zoo.evaluation.keypoints import keypoint_names, keypoints
 from fg_ssl_zoo.evaluation.knn import knn
 from fg_ssl_zoo.evaluation.linear import linear, linear_sgd
@@ -115,6 +116,7 @@ def evaluate(
     with_untrained: bool = True,
     seed: int = 0,
     cache: Path | None = None,
+    unfinished: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Score every model with every protocol on the same pictures.
@@ -132,6 +134,7 @@ def evaluate(
             and an export the start of that run, to the bit; else random weights.
         seed: Of all draws, and of random weights where no recipe tells another.
         cache: Folder of feature files.
+        unfinished: Folder of scores; those of an earlier try that was stopped are not made again.
         say: Called with a line before each piece of work.
 
     Raises:
@@ -165,6 +168,17 @@ def evaluate(
             raise ValueError(
                 f"{contender.name}: {', '.join(BEHIND_FEATURES)} do not read a single feature map"
             )
+    about = {
+        "data": [fingerprint(images) for images in (train, test)],
+        "crop_pct": crop_pct,
+        "seed": seed,
+        "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+        "hardware": describe_hardware(),
+        "versions": versions(),
+        "commit": began_at,
+    }
+    kept = Kept(unfinished, about, accelerator)
     for contender in entered:
         name, backbone, layer = contender.name, contender.backbone, contender.layer
         say(f"{name}: features of {len(train) + len(test)} pictures, {backbone.image_size} px")
@@ -175,7 +189,8 @@ def evaluate(
         for images, found in ((train, task.train), (test, task.test)):
             few_unreadable(images, found)
         labels = None if task.test.labels is None else labels_of(task.test).numpy()
-        outcomes, lacking = _scored(name, task, {key: options.get(key, {}) for key in chosen}, say)
+        keywords = {key: options.get(key, {}) for key in chosen}
+        outcomes, lacking = _scored(contender, task, keywords, say, kept)
         unscored |= lacking
         rows.append(_row(contender, outcomes, crop_pct, seed))
     if task is None:
@@ -295,14 +310,22 @@ def make_task(
 
 
 def _scored(
-    name: str, task: Task, chosen: Mapping[str, Mapping[str, Any]], say: Callable[[str], None]
+    contender: Contender,
+    task: Task,
+    chosen: Mapping[str, Mapping[str, Any]],
+    say: Callable[[str], None],
+    kept: Kept,
 ) -> tuple[dict[str, Outcome], dict[str, str]]:
     """Outcomes of one backbone by metric, and why others are missing; protocol -> its keywords."""
-    outcomes, lacking = {}, {}
+    outcomes, lacking, name = {}, {}, contender.name
     for protocol, keywords in chosen.items():
-        say(f"{name}: {protocol}")
+        key = {"model": contender.identity, "protocol": protocol, "options": keywords}
+        all_found = kept.read(key)
+        say(f"{name}: {protocol}{'' if all_found is None else ', as finished before'}")
         try:
-            all_found = PROTOCOLS[protocol](task, **keywords)
+            if all_found is None:
+                all_found = PROTOCOLS[protocol](task, **keywords)
+                kept.write(key, all_found)
         except TrainingStopped as error:  # a diverged fine-tuning costs its cell, not the table
             say(f"{name}: {protocol} is left out: {error}")
             lacking[f"{name}, {protocol}"] = str(error)
