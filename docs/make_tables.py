@@ -2,7 +2,8 @@
 
     python docs/make_tables.py
 
-It reads benchmarks/results/*.json and writes README.md and docs/images/knn_curve.png; and it reads
+It reads benchmarks/results/*.json and writes README.md and docs/images/knn_curve.png; the models of
+published/ and what their results files say of them, for README.md and docs/results.md; and it reads
 benchmarks/results/evaluation/*.json, which `fgssl eval` wrote, for docs/results.md.
 A results file is the `results.json` of a run, as it is. Comparisons of methods are folders of
 benchmarks/results/comparisons/: DATA.json is what `fgssl eval` wrote, and
@@ -28,12 +29,15 @@ import matplotlib.pyplot as plt
 
 from fg_ssl_zoo.config import as_dict, parse_recipe
 from fg_ssl_zoo.evaluation.protocol import Protocol, options_of
-from fg_ssl_zoo.evaluation.protocols import PROTOCOLS, metric
+from fg_ssl_zoo.evaluation.protocols import DEFAULT, PROTOCOLS, metric
 from fg_ssl_zoo.evaluation.table import cells, floors, markdown, metrics_of
 from fg_ssl_zoo.ops.tables import markdown_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+MAIN = [found.name for name in DEFAULT for found in PROTOCOLS[name].metrics if found.main]
+"""Metrics of the table of released models."""
+
 LOOSE = ("name", "seed", "output", "hub", "monitor")
 """Keys of a recipe in which the runs of one row may differ."""
 
@@ -111,6 +115,53 @@ def spread(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.1f}%"
     return f"{mean(values):.1f}% +- {stdev(values):.1f}"
+
+
+def released() -> dict[str, list[dict[str, Any]]]:
+    """The evaluations in each folder of published/, those on the model's own kind of data first."""
+    folders = sorted(path for path in (ROOT / "published").iterdir() if path.is_dir())
+    found = {path.name: read(path / "results.json").get("evaluations", {}) for path in folders}
+    return {name: list(evaluations.values()) for name, evaluations in found.items()}
+
+
+def models(whole: bool) -> str:
+    """A markdown row for each released model: its size, its scores, and kNN of what it was before.
+
+    Args:
+        whole: All data sets and metrics that it was measured on, not its own and the chief ones.
+    """
+    metrics = MAIN if whole else ["knn_top1", "linear_top1", "retrieval_rank1"]
+    shown = [metric(name).title for name in metrics]
+    titles = ["model", "MB", "pictures, px", *shown, "start, kNN", "untrained, kNN"]
+    lines = []
+    for name, evaluations in released().items():
+        files = (ROOT / "published" / name).glob("*.safetensors")
+        size = f"{sum(file.stat().st_size for file in files) / 1e6:.0f}"
+        for evaluation in evaluations if whole else evaluations[:1]:
+            own, *others = evaluation["rows"]
+            scores = {row["name"].rpartition(", ")[2]: row["scores"] for row in others}
+            before = [scores.get(kind, {}) for kind in ("start", "untrained")]
+            lines.append(
+                [
+                    f"`{name}`",
+                    size,
+                    f"{evaluation['data']['name']}, {own['image_size']}",
+                    *(score_of(own["scores"], name) for name in metrics),
+                    *(
+                        score_of(before.get(kind, {}), "knn_top1")
+                        for kind in ("start", "untrained")
+                    ),
+                ]
+            )
+    return markdown_table(titles, lines)
+
+
+def score_of(scores: Mapping[str, Any], metric: str) -> str:
+    """In percent, with half the 95 % interval; a dash where it was not measured."""
+    if metric not in scores:
+        return "-"
+    score = scores[metric]
+    return f"{100 * score['value']:.1f} ± {50 * (score['high'] - score['low']):.1f} %"
 
 
 def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
@@ -219,6 +270,34 @@ def over_seeds(rows: list[dict[str, Any]], metrics: list[str]) -> str:
     return "\n\n" + markdown_table(["over seeds", "runs", *metrics], lines)
 
 
+PARTS_AGAINST = ("moco", "detcon", "grid", "particle1")
+"""Rows of the comparisons of PARTICLE: instance contrast, segments, squares, discovered parts."""
+
+
+def when_particle() -> str:
+    """KNN of PARTICLE and what it is compared with, for each start and data set of its comparisons.
+
+    Mean and standard deviation where there are several seeds. Rows of another rate are left out.
+    """
+    lines = []
+    for kind in ("particle_resnet", "particle_hybrid"):
+        for path in sorted((RESULTS / "comparisons" / kind).glob("*.json")):
+            first, *rows = read(path)["rows"]
+            groups: dict[str, list[float]] = {}
+            for row in rows:
+                method = re.sub(r"_seed\d+$", "", row["name"])
+                if "knn_top1" in row["scores"] and "_1e-4" not in method:
+                    value = 100 * row["scores"]["knn_top1"]["value"]
+                    groups.setdefault(method.rpartition(".")[2], []).append(value)
+            if "particle1" in groups:
+                scores = [spread(groups[m]) if m in groups else "-" for m in PARTS_AGAINST]
+                start = spread([100 * first["scores"]["knn_top1"]["value"]])
+                pictures = f"{path.stem}, {first['image_size']} px"
+                lines.append([first["name"], pictures, start, *scores])
+    methods = ["MoCo", "DetCon", "squares", "PARTICLE"]
+    return markdown_table(["start", "pictures", "start, kNN", *methods], lines, 2)
+
+
 def by_place(results: dict[str, Any], metrics: list[str]) -> str:
     """What pieces of the frame score, where parts were discovered."""
     scores = results["rows"][0]["scores"]
@@ -309,11 +388,14 @@ def main() -> None:
     """Replace the tables of the pages and the picture of the curves."""
     results = load()
     replace(ROOT / "README.md", table(results))
+    replace(ROOT / "README.md", models(whole=False), "models")
+    replace(ROOT / "docs" / "results.md", models(whole=True), "models")
     replace(ROOT / "docs" / "results.md", evaluations())
     for folder in sorted((RESULTS / "comparisons").iterdir()):
         replace(ROOT / "docs" / "results.md", comparison(folder), folder.name)
         if folder.name == "base":
             draw_learning(folder, ROOT / "docs" / "images" / "base_curves.png")
+    replace(ROOT / "docs" / "results.md", when_particle(), "when_particle")
     replace(ROOT / "docs" / "performance.md", steps(), "steps")
     replace(ROOT / "docs" / "evaluation.md", protocols(), "protocols")
     replace(ROOT / "docs" / "evaluation.md", protocol_options(), "options")

@@ -1,7 +1,7 @@
 """What a number is called, how it is written, and which way is better: one record a metric.
 
-The metrics of a protocol are declared in its file. Those below are also measured while training,
-so that cards and listings, which know no protocols, can read them.
+The metrics of a protocol are declared in its file. Those that cards and listings show stand here,
+since cards know no protocols; the others of this file are measured while training.
 """
 
 import re
@@ -67,13 +67,35 @@ LINEAR = Metric(
     main=True,
 )
 
-MEASURED = (
+LOW_SHOT_1 = Metric("low_shot_1_top1", "1 label a class", main=True)
+LOW_SHOT_5 = Metric(
+    "low_shot_5_top1", "5 labels", meaning="named rightly from five labelled pictures a class"
+)
+LOW_SHOT_10 = Metric("low_shot_10_top1", "10 labels", main=True)
+RANK_1 = Metric(
+    "retrieval_rank1",
+    "rank 1",
+    meaning="whose most similar test picture is of their class",
+    main=True,
+)
+MEAN_AVERAGE_PRECISION = Metric("retrieval_map", "mAP", main=True)
+PARTS_NMI = Metric("parts_nmi", "NMI of parts", main=True)
+PARTS_KEYPOINT_NMI = Metric("parts_keypoint_nmi", "NMI with keypoints", main=True)
+
+ON_CARDS = (
     KNN,
     LINEAR,
+    LOW_SHOT_1,
+    LOW_SHOT_5,
+    LOW_SHOT_10,
+    RANK_1,
+    MEAN_AVERAGE_PRECISION,
+    PARTS_NMI,
+    PARTS_KEYPOINT_NMI,
     Metric("own_top1", "top-1 of its own classifier"),
     Metric("rankme", "RankMe", format="{:.1f}"),
     Metric("feature_std", "feature std", format="{:.3f}"),
     Metric("part_nmi", "NMI of found and true parts", format="{:.3f}"),
     Metric("part_ari", "ARI of found and true parts", format="{:.3f}"),
 )
-"""Of a card's table, in the order of its columns."""
+"""What a card's tables have columns for, in their order."""

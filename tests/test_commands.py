@@ -166,7 +166,10 @@ def check_pytest(words):
 
 def check_python(words):
     if words[0] == "-m" and words[1].startswith("tests."):
-        check_script(f"{words[1].replace('.', '/')}.py", words[2:])
+        script = words[1].replace(".", "/")
+        check_script(
+            f"{script}/__main__.py" if (ROOT / script).is_dir() else f"{script}.py", words[2:]
+        )
     elif words[0] == "-m":
         check_launched(*words[1:2], words[2:])
     elif words[0] == "-c":

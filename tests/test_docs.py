@@ -40,6 +40,14 @@ def test_the_table_of_steps_is_made_from_its_files():
     assert tables["steps"]() in text
 
 
+def test_the_tables_of_released_models_and_of_particle_are_made_from_their_files():
+    tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert tables["models"](whole=True) in page
+    assert tables["when_particle"]() in page
+    assert tables["models"](whole=False) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_evaluations_are_made_from_their_files():
     tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
     assert tables["evaluations"]() in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")

@@ -340,6 +340,25 @@ def build(source: str, words: str, **arguments: Any) -> Any:
         raise ValueError(f"no weights for {words}: {reason}") from error
     except PretrainedWeightsError as error:
         raise ValueError(str(error)) from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
+            TypeError) as error:  # fmt: skip
+        if not source.startswith(("local-dir:", "hf-hub:", "hf_hub:")):
+            raise
+        raise ValueError(f"{words}: {_misfit(source, error)}") from error
+
+
+def _misfit(source: str, error: Exception) -> str:
+    """What timm or torch says of a folder whose weights or arguments fit no network, on one line.
+
+    torch lists missing, unexpected and misshapen tensors in lines below the first.
+    """
+    arguments = check_source(source).get("model_args") or {}
+    texts = ", ".join(f"{k}: {v!r}" for k, v in arguments.items() if isinstance(v, str))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[1:3] or lines or ["no reason given"])
+    said = said if len(said) <= 300 else f"{said[:300]} ..."
+    hint = f"; texts among its model_args: {texts}" if texts else ""
+    return f"its weights do not fit its config.json ({type(error).__name__}: {said}){hint}"
 
 
 def size_arguments(

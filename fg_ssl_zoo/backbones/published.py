@@ -181,7 +181,8 @@ def check_source(source: str, cache_dir: str | Path | None = None) -> dict[str, 
         The configuration; empty for other words, and for a folder without one.
 
     Raises:
-        ValueError: It holds no safetensors, or a configuration that no network should be built of.
+        ValueError: It holds no safetensors, a configuration that no network should be built of, or
+            weights with another hash than the Hub states.
         OSError, HfHubHTTPError: It cannot be had.
     """
     kind, _, place = source.partition(":")
@@ -199,9 +200,11 @@ def check_source(source: str, cache_dir: str | Path | None = None) -> dict[str, 
         if name.endswith(PICKLES):  # the safe file that timm looks for beside it
             name = name.replace("pytorch_model", "model").partition(".")[0] + ".safetensors"
         try:
-            hf_hub_download(repo, name, **arguments)
+            weights = Path(hf_hub_download(repo, name, **arguments))
         except RemoteEntryNotFoundError as error:
             raise ValueError(f"{repo} has no {name}. {NO_PICKLE}") from error
+        if wanted := hub_hash(weights):
+            check_sha256(weights, wanted, f"Delete {weights.resolve()} and load again")
         return config
     return {}
 

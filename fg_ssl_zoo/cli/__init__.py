@@ -16,6 +16,7 @@ fgssl export-onnx MODEL --out FILE.onnx          a backbone as an ONNX file
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,9 +33,11 @@ from fg_ssl_zoo.cli import (
     zoo,
 )
 from fg_ssl_zoo.config import (
+    bound_hub_client,
     check_cache,
     check_file,
     check_folder,
+    disk_error,
     home_path,
     printable,
     refuse_empty,
@@ -74,19 +77,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         refuse_empty(words)
         chosen = create_parser(words[0] if words else "").parse_args(words)
         _open_places(chosen)
+        bound_hub_client()
         chosen.run(chosen)
+    except KeyboardInterrupt:
+        print(f"stopped; {GO_ON}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    except SystemExit as ended:
+        if isinstance(ended.code, int) and ended.code > 128:  # a training inside an evaluation
+            print(f"stopped by {signal.Signals(ended.code - 128).name}; {GO_ON}", file=sys.stderr)
+        raise
     except (ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _stopped(error):
+        line = _line_of(error)
+        if line is None:
             raise
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {printable(line)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def _stopped(error: RuntimeError) -> bool:
-    """Whether a training inside an evaluation has diverged, which is no fault of ours."""
+GO_ON = "run the same command again"
+
+
+def _line_of(error: Exception) -> str | None:
+    """What to say of what a user, the machine or the Hub has done; `None` of our own errors."""
+    if isinstance(error, OSError):
+        return disk_error(error)
+    if isinstance(error, ValueError):
+        return str(error)
+    from fg_ssl_zoo.data.loader import worker_failure
     from fg_ssl_zoo.engine.loop import TrainingStopped
 
-    return isinstance(error, TrainingStopped)
+    return str(error) if isinstance(error, TrainingStopped) else worker_failure(error)
 
 
 def _open_places(chosen: argparse.Namespace) -> None:

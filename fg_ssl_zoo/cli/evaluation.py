@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fg_ssl_zoo.config import data_of, encodable, parse_words
+from fg_ssl_zoo.config import data_of, encodable, parse_words, write_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -16,7 +17,14 @@ def add_verbs(verbs: Any) -> None:
     eval_ = verbs.add_parser("eval", help="score backbones on labelled pictures")
     add_models(eval_)
     eval_.add_argument("--no-untrained", action="store_true", help="without the untrained rows")
-    eval_.add_argument("--out", type=Path, help="folder for results.json, results.csv, results.md")
+    eval_.add_argument(
+        "--out",
+        type=Path,
+        help="folder for results.json, results.csv, results.md; a stopped command goes on from it",
+    )
+    eval_.add_argument(
+        "--card", type=Path, metavar="RUN", help="write the table into this run's results and card"
+    )
     eval_.set_defaults(run=_evaluate, out_folders=("out", "cache"))
 
 
@@ -74,7 +82,10 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.evaluation import table
     from fg_ssl_zoo.evaluation.evaluate import evaluate
     from fg_ssl_zoo.evaluation.protocols import PROTOCOLS
+    from fg_ssl_zoo.hub.export import add_evaluation, exported
 
+    if chosen.card:
+        exported(chosen.card)  # asked for before the work
     options = {
         name: parse_words(record.options, words, where=name)
         for name, record in PROTOCOLS.items()
@@ -88,6 +99,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
         protocols=chosen.protocols,
         options=options,
         with_untrained=not chosen.no_untrained,
+        unfinished=chosen.out and chosen.out / "unfinished",
         **common(chosen, accelerator),
     )
     if not accelerator.is_main_process:
@@ -101,5 +113,8 @@ def _evaluate(chosen: argparse.Namespace) -> None:
             ("results.csv", table.as_csv(results)),
             ("results.md", table.markdown(results) + "\n"),
         ):
-            (chosen.out / name).write_text(encodable(text), encoding="utf-8")
+            write_whole(chosen.out / name, encodable(text))
+        shutil.rmtree(chosen.out / "unfinished", ignore_errors=True)
         print(f"\n{chosen.out}/results.json, .csv, .md")
+    if chosen.card:
+        print(f"{add_evaluation(chosen.card, results)}: holds the table")

@@ -27,6 +27,9 @@ def add_verbs(verbs: Any) -> None:
         "--license", help="SPDX name, as cc-by-nc-4.0, where the recipe has no hub.license"
     )
     publish.add_argument(
+        "--about", metavar="TEXT", help="with --to: what the card says first, as which pictures"
+    )
+    publish.add_argument(
         "--backbone-only", action="store_true",
         help="leave pretraining/ out, with which others could go on with the training",
     )  # fmt: skip
@@ -43,6 +46,8 @@ def _publish(chosen: argparse.Namespace) -> None:
     folders = [path for path in chosen.folders if not path.is_file()] or chosen.folders[:1]
     if chosen.repo and len(folders) > 1:
         raise ValueError("--repo names one repository; --org OWNER takes several folders")
+    if chosen.about and not chosen.to:
+        raise ValueError("--about goes with --to; an upload sends the card as it is")
     if chosen.to:
         _release(folders, chosen)
         return
@@ -87,7 +92,7 @@ def _release(folders: Sequence[Path], chosen: argparse.Namespace) -> None:
         return
     root = published_root()
     for folder in folders:
-        target = release(folder, chosen.to, license=chosen.license)
+        target = release(folder, chosen.to, license=chosen.license, about=chosen.about)
         sha256 = load_recipe(target / RECIPE).hub.sha256 or ""
         size = sum(path.stat().st_size for path in weight_files(target)) / 1e6
         print(f"{target}: {size:.1f} MB, sha256 {sha256}")

@@ -6,6 +6,8 @@
     ranges   ranges of numbers in annotations
     recipe   the dataclasses: Recipe, Data, Stage, Train, Monitor, Speed, Hub
     files    load_recipe: a file and dotted overrides
+    hub_client  limits of the Hub's client
+    whole    files that are written whole or not at all
 
 Everything else imports from here.
 """
@@ -28,6 +30,7 @@ from fg_ssl_zoo.config.files import (
     short_name,
     to_yaml,
 )
+from fg_ssl_zoo.config.hub_client import HubUnresponsive, bound_hub_client
 from fg_ssl_zoo.config.paths import (
     check_cache,
     check_file,
@@ -55,13 +58,16 @@ from fg_ssl_zoo.config.validate import (
     nearest,
     parse,
 )
+from fg_ssl_zoo.config.whole import PARTIAL, disk_error, set_aside, write_whole
 
 __all__ = [
     "CROP_PCT",
     "DEFAULT_RECIPE",
+    "PARTIAL",
     "Count",
     "Data",
     "Hub",
+    "HubUnresponsive",
     "Monitor",
     "Positive",
     "Recipe",
@@ -73,10 +79,12 @@ __all__ = [
     "Weight",
     "as_dict",
     "below",
+    "bound_hub_client",
     "check_cache",
     "check_file",
     "check_folder",
     "data_of",
+    "disk_error",
     "encodable",
     "escaped",
     "find_recipe",
@@ -95,9 +103,11 @@ __all__ = [
     "recipe_folder",
     "recipe_of",
     "refuse_empty",
+    "set_aside",
     "short_name",
     "show_any_name",
     "to_yaml",
     "unescaped",
     "untyped",
+    "write_whole",
 ]

@@ -245,6 +245,8 @@ class Recipe:
             folder.
         overwrite: Delete the files of the run in the output folder and start afresh; files that no
             run wrote stay. Not kept in the run's `recipe.yaml`.
+        keep_checkpoints: Newest checkpoints that stay in the run's folder. One that cannot be read
+            is set aside, and the run goes on from the one before.
         monitor: Measurements while training.
         speed: Hardware switches.
         trackers: Further loggers of Accelerate (`wandb`, `mlflow`, ...); JSONL and TensorBoard
@@ -262,6 +264,7 @@ class Recipe:
     output: str | None = None
     resume: Literal["auto", "never"] = "auto"
     overwrite: bool = False
+    keep_checkpoints: Count = 2
     monitor: Monitor = field(default_factory=Monitor)
     speed: Speed = field(default_factory=Speed)
     trackers: tuple[str, ...] = ()

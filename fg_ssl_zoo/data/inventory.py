@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fg_ssl_zoo.config import write_whole
 from fg_ssl_zoo.data.datasets import Subset, image_name, image_root
 from fg_ssl_zoo.data.folders import FolderImages
 from fg_ssl_zoo.data.hub_images import HubImages
@@ -196,10 +197,7 @@ def _differs(old: Entry, new: Entry, copied: bool) -> bool:
 
 def write(path: Path, inventory: Inventory) -> None:
     """Write it as JSON; names that are no UTF-8 are kept."""
-    text = json.dumps({"format": _FORMAT, "splits": inventory})
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps({"format": _FORMAT, "splits": inventory}) + "\n")
 
 
 def read(path: Path) -> dict[str, list[Entry]]:
@@ -215,7 +213,4 @@ def read(path: Path) -> dict[str, list[Entry]]:
         splits = content["splits"].items()
         return {split: [Entry(*entry) for entry in found] for split, found in splits}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no list of pictures ({error}); restore it, or start again with "
-            "overwrite=true"
-        ) from error
+        raise ValueError(f"{path} is no list of pictures ({error})") from error

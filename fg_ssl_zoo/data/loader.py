@@ -9,11 +9,16 @@ One loader serves all epochs, so no worker is ever restarted.
 """
 
 import functools
+import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any, cast
+from weakref import WeakSet
 
 import cv2
 import numpy as np
@@ -177,7 +182,7 @@ def step_loader(
 ) -> DataLoader[dict[str, Any]]:
     """Batches of this process for the steps of a range, `parts` batches a step."""
     max_pixels()  # a wrong one is refused here: an error in a worker comes with a traceback
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=_Share(order, steps, rank, world, parts),
         num_workers=num_workers,
@@ -185,6 +190,70 @@ def step_loader(
         pin_memory=pin_memory,
         worker_init_fn=_quiet_worker,
         prefetch_factor=4 if num_workers else None,
+    )
+
+
+class _Loader(DataLoader[dict[str, Any]]):
+    """A loader whose failures are one line and whose workers end with their process."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        before = set(multiprocessing.active_children())
+        batches = super().__iter__()
+        _kill_at_exit(set(multiprocessing.active_children()) - before)
+        try:
+            yield from batches
+        except (ValueError, OSError) as error:
+            if message := _message_of_worker(str(error)):
+                raise type(error)(message) from error
+            raise
+
+
+_workers: WeakSet[BaseProcess] = WeakSet()
+"""Loader processes of this process; one that is forked from it owns none of them."""
+
+
+def _kill_at_exit(workers: set[BaseProcess]) -> None:
+    """Kill these when the process ends, before `multiprocessing` waits for them.
+
+    It sends SIGTERM and waits, which would never end: workers ignore SIGTERM (`_quiet_worker`). A
+    loader that is left before its end, by an exception, still has its workers then.
+    """
+    if workers:
+        _workers.update(workers)
+        _register(os.getpid())
+
+
+@functools.cache
+def _register(process: int) -> None:
+    """Call `_kill` when this process ends."""
+    Finalize(None, _kill, args=(process,), exitpriority=100)
+
+
+def _kill(owner: int) -> None:
+    if os.getpid() == owner:
+        for worker in [worker for worker in _workers if worker.is_alive()]:
+            worker.kill()
+            worker.join()
+
+
+def _message_of_worker(text: str) -> str | None:
+    """What an exception in a worker says, without the traceback that torch puts before it."""
+    found = re.match(r"Caught (\w+) in DataLoader worker process \d+\.\n", text)
+    return text.rpartition(f"{found[1]}: ")[2].strip() if found else None
+
+
+def worker_failure(error: BaseException) -> str | None:
+    """One line about a loader process that was killed or has crashed; `None` of other errors.
+
+    torch raises it wherever the training process happens to be.
+    """
+    text = " ".join(str(error).split())
+    if not (isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid")):
+        return None
+    return (
+        f"a process that loads pictures has ended ({text.rstrip('.')}); often the machine has no "
+        "memory left: lower data.num_workers or train.batch_size, and run the same command again "
+        "to go on"
     )
 
 
@@ -211,7 +280,7 @@ def image_loader(
 ) -> DataLoader[dict[str, Any]]:
     """Every image of `indices` once and in order; what cannot be decoded is left out."""
     max_pixels()  # as in `step_loader`
-    return DataLoader(
+    return _Loader(
         _EveryImage(images, views),
         batch_size=batch_size,
         sampler=list(indices),

@@ -4,22 +4,31 @@
 
 The position in the name is the order; a file is either whole or not there. What a step draws is a
 function of (seed, step), so weights, optimizer and position are the whole state of a run.
+
+A file is what `torch.save` writes, a zip archive, with the SHA-256 of all before as the comment of
+the archive; `torch.load` reads it as any other. The hash is compared whenever we read one.
 """
 
 import contextlib
+import hashlib
 import math
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-KEEP = 2
-"""Newest checkpoints that stay."""
+from fg_ssl_zoo.config import set_aside
+
+_LABEL = b"sha256:"
+_NO_COMMENT = b"\0\0"
+_COMMENT = (len(_LABEL) + 64).to_bytes(2, "little")
+"""The last two bytes of a zip archive are the length of its comment, which follows."""
 
 
 @dataclass(frozen=True, order=True)
@@ -49,8 +58,8 @@ def positions(folder: Path) -> dict[Position, Path]:
     return dict(sorted(found.items()))
 
 
-def save(folder: Path, position: Position, state: dict[str, Any]) -> Path:
-    """Write beside, flush to the disk, rename; then drop all but the newest `KEEP`.
+def save(folder: Path, position: Position, state: dict[str, Any], keep: int = 2) -> Path:
+    """Write beside, flush to the disk, rename; then drop all but the newest `keep`.
 
     Raises:
         CheckpointError: The disk refused; older checkpoints are untouched.
@@ -59,8 +68,9 @@ def save(folder: Path, position: Position, state: dict[str, Any]) -> Path:
     path = folder / position.file_name
     partial = path.with_suffix(".partial")
     try:
-        with partial.open("wb") as file:
+        with partial.open("w+b") as file:
             torch.save(state, file)
+            _sign(file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -75,7 +85,7 @@ def save(folder: Path, position: Position, state: dict[str, Any]) -> Path:
             f"could not write checkpoint {path} ({error}); {kept}. Free some space and run "
             "the same command again to go on"
         ) from error
-    for old in list(positions(folder).values())[:-KEEP]:
+    for old in list(positions(folder).values())[:-keep]:
         old.unlink(missing_ok=True)
     return path
 
@@ -92,11 +102,66 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; tensors and plain data only.
 
     Raises:
-        CheckpointError: Not a whole checkpoint.
+        CheckpointError: Not a whole checkpoint, or not the one that was written.
     """
     try:
+        with path.open("rb") as file:
+            _check(file)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
             f"{path} is not a readable checkpoint ({error}); delete it to go on from the one before"
         ) from error
+
+
+def newest(folder: Path) -> tuple[Position, dict[str, Any] | None]:
+    """The newest checkpoint that can be read; any newer one is set aside and named.
+
+    Returns:
+        Its position and content; the very beginning and `None` where there is none.
+    """
+    for position, path in reversed(positions(folder).items()):
+        try:
+            return position, load(path)
+        except CheckpointError as error:
+            set_aside(path, str(error.__cause__).partition("\n")[0])
+    return Position(), None
+
+
+def _sign(file: BinaryIO) -> None:
+    """Give the archive the hash of all that stands before its comment."""
+    file.seek(-len(_NO_COMMENT), os.SEEK_END)
+    if file.read() != _NO_COMMENT:
+        raise RuntimeError("torch.save wrote no zip archive without a comment")
+    digest = _digest(file, file.tell() - len(_NO_COMMENT))
+    file.seek(-len(_NO_COMMENT), os.SEEK_END)
+    file.write(_COMMENT + _LABEL + digest)
+
+
+def _check(file: BinaryIO) -> None:
+    """Compare the hash; a file that has none is older than hashes, and has those of zip archives.
+
+    Raises:
+        ValueError: What differs.
+    """
+    end = len(_COMMENT) + len(_LABEL) + 64
+    size = file.seek(0, os.SEEK_END)
+    file.seek(-min(end, size), os.SEEK_END)
+    tail = file.read()
+    if tail[:-64].startswith(_COMMENT + _LABEL):
+        if _digest(file, size - end) != tail[-64:]:
+            raise ValueError("its content has another hash than when it was written")
+    elif not tail.endswith(_NO_COMMENT):
+        raise ValueError("it does not end as checkpoints do")
+    elif damaged := zipfile.ZipFile(file).testzip():
+        raise ValueError(f"{damaged} in it has another checksum than when it was written")
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """SHA-256 of the first bytes of a file, in hexadecimal."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while size and (block := file.read(min(size, 1 << 20))):
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest().encode()

@@ -17,7 +17,7 @@ from accelerate.tracking import (
 )
 from tqdm import tqdm
 
-from fg_ssl_zoo.config import nearest, printable
+from fg_ssl_zoo.config import nearest, printable, set_aside, write_whole
 from fg_ssl_zoo.engine.run_folder import RunFolder
 
 
@@ -36,8 +36,10 @@ def open_trackers(
         ValueError: As `check_trackers`.
     """
     check_trackers(names)
+    if accelerator.is_main_process:
+        drop_from(folder.metrics, first_step=done + 1 if done else 0)
     accelerator.log_with = [
-        JsonlTracker(folder.metrics, first_step=done + 1 if done else 0),
+        JsonlTracker(folder.metrics),
         TensorBoardTracker("tensorboard", logging_dir=str(folder.path)),
         *names,
     ]
@@ -70,16 +72,9 @@ class JsonlTracker(GeneralTracker):
     requires_logging_directory = False
     main_process_only = True
 
-    def __init__(self, path: Path, *, first_step: int = 0) -> None:
-        """Open for appending.
-
-        Lines from `first_step` on are of a run that was cut off and are dropped.
-        """
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        if path.is_file():
-            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < first_step]
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     @property
     def tracker(self) -> Path:
@@ -97,10 +92,33 @@ class JsonlTracker(GeneralTracker):
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines that are whole JSON objects; a line cut by a crash is none."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line.startswith("{") and line.endswith("}")]
+def drop_from(path: Path, first_step: int) -> None:
+    """Keep the lines of earlier steps in `metrics.jsonl`: later ones are of a run that was cut off.
+
+    A last line that a crash has cut is dropped. A file with other lines that are no records is kept
+    under another name, and its readable lines go on in a new file.
+    """
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    *lines, last = content.split(b"\n")
+    records = [(line, _step_of(line)) for line in lines if line]
+    if any(step is None for _, step in records):
+        set_aside(path, "some lines are no JSON objects with a step")
+    if _step_of(last) is not None:  # whole, but for the end of the line
+        records.append((last, _step_of(last)))
+    kept = [line + b"\n" for line, step in records if step is not None and step < first_step]
+    if content != b"".join(kept):
+        write_whole(path, b"".join(kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of `metrics.jsonl`; `None` where it is no record."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, LookupError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 class Meter:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 
 from fg_ssl_zoo.config import Train
@@ -31,14 +31,14 @@ from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import Meter, Progress
 from fg_ssl_zoo.engine.optim import create_optimizer, moments, schedule
 from fg_ssl_zoo.engine.run_folder import RunFolder
-from fg_ssl_zoo.engine.signals import Signals
+from fg_ssl_zoo.engine.signals import Interrupted, Signals
 from fg_ssl_zoo.layers.anchor import Anchor, listening
 from fg_ssl_zoo.layers.batch_norm import synchronise
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.method import Batch, DrawsPictures, Method, MethodOutput, train_mode
 
 LOG_EVERY = 10
-"""Steps between log lines; several processes agree on stopping at these."""
+"""Steps between log lines."""
 
 MOST_CORRUPT = 0.01
 """Share of the pictures that may be unreadable."""
@@ -46,14 +46,6 @@ MOST_CORRUPT = 0.01
 
 class TrainingStopped(RuntimeError):
     """A run that goes nowhere; the message says what was seen and what to try."""
-
-
-class Interrupted(SystemExit):
-    """Ctrl-C or SIGTERM: a checkpoint was written and the message says how to go on."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(128 + number)
-        self.message = message
 
 
 @dataclass
@@ -66,6 +58,8 @@ class Record:
         seconds: Wall time of the training steps, measurements left out.
         losses: Since the last log line, means over the processes.
         num_scored: Test pictures that the last measurement read; `None` before there is one.
+        commits: Of the code that trained, each once, in order.
+        hardware: Processes and switches that trained, likewise.
     """
 
     measurements: list[dict[str, float]] = field(default_factory=list)
@@ -73,6 +67,8 @@ class Record:
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     num_scored: int | None = None
+    commits: list[str | None] = field(default_factory=list)
+    hardware: list[str] = field(default_factory=list)
 
     @property
     def images_per_second(self) -> float:
@@ -104,6 +100,7 @@ class Fit:
         early: Steps after which it is measured once more; 0 for never.
         judge: Called with all measurements after the early one; a sentence to say, if any.
         anchor: Keeps the backbone near the start of the stage, where the recipe asks for it.
+        keep_checkpoints: Newest ones that stay.
         title: Of the progress line.
     """
 
@@ -124,6 +121,7 @@ class Fit:
     early: int = 0
     judge: Callable[[list[dict[str, float]]], str | None] = lambda measured: None
     anchor: Anchor | None = None
+    keep_checkpoints: int = 2
     title: str = "train"
 
     def __post_init__(self) -> None:
@@ -147,10 +145,20 @@ class Fit:
             shown=self.accelerator.is_main_process,
         )
         self.corrupt = set(self.folder.corrupt_images())
+        self.newly_corrupt: set[str] = set()
 
     def due(self, epochs: float, done: int) -> bool:
         """Whether something that happens every so many epochs happens after `done` steps."""
         return done == self.total or done % max(1, round(epochs * self.order.steps_per_epoch)) == 0
+
+    def is_measure_left(self) -> bool:
+        """Whether the run begins with a measurement: its first, or one that was cut off."""
+        if not self.record.measurements:
+            return True
+        done = self.start.step
+        measured = self.record.measurements[-1]["step"] == self.first_step + done
+        due = done == self.early or self.due(self.measure_every, done)
+        return done > 0 and due and not measured
 
     def take_measure(self, done: int) -> None:
         """Measure, remember and log."""
@@ -196,7 +204,7 @@ class Fit:
                 "optimizer": optimizer.state_dict(),
                 "record": asdict(self.record),
             }
-            checkpoint.save(self.folder.checkpoints, at, state)
+            checkpoint.save(self.folder.checkpoints, at, state, self.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         return self.folder.checkpoints / at.file_name
 
@@ -233,22 +241,37 @@ class Fit:
         )
 
     def to_device(self, batch: dict[str, Any]) -> Batch:
-        """A batch on the device; unreadable pictures are noted.
+        """A batch on the device; unreadable pictures are remembered."""
+        self.newly_corrupt |= set(batch.pop("corrupt")) - self.corrupt
+        moved = send_to_device(batch, self.accelerator.device, non_blocking=True)
+        return cast(Batch, moved)
+
+    def note_corrupt(self) -> None:
+        """Write the names of unreadable pictures of all processes, which call this together.
 
         Raises:
             TooManyCorruptImages: More than one in a hundred.
         """
-        new = set(batch.pop("corrupt")) - self.corrupt
-        if new:
-            self.corrupt |= new
-            self.folder.note_corrupt(sorted(new))
-            if len(self.corrupt) > MOST_CORRUPT * len(self.dataset.images):
-                raise TooManyCorruptImages(
-                    f"{len(self.corrupt)} of {len(self.dataset.images)} images cannot be decoded, "
-                    f"more than {MOST_CORRUPT:.0%}; their names are in {self.folder.corrupt}"
-                )
-        moved = send_to_device(batch, self.accelerator.device, non_blocking=True)
-        return cast(Batch, moved)
+        new = sorted(self.newly_corrupt)
+        if self.accelerator.num_processes > 1:
+            new = sorted(set(gather_object(new)) - self.corrupt)
+        self.newly_corrupt = set()
+        self.corrupt |= set(new)
+        if self.accelerator.is_main_process:
+            self.folder.note_corrupt(new)
+        if len(self.corrupt) > MOST_CORRUPT * len(self.dataset.images):
+            raise TooManyCorruptImages(
+                f"{len(self.corrupt)} of {len(self.dataset.images)} images cannot be decoded, "
+                f"more than {MOST_CORRUPT:.0%}; their names are in {self.folder.corrupt}"
+            )
+
+    def interrupted(self, signals: Signals, number: int, done: int, path: Path | None) -> NoReturn:
+        """End the process; a checkpoint of `done` steps is written, or no step was done."""
+        self.progress.close()
+        kept = f"after step {done} of {self.total}; checkpoint {path}" if path else "before a step"
+        raise Interrupted(
+            f"stopped by {signals.name} {kept}. Run the same command again to go on", number
+        )
 
 
 def refuse_broken(state: Mapping[str, Tensor], what: str) -> None:
@@ -278,7 +301,7 @@ def fit(method: Method, job: Fit) -> None:
 
     Raises:
         TrainingStopped: The loss or a weight is no number any more.
-        Interrupted: A signal came; the checkpoint is written.
+        Interrupted: A signal came, or the launcher has ended; the checkpoint is written.
         CheckpointError: The disk refused a checkpoint; the last good one stands.
         TooManyCorruptImages: More than one picture in a hundred cannot be read.
     """
@@ -295,12 +318,18 @@ def fit(method: Method, job: Fit) -> None:
     source = f"checkpoint {job.start.file_name}" if job.state else "the weights to start from"
     refuse_broken(method.state_dict(), source)
     train_mode(method, train, job.started_norms)
-    if not job.record.measurements:
-        job.take_measure(0)
-
     batches, meter = iter(job.loader), Meter()
     losses = [torch.tensor(loss, device=accelerator.device) for loss in job.record.losses]
-    with Signals() as signals:
+    with Signals(accelerator) as signals:
+        if job.is_measure_left():
+            begun = job.folder.checkpoints / job.start.file_name if job.start.step else None
+            try:
+                with signals.stopping_at_once():
+                    job.take_measure(job.start.step)
+            except KeyboardInterrupt:
+                job.interrupted(signals, signals.number, job.start.step, begun)
+            if begun:
+                job.save(method, optimizer, job.start.step)
         for step in range(job.start.step, job.total):
             began, waited = time.perf_counter(), 0.0
             seed_step(job.dataset.seed, job.start, step, accelerator.process_index)
@@ -325,38 +354,43 @@ def fit(method: Method, job: Fit) -> None:
             job.record.seconds += time.perf_counter() - began
 
             shown = None
-            meeting = done == job.total or done % LOG_EVERY == 0
-            stop = signals.agreed(accelerator, meeting)
-            save = bool(stop) or job.due(train.checkpoint_every, done)
-            if meeting or save:
+            log = done == job.total or done % LOG_EVERY == 0
+            stop = 0
+            if log or signals.due(done):
+                seconds = time.perf_counter() - began
+                stop, corrupt = signals.agreed(done, seconds, len(job.newly_corrupt))
+                if corrupt:
+                    job.note_corrupt()
+            measure = done == job.early or job.due(job.measure_every, done)
+            save = bool(stop) or measure or job.due(train.checkpoint_every, done)
+            if log or save:
                 pending = cast(Tensor, accelerator.reduce(torch.stack(losses), "mean"))
                 loss = pending.mean().item()
-                job.record.losses = [] if meeting else pending.tolist()
+                job.record.losses = [] if log else pending.tolist()
                 job.check_loss(loss, lr, done)
-                if meeting:
+                if log:
                     assert output is not None
                     shown = {"train/loss": loss, "train/lr": lr, **meter.read()}
                     shown |= {key: value.item() for key, value in output.metrics.items()}
                     accelerator.log(shown, step=job.first_step + done)
                     losses = []
             job.progress.step(shown)
-            measure = done == job.early or job.due(job.measure_every, done)
-            if measure or save:
-                job.check_weights(method, optimizer, lr, done)
+            if not save:
+                continue
+            job.check_weights(method, optimizer, lr, done)
+            path = job.save(method, optimizer, done)  # before a measurement, which may take long
+            if stop:
+                job.interrupted(signals, stop, done, path)
             if measure:
-                job.take_measure(done)
                 assert batch is not None
                 job.keep_picture(method, batch, done)
+                try:
+                    with signals.stopping_at_once():
+                        job.take_measure(done)
+                except KeyboardInterrupt:
+                    job.interrupted(signals, signals.number, done, path)
                 meter.reset()
-            if save:
-                path = job.save(method, optimizer, done)
-                if stop and done < job.total:
-                    job.progress.close()
-                    raise Interrupted(
-                        f"stopped by {signals.name} after step {done} of {job.total}; checkpoint "
-                        f"{path}. Run the same command again to go on",
-                        stop,
-                    )
+                job.save(method, optimizer, done)
     job.progress.close()
 
 

@@ -9,6 +9,10 @@ notes/             what the method noted on the pictures before a round, and par
 pictures/          what the method made of a batch at each measurement, where it makes pictures
 corrupt_images.txt names of pictures that were skipped, a line each (`config.escaped`)
 export/            the published form of the backbone
+run.lock           locked while a run is alive; run.owner.json names its process
+
+Every file is written whole or not at all. One that cannot be read any more is kept as
+`NAME.unreadable` and named; `checkpoints/recipe.yaml` is a second copy of the recipe.
 """
 
 import contextlib
@@ -16,6 +20,7 @@ import json
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +28,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
+from filelock import BaseFileLock, FileLock, Timeout
+from safetensors.torch import save_file
+from torch import Tensor
 
 from fg_ssl_zoo.config import (
     Recipe,
@@ -33,8 +42,10 @@ from fg_ssl_zoo.config import (
     load_recipe,
     printable,
     read_yaml,
+    set_aside,
     to_yaml,
     unescaped,
+    write_whole,
 )
 from fg_ssl_zoo.data import inventory
 from fg_ssl_zoo.data.datasets import fingerprint
@@ -44,6 +55,7 @@ FREE_KEYS = (
     "output",
     "resume",
     "overwrite",
+    "keep_checkpoints",
     "trackers",
     "hub",
     "monitor",
@@ -54,11 +66,13 @@ FREE_KEYS = (
 WEIGHTS = r"model[\w-]*\.safetensors(\.index\.json)?"
 EXPORTED = rf"config\.json|{WEIGHTS}|README\.md|recipe\.yaml|results\.json|picture\.png"
 AT = r"stage\d+_round\d+"
+LEFT = r"(\.partial|\.unreadable\d*)?"
 WRITTEN = re.compile(
-    r"recipe\.yaml|data\.json|metrics\.jsonl|results\.json|corrupt_images\.txt"
-    rf"|checkpoints/{AT}_step\d+\.(pt|partial)"
-    rf"|notes/({AT}|shown_{AT}|(shown_)?stage\d+_(end|start))\.safetensors"
-    rf"|pictures/{AT}_step\d+\.png"
+    rf"(recipe\.yaml|data\.json|metrics\.jsonl|results\.json|corrupt_images\.txt){LEFT}"
+    rf"|(checkpoints/recipe\.yaml|run\.owner\.json){LEFT}|run\.lock"
+    rf"|checkpoints/{AT}_step\d+\.(pt(\.unreadable\d*)?|partial)"
+    rf"|notes/({AT}|shown_{AT}|(shown_)?stage\d+_(end|start))\.(safetensors|part)"
+    rf"|pictures/{AT}_step\d+\.png(\.partial)?"
     r"|tensorboard/(.*/)?events\.out\.tfevents\.[^/]*"
     rf"|(export(_\w+)?|\.export(_\w+)?\.\d+(\.old)?)/(pretraining/)?({EXPORTED})"
 )
@@ -66,6 +80,9 @@ WRITTEN = re.compile(
 
 FOLDERS = re.compile(r"checkpoints|notes|pictures|tensorboard|\.?export(_\w+)?(\.\d+)?(\.old)?")
 """Folders of a run; one may be a link to another disk."""
+
+LOCKED_BY_WORKERS = 15.0
+"""Seconds for which loader processes may outlive a killed run and keep its lock (torch: 5)."""
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +100,8 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        recipe, data, metrics, checkpoints, notes, pictures, corrupt, export: What lies in it.
+        recipe, recipe_copy, data, metrics, results, checkpoints, notes, pictures, corrupt, export,
+            owner: What lies in it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,11 +109,15 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.data = path / "data.json"
         self.metrics = path / "metrics.jsonl"
+        self.results = path / "results.json"
         self.checkpoints = path / "checkpoints"
+        self.recipe_copy = self.checkpoints / "recipe.yaml"
         self.notes = path / "notes"
         self.pictures = path / "pictures"
         self.corrupt = path / "corrupt_images.txt"
         self.export = path / "export"
+        self.owner = path / "run.owner.json"
+        self._lock: BaseFileLock | None = None
 
     def claim(self, recipe: Recipe, splits: Mapping[str, Images | None]) -> None:
         """Make the folder this recipe's and these pictures', or go on in it when it is already.
@@ -105,46 +127,138 @@ class RunFolder:
             splits: `train`, and `test` where there is one.
 
         Raises:
-            RunFolderTaken: It holds another run, the pictures of this one have changed, or it
-                cannot be written; the message names the differences and the remedies.
+            RunFolderTaken: It holds another run or one that is alive, the pictures of this one have
+                changed, or it cannot be written; the message names the differences and the
+                remedies.
         """
         pictures = inventory.take(splits)
         try:
-            if recipe.overwrite:
-                self._clear()
-            elif self.path.exists() and any(self.path.iterdir()):
-                self._check(recipe)
-                if self._has_trained():
-                    self._check_pictures(pictures, splits)
+            if self._holds_files():
+                self._refuse_no_run("overwrite=true: " if recipe.overwrite else "output folder ")
             self.path.mkdir(parents=True, exist_ok=True)
-            text = to_yaml(replace(recipe, overwrite=False))  # an order, which no copy repeats
-            self.recipe.write_text(text, encoding="utf-8")
-            inventory.write(self.data, pictures)
+            self._acquire()
+            try:
+                self._claim(recipe, pictures, splits)
+            except BaseException:
+                self.release()
+                raise
         except OSError as error:
+            place = f" ({printable(error.filename)})" if error.filename else ""
             raise RunFolderTaken(
-                f"output folder {printable(self.path)} cannot be written ({error.strerror}); "
-                "choose another with output=FOLDER"
+                f"output folder {printable(self.path)} cannot be written: "
+                f"{error.strerror or error}{place}; make room or choose another with output=FOLDER"
             ) from error
+
+    def _claim(
+        self,
+        recipe: Recipe,
+        pictures: inventory.Inventory,
+        splits: Mapping[str, Images | None],
+    ) -> None:
+        if recipe.overwrite:
+            self._clear()
+        elif self._holds_files():
+            self._check(recipe)
+            if self._has_trained():
+                self._check_pictures(pictures, splits)
+        text = to_yaml(replace(recipe, overwrite=False))  # an order, which no copy repeats
+        write_whole(self.recipe, text)
+        self.checkpoints.mkdir(exist_ok=True)
+        write_whole(self.recipe_copy, text)
+        inventory.write(self.data, pictures)
+
+    def _acquire(self) -> None:
+        """Lock the folder for this process, until `release` or the end of the process.
+
+        Raises:
+            RunFolderTaken: Another run holds it.
+        """
+        self._lock = FileLock(self.path / "run.lock")
+        try:
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                if self._owner_lives():
+                    raise
+                self._lock.acquire(timeout=LOCKED_BY_WORKERS)
+        except Timeout:
+            owner = self._read_owner()
+            who = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another run"
+            raise RunFolderTaken(
+                f"output folder {printable(self.path)} is in use by {who}; stop that run or wait "
+                "for its end, or choose another folder with output=FOLDER"
+            ) from None
+        except NotImplementedError:  # a disk that cannot lock
+            _log.warning("%s lies on a disk without locks: start no second run in it", self.path)
+        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        write_whole(self.owner, json.dumps(owner) + "\n")
+
+    def release(self) -> None:
+        """Let another run have the folder."""
+        if self._lock is not None and self._lock.is_locked:
+            self.owner.unlink(missing_ok=True)
+            self._lock.release()
+
+    def _read_owner(self) -> dict[str, Any]:
+        """Process and host of the run that holds the folder; empty where that is not known."""
+        with contextlib.suppress(OSError, ValueError):
+            owner = json.loads(self.owner.read_text(encoding="utf-8"))
+            return owner if isinstance(owner, dict) else {}
+        return {}
+
+    def _owner_lives(self) -> bool:
+        """Whether the process that is named is alive, as far as this machine knows."""
+        owner = self._read_owner()
+        here = owner.get("host") == socket.gethostname()
+        return not here or psutil.pid_exists(int(owner.get("pid", -1)))
 
     def corrupt_images(self) -> list[str]:
         """What was noted about unreadable pictures, also before the run went on."""
         if not self.corrupt.is_file():
             return []
-        return [unescaped(line) for line in self.corrupt.read_text("utf-8").split("\n") if line]
+        text = self.corrupt.read_bytes().decode("utf-8", "replace")
+        return [unescaped(line) for line in text.split("\n") if line]
 
     def note_corrupt(self, messages: Iterable[str]) -> None:
-        """Append to the list of unreadable pictures."""
-        with self.corrupt.open("a", encoding="utf-8") as file:
-            file.writelines(f"{escaped(message)}\n" for message in messages)
+        """Add to the list of unreadable pictures."""
+        known = dict.fromkeys([*self.corrupt_images(), *messages])
+        write_whole(self.corrupt, "".join(f"{escaped(message)}\n" for message in known))
+
+    def refuse_lost_checkpoints(self) -> None:
+        """Refuse to start again from step 0 where a run has been further and nothing can be read.
+
+        Raises:
+            RunFolderTaken: What is lost, and what to do.
+        """
+        done = self._steps_measured()
+        unreadable = sorted(self.checkpoints.glob("*.unreadable*"))
+        if not (done or unreadable or self.results.is_file()):
+            return
+        which = f"cannot be read ({_listed([p.name for p in unreadable])})" if unreadable else ""
+        raise RunFolderTaken(
+            f"all checkpoints of the run in {printable(self.path)} {which or 'are gone'}"
+            f"{f'; it had been measured at step {done}' if done else ''}. Restore "
+            f"{self.checkpoints.name}/, or start again from step 0 with overwrite=true"
+        )
+
+    def _steps_measured(self) -> int:
+        """The last step of a measurement in `metrics.jsonl`; a checkpoint stood before each."""
+        last = 0
+        with contextlib.suppress(OSError):
+            for line in self.metrics.read_bytes().split(b"\n"):
+                with contextlib.suppress(ValueError, TypeError, LookupError):
+                    record = json.loads(line)
+                    if any(key.startswith("eval/") for key in record):
+                        last = max(last, int(record["step"]))
+        return last
 
     def keep_picture(self, name: str, picture: np.ndarray) -> None:
         """Write an RGB picture (h, w, 3) uint8."""
         self.pictures.mkdir(exist_ok=True)
         _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        (self.pictures / name).write_bytes(content.tobytes())
+        write_whole(self.pictures / name, content.tobytes())
 
     def _check(self, recipe: Recipe) -> None:
-        self._refuse_no_run("output folder ")
         if recipe.resume == "never":
             raise RunFolderTaken(
                 f"output folder {self.path} already holds a run; {REMEDIES}, "
@@ -163,37 +277,82 @@ class RunFolder:
 
     def _has_trained(self) -> bool:
         """Whether a step was kept; before that, pictures may still be repaired."""
-        return (self.path / "results.json").is_file() or any(self.checkpoints.glob("*.pt"))
+        return self.results.is_file() or any(self.checkpoints.glob("*.pt"))
 
     def _check_pictures(
         self, pictures: inventory.Inventory, splits: Mapping[str, Images | None]
     ) -> None:
         """Compare with the inventory, or with the fingerprint of a run that is older than it."""
-        if self.data.is_file():
-            changed = inventory.differences(inventory.read(self.data), pictures)
-            what = f"has trained on other pictures ({changed})" if changed else ""
+        before = self._pictures_before()
+        if before is None:
+            what = self._other_fingerprint(splits)
         else:
-            what = _other_fingerprint(self.path / "results.json", splits)
+            changed = inventory.differences(before, pictures)
+            what = f"has trained on other pictures ({changed})" if changed else ""
         if what:
             raise RunFolderTaken(
                 f"the run in output folder {self.path} {what}; restore the pictures, {REMEDIES}"
             )
 
-    def _written(self) -> dict[str, Any]:
-        """The recipe that lies here; a key that is younger than the run has its default."""
+    def _other_fingerprint(self, splits: Mapping[str, Images | None]) -> str:
+        """How the pictures differ from those of a run that ended before inventories were kept."""
+        if not self.results.is_file():
+            return ""
         try:
-            return as_dict(load_recipe(self.recipe))
-        except RecipeError:  # a key that there is no more: let the difference say so
-            return read_yaml(self.recipe)
+            data = json.loads(self.results.read_text(encoding="utf-8")).get("data", {})
+        except (ValueError, AttributeError) as error:
+            set_aside(self.results, str(error))
+            return ""
+        for split, key in (("train", "fingerprint"), ("test", "test_fingerprint")):
+            images = splits.get(split)
+            here = None if images is None else fingerprint(images)
+            if data.get(key, here) != here:
+                return f"has other pictures ({split}: fingerprint {data[key]} there, {here} here)"
+        return ""
+
+    def _pictures_before(self) -> inventory.Inventory | None:
+        """The inventory of the run, where there is one that can be read."""
+        if not self.data.is_file():
+            return None
+        try:
+            return inventory.read(self.data)
+        except ValueError as error:
+            set_aside(self.data, f"{error}; the pictures are not compared with those before")
+            return None
+
+    def _written(self) -> dict[str, Any]:
+        """The recipe that lies here; a key that is younger than the run has its default.
+
+        Raises:
+            RunFolderTaken: Neither of its copies can be read.
+        """
+        for path in (self.recipe, self.recipe_copy):
+            content = _recipe_in(path)
+            if content is not None:
+                try:
+                    return as_dict(load_recipe(path))
+                except RecipeError:  # a key that there is no more: let the difference say so
+                    return content
+            if path.is_file() and path == self.recipe:
+                set_aside(path, "it is no recipe of a run")
+        raise RunFolderTaken(
+            f"recipe.yaml of the run in output folder {printable(self.path)} cannot be read; "
+            f"restore it, {REMEDIES}"
+        )
+
+    def _holds_files(self) -> bool:
+        """Whether anything lies here but the lock of a run that did not begin."""
+        if not self.path.exists():
+            return False
+        return any(path.name not in ("run.lock", self.owner.name) for path in self.path.iterdir())
 
     def _holds_run(self) -> bool:
         """Whether the recipe of a run lies here, and not beside an exported model."""
         exported = any((self.path / name).exists() for name in ("config.json", "model.safetensors"))
-        if exported or not self.recipe.is_file():
+        if exported:
             return False
-        with contextlib.suppress(RecipeError):
-            return {"backbone", "stages"} <= read_yaml(self.recipe).keys()
-        return False
+        recipes = any(_recipe_in(path) for path in (self.recipe, self.recipe_copy))
+        return recipes or any(self.checkpoints.glob("stage*_round*_step*.pt"))
 
     def _refuse_no_run(self, who: str) -> None:
         if not self._holds_run():
@@ -209,9 +368,6 @@ class RunFolder:
             RunFolderTaken: No run lies here, or a foreign file lies in `export/`, which has to be
                 free when the new run ends.
         """
-        if not self.path.exists() or not any(self.path.iterdir()):
-            return
-        self._refuse_no_run("overwrite=true: ")
         found = sorted(self._files())
         foreign = [name for name in found if not WRITTEN.fullmatch(name)]
         if in_export := [name for name in foreign if name.startswith("export")]:
@@ -219,7 +375,8 @@ class RunFolder:
                 f"overwrite=true: no run wrote {_listed(in_export)} in {printable(self.path)}; "
                 "move them out of the exported folder, or choose another with output=FOLDER"
             )
-        for name in sorted(set(found) - set(foreign), key=lambda name: name == self.recipe.name):
+        held = {"run.lock", self.owner.name}  # by this run now
+        for name in sorted(set(found) - set(foreign) - held, key=self._is_recipe):
             (self.path / name).unlink()  # the recipe last: what is cut off is still a run
         for folder, _, _ in os.walk(self.path, topdown=False):
             if FOLDERS.fullmatch(os.path.relpath(folder, self.path).partition("/")[0]):
@@ -229,6 +386,9 @@ class RunFolder:
             _log.warning(
                 "overwrite=true: %s of other origin stay in %s", _listed(foreign), self.path
             )
+
+    def _is_recipe(self, name: str) -> bool:
+        return name == self.recipe.name
 
     def _files(self) -> Iterator[str]:
         """Names below the folder; of a folder that no run makes, its own name."""
@@ -240,23 +400,28 @@ class RunFolder:
                 yield from (os.path.relpath(os.path.join(folder, f), self.path) for f in files)
 
 
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file({key: value.contiguous() for key, value in tensors.items()}, part, metadata)  # pyright: ignore[reportArgumentType]
+    part.replace(path)
+
+
 def _listed(names: list[str]) -> str:
     """`a, b, c and 4 more`, for a message of one line."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(printable, names[:3])) + more
 
 
-def _other_fingerprint(results: Path, splits: Mapping[str, Images | None]) -> str:
-    """How the pictures differ from those of a run that ended before inventories were kept."""
-    if not results.is_file():
-        return ""
-    data = json.loads(results.read_text(encoding="utf-8")).get("data", {})
-    for split, key in (("train", "fingerprint"), ("test", "test_fingerprint")):
-        images = splits.get(split)
-        here = None if images is None else fingerprint(images)
-        if data.get(key, here) != here:
-            return f"has other pictures ({split}: fingerprint {data[key]} there, {here} here)"
-    return ""
+def _recipe_in(path: Path) -> dict[str, Any] | None:
+    """The recipe of a run in a file; `None` where there is none or it cannot be read."""
+    with contextlib.suppress(RecipeError):
+        content = read_yaml(path) if path.is_file() else {}
+        return content if {"backbone", "stages"} <= content.keys() else None
+    return None
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:

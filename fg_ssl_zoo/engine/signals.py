@@ -1,49 +1,139 @@
-"""Ctrl-C and SIGTERM while training: a wish to stop after the step."""
+"""Signals: a run stops after the step with a checkpoint; what is no training stops at once.
 
+Several processes have to stop after the same step. They tell each other what has come at the steps
+that are logged, and where steps are slow so often that `AGREE_WITHIN` seconds lie between.
+"""
+
+import contextlib
+import os
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+AGREE_WITHIN = 4.0
+"""Seconds after which several processes ask each other again: a scheduler grants ten or more."""
+
+NUMBERS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
+"""Variables that `accelerate launch` and `torchrun` set in the processes they start."""
+
+
+class Interrupted(SystemExit):
+    """A signal ended the process; the message says what was kept and how to go on."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(128 + number)
+        self.message = message
+
 
 class Signals:
-    """Turns SIGINT and SIGTERM into a wish to stop after the step; a second one stops at once."""
+    """Turns signals into a wish to stop after the step; a second one stops at once.
+
+    The end of the launcher that started this process counts as SIGTERM, as it cannot pass one on.
+
+    Args:
+        accelerator: Tells how many processes have to agree.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.next = 1
 
     def __enter__(self) -> "Signals":
         self.number = 0
-        self.before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: the caller handles signals
-                continue
+        self.at_once = False
+        self.launcher = os.getppid() if any(name in os.environ for name in LAUNCHERS) else None
+        self.before = _handle(NUMBERS, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        _restore(self.before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        again, self.number = self.number, number
+        if again or self.at_once:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def stopping_at_once(self) -> Iterator[None]:
+        """A signal that comes inside, or has come, raises KeyboardInterrupt."""
         if self.number:
             raise KeyboardInterrupt
-        self.number = number
+        self.at_once = True
+        try:
+            yield
+        finally:
+            self.at_once = False
 
     @property
     def name(self) -> str:
-        """Of the signal that came."""
+        """What stopped this process."""
+        if self._orphaned():
+            return "the end of its launcher"
         return signal.Signals(self.number).name if self.number else "another process"
 
-    def agreed(self, accelerator: Accelerator, meeting: bool) -> int:
-        """Number of a signal that any process got, 0 for none.
+    def _orphaned(self) -> bool:
+        return self.launcher is not None and os.getppid() != self.launcher
 
-        Several processes ask each other only at a `meeting`, which all of them reach.
+    def due(self, done: int) -> bool:
+        """Whether the processes should agree after so many steps."""
+        return self.accelerator.num_processes == 1 or done >= self.next
+
+    def agreed(self, done: int, seconds: float, news: int = 0) -> tuple[int, int]:
+        """Number of a signal that any process got, 0 for none, and the sum of `news`.
+
+        All processes call it after the same steps.
+
+        Args:
+            done: Steps.
+            seconds: That a step takes this process.
+            news: A number of things that the others do not know.
         """
-        if accelerator.num_processes == 1:
-            return self.number
-        if not meeting:
-            return 0
-        mine = torch.tensor([self.number], device=accelerator.device)
-        gathered = accelerator.gather(mine)
-        return int(gathered.max()) if isinstance(gathered, Tensor) else 0
+        number = self.number or (int(signal.SIGTERM) if self._orphaned() else 0)
+        if self.accelerator.num_processes == 1:
+            return number, news
+        mine = torch.tensor([[number, seconds, news]], device=self.accelerator.device)
+        gathered = self.accelerator.gather(mine)
+        assert isinstance(gathered, Tensor)
+        number, seconds, _ = gathered.max(0).values.tolist()
+        self.next = done + max(1, int(AGREE_WITHIN / max(seconds, 1e-9)))
+        return int(number), int(gathered[:, 2].sum())
+
+
+@contextlib.contextmanager
+def ending_at_once(message: str) -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `Interrupted`, so that half-written files are removed.
+
+    Args:
+        message: How to go on.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(f"stopped by {signal.Signals(number).name}; {message}", number)
+
+    before = _handle([number for number in NUMBERS if number != signal.SIGINT], end)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _handle(numbers: list[signal.Signals], handler: object) -> dict[signal.Signals, object]:
+    """Set a handler; the handlers that were there. A signal that `nohup` ignores stays ignored."""
+    before = {}
+    for number in numbers:
+        if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
+            continue
+        with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
+            before[number] = signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+    return before
+
+
+def _restore(before: dict[signal.Signals, object]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)  # pyright: ignore[reportArgumentType]

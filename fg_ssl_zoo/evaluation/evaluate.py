@@ -24,6 +24,7 @@ from fg_ssl_zoo.engine.loop import TrainingStopped
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.evaluation import statistics
 from fg_ssl_zoo.evaluation.candidates import Candidate, candidates
+from fg_ssl_zoo.evaluation.kept import Kept
 from fg_ssl_zoo.evaluation.protocol import Outcome, Task, labels_of
 from fg_ssl_zoo.evaluation.protocols import DEFAULT, PROTOCOLS, known_protocols
 from fg_ssl_zoo.features.cache import features_of
@@ -84,6 +85,7 @@ def evaluate(
     with_untrained: bool = True,
     seed: int = 0,
     cache: Path | None = None,
+    unfinished: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Score every model with every protocol on the same pictures.
@@ -101,6 +103,7 @@ def evaluate(
             and an export the start of that run, to the bit; else random weights.
         seed: Of all draws, and of random weights where no recipe tells another.
         cache: Folder of feature files.
+        unfinished: Folder of scores; those of an earlier try that was stopped are not made again.
         say: Called with a line before each piece of work.
 
     Raises:
@@ -131,6 +134,17 @@ def evaluate(
             raise ValueError(
                 f"{candidate.name}: a single feature map is not enough for {', '.join(behind)}"
             )
+    about = {
+        "data": [fingerprint(images) for images in (train, test)],
+        "crop_pct": crop_pct,
+        "seed": seed,
+        "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+        "hardware": describe_hardware(),
+        "versions": versions(),
+        "commit": began_at,
+    }
+    kept = Kept(unfinished, about, accelerator)
     for candidate in entered:
         name, backbone, layer = candidate.name, candidate.backbone, candidate.layer
         say(f"{name}: features of {len(train) + len(test)} pictures, {backbone.image_size} px")
@@ -141,7 +155,7 @@ def evaluate(
         for images, found in ((train, task.train), (test, task.test)):
             few_unreadable(images, found)
         labels = None if task.test.labels is None else labels_of(task.test).numpy()
-        outcomes, lacking = _scored(name, task, chosen, options, say)
+        outcomes, lacking = _scored(candidate, task, chosen, options, say, kept)
         unscored |= lacking
         rows.append(_row(candidate, outcomes, crop_pct, seed))
     if task is None:
@@ -248,19 +262,24 @@ def make_task(
 
 
 def _scored(
-    name: str,
+    candidate: Candidate,
     task: Task,
     chosen: Sequence[str],
     options: Mapping[str, Any],
     say: Callable[[str], None],
+    kept: Kept,
 ) -> tuple[dict[str, Outcome], dict[str, str]]:
     """Outcomes of one backbone by metric, and why others are missing."""
-    outcomes, lacking = {}, {}
+    outcomes, lacking, name = {}, {}, candidate.name
     for protocol in chosen:
-        say(f"{name}: {protocol}")
+        given = [options[protocol]] if protocol in options else []
+        key = {"model": candidate.identity, "protocol": protocol, "options": given}
+        all_found = kept.read(key)
+        say(f"{name}: {protocol}{'' if all_found is None else ', as finished before'}")
         try:
-            given = [options[protocol]] if protocol in options else []
-            all_found = PROTOCOLS[protocol].run(task, *given)
+            if all_found is None:
+                all_found = PROTOCOLS[protocol].run(task, *given)
+                kept.write(key, all_found)
         except TrainingStopped as error:  # a diverged fine-tuning costs its cell, not the table
             say(f"{name}: {protocol} is left out: {error}")
             lacking[f"{name}, {protocol}"] = str(error)

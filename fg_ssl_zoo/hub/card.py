@@ -13,7 +13,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.fgssl_models import hub_repo, is_stock, published_as, stock_of
 from fg_ssl_zoo.config import Recipe, as_dict, encodable, flatten, of_package
-from fg_ssl_zoo.metrics import KNN, LINEAR, MEASURED, metric_of
+from fg_ssl_zoo.metrics import KNN, LINEAR, ON_CARDS, metric_of
 from fg_ssl_zoo.ops.tables import markdown_table
 
 USAGE = """\
@@ -113,6 +113,10 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
         methods=", then ".join(dict.fromkeys(_on_lines(s.method) for s in recipe.stages)),
         table=results_table(results.get("rows", ())),
         before=_row_before(results),
+        evaluations=[
+            {**entry, "table": results_table(_evaluated_rows(entry))}
+            for entry in results.get("evaluations", {}).values()
+        ],
         settings=_on_lines(_settings(recipe)),
         with_labels=results.get("with_labels", False),
         data=results.get("data", {}),
@@ -175,15 +179,25 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         rows: `{"name": ..., metric: value, ...}`.
     """
     metrics = list(dict.fromkeys(key for row in rows for key in row if key not in _LABELS))
-    order = [metric.name for metric in MEASURED]
+    order = [metric.name for metric in ON_CARDS]
     metrics.sort(key=lambda name: [*order, name].index(name))
     if not metrics:
         return ""
-    titles = ["", *(metric_of(name, MEASURED).title for name in metrics)]
+    titles = ["", *(metric_of(name, ON_CARDS).title for name in metrics)]
     cells = [
         [str(row["name"]), *(_cell(metric, row.get(metric)) for metric in metrics)] for row in rows
     ]
     return markdown_table(titles, cells)
+
+
+def _evaluated_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of `fgssl eval` for the card; metrics without a title are left out."""
+    rows, known = evaluation["rows"], {metric.name for metric in ON_CARDS}
+    return [
+        {"name": f"{row['name']}, {row['image_size']} px"}
+        | {metric: score["value"] for metric, score in row["scores"].items() if metric in known}
+        for row in rows
+    ]
 
 
 def _cell(metric: str, value: Any) -> str:
@@ -191,7 +205,7 @@ def _cell(metric: str, value: Any) -> str:
         return ""
     if not isinstance(value, int | float):
         return str(value)
-    return metric_of(metric, MEASURED).format.format(value)
+    return metric_of(metric, ON_CARDS).format.format(value)
 
 
 def _eval_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult]:

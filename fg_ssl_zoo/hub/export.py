@@ -19,6 +19,7 @@ the exception to the first sentence: its folder opens after `import fg_ssl_zoo`,
 card say.
 """
 
+import glob
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import timm
 import torch
 from jaxtyping import Float
@@ -36,7 +38,7 @@ from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.fgssl_models import stock_of, timm_cfg
 from fg_ssl_zoo.backbones.published import CONFIG, INDEX, RECIPE, WEIGHTS, write_state
-from fg_ssl_zoo.config import Recipe, encodable, home_path, load_recipe, to_yaml
+from fg_ssl_zoo.config import Recipe, encodable, home_path, load_recipe, to_yaml, write_whole
 from fg_ssl_zoo.hub.card import render_card, usage
 from fg_ssl_zoo.hub.pretraining import FOLDER, Pretraining, write_pretraining
 from fg_ssl_zoo.layers.modes import evaluating
@@ -95,7 +97,16 @@ def export(
         swap(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    _remove_stale(folder)
     return folder
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what exports left beside this folder when they were killed."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.[0-9]*"):
+        process = path.name.removeprefix(f".{folder.name}.").removesuffix(".old")
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def amend_results(folder: str | Path, entries: Mapping[str, Any]) -> Path:
@@ -115,8 +126,8 @@ def amend_results(folder: str | Path, entries: Mapping[str, Any]) -> Path:
     results = {**read_results(folder), **entries}
     recipe = load_recipe(folder / RECIPE)
     card = render_card(open_backbone(str(folder)), recipe, results)
-    (folder / RESULTS).write_text(as_json(results), encoding="utf-8")
-    (folder / CARD).write_text(card, encoding="utf-8")
+    write_whole(folder / RESULTS, as_json(results))
+    write_whole(folder / CARD, card)
     return folder / CARD
 
 
@@ -137,8 +148,28 @@ def add_picture(folder: str | Path, picture: str | Path, caption: str) -> Path:
     content = home_path(picture).read_bytes()
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"{picture} is no PNG file")
-    (exported(folder) / PICTURE).write_bytes(content)
+    write_whole(exported(folder) / PICTURE, content)
     return amend_results(folder, {"picture": caption})
+
+
+def add_evaluation(folder: str | Path, evaluation: Mapping[str, Any]) -> Path:
+    """Put the table of an evaluation on the card of an exported folder.
+
+    An earlier one on pictures of the same name is replaced.
+
+    Args:
+        folder: As `export` returned it, or the folder of its run.
+        evaluation: What `fgssl eval --out` writes into its `results.json`.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: No export is there.
+    """
+    earlier = read_results(folder).get("evaluations", {})
+    entry = {evaluation["data"]["name"]: evaluation}
+    return amend_results(folder, {"evaluations": {**earlier, **entry}})
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
@@ -295,7 +326,7 @@ def swap(part: Path, folder: Path) -> None:
         folder.rename(old)
     try:
         part.rename(folder)
-    except OSError:
+    except BaseException:  # a signal too
         if old.exists():
             old.rename(folder)
         raise

@@ -43,6 +43,7 @@ def release(
     root: str | Path,
     *,
     license: str | None = None,
+    about: str | None = None,
     largest_file: int = LARGEST_FILE,
 ) -> Path:
     """Write the released form of a trained folder below `root`; an older one is replaced.
@@ -51,6 +52,7 @@ def release(
         folder: An exported folder, or the folder of a run.
         root: `published/` of a checkout, or any folder to be FG_SSL_ZOO_DIR.
         license: SPDX name for weights whose recipe has none.
+        about: What its card says first, such as which pictures it was trained on.
         largest_file: Bytes of a file of weights, before it is split.
 
     Returns:
@@ -73,6 +75,8 @@ def release(
         raise ValueError(f"{found.folder}: half precision moves its features by {error:.1%}")
     config = {**found.config, "trace": after, "dtype": "float32"}  # transformers computes in it
     results = {**found.results, "released": {"precision": "float16", "feature_error": error}}
+    if about:
+        results["about"] = about
     part = target.with_name(f".{target.name}.{os.getpid()}")
     part.mkdir(parents=True)
     try:

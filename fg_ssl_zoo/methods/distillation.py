@@ -57,6 +57,8 @@ class Distillation(Method):
             `hf-hub:OWNER/NAME`, a timm or fgssl name, `ARCHITECTURE@FILE.safetensors`.
         teacher_size: Side of the teacher's pictures in pixels; when not given the student's, or
             the teacher's own if it reads one size only.
+        student_size: Side of the student's pictures in this stage; its own when not given. A
+            convolutional network may begin with smaller pictures, which cost less.
         targets: `online`: the teacher reads the student's view at every step. `cached`: it reads
             each picture once before the stage, in evaluation's centre view.
         feature_weight: `a`.
@@ -85,6 +87,7 @@ class Distillation(Method):
         *,
         teacher: str,
         teacher_size: Size | None = None,
+        student_size: Size | None = None,
         targets: Literal["online", "cached"] = "online",
         feature_weight: Weight = 2.0,
         map_weight: Weight = 1.0,
@@ -102,7 +105,12 @@ class Distillation(Method):
         self.feature_weight, self.map_weight = feature_weight, map_weight
         self.logit_weight = logit_weight
         self.augmentation, _ = augmentations_of(preset, augmentation, paper="fine_grained")
-        taught = open_teacher(teacher, teacher_size or backbone.image_size, teacher_size is None)
+        self.size = student_size or backbone.image_size
+        if self.size != backbone.image_size and backbone.patch_size is not None:
+            raise ValueError(
+                f"student_size: {backbone.name} reads pictures of {backbone.image_size} pixels only"
+            )
+        taught = open_teacher(teacher, teacher_size or self.size, teacher_size is None)
         classifier = open_classifier(teacher) if logit_weight else None
         if logit_weight and classifier is None:
             raise ValueError(f"logit_weight: teacher '{teacher}' has no classifier; 0 would do")
@@ -134,7 +142,7 @@ class Distillation(Method):
 
     def views(self, image_size: int) -> Views:
         """`images` (1, s, s, 3) at the larger of both sizes."""
-        size = image_size if self.cached else max(image_size, self.teacher.image_size)
+        size = self.size if self.cached else max(self.size, self.teacher.image_size)
         return RandomViews(size, (self.augmentation,), (None,))
 
     def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
@@ -146,7 +154,8 @@ class Distillation(Method):
     def forward(self, batch: Batch) -> MethodOutput:
         """The error of `images` (b, 1, h, w, 3)."""
         pixels = batch["images"][:, 0]
-        maps, h = self._look(self.backbone, pixels, [mine for mine, _, _, _ in self.pairs])
+        indices = [mine for mine, _, _, _ in self.pairs]
+        maps, h = self._look(self.backbone, self.size, pixels, indices)
         with torch.no_grad():
             theirs, f, logits = self._targets(batch, pixels)
         terms: list[tuple[str, float, Tensor]] = []
@@ -175,18 +184,19 @@ class Distillation(Method):
         if self.cached:
             maps, f = [], batch["teacher"]
         else:
-            maps, f = self._look(teacher, pixels, [theirs for _, theirs, _, _ in self.pairs])
+            indices = [theirs for _, theirs, _, _ in self.pairs]
+            maps, f = self._look(teacher, teacher.image_size, pixels, indices)
         if classifier is None:
             return maps, f, None
         return maps, f, classifier.to(pixels.device)(f)
 
     def _look(
-        self, network: Backbone, pixels: Tensor, indices: Sequence[int]
+        self, network: Backbone, size: int, pixels: Tensor, indices: Sequence[int]
     ) -> tuple[list[Tensor], Tensor]:
-        """Chosen maps and the pooled features of pixels (b, h, w, 3), at the network's size."""
+        """Chosen maps and the pooled features of pixels (b, h, w, 3), read at `size`."""
         images = network.normalize(pixels)
-        if images.shape[-1] != network.image_size:
-            images = resized(images, network.image_size)
+        if images.shape[-1] != size:
+            images = resized(images, size)
         return network.maps_and_features(images, indices) if indices else ([], network(images))
 
     def _pairs(self, teacher: Backbone) -> list[tuple[int, int, int, int]]:
@@ -195,7 +205,8 @@ class Distillation(Method):
         For every map of the teacher at stride 8 and more that of the student with the nearest
         number of cells a side, if one has at most half as many again; the last one of each.
         """
-        mine, theirs = _maps_by_cells(self.backbone), _maps_by_cells(teacher)
+        mine = _maps_by_cells(self.backbone, self.size)
+        theirs = _maps_by_cells(teacher, teacher.image_size)
         pairs: dict[int, tuple[int, int, int, int]] = {}
         for cells, (number, width) in theirs.items():
             if cells > teacher.image_size / FINEST or not mine:
@@ -262,11 +273,11 @@ def _with_cells(x: Float[Tensor, "b c _ _"], cells: Sequence[int]) -> Float[Tens
     return F.interpolate(x.float(), size=tuple(cells), mode="bilinear", antialias=True)
 
 
-def _maps_by_cells(backbone: Backbone) -> dict[int, tuple[int, int]]:
-    """Cells a side -> number of the last map that has them, and its width."""
+def _maps_by_cells(backbone: Backbone, size: int) -> dict[int, tuple[int, int]]:
+    """Cells a side, of a picture of `size` -> number of the last map that has them, its width."""
     if not hasattr(backbone.model, "forward_intermediates"):
         return {}
-    size, device = backbone.image_size, next(backbone.parameters()).device
+    device = next(backbone.parameters()).device
     with evaluating(backbone), torch.no_grad():
         image = torch.zeros(1, 3, size, size, device=device)
         maps = backbone.feature_maps(image, list(range(len(backbone.model.feature_info))))

@@ -18,6 +18,14 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def is_peer_failure(error: BaseException) -> bool:
+    """Whether an error says that another process is gone; gloo raises plain RuntimeErrors."""
+    text = str(error).lower()
+    said = "gloo" in text or "connection closed by peer" in text or "connection reset" in text
+    known = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and said)
+    return known and dist.is_initialized() and dist.get_world_size() > 1
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

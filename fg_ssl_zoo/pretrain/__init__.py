@@ -21,14 +21,17 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.options import check_options as check_backbone_options
 from fg_ssl_zoo.config import (
     DEFAULT_RECIPE,
     Recipe,
+    bound_hub_client,
     check_cache,
     check_folder,
+    disk_error,
     encodable,
     printable,
     recipe_of,
@@ -37,17 +40,19 @@ from fg_ssl_zoo.config import (
 )
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.decode import max_pixels
-from fg_ssl_zoo.data.loader import Order
+from fg_ssl_zoo.data.loader import Order, worker_failure
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint, hardware
 from fg_ssl_zoo.engine.log import check_trackers
-from fg_ssl_zoo.engine.loop import Interrupted, TrainingStopped, refuse_broken
+from fg_ssl_zoo.engine.loop import TrainingStopped, refuse_broken
 from fg_ssl_zoo.engine.optim import check_optimizer
+from fg_ssl_zoo.engine.signals import Interrupted, ending_at_once
 from fg_ssl_zoo.evaluation.monitor import Collapsed, below_start
 from fg_ssl_zoo.method import HasCompanions, Method
 from fg_ssl_zoo.methods import check_options, check_queue, long_queue, method_class
+from fg_ssl_zoo.ops.distributed import is_peer_failure
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
-from fg_ssl_zoo.pretrain.run import open_run, prepare_backbone
+from fg_ssl_zoo.pretrain.run import Run, open_run, prepare_backbone
 from fg_ssl_zoo.pretrain.stages import check_methods, options_on, run_stages
 
 _log = logging.getLogger(__name__)
@@ -80,6 +85,14 @@ def pretrain(recipe: Recipe) -> Backbone:
     _check_stages_on(recipe, train, accelerator)
     check_methods(recipe, backbone, train, accelerator)
     run = open_run(recipe, switches, accelerator, train, test)
+    try:
+        _train_and_export(run, backbone)
+    finally:
+        run.folder.release()
+    return backbone
+
+
+def _train_and_export(run: Run, backbone: Backbone) -> None:
     method, record = run_stages(run, backbone)
     backbone.eval().to(memory_format=torch.contiguous_format)  # as whoever loads the export has it
     export_backbone(run, backbone, record, pretraining_of(run, method))
@@ -90,7 +103,6 @@ def pretrain(recipe: Recipe) -> Backbone:
         run.say(f"\n# {line}")  # a comment: the lines above may be pasted into Python as they are
     if run.accelerator.num_processes > 1:  # not now: another run of this process needs the group
         atexit.register(run.accelerator.state.destroy_process_group)
-    return backbone
 
 
 def _check_stages(recipe: Recipe) -> None:
@@ -147,16 +159,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _quiet_libraries()
     try:
         refuse_empty(words)
-        pretrain(recipe_of(words))
+        bound_hub_client()
+        with ending_at_once(GO_ON):
+            pretrain(recipe_of(words))
     except Interrupted as stopped:
         print(stopped.message, file=sys.stderr)  # noqa: T201
         raise
     except KeyboardInterrupt:
-        print("stopped between checkpoints; run the same command again to go on", file=sys.stderr)  # noqa: T201
+        print(f"stopped between checkpoints; {GO_ON}", file=sys.stderr)  # noqa: T201
         raise SystemExit(128 + signal.SIGINT) from None
-    except (ValueError, TrainingStopped, Collapsed, checkpoint.CheckpointError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)  # noqa: T201
+    except Exception as error:
+        if (line := _line_of(error)) is None:
+            raise
+        print(f"error: {printable(line)}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
+
+
+GO_ON = "run the same command again to go on"
+
+
+def _line_of(error: Exception) -> str | None:
+    """What to say of an error that a user or a machine has made; `None` of one of ours."""
+    if isinstance(error, ValueError | TrainingStopped | Collapsed | checkpoint.CheckpointError):
+        return str(error)
+    if isinstance(error, SafetensorError):  # of a full disk, for instance
+        return f"weights could not be read or written ({error}); {GO_ON}"
+    if isinstance(error, OSError):
+        return f"{disk_error(error)}; {GO_ON}"
+    if is_peer_failure(error):
+        return f"another process of this run has ended, and says why itself; {GO_ON}"
+    return worker_failure(error)
 
 
 def _quiet_libraries() -> None:

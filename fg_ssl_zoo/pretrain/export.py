@@ -7,6 +7,7 @@ import torch
 
 from fg_ssl_zoo.backbones.any_backbone import start_of
 from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.config import write_whole
 from fg_ssl_zoo.engine.loop import Record
 from fg_ssl_zoo.hub.card import results_table
 from fg_ssl_zoo.hub.export import export, usage_lines
@@ -25,8 +26,7 @@ def export_backbone(
     if run.accelerator.is_main_process:
         results = results_of(run, record)
         run.say(f"trained   {record.images_seen} images at {record.images_per_second:.1f} images/s")
-        text = json.dumps(results, indent=2) + "\n"
-        (run.folder.path / "results.json").write_text(text, encoding="utf-8")
+        write_whole(run.folder.results, json.dumps(results, indent=2) + "\n")
         export(backbone, run.folder.export, run.recipe, results, pretraining)
         run.say("\n" + results_table(results["rows"]))
         run.say(f"\nexported to {run.folder.export}; load it with\n")

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fg_ssl_zoo.config import Recipe, Stage
@@ -12,6 +13,7 @@ from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.loader import Order, ViewDataset
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import Fit, Record, fit, total_steps
+from fg_ssl_zoo.engine.run_folder import write_tensors
 from fg_ssl_zoo.evaluation.monitor import losing_start
 from fg_ssl_zoo.evaluation.parts.scores import knows_parts, part_agreement
 from fg_ssl_zoo.features.extract import evenly
@@ -21,6 +23,11 @@ from fg_ssl_zoo.pretrain.run import Run
 
 SHOWN = 48
 """Pictures whose parts are kept to be looked at."""
+
+_RESTORE = (
+    "these notes cannot be made again from the weights of now: restore the file, or start again "
+    "with overwrite=true"
+)
 
 
 def run_round(
@@ -59,6 +66,7 @@ def run_round(
         record=record,
         started_norms=started_norms,
         anchor=anchor,
+        keep_checkpoints=recipe.keep_checkpoints,
         title=_title(recipe, start),
     )
     fit(method, job)
@@ -94,16 +102,15 @@ def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
     name = f"stage{at.stage}_round{at.round}"
     path = run.folder.notes / f"{name}.safetensors"
     if at.step and path.is_file():
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read ({error}); {_RESTORE}") from error
     notes = method.annotate(run.train, run.accelerator)
     if notes and at.step:
-        raise ValueError(
-            f"{path} is gone, and what the weights of then would note cannot be had any more; "
-            "put it back, or begin again with overwrite=true"
-        )
+        raise ValueError(f"{path} is gone; {_RESTORE}")
     if notes and run.accelerator.is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(notes, path)
+        write_tensors(path, notes)
     _keep_shown(run, method, name)
     return notes
 
@@ -129,8 +136,7 @@ def _keep_shown(run: Run, method: Method, name: str) -> None:
     maps = method.parts(some, run.accelerator, learn_from=run.train)
     if maps is not None and run.accelerator.is_main_process:
         path = run.folder.notes / f"shown_{name}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"parts": maps, "indices": torch.tensor(rows)}, path, {"split": split})
+        write_tensors(path, {"parts": maps, "indices": torch.tensor(rows)}, {"split": split})
 
 
 def steps_before(run: Run, at: Position) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
@@ -17,6 +17,7 @@ from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import open_trackers
 from fg_ssl_zoo.engine.loop import Record
+from fg_ssl_zoo.engine.run_folder import write_tensors
 from fg_ssl_zoo.hub.pretraining import saved_state
 from fg_ssl_zoo.layers.anchor import Anchor
 from fg_ssl_zoo.layers.frozen import norms_with_statistics
@@ -29,14 +30,16 @@ from fg_ssl_zoo.pretrain.run import Run
 
 def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
     """Train all rounds that are not done: the last method, and what the run has been through."""
-    found = checkpoint.positions(run.folder.checkpoints)
-    newest = max(found, default=Position())
-    state = checkpoint.load(found[newest]) if found else None
+    with run.accelerator.main_process_first():  # which sets aside what cannot be read
+        newest, state = checkpoint.newest(run.folder.checkpoints)
     if state:
-        run.say(f"resume    {found[newest]}")
+        run.say(f"resume    {run.folder.checkpoints / newest.file_name}")
+    else:
+        run.folder.refuse_lost_checkpoints()
     done = steps_before(run, newest) + newest.step
     trackers = open_trackers(run.accelerator, run.folder, run.recipe.trackers, done)
     record = Record(**state["record"]) if state else Record()
+    _note_where(run, record)
     started = norms_with_statistics(backbone)  # before a checkpoint replaces the start weights
     method, anchor = None, None
     for number, stage in enumerate(run.recipe.stages):
@@ -59,6 +62,21 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
     return method, record
 
 
+def _note_where(run: Run, record: Record) -> None:
+    """Note the code and the hardware; say where they differ from those of the steps before."""
+    for before, now, what in (
+        (record.commits, run.commit, "code"),
+        (record.hardware, f"{run.processes}; {run.switches}", "hardware"),
+    ):
+        if before and before[-1] != now:
+            run.say(
+                f"# other {what} than before: {before[-1]} then, {now} now. Weights may differ "
+                "from those of an uninterrupted run in their last digits; results name both"
+            )
+        if now not in before:
+            before.append(now)
+
+
 def _start_file(run: Run, number: int) -> Path:
     return run.folder.notes / f"stage{number}_start.safetensors"
 
@@ -79,10 +97,7 @@ def _keep_start(run: Run, backbone: Backbone, number: int) -> None:
     """Write the weights that a stage starts from, once: a resumed run reads them."""
     path = _start_file(run, number)
     if run.accelerator.is_main_process and not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        save_file({k: v.contiguous() for k, v in backbone.model.state_dict().items()}, part)
-        part.replace(path)
+        write_tensors(path, backbone.model.state_dict())
     run.accelerator.wait_for_everyone()
 
 

@@ -16,7 +16,7 @@ from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
-from fg_ssl_zoo.engine.log import JsonlTracker
+from fg_ssl_zoo.engine.log import JsonlTracker, drop_from
 from fg_ssl_zoo.engine.loop import Fit, Interrupted, TrainingStopped, fit
 from fg_ssl_zoo.engine.optim import base_lr, create_optimizer, describe_lr, lr_at, schedule
 from fg_ssl_zoo.engine.run_folder import RunFolder
@@ -144,7 +144,8 @@ def test_the_log_holds_the_analytic_learning_rate_and_drops_lines_of_a_cut_off_r
     path.write_text('{"step": 5, "old": 1}\n{"step": 7, "old": 1}\n{"step": 8, "ol')
     method = method_for()
     job = job_in(tmp_path, birds, method, measure=lambda: {"eval/x": 1.0}, measure_every=1)
-    job.accelerator.log_with.append(JsonlTracker(path, first_step=6))
+    drop_from(path, first_step=6)
+    job.accelerator.log_with.append(JsonlTracker(path))
     job.accelerator.init_trackers("test")
     fit(method, job)
     lines = [json.loads(line) for line in path.read_text().splitlines()]

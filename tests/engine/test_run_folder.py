@@ -12,6 +12,7 @@ def claim(path, *overrides, pictures=None):
     recipe = load_recipe(overrides=[f"output={path}", *overrides])
     folder = RunFolder(recipe.folder)
     folder.claim(recipe, {"train": pictures, "test": None})
+    folder.release()  # as a run does at its end
     return folder
 
 
@@ -55,7 +56,7 @@ def test_another_recipe_is_refused_with_the_difference_and_both_remedies(tmp_pat
 def test_overwrite_deletes_what_a_run_wrote_and_names_the_rest(tmp_path, caplog):
     folder = claim(tmp_path / "run")
     disk = tmp_path / "disk"
-    disk.mkdir()
+    folder.checkpoints.rename(disk)
     folder.checkpoints.symlink_to(disk)
     written = [
         "checkpoints/stage0_round0_step00000180.pt", "notes/shown_stage0_round0.safetensors",
@@ -69,8 +70,10 @@ def test_overwrite_deletes_what_a_run_wrote_and_names_the_rest(tmp_path, caplog)
         (folder.path / name).write_text("x")
     claim(tmp_path / "run", "seed=3", "overwrite=true")
     kept = [p.relative_to(folder.path) for p in folder.path.rglob("*") if p.is_file()]
-    assert {*map(str, kept), "checkpoints/mine.pt"} == {"recipe.yaml", "data.json", *foreign}
-    assert [path.name for path in disk.iterdir()] == ["mine.pt"]
+    assert {*map(str, kept), "checkpoints/mine.pt"} == {
+        "recipe.yaml", "data.json", "run.lock", *foreign
+    }  # fmt: skip
+    assert sorted(path.name for path in disk.iterdir()) == ["mine.pt", "recipe.yaml"]
     assert not folder.export.exists()
     assert "checkpoints/mine.pt, notes/ideas.md, old.txt and 1 more" in caplog.text
     assert not load_recipe(folder.recipe).overwrite  # giving this file again deletes nothing
@@ -153,7 +156,7 @@ def test_a_moved_folder_with_the_same_pictures_goes_on(tmp_path, photos):
 
 def test_pictures_may_be_repaired_before_a_step_was_kept(tmp_path, photos):
     run = claim_photos(tmp_path / "run", photos)
-    next(run.checkpoints.iterdir()).unlink()
+    next(run.checkpoints.glob("*.pt")).unlink()
     (photos / "4.png").unlink()
     claim_photos(tmp_path / "run", photos)
 

@@ -134,6 +134,29 @@ def test_what_is_missing_is_left_out(backbone):
     assert ModelCard(card).data.eval_results is None
 
 
+def test_what_fgssl_eval_measured_stands_in_a_table_of_its_own(backbone):
+    rows = [
+        {
+            "name": name,
+            "image_size": 96,
+            "scores": {"knn_top1": {"value": value}, "retrieval_rank5": {"value": 0.9}},
+        }
+        for name, value in (("ours", 0.512), ("its start", 0.25))
+    ]
+    data = {"name": "garden", "num_train": 60, "num_test": 40, "num_classes": 12}
+    evaluation = {"data": data, "rows": rows, "seed": 5, "commit": "abc12"}
+    results = {"name": "x", "evaluations": {"garden": evaluation}, "about": "Twelve gardens."}
+    card = render_card(backbone, recipe_of(), results)
+    assert (
+        "|  | kNN top-1 |\n| --- | ---: |\n| ours, 96 px | 51.2% |\n| its start, 96 px | 25.0%"
+        in card
+    )
+    assert "### Measured on garden" in card
+    assert "60 training and 40 test pictures of 12 classes" in card
+    assert "cub pictures of 96 px. Twelve gardens.\nIt started" in card
+    assert "None were measured" not in card
+
+
 def test_the_row_before_training_is_told_by_its_weights(backbone):
     card = render_card(backbone, recipe_of(), RESULTS)
     assert (

@@ -135,3 +135,28 @@ def test_the_command_writes_the_folder_and_says_its_hash(trained, tmp_path, caps
     main(["publish", str(trained[0]), "--to", str(tmp_path / "x"), "--dry-run"])
     assert "may be released" in capsys.readouterr().out
     assert not (tmp_path / "x").exists()
+
+
+def test_the_card_says_what_was_given_and_holds_the_table_of_an_evaluation(trained, tmp_path):
+    folder, root = trained[0], tmp_path / "published"
+    main(["publish", str(folder), "--to", str(root), "--about", "Twelve gardens."])
+    card = root / NAME / "README.md"
+    assert "Twelve gardens." in card.read_text()
+    words = ["eval", str(root / NAME), "--data", "drawn", "num_images=40", "num_classes=4"]
+    words += ["--protocols", "knn", "--no-untrained", "--card", str(root / NAME)]
+    for _ in range(2):  # the second takes the place of the first
+        main(words)
+    text = card.read_text()
+    assert text.count("### Measured on drawn") == 1
+    assert "Twelve gardens." in text
+    results = json.loads((root / NAME / "results.json").read_text())
+    (row,) = results["evaluations"]["drawn"]["rows"]
+    knn = f"{100 * row['scores']['knn_top1']['value']:.1f}%"
+    assert f"| {row['name']}, 64 px | {knn} |" in text
+    assert check(root / NAME).recipe.name == NAME
+
+
+def test_what_a_card_says_first_is_refused_for_an_upload(trained, capsys):
+    with pytest.raises(SystemExit):
+        main(["publish", str(trained[0]), "--org", "me", "--about", "Twelve gardens."])
+    assert "--about goes with --to" in capsys.readouterr().err

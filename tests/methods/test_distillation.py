@@ -209,3 +209,16 @@ def test_the_student_reaches_the_teachers_features_on_a_few_pictures():
     images = pairs(method)
     losses = losses_on(method, images, torch.optim.AdamW(method.param_groups(), lr=3e-3), steps=30)
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_convolutional_student_may_read_smaller_pictures_and_a_transformer_may_not():
+    method = build("distillation", teacher=teacher_words(), student_size=48, teacher_size=64)
+    assert method.views(32).size == 64  # the size of the recipe is that of the other stages
+    assert [(mine, theirs) for mine, theirs, _, _ in method.pairs] == [(2, 2), (3, 3), (4, 4)]
+    seen = []
+    method.backbone.model.conv1.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[-1]))
+    method({"images": torch.zeros(4, 1, 64, 64, 3, dtype=torch.uint8)})
+    assert seen == [48]
+    transformer = create_backbone("test_vit", image_size=64)
+    with pytest.raises(ValueError, match="student_size: test_vit reads pictures of 64 pixels only"):
+        create_method("distillation", transformer, teacher=teacher_words(), student_size=32)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from fg_ssl_zoo.config import nearest
 from fg_ssl_zoo.evaluation.protocol import Protocol
-from fg_ssl_zoo.metrics import MEASURED, Metric, metric_of
+from fg_ssl_zoo.metrics import ON_CARDS, Metric, metric_of
 
 
 def _records() -> dict[str, Protocol]:
@@ -25,7 +25,7 @@ PROTOCOLS = _records()
 
 DEFAULT = tuple(name for name, record in PROTOCOLS.items() if record.default)
 
-METRICS = (*(metric for record in PROTOCOLS.values() for metric in record.metrics), *MEASURED)
+METRICS = (*(metric for record in PROTOCOLS.values() for metric in record.metrics), *ON_CARDS)
 
 
 def metric(name: str) -> Metric:

@@ -8,7 +8,7 @@ import torch
 from fg_ssl_zoo.config import Count
 from fg_ssl_zoo.evaluation.protocol import Outcome, Protocol, Task, labels_of
 from fg_ssl_zoo.evaluation.protocols.linear import logistic_regression
-from fg_ssl_zoo.metrics import Metric
+from fg_ssl_zoo.metrics import LOW_SHOT_1, LOW_SHOT_5, LOW_SHOT_10, Metric
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,7 @@ def draw_shots(labels: np.ndarray, count: int, seed: int) -> torch.Tensor:
 
 PROTOCOL = Protocol(
     low_shot,
-    metrics=(
-        Metric("low_shot_1_top1", "1 label", detail="per class", main=True),
-        Metric("low_shot_2_top1", "2 labels", detail="per class"),
-        Metric(
-            "low_shot_5_top1",
-            "5 labels",
-            detail="per class",
-            meaning="named rightly from five labelled pictures a class",
-        ),
-        Metric("low_shot_10_top1", "10 labels", detail="per class", main=True),
-        Metric("low_shot_{}_top1", "{} labels", detail="per class"),
-    ),
+    metrics=(LOW_SHOT_1, LOW_SHOT_5, LOW_SHOT_10, Metric("low_shot_{}_top1", "{} labels")),
     summary="logistic regression on so many pictures a class, mean of 5 draws that all models "
     "share",
     options=LowShot,

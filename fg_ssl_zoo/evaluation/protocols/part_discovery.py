@@ -25,7 +25,7 @@ from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.evaluation.parts.scores import part_scores, refuse_unknown_parts
 from fg_ssl_zoo.evaluation.protocol import Outcome, Protocol, Task
 from fg_ssl_zoo.features.extract import evenly
-from fg_ssl_zoo.metrics import Metric
+from fg_ssl_zoo.metrics import PARTS_KEYPOINT_NMI, PARTS_NMI, Metric
 from fg_ssl_zoo.ops.clustering import kmeans
 from fg_ssl_zoo.parts import discover_parts, discovery_for
 
@@ -145,17 +145,16 @@ def _some(indices: Tensor, options: PartDiscovery) -> np.ndarray:
 PROTOCOL = Protocol(
     part_discovery,
     metrics=(
-        Metric("parts_nmi", "found parts", detail="NMI", main=True),
-        Metric("parts_ari", "found parts", detail="ARI", main=True),
-        Metric("parts_fg_nmi", "found parts", detail="NMI, objects"),
-        Metric("parts_fg_ari", "found parts", detail="ARI, objects"),
-        Metric("parts_fg_iou", "found parts", detail="IoU of foreground", main=True),
-        Metric("parts_keypoint_nmi", "found parts", detail="NMI, keypoints", main=True),
-        Metric("parts_keypoint_ari", "found parts", detail="ARI, keypoints", main=True),
+        PARTS_NMI,
+        Metric("parts_ari", "ARI of parts", main=True),
+        Metric("parts_fg_nmi", "NMI of parts", detail="objects"),
+        Metric("parts_fg_ari", "ARI of parts", detail="objects"),
+        Metric("parts_fg_iou", "IoU of foreground", main=True),
+        PARTS_KEYPOINT_NMI,
+        Metric("parts_keypoint_ari", "ARI with keypoints", main=True),
         Metric(
             "parts_keypoint_error",
-            "found parts",
-            detail="keypoint error",
+            "keypoint error",
             higher_is_better=False,
             main=True,
         ),

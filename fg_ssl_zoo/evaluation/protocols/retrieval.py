@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fg_ssl_zoo.evaluation.protocol import Outcome, Protocol, Task, labels_of
-from fg_ssl_zoo.metrics import Metric
+from fg_ssl_zoo.metrics import MEAN_AVERAGE_PRECISION, RANK_1, Metric
 
 CHUNK = 512
 """Queries that are ranked at a time."""
@@ -75,17 +75,7 @@ def average_precision(hits: Bool[Tensor, "q n"]) -> Float[Tensor, " q"]:
 
 PROTOCOL = Protocol(
     retrieval,
-    metrics=(
-        Metric(
-            "retrieval_rank1",
-            "Retrieval",
-            detail="rank-1",
-            meaning="whose most similar test picture is of their class",
-            main=True,
-        ),
-        Metric("retrieval_rank5", "Retrieval", detail="rank-5"),
-        Metric("retrieval_map", "Retrieval", detail="mAP", main=True),
-    ),
+    metrics=(RANK_1, Metric("retrieval_rank5", "rank 5"), MEAN_AVERAGE_PRECISION),
     summary="test against test without the query, cosine, ties by index; "
     "classes of one picture are no queries",
     default=True,

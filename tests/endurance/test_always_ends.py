@@ -1,0 +1,88 @@
+"""A process whose worker dies, or that fails with workers, ends soon, says why, and leaves none."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from fg_ssl_zoo.data.loader import Order, ViewDataset, image_loader, step_loader, worker_failure
+from fg_ssl_zoo.pretrain import main
+from tests.endurance.processes import children, end, start, wait_until
+
+WORDS = [
+    "backbone=test_resnet",
+    "data={name: drawn, image_size: 64, num_images: 16, num_classes: 4, num_workers: 2}",
+    "stages[0].method=simclr",
+    "stages[0].options={hidden_size: 16, projection_size: 8}",
+    "stages[0].train={steps: 100000, batch_size: 8, optimizer: sgd, lr: 0.01}",
+    "monitor={every: 1000000, k: 3}",
+]
+
+
+class Views:
+    """Views of one small picture, or that raise an error."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, sample, generator):
+        if self.error is not None:
+            raise self.error
+        return {"image": np.zeros((3, 2, 2), np.float32)}
+
+
+def load(images, error, loader):
+    """Go through a loader of two workers, and fail after the first batch where no worker does."""
+    views = Views(error)
+    if loader == "step":
+        dataset = ViewDataset(images, views, 0)
+        batches = step_loader(dataset, Order(16, 4, 0), range(99), num_workers=2)
+    else:
+        batches = image_loader(images, views, range(16), batch_size=2, num_workers=2)
+    for _ in batches:
+        raise ArithmeticError("of the training process")
+
+
+@pytest.mark.parametrize("loader", ["step", "image"])
+@pytest.mark.parametrize("error", [None, KeyError("of a worker"), ValueError("of a worker")])
+def test_an_exception_with_workers_ends_the_process(birds, tmp_path, loader, error):
+    ended = end(start(load, birds, error, loader, log=tmp_path / "log"), tmp_path / "log")
+    assert ended.code == 1
+    assert ("of a worker" if error else "of the training process") in ended.text
+    assert not ended.orphans
+    if isinstance(error, ValueError):
+        assert ended.text.rstrip().endswith("\nValueError: of a worker")
+
+
+def killed(tmp_path, who):
+    """Train with two workers and kill one of them, or the training process."""
+    log = tmp_path / "log"
+    process = start(main, [*WORDS, f"output={tmp_path / 'run'}"], log=log)
+    pid = process.pid
+    wait_until(lambda: "step 0, eval" in log.read_text())  # the measurement had workers of its own
+    workers = wait_until(lambda: len(found := children(pid)) == 2 and found)
+    wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") > 1)
+    os.kill(workers[0].pid if who == "worker" else pid, signal.SIGKILL)
+    return end(process, log)
+
+
+def test_a_killed_worker_ends_the_run_in_one_line(tmp_path):
+    ended = killed(tmp_path, "worker")
+    assert ended.code == 2
+    last = ended.text.rstrip().splitlines()[-1]
+    assert last.startswith("error: a process that loads pictures has ended (DataLoader worker (pid")
+    assert last.endswith("run the same command again to go on")
+    assert "Traceback" not in ended.text
+    assert not ended.orphans
+
+
+def test_the_workers_of_a_killed_run_end(tmp_path):
+    ended = killed(tmp_path, "run")
+    assert ended.code == -signal.SIGKILL
+    assert not ended.orphans
+
+
+def test_other_errors_are_no_failure_of_a_worker():
+    assert worker_failure(RuntimeError("shapes differ")) is None
+    assert worker_failure(ValueError("DataLoader worker (pid 1) ...")) is None

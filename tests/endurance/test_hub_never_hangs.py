@@ -1,0 +1,132 @@
+"""Servers that keep a user waiting, or answer with something else, end in one line, soon."""
+
+import contextlib
+import hashlib
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from huggingface_hub import HfApi, constants, get_session, hf_hub_download, set_client_factory
+from huggingface_hub.utils import _http
+
+from fg_ssl_zoo.backbones.published import check_source
+from fg_ssl_zoo.config import HubUnresponsive, bound_hub_client, hub_client
+from tests.hub_server import Hub, point_client_at
+
+
+class Wrong(BaseHTTPRequestHandler):
+    """Answers as the path or the repository says."""
+
+    def do_GET(self):
+        kind = next(
+            kind for kind in ("silent", "busy", "circle", "login", "slow") if kind in self.path
+        )
+        getattr(self, kind)()
+
+    do_HEAD = do_POST = do_GET  # noqa: N815
+
+    def silent(self):
+        self.server.over.wait(60)
+
+    def busy(self):
+        self.answer(429, {"Retry-After": "300"})
+
+    def circle(self):
+        self.answer(302, {"Location": self.path})
+
+    def login(self):
+        self.answer(200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>log in")
+
+    def slow(self):
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while not self.server.over.wait(0.05):
+                self.wfile.write(b"1")
+                self.wfile.flush()
+
+    def answer(self, status, headers, body=b""):
+        self.send_response(status)
+        for key, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        self.wfile.write(body if self.command != "HEAD" else b"")
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def limits(monkeypatch):
+    """Short limits, and the client's own ones afterwards."""
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    monkeypatch.setattr(hub_client, "SLOW", 0.5)
+    set_client_factory(_http.default_client_factory)
+    bound_hub_client()
+    yield
+    set_client_factory(_http.default_client_factory)
+
+
+@pytest.fixture
+def wrong(limits, tmp_path, monkeypatch):
+    """A server that does each wrong thing."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Wrong)
+    server.daemon_threads, server.over = True, threading.Event()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    point_client_at(url, tmp_path, monkeypatch)
+    yield url
+    server.over.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("kind", "message"), [
+    ("busy", r"127\.0\.0\.1 asks to wait 300 s \(429\); try again then"),
+    ("circle", r"127\.0\.0\.1 redirects in a circle; check HF_ENDPOINT"),
+    ("login", r"127\.0\.0\.1 answers with a web page where a file belongs: a login page"),
+    ("slow", r"127\.0\.0\.1 sent \d+ bytes in \d+ s; try again later"),
+])  # fmt: skip
+def test_a_wrong_answer_is_one_line(wrong, kind, message):
+    began = time.monotonic()
+    with pytest.raises(HubUnresponsive, match=message) as refused:
+        get_session().get(f"{wrong}/{kind}/model.safetensors", timeout=None)
+    assert "\n" not in str(refused.value)
+    assert time.monotonic() - began < 60
+
+
+def test_a_silent_server_ends_after_two_questions(wrong):
+    began = time.monotonic()
+    with pytest.raises(HubUnresponsive, match=r"127\.0\.0\.1 does not answer; try again later"):
+        hf_hub_download("owner/silent", "config.json")
+    with pytest.raises(Exception, match="timed out"):
+        HfApi().model_info("owner/silent")
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("kind", ["busy", "circle", "login"])
+def test_a_download_of_a_wrong_answer_is_one_line(wrong, kind):
+    with pytest.raises(HubUnresponsive):
+        hf_hub_download(f"owner/{kind}", "config.json")
+
+
+def test_bounding_twice_is_bounding_once(limits):
+    first = type(get_session())
+    bound_hub_client()
+    assert type(get_session()) is first
+
+
+def test_weights_of_a_repository_have_the_hash_that_the_hub_states(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architecture": "test_resnet"}')
+    (folder / "model.safetensors").write_bytes(b"weights" * 100)
+    with Hub() as hub:
+        point_client_at(hub.url, tmp_path / "cache", monkeypatch)
+        hub.publish("owner/name", folder)
+        hub.corrupt.add("model.safetensors")
+        wanted = hashlib.sha256(b"weights" * 100).hexdigest()[:12]
+        with pytest.raises(ValueError, match=f"is not what was published: .* {wanted}"):
+            check_source("hf-hub:owner/name")
