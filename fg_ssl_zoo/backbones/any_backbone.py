@@ -22,7 +22,8 @@ from fg_ssl_zoo.backbones.backbone import (
 from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
 from fg_ssl_zoo.backbones.identity import effective_options
 from fg_ssl_zoo.backbones.options import check_options
-from fg_ssl_zoo.backbones.published import check_config, exported_folder, whole
+from fg_ssl_zoo.backbones.published import exported_folder, whole
+from fg_ssl_zoo.backbones.published_config import check_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
 from fg_ssl_zoo.backbones.zoo import published_folder
 from fg_ssl_zoo.config import Recipe, home_path, load_recipe, nearest, read_flow, untyped

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
 from fg_ssl_zoo.backbones.options import check_features, check_options, create_model
-from fg_ssl_zoo.backbones.published import WEIGHTS, check_source, exported_folder, read_config
+from fg_ssl_zoo.backbones.published import WEIGHTS, exported_folder
+from fg_ssl_zoo.backbones.published_config import check_source, read_config
 from fg_ssl_zoo.backbones.start_weights import PARTIAL, is_file_name, read_weights, start_from
 from fg_ssl_zoo.backbones.zoo import TRAIN, PretrainedWeightsError, explain, published_folder
 from fg_ssl_zoo.config import CROP_PCT, home_path, nearest, printable, recipe_files

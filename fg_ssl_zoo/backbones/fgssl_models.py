@@ -40,7 +40,8 @@ from timm.models import (
 from torch import nn
 
 from fg_ssl_zoo.backbones.networks import attentive, hybrid, srgan
-from fg_ssl_zoo.backbones.published import CONFIG, RECIPE, SHA256, WEIGHTS, read_config
+from fg_ssl_zoo.backbones.published import CONFIG, RECIPE, SHA256, WEIGHTS
+from fg_ssl_zoo.backbones.published_config import read_config
 from fg_ssl_zoo.backbones.zoo import published_folder
 from fg_ssl_zoo.config import CROP_PCT, Data, Hub, Recipe, nearest, read_yaml, recipe_files
 

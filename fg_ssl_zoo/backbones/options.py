@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from fg_ssl_zoo.backbones.published import check_arguments
+from fg_ssl_zoo.backbones.published_config import check_arguments
 from fg_ssl_zoo.config import below, printable
 from fg_ssl_zoo.layers.modes import evaluating
 

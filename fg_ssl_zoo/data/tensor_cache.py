@@ -1,4 +1,4 @@
-"""Files of tensors under the fingerprint of all that decides their content.
+"""Files of tensors, whole or not there; caches under the fingerprint of what decides them.
 
 Nothing else is trusted, and nothing is unpickled: a file is read only under the same fingerprint,
 and one that was cut off while it was written counts as missing.
@@ -30,7 +30,7 @@ def cache_file(about: Mapping[str, Any], namespace: str, cache: Path | None = No
 
 
 def as_text(about: Mapping[str, Any]) -> str:
-    """The description that is hashed, and written into each file."""
+    """The description that is hashed, and kept as `about` in the metadata of each file."""
     return json.dumps(about, sort_keys=True)
 
 
@@ -45,10 +45,12 @@ def read_tensors(path: Path) -> dict[str, Tensor] | None:
         return None
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write a file in one step: readers see all of it or nothing."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     kept = {key: value.cpu().contiguous() for key, value in tensors.items()}
-    save_file(kept, partial, metadata={"about": as_text(about)})
+    save_file(kept, partial, dict(metadata) if metadata else None)
     partial.replace(path)

@@ -30,8 +30,6 @@ import cv2
 import numpy as np
 import psutil
 from filelock import BaseFileLock, FileLock, Timeout
-from safetensors.torch import save_file
-from torch import Tensor
 
 from fg_ssl_zoo.config import (
     Recipe,
@@ -398,16 +396,6 @@ class RunFolder:
                 continue
             for folder, _, files in os.walk(entry.path):
                 yield from (os.path.relpath(os.path.join(folder, f), self.path) for f in files)
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write a safetensors file, whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file({key: value.contiguous() for key, value in tensors.items()}, part, metadata)  # pyright: ignore[reportArgumentType]
-    part.replace(path)
 
 
 def _listed(names: list[str]) -> str:

@@ -14,7 +14,7 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.identity import identity
 from fg_ssl_zoo.data.datasets import file_state, fingerprint, image_name
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.data.tensor_cache import cache_file, read_tensors, write_tensors
+from fg_ssl_zoo.data.tensor_cache import as_text, cache_file, read_tensors, write_tensors
 from fg_ssl_zoo.features.extract import Features, Layer, any_readable, centre_view, extract
 
 
@@ -89,4 +89,4 @@ def _write(path: Path, found: Features, about: dict[str, Any]) -> None:
     tensors = {"features": found.features, "indices": found.indices}
     if found.labels is not None:
         tensors["labels"] = found.labels
-    write_tensors(path, tensors, about)
+    write_tensors(path, tensors, {"about": as_text(about)})

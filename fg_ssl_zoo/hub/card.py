@@ -187,7 +187,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         [str(row["name"]), *(_cell(metric, row.get(metric)) for metric in metrics)] for row in rows
     ]
-    return markdown_table(titles, cells)
+    return markdown_table(titles, cells, spaced=True)
 
 
 def _evaluated_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -26,10 +26,10 @@ from fg_ssl_zoo.backbones.published import (
     WEIGHTS,
     check_sha256,
     has_weights,
-    read_config,
     read_state,
     whole,
 )
+from fg_ssl_zoo.backbones.published_config import read_config
 from fg_ssl_zoo.config import Recipe, load_recipe
 from fg_ssl_zoo.data.catalog import CATALOG
 from fg_ssl_zoo.hub.card import ACCURACIES

@@ -23,13 +23,12 @@ from fg_ssl_zoo.backbones.fgssl_models import published_as
 from fg_ssl_zoo.backbones.published import (
     CONFIG,
     WEIGHTS,
-    check_config,
-    check_plain_options,
     exported_folder,
     has_weights,
     read_state,
     write_state,
 )
+from fg_ssl_zoo.backbones.published_config import check_config, check_plain_options
 from fg_ssl_zoo.backbones.zoo import check_download, explain, local_place
 from fg_ssl_zoo.config import home_path
 

@@ -3,15 +3,23 @@
 from collections.abc import Sequence
 
 
-def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+def markdown_table(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    words: int = 1,
+    *,
+    spaced: bool = False,
+) -> str:
     """A table of markdown.
 
     Args:
         titles: Of the columns.
         rows: Their cells.
         words: Columns from the left that hold words; numbers in the others are set to the right.
+        spaced: Spaces in the rule, as the cards that are published have it.
     """
-    rule = "|---" * words + "|---:" * (len(titles) - words) + "|"
+    marks = ["---"] * words + ["---:"] * (len(titles) - words)
+    rule = f"| {' | '.join(marks)} |" if spaced else f"|{'|'.join(marks)}|"
     head, *rest = (f"| {' | '.join(row)} |" for row in [titles, *rows])
     return "\n".join([head, rule, *rest])
 

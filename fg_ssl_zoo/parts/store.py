@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fg_ssl_zoo.data.tensor_cache import cache_file, read_tensors, write_tensors
+from fg_ssl_zoo.data.tensor_cache import as_text, cache_file, read_tensors, write_tensors
 
 
 class PartStore:
@@ -26,7 +26,7 @@ class PartStore:
     """
 
     def __init__(self, about: Mapping[str, Any], cache: Path | None = None) -> None:
-        self.about = about
+        self.metadata = {"about": as_text(about)}
         self.file = cache_file(about, "parts", cache)
 
     def read(self, name: str | None = None) -> dict[str, Tensor] | None:
@@ -35,11 +35,11 @@ class PartStore:
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Keep a part of the work."""
-        write_tensors(self._block(name), tensors, self.about)
+        write_tensors(self._block(name), tensors, self.metadata)
 
     def finish(self, tensors: dict[str, Tensor]) -> None:
         """Keep the whole, and delete the parts."""
-        write_tensors(self.file, tensors, self.about)
+        write_tensors(self.file, tensors, self.metadata)
         shutil.rmtree(self.file.with_suffix(""), ignore_errors=True)
 
     def _block(self, name: str) -> Path:

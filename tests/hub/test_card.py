@@ -60,7 +60,7 @@ def test_the_header_is_what_the_hub_reads(backbone):
 def test_the_table_has_the_untrained_row_and_a_column_for_each_metric_found():
     assert results_table(RESULTS["rows"]).splitlines() == [
         "|  | kNN top-1 | RankMe | feature std |",
-        "|---|---:|---:|---:|",
+        "| --- | ---: | ---: | ---: |",
         "| untrained | 10.8% | 31.2 |  |",
         "| trained | 25.5% |  | 0.400 |",
     ]
