@@ -162,7 +162,8 @@ def _check_file(path: Path) -> None:
 def _check_results(folder: Path, results: Mapping[str, Any]) -> None:
     protocols = results.get("protocol") or {}
     measured = {key for row in results.get("rows") or () for key in row}
-    lacking = [p for metric, p in ACCURACIES.items() if metric in measured and not protocols.get(p)]
+    named = {metric.name: protocol for metric, protocol in ACCURACIES.items()}
+    lacking = [p for name, p in named.items() if name in measured and not protocols.get(p)]
     if lacking or not protocols:
         raise ValueError(
             f"{folder / RESULTS} lacks the protocol of {' and '.join(lacking) or 'its numbers'} "
