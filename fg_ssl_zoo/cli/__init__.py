@@ -83,8 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"stopped; {GO_ON}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except SystemExit as ended:
-        if isinstance(ended.code, int) and ended.code > 128:  # a training inside an evaluation
-            print(f"stopped by {signal.Signals(ended.code - 128).name}; {GO_ON}", file=sys.stderr)
+        names = {128 + number: number.name for number in signal.Signals}
+        if ended.code in names:  # a training inside an evaluation
+            print(f"stopped by {names[ended.code]}; {GO_ON}", file=sys.stderr)
         raise
     except (ValueError, OSError, RuntimeError) as error:
         line = _line_of(error)

@@ -50,7 +50,9 @@ def disk_error(error: OSError) -> str:
         return str(error)
     what = error.strerror or type(error).__name__
     remedy = REMEDIES.get(error.errno, "check that the path is there and can be written")
-    return f"{error.filename}: {what}; {remedy}" if error.filename else f"{what}; {remedy}"
+    name = error.filename
+    where = os.fsdecode(name) if isinstance(name, bytes) else name
+    return f"{where}: {what}; {remedy}" if where else f"{what}; {remedy}"
 
 
 def set_aside(path: Path, why: str) -> Path:

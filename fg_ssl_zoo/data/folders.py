@@ -124,8 +124,16 @@ class FolderImages:
     def identity(self) -> str:
         """What tells these files from others: all paths, and the sizes of up to 256 files."""
         some = np.linspace(0, len(self) - 1, min(len(self), 256)).astype(int)
-        sizes = [os.path.getsize(os.path.join(self.root, self.paths[int(i)])) for i in some]
+        sizes = [_size(os.path.join(self.root, self.paths[int(i)])) for i in some]
         return "\n".join([*self.paths, *map(str, sizes)])
+
+
+def _size(path: str) -> int | str:
+    """Bytes of a file; `gone` of one that was deleted since the folder was listed."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return "gone"
 
 
 def _read(path: str) -> bytes:

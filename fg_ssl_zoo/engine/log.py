@@ -22,7 +22,7 @@ from fg_ssl_zoo.engine.run_folder import RunFolder
 
 
 def open_trackers(
-    accelerator: Accelerator, folder: RunFolder, names: Sequence[str], done: int
+    accelerator: Accelerator, folder: RunFolder, names: Sequence[str], done: int, measured: int
 ) -> list[GeneralTracker]:
     """Start JSONL, TensorBoard and what the recipe names; `accelerator.log` then reaches all.
 
@@ -31,13 +31,14 @@ def open_trackers(
         folder: Where the first two write.
         names: Further trackers that Accelerate knows.
         done: Steps of the checkpoint that the run goes on from.
+        measured: Step of its last measurement.
 
     Raises:
         ValueError: As `check_trackers`.
     """
     check_trackers(names)
     if accelerator.is_main_process:
-        drop_from(folder.metrics, first_step=done + 1 if done else 0)
+        drop_from(folder.metrics, first_step=done + 1 if done else 0, measured=measured)
     accelerator.log_with = [
         JsonlTracker(folder.metrics),
         TensorBoardTracker("tensorboard", logging_dir=str(folder.path)),
@@ -92,33 +93,43 @@ class JsonlTracker(GeneralTracker):
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 
-def drop_from(path: Path, first_step: int) -> None:
+def drop_from(path: Path, first_step: int, measured: int) -> None:
     """Keep the lines of earlier steps in `metrics.jsonl`: later ones are of a run that was cut off.
 
     A last line that a crash has cut is dropped. A file with other lines that are no records is kept
     under another name, and its readable lines go on in a new file.
+
+    Args:
+        path: The file.
+        first_step: That the run writes next.
+        measured: Step of the last measurement that counts; later ones are made again.
     """
     if not path.is_file():
         return
     content = path.read_bytes()
     *lines, last = content.split(b"\n")
-    records = [(line, _step_of(line)) for line in lines if line]
-    if any(step is None for _, step in records):
+    records = [(line, _record(line)) for line in lines if line]
+    if any(record is None for _, record in records):
         set_aside(path, "some lines are no JSON objects with a step")
-    if _step_of(last) is not None:  # whole, but for the end of the line
-        records.append((last, _step_of(last)))
-    kept = [line + b"\n" for line, step in records if step is not None and step < first_step]
+    if _record(last) is not None:  # whole, but for the end of the line
+        records.append((last, _record(last)))
+    kept = []
+    for line, record in records:
+        if record is not None and record["step"] < first_step:
+            of_training = any(key.startswith("train/") for key in record)
+            if of_training or record["step"] <= measured:
+                kept.append(line + b"\n")
     if content != b"".join(kept):
         write_whole(path, b"".join(kept))
 
 
-def _step_of(line: bytes) -> int | None:
-    """The step of a line of `metrics.jsonl`; `None` where it is no record."""
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line of `metrics.jsonl`; `None` where it is no record."""
     try:
-        step = json.loads(line)["step"]
+        record = json.loads(line)
+        return record if isinstance(record["step"], int) else None
     except (ValueError, TypeError, LookupError):
         return None
-    return step if isinstance(step, int) else None
 
 
 class Meter:

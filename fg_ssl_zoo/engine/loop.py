@@ -204,6 +204,7 @@ class Fit:
                 "optimizer": optimizer.state_dict(),
                 "record": asdict(self.record),
             }
+            self.folder.sync_metrics()
             checkpoint.save(self.folder.checkpoints, at, state, self.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         return self.folder.checkpoints / at.file_name

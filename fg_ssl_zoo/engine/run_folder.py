@@ -222,6 +222,12 @@ class RunFolder:
         known = dict.fromkeys([*self.corrupt_images(), *messages])
         write_whole(self.corrupt, "".join(f"{escaped(message)}\n" for message in known))
 
+    def sync_metrics(self) -> None:
+        """Flush `metrics.jsonl` to the disk, before a checkpoint of these steps is written."""
+        if self.metrics.is_file():
+            with self.metrics.open("rb+") as file:
+                os.fsync(file.fileno())
+
     def refuse_lost_checkpoints(self) -> None:
         """Refuse to start again from step 0 where a run has been further and nothing can be read.
 

@@ -37,8 +37,9 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
     else:
         run.folder.refuse_lost_checkpoints()
     done = steps_before(run, newest) + newest.step
-    trackers = open_trackers(run.accelerator, run.folder, run.recipe.trackers, done)
     record = Record(**state["record"]) if state else Record()
+    measured = int(record.measurements[-1]["step"]) if record.measurements else -1
+    trackers = open_trackers(run.accelerator, run.folder, run.recipe.trackers, done, measured)
     _note_where(run, record)
     started = norms_with_statistics(backbone)  # before a checkpoint replaces the start weights
     method, anchor = None, None

@@ -1,5 +1,6 @@
 """A process whose worker dies, or that fails with workers, ends soon, says why, and leaves none."""
 
+import multiprocessing
 import os
 import signal
 
@@ -81,6 +82,25 @@ def test_the_workers_of_a_killed_run_end(tmp_path):
     ended = killed(tmp_path, "run")
     assert ended.code == -signal.SIGKILL
     assert not ended.orphans
+
+
+def launch(words):
+    """Train in a process of its own, as `accelerate launch` does, and pass no signal on."""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    process = multiprocessing.get_context("fork").Process(target=main, args=(words,))
+    process.start()
+    process.join()
+
+
+def test_a_run_whose_launcher_is_ended_stops_with_a_checkpoint(tmp_path):
+    log, run = tmp_path / "log", tmp_path / "run"
+    words = [*WORDS, "data.num_workers=0", f"output={run}"]
+    process = start(launch, words, log=log)
+    wait_until((run / "metrics.jsonl").is_file)
+    process.terminate()
+    wait_until(lambda: "stopped by the end of its launcher after step" in log.read_text())
+    assert len(list((run / "checkpoints").glob("*.pt"))) == 1
+    assert not end(process, log).orphans
 
 
 def test_other_errors_are_no_failure_of_a_worker():

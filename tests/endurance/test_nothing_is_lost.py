@@ -20,8 +20,10 @@ from fg_ssl_zoo.engine.run_folder import RunFolder, RunFolderTaken
 from fg_ssl_zoo.engine.signals import AGREE_WITHIN, Interrupted, Signals, ending_at_once
 from fg_ssl_zoo.evaluation import table
 from fg_ssl_zoo.evaluation.evaluate import PROTOCOLS, evaluate
+from fg_ssl_zoo.pretrain import main
 from tests.endurance.processes import end, start, wait_until
 from tests.engine.test_loop import assert_equal, job_in, method_for, trained
+from tests.pictures import write_photos
 from tests.runs import launch
 
 STATE = {"method": {"weight": torch.arange(64.0)}, "record": {"images_seen": 8}}
@@ -52,6 +54,7 @@ def test_files_that_are_set_aside_get_names_of_their_own(tmp_path, caplog):
 def test_a_disk_error_names_the_path_and_what_to_do():
     error = OSError(30, "Read-only file system", "/data/run")
     assert disk_error(error).startswith("/data/run: Read-only file system; the disk is read-only")
+    assert disk_error(OSError(2, "No such file", b"/data")).startswith("/data: No such file; check")
     assert disk_error(OSError("says all")) == "says all"
 
 
@@ -69,9 +72,17 @@ def records(*steps):
 def test_a_log_keeps_the_steps_before_and_drops_a_torn_line(tmp_path, content, kept):
     path = tmp_path / "metrics.jsonl"
     path.write_text(content)
-    drop_from(path, first_step=20)
+    drop_from(path, first_step=20, measured=10)
     assert path.read_text() == kept
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_measurement_that_no_checkpoint_has_is_dropped_and_made_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    train, kept = '{"step": 20, "train/loss": 1.0}\n', '{"step": 10, "eval/knn_top1": 0.5}\n'
+    path.write_text(kept + train + '{"step": 20, "eval/knn_top1": 0.5}\n')
+    drop_from(path, first_step=21, measured=10)
+    assert path.read_text() == kept + train
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"no record\n", b"[1]\n", b'{"step": "ten"}\n'])
@@ -79,7 +90,7 @@ def test_a_damaged_log_is_kept_aside_and_its_other_lines_go_on(tmp_path, damage)
     path = tmp_path / "metrics.jsonl"
     content = records(0).encode() + damage + records(10).encode()
     path.write_bytes(content)
-    drop_from(path, first_step=20)
+    drop_from(path, first_step=20, measured=10)
     assert path.read_text() == records(0, 10)
     assert (tmp_path / "metrics.jsonl.unreadable").read_bytes() == content
 
@@ -255,6 +266,28 @@ def test_unreadable_pictures_of_both_processes_are_counted_once_in_one_file(tmp_
     refused = list((tmp_path / "many").glob("refused*"))
     assert len(refused) == 2
     assert all(path.read_text().startswith("2 of 16 images cannot be decoded") for path in refused)
+
+
+def test_a_picture_that_is_deleted_in_a_run_is_skipped_and_named(tmp_path, birds, monkeypatch):
+    write_photos(tmp_path / "photos", birds)
+    save = checkpoint.save
+
+    def save_and_delete(*arguments):
+        (tmp_path / "photos" / "3.png").unlink(missing_ok=True)
+        return save(*arguments)
+
+    monkeypatch.setattr(loop, "MOST_CORRUPT", 0.1)
+    monkeypatch.setattr(checkpoint, "save", save_and_delete)
+    run = tmp_path / "run"
+    words = [
+        "backbone=test_resnet", f"data={{path: {tmp_path / 'photos'}, image_size: 64}}",
+        "stages[0].options={hidden_size: 16, projection_size: 8}", f"output={run}",
+        "stages[0].train={steps: 6, batch_size: 8, optimizer: sgd}", "monitor={every: 9, k: 3}",
+    ]  # fmt: skip
+    main(words)
+    assert "3.png" in (run / "corrupt_images.txt").read_text()
+    results = json.loads((run / "export" / "results.json").read_text())
+    assert results["data"]["num_unreadable"] == 1
 
 
 # --------------------------------------------------------------------------- stops

@@ -144,7 +144,7 @@ def test_the_log_holds_the_analytic_learning_rate_and_drops_lines_of_a_cut_off_r
     path.write_text('{"step": 5, "old": 1}\n{"step": 7, "old": 1}\n{"step": 8, "ol')
     method = method_for()
     job = job_in(tmp_path, birds, method, measure=lambda: {"eval/x": 1.0}, measure_every=1)
-    drop_from(path, first_step=6)
+    drop_from(path, first_step=6, measured=5)
     job.accelerator.log_with.append(JsonlTracker(path))
     job.accelerator.init_trackers("test")
     fit(method, job)
