@@ -131,7 +131,7 @@ def models(whole: bool) -> str:
         whole: All data sets and metrics that it was measured on, not its own and the chief ones.
     """
     metrics = MAIN if whole else ["knn_top1", "linear_top1", "retrieval_rank1"]
-    shown = [metric(name).title for name in metrics]
+    shown = [metric(key).title for key in metrics]
     titles = ["model", "MB", "pictures, px", *shown, "start, kNN", "untrained, kNN"]
     lines = []
     for name, evaluations in released().items():
@@ -146,11 +146,8 @@ def models(whole: bool) -> str:
                     f"`{name}`",
                     size,
                     f"{evaluation['data']['name']}, {own['image_size']}",
-                    *(score_of(own["scores"], name) for name in metrics),
-                    *(
-                        score_of(before.get(kind, {}), "knn_top1")
-                        for kind in ("start", "untrained")
-                    ),
+                    *(score_of(own["scores"], key) for key in metrics),
+                    *(score_of(each, "knn_top1") for each in before),
                 ]
             )
     return markdown_table(titles, lines)

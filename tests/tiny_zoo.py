@@ -67,11 +67,11 @@ def recipe_of(**keys: Any) -> Recipe:
     return parse_recipe({"name": NAME, **RECIPE, **keys})
 
 
-def exported(folder: Path, recipe: Recipe | None = None, **results: Any) -> Backbone:
-    """Export a seeded random network under the tiny name."""
-    recipe = recipe or recipe_of()
+def exported(folder: Path, made_by: Recipe | None = None, **results: Any) -> Backbone:
+    """Export a seeded random network under the tiny name; more of its results by keyword."""
+    made_by = made_by or recipe_of()
     torch.manual_seed(0)
-    backbone = create_backbone(recipe.backbone, image_size=recipe.data.image_size)
+    backbone = create_backbone(made_by.backbone, image_size=made_by.data.image_size)
     backbone.mean = (0.1, 0.2, 0.3)
-    export(backbone, folder, recipe, {**RESULTS, "name": recipe.name, **results})
+    export(backbone, folder, made_by, {**RESULTS, "name": made_by.name, **results})
     return backbone.eval()

@@ -155,7 +155,8 @@ def add_picture(folder: str | Path, picture: str | Path, caption: str) -> Path:
 def add_evaluation(folder: str | Path, evaluation: Mapping[str, Any]) -> Path:
     """Put the table of an evaluation on the card of an exported folder.
 
-    An earlier one on pictures of the same name is replaced.
+    An earlier one on pictures of the same name is replaced. The first row is the folder's model,
+    and gets its name.
 
     Args:
         folder: As `export` returned it, or the folder of its run.
@@ -167,9 +168,22 @@ def add_evaluation(folder: str | Path, evaluation: Mapping[str, Any]) -> Path:
     Raises:
         ValueError: No export is there.
     """
+    folder = exported(folder)
+    own = evaluation["rows"][0]["name"]
+    entry = {
+        evaluation["data"]["name"]: _renamed(evaluation, own, load_recipe(folder / RECIPE).name)
+    }
     earlier = read_results(folder).get("evaluations", {})
-    entry = {evaluation["data"]["name"]: evaluation}
     return amend_results(folder, {"evaluations": {**earlier, **entry}})
+
+
+def _renamed(content: Any, old: str, new: str) -> Any:
+    """Plain data with one text in the place of another."""
+    if isinstance(content, Mapping):
+        return {key: _renamed(value, old, new) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_renamed(value, old, new) for value in content]
+    return new if content == old else content
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.published import CONFIG, INDEX, WEIGHTS, sha256_of, write_state
-from fg_ssl_zoo.config import home_path, to_yaml
+from fg_ssl_zoo.config import Data, Recipe, Speed, as_dict, home_path, to_yaml
 from fg_ssl_zoo.hub.card import render_card
 from fg_ssl_zoo.hub.checks import TOLERANCE, check, distance
 from fg_ssl_zoo.hub.export import (
@@ -83,7 +83,9 @@ def release(
         write_state(weights, part / WEIGHTS)
         shutil.copymode(found.folder / RECIPE, part / WEIGHTS)
         hub = replace(found.recipe.hub, sha256=sha256_of(part / WEIGHTS))
-        recipe = replace(found.recipe, hub=hub)
+        recipe = replace(anywhere(found.recipe), hub=hub)
+        if "recipe" in results:
+            results["recipe"] = as_dict(recipe)
         if (part / WEIGHTS).stat().st_size > largest_file:
             _split(weights, part, largest_file)
         if (found.folder / PICTURE).is_file():
@@ -96,6 +98,15 @@ def release(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
+
+
+def anywhere(recipe: Recipe) -> Recipe:
+    """The recipe without what holds for one machine: folder of the pictures, processes, threads.
+
+    The pictures themselves are told by the fingerprint in the results.
+    """
+    data = replace(recipe.data, path=None, num_workers=Data.num_workers)
+    return replace(recipe, data=data, speed=replace(recipe.speed, threads=Speed.threads))
 
 
 def half_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

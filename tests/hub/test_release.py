@@ -9,10 +9,10 @@ import yaml
 from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.published import join, sha256_of, weight_files
 from fg_ssl_zoo.cli import main
-from fg_ssl_zoo.config import load_recipe, recipe_files
+from fg_ssl_zoo.config import as_dict, load_recipe, recipe_files
 from fg_ssl_zoo.hub.checks import check
 from fg_ssl_zoo.hub.release import half_of, pin, release
-from tests.tiny_zoo import NAME, exported
+from tests.tiny_zoo import NAME, exported, recipe_of
 
 SHA = "0" * 60 + "1234"
 
@@ -152,7 +152,7 @@ def test_the_card_says_what_was_given_and_holds_the_table_of_an_evaluation(train
     results = json.loads((root / NAME / "results.json").read_text())
     (row,) = results["evaluations"]["drawn"]["rows"]
     knn = f"{100 * row['scores']['knn_top1']['value']:.1f}%"
-    assert f"| {row['name']}, 64 px | {knn} |" in text
+    assert f"| {NAME}, 64 px | {knn} |" in text
     assert check(root / NAME).recipe.name == NAME
 
 
@@ -160,3 +160,15 @@ def test_what_a_card_says_first_is_refused_for_an_upload(trained, capsys):
     with pytest.raises(SystemExit):
         main(["publish", str(trained[0]), "--org", "me", "--about", "Twelve gardens."])
     assert "--about goes with --to" in capsys.readouterr().err
+
+
+def test_the_recipe_of_a_release_names_no_folder_of_this_machine(tmp_path):
+    data = {"name": "garden", "path": str(tmp_path), "num_workers": 3, "image_size": 64}
+    recipe = recipe_of(data=data, speed={"threads": 2})
+    exported(tmp_path / "run" / "export", recipe, recipe=as_dict(recipe))
+    folder = release(tmp_path / "run", tmp_path / "published")
+    found = load_recipe(folder / "recipe.yaml")
+    assert (found.data.name, found.data.path, found.data.num_workers) == ("garden", None, "auto")
+    assert found.speed.threads == "auto"
+    for file in ("recipe.yaml", "results.json", "README.md"):
+        assert str(tmp_path) not in (folder / file).read_text()
