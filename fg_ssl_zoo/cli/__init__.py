@@ -1,5 +1,6 @@
 """The `fgssl` command: thin verbs over the functions below, one module for each noun.
 
+fgssl train FOLDER                               pretrain a backbone on pictures
 fgssl data list                                  the data sets known by name
 fgssl data show [RECIPE] [key.path=value ...]    a contact sheet of what the method will see
 fgssl eval MODEL... --data DATA                  how good are these backbones?
@@ -29,6 +30,7 @@ from fg_ssl_zoo.cli import (
     parts,
     publish,
     report,
+    train,
     zoo,
 )
 from fg_ssl_zoo.config import (
@@ -53,7 +55,8 @@ def create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=VERBATIM)
     parser.set_defaults(out_files=(), out_folders=())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for module in (data, evaluation, report, parts, embed, overlap, zoo, publish, export_onnx):
+    modules = (train, data, evaluation, report, parts, embed, overlap, zoo, publish, export_onnx)
+    for module in modules:
         module.add_verbs(verbs)
     return parser
 
