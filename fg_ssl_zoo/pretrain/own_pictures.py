@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,8 @@ def choose(
         backbone=backbone,
         backbone_options=options,
         init=start.init,
-        data=_replaced(pictures.data, image_size=size),
-        stages=(_replaced(stage, train=_replaced(train, checkpoint_every=max(1.0, epochs / 10))),),
+        data=replace(pictures.data, image_size=size),
+        stages=(replace(stage, train=replace(train, checkpoint_every=max(1.0, epochs / 10))),),
         monitor=Monitor(every=max(1.0, epochs / 5)),
     )
 
@@ -215,10 +215,6 @@ def _batch(wanted: int, pictures: Pictures, machine: Machine) -> int:
 
 def _multiple(pixels: float, divisor: int) -> int:
     return max(divisor, int(pixels) // divisor * divisor)
-
-
-def _replaced(record: Any, **fields: Any) -> Any:
-    return type(record)(**{**vars(record), **fields})
 
 
 # --------------------------------------------------------------------------- what is said of it
@@ -336,7 +332,7 @@ def the_start(init: str | None, backbone: str | None) -> Start:
     """
     if init is None and backbone is None:
         init = next(iter(released()), "scratch")
-    if init in (None, "scratch"):
+    if init is None or init == "scratch":
         return Start(backbone=backbone or "")
     is_own = init.startswith(PLACES) or home_path(init).is_dir() or init.startswith("fgssl_")
     if not is_own and backbone is None:
