@@ -11,6 +11,8 @@ Evaluate and look
   fgssl parts MODEL... --data DATA --out FOLDER    pictures of the parts that it sees
 
 Use a backbone
+  fgssl classifier MODEL --data DATA --out FOLDER  a classifier from few labels, as a folder
+  fgssl predict FOLDER PICTURES --out x.csv        its classes and probabilities for pictures
   fgssl embed MODEL --data DATA --out x.parquet    features of all pictures, in a file
   fgssl search MODEL --index x.parquet --query P   the nearest pictures of that file
   fgssl export-onnx MODEL --out FILE.onnx          a backbone as an ONNX file
@@ -35,6 +37,7 @@ from pathlib import Path
 
 from fg_ssl_zoo import __version__
 from fg_ssl_zoo.cli import (
+    classifier,
     data,
     embed,
     evaluation,
@@ -59,7 +62,7 @@ from fg_ssl_zoo.config import (
 VERBATIM = argparse.RawDescriptionHelpFormatter
 
 MODULES = (
-    train, data, evaluation, report, parts, embed, export_onnx, overlap, zoo,
+    train, data, evaluation, report, parts, classifier, embed, export_onnx, overlap, zoo,
     publish,
 )  # fmt: skip
 """Each adds its verbs; the help above groups them."""
