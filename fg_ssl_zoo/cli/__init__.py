@@ -18,6 +18,7 @@ Use a backbone
   fgssl export-onnx MODEL --out FILE.onnx          a backbone as an ONNX file
 
 Check pictures and labels
+  fgssl suspects MODEL --data DATA                 pictures that may lie in the wrong folder
   fgssl compare-splits --data DATA                 test pictures that training has seen
 
 Get and publish models
@@ -46,6 +47,7 @@ from fg_ssl_zoo.cli import (
     parts,
     publish,
     report,
+    suspects,
     train,
     zoo,
 )
@@ -62,7 +64,7 @@ from fg_ssl_zoo.config import (
 VERBATIM = argparse.RawDescriptionHelpFormatter
 
 MODULES = (
-    train, data, evaluation, report, parts, classifier, embed, export_onnx, overlap, zoo,
+    train, data, evaluation, report, parts, classifier, embed, export_onnx, suspects, overlap, zoo,
     publish,
 )  # fmt: skip
 """Each adds its verbs; the help above groups them."""
