@@ -1,4 +1,4 @@
-"""Pretrain a backbone: `accelerate launch train.py [RECIPE] [key.path=value ...]`."""
+"""Pretrain a backbone: `accelerate launch train.py [RECIPE or FOLDER] [key.path=value ...]`."""
 
 from fg_ssl_zoo.pretrain import main
 

@@ -3,30 +3,51 @@
     python examples/finetune_with_timm.py hf-hub:OWNER/NAME photos
     python examples/finetune_with_timm.py local-dir:runs/NAME/export photos
 
-`photos/train` and `photos/test` hold a folder of pictures for each class.
+`photos` holds a folder of pictures for each class, or `train/` and `test/` with such folders;
+without them every fifth picture is held out as a test. `--epochs 5` trains for five passes.
 """
 
-import sys
+import argparse
+from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 
 
+def pictures(photos: str, learn: Any, look: Any) -> tuple[Dataset, Dataset, list[str]]:
+    """Training pictures, test pictures and class names.
+
+    Args:
+        photos: Holds `train` and `test`, or the class folders themselves.
+        learn: Transform of the training pictures.
+        look: Transform of the test pictures.
+    """
+    if Path(photos, "train").is_dir():
+        train = ImageFolder(f"{photos}/train", learn)
+        return train, ImageFolder(f"{photos}/test", look), train.classes
+    train, test = ImageFolder(photos, learn), ImageFolder(photos, look)
+    held_out = range(0, len(train), 5)
+    others = [index for index in range(len(train)) if index not in held_out]
+    return Subset(train, others), Subset(test, held_out), train.classes
+
+
 def main(name: str, photos: str, epochs: int = 20, lr: float = 5e-4, batch_size: int = 32) -> float:
-    """Accuracy in 0..1 on `photos/test`."""
+    """Accuracy in 0..1 on the test pictures."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    classes = ImageFolder(f"{photos}/train").classes
+    classes = pictures(photos, None, None)[2]
     model = timm.create_model(name, pretrained=True, num_classes=len(classes)).to(device)
     pixels = timm.data.resolve_model_data_config(model)
     learn = timm.data.create_transform(**pixels, is_training=True)
     look = timm.data.create_transform(**pixels)
-    train = DataLoader(ImageFolder(f"{photos}/train", learn), batch_size, shuffle=True)
-    test = DataLoader(ImageFolder(f"{photos}/test", look), batch_size)
+    seen, others, _ = pictures(photos, learn, look)
+    train = DataLoader(seen, batch_size, shuffle=True)
+    test = DataLoader(others, batch_size)
     # Early layers learn more slowly: each at 0.75 times the rate of the next one
     optimizer = create_optimizer_v2(model, "adamw", lr, weight_decay=0.05, layer_decay=0.75)
     total = epochs * len(train)
@@ -48,6 +69,11 @@ def main(name: str, photos: str, epochs: int = 20, lr: float = 5e-4, batch_size:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="of the backbone, as above")
+    parser.add_argument("photos", help="a folder")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the pictures (20)")
+    chosen = parser.parse_args()
+    main(chosen.name, chosen.photos, chosen.epochs)

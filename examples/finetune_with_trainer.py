@@ -1,16 +1,22 @@
 """Fine-tune a published backbone with transformers' Trainer; fg_ssl_zoo is not needed.
 
+It needs transformers, timm, torchvision, and accelerate, without which the Trainer stops.
+
     python examples/finetune_with_trainer.py OWNER/NAME photos
     python examples/finetune_with_trainer.py runs/NAME/export photos
 
-`photos/train` and `photos/test` hold a folder of pictures for each class. The result, with its
-class names, lies in `finetuned/`: transformers opens it, and timm too (`local-dir:finetuned`).
+`photos` holds a folder of pictures for each class, or `train/` and `test/` with such folders;
+without them every fifth picture is held out as a test. `--epochs 5` trains for five passes.
+The result, with its class names, lies in `finetuned/`: transformers opens it, and timm too
+(`local-dir:finetuned`).
 """
 
-import sys
+import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset, Subset
 from torchvision.datasets import ImageFolder
 from transformers import (
     AutoImageProcessor,
@@ -18,6 +24,23 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+
+
+def pictures(photos: str, learn: Any, look: Any) -> tuple[Dataset, Dataset, list[str]]:
+    """Training pictures, test pictures and class names.
+
+    Args:
+        photos: Holds `train` and `test`, or the class folders themselves.
+        learn: Transform of the training pictures.
+        look: Transform of the test pictures.
+    """
+    if Path(photos, "train").is_dir():
+        train = ImageFolder(f"{photos}/train", learn)
+        return train, ImageFolder(f"{photos}/test", look), train.classes
+    train, test = ImageFolder(photos, learn), ImageFolder(photos, look)
+    held_out = range(0, len(train), 5)
+    others = [index for index in range(len(train)) if index not in held_out]
+    return Subset(train, others), Subset(test, held_out), train.classes
 
 
 def collate(rows: list[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
@@ -32,13 +55,12 @@ def accuracy(predicted: Any) -> dict[str, float]:
 
 
 def main(name: str, photos: str, out: str = "finetuned", **settings: Any) -> float:
-    """Accuracy in 0..1 on `photos/test`; `settings` are those of `TrainingArguments`."""
+    """Accuracy in 0..1 on the test pictures; `settings` are those of `TrainingArguments`."""
     processor = AutoImageProcessor.from_pretrained(name)
-    train = ImageFolder(f"{photos}/train", processor.train_transforms)
-    test = ImageFolder(f"{photos}/test", processor.val_transforms)
+    train, test, classes = pictures(photos, processor.train_transforms, processor.val_transforms)
     model = AutoModelForImageClassification.from_pretrained(
-        name, num_labels=len(train.classes), id2label=dict(enumerate(train.classes)),
-        label2id=train.class_to_idx,
+        name, num_labels=len(classes), id2label=dict(enumerate(classes)),
+        label2id={name: number for number, name in enumerate(classes)},
     )  # fmt: skip
     arguments = {
         "num_train_epochs": 20, "learning_rate": 2e-4, "weight_decay": 0.05, "warmup_steps": 0.1,
@@ -55,6 +77,12 @@ def main(name: str, photos: str, out: str = "finetuned", **settings: Any) -> flo
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    print(f"{main(*sys.argv[1:]):.1%} of the test pictures are right")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="of the backbone, as above")
+    parser.add_argument("photos", help="a folder")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the pictures (20)")
+    chosen = parser.parse_args()
+    right = main(chosen.name, chosen.photos, num_train_epochs=chosen.epochs)
+    print(f"{right:.1%} of the test pictures are right")

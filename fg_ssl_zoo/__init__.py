@@ -1,13 +1,17 @@
 """Self-supervised pretraining for fine-grained recognition: a timm and Hugging Face model zoo.
 
-Importing this package gives timm the `fgssl_*` names. It imports little more than timm itself; the
-names below import what they need when they are first used.
+Importing this package gives timm the `fgssl_*` names: at once if timm.models is imported already,
+else as soon as it is. The names below import what they need when they are first used.
 """
 
 import importlib
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-import fg_ssl_zoo.backbones.fgssl_models  # noqa: F401  (gives timm our names)
 
 if TYPE_CHECKING:
     from fg_ssl_zoo.backbones.backbone import Backbone as Backbone
@@ -49,6 +53,44 @@ def __getattr__(name: str) -> Any:
     if name == "pretrain":  # stays the module: `fg_ssl_zoo.pretrain.pretrain(recipe)`
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _NamesForTimm(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Registers our names behind the import of timm.models, which takes two seconds."""
+
+    def __init__(self) -> None:
+        self.loader: importlib.abc.Loader | None = None
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of timm.models with this object in the place of its loader."""
+        if fullname != _MODELS:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        assert self.loader is not None
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert self.loader is not None
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        importlib.import_module(_OURS)
+
+
+_MODELS, _OURS = "timm.models", f"{__name__}.backbones.fgssl_models"
+
+if _MODELS in sys.modules:
+    importlib.import_module(_OURS)
+else:
+    sys.meta_path.insert(0, _NamesForTimm())
 
 
 def __dir__() -> list[str]:

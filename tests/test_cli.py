@@ -1,7 +1,15 @@
+import argparse
+import os
+import re
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
 
+import fg_ssl_zoo
+from fg_ssl_zoo import cli
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.cli.data import view_sheet
 from fg_ssl_zoo.config import load_recipe
@@ -85,3 +93,63 @@ def test_an_unknown_verb_ends_with_the_usage(capsys):
     with pytest.raises(SystemExit):
         main(["data", "shwo"])
     assert "usage: fgssl data" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------- help, version, start
+
+
+def verbs_of(parser):
+    (verbs,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return verbs.choices
+
+
+def test_the_help_names_every_verb_once_under_what_one_wants_to_do():
+    groups = re.split(r"\n\n(?=[A-Z])", cli.create_parser().format_help())
+    named = {}
+    for group in groups:
+        for verb in re.findall(r"^  fgssl ([a-z-]+)", group, re.MULTILINE):
+            named.setdefault(verb, []).append(group.splitlines()[0])
+    assert named.pop("data") == ["Train", "Train"]  # its two verbs
+    assert named.keys() == verbs_of(cli.create_parser()).keys() - {"data"}
+    assert all(len(places) == 1 for places in named.values())
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"fgssl {fg_ssl_zoo.__version__}\n"
+
+
+def python(code, **environment):
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_the_help_imports_nothing_large():
+    code = "from fg_ssl_zoo import cli; cli.create_parser(); import sys; print(*sys.modules)"
+    heavy = {"torch", "timm", "transformers", "numpy", "cv2", "scipy", "sklearn", "pydantic"}
+    assert not heavy & {*python(code).split()}
+
+
+@pytest.mark.parametrize(
+    "order", ["fg_ssl_zoo, timm", "timm, fg_ssl_zoo", "fg_ssl_zoo, timm.models"]
+)
+def test_timm_has_our_names_in_either_order_of_the_imports(order):
+    code = (
+        f"import {order}; print(timm.is_model('fgssl_resnet50_cub'), timm.models.__spec__.loader)"
+    )
+    assert re.match("True .*SourceFileLoader", python(code))
+
+
+def test_a_shell_completes_verbs_and_options(tmp_path):
+    for line, found in (("fgssl class", {"classifier"}), ("fgssl eval --prot", {"--protocols"})):
+        out = tmp_path / "completions"
+        python(
+            "from fg_ssl_zoo.cli import main; main([])", _ARGCOMPLETE="1", COMP_LINE=line,
+            COMP_POINT=str(len(line)), _ARGCOMPLETE_IFS=",", _ARGCOMPLETE_STDOUT_FILENAME=str(out),
+        )  # fmt: skip
+        assert {word.strip() for word in out.read_text().split(",")} == found

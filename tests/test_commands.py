@@ -32,11 +32,15 @@ SOURCES = [
       for path in sorted((ROOT / name).rglob("*.py"))),
 ]  # fmt: skip
 PROGRAMS = r"(?:fgssl|accelerate launch|torchrun|python|train\.py|pip install|hf|pytest)"
+FOLDERS = ("photos", "photos/", "FOLDER")
+"""Words for a folder of pictures in the place of a recipe."""
+
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 RUNS_ITS_PYTHON = {
     "README.md": "tests/test_readme.py",
     "MODEL_CARD.md": "tests/hub/test_pretraining.py",
+    "docs/classifier.md": "tests/test_docs.py",
     "docs/downstream.md": "tests/test_docs.py",
     "docs/embed.md": "tests/test_docs.py",
     "docs/evaluation.md": "tests/test_docs.py",
@@ -71,7 +75,11 @@ def words_of(line):
     """A usage line as somebody would type it: no brackets, dots or explanation."""
     line = re.split(r"\s{2,}", line.strip())[0].replace("{{ repo }}", "OWNER/NAME")
     line = re.sub(r"(?<=\s)\[([^\]]*)\]", r"\1", line).replace("...", "")
-    line = line.replace("key.path=value", "seed=1").replace("RECIPE", "fgssl_resnet50_cub.simclr")
+    line = (
+        line.replace(" or FOLDER", "")
+        .replace("key.path=value", "seed=1")
+        .replace("RECIPE", "fgssl_resnet50_cub.simclr")
+    )
     line = line.replace("train.py {}", "train.py seed=1")
     return shlex.split(line, comments=True)
 
@@ -103,7 +111,7 @@ def check_fgssl(words):
         return
     chosen = parser.parse_args(words)
     if hasattr(chosen, "words"):
-        recipe_of(chosen.words)
+        recipe_of([w for w in chosen.words if w not in FOLDERS and not w.startswith("--")])
     if hasattr(chosen, "data"):
         data_of(chosen.data)
     assert callable(chosen.run)
@@ -111,7 +119,8 @@ def check_fgssl(words):
 
 def check_launched(script, words):
     if Path(script).name == "train.py" or script == "fg_ssl_zoo.pretrain":
-        recipe_of([word for word in words if not word.endswith("recipe.yaml")])
+        places = [word for word in words if not word.startswith("--")]
+        recipe_of([w for w in places if w not in FOLDERS and not w.endswith("recipe.yaml")])
     elif script == "fg_ssl_zoo.cli":
         check_fgssl(words)
     else:

@@ -14,13 +14,14 @@ import yaml
 
 from fg_ssl_zoo import cli
 from fg_ssl_zoo.backbones.backbone import create_backbone
-from fg_ssl_zoo.config import load_recipe, parse_recipe, recipe_of
+from fg_ssl_zoo.config import Data, load_recipe, parse_recipe, recipe_of
 from fg_ssl_zoo.data import tensor_cache
 from fg_ssl_zoo.data.views import PRESETS
 from fg_ssl_zoo.evaluation.protocols import PROTOCOLS
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.hub.pretraining import Pretraining
 from fg_ssl_zoo.methods import METHODS, create_method, method_class
+from fg_ssl_zoo.pretrain.own_pictures import Machine, Pictures, Start, choose, describe
 from tests.pictures import write_photos
 
 ROOT = Path(__file__).parent.parent
@@ -191,6 +192,59 @@ def test_the_page_about_other_uses_shows_what_runs(tmp_path, monkeypatch):
     assert [Path(chosen.model).is_dir() for chosen in written] == [True]
     assert len(names["backbone"].channels) == 3
     assert type(names["model"].method).__name__ == "SimCLR"
+
+
+def test_the_page_from_labels_to_a_colleague_runs_in_its_order(
+    tmp_path, monkeypatch, capsys, birds
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tensor_cache, "cached_assets_path", lambda *_, **__: tmp_path / "cache")
+    recipe = load_recipe(overrides=["backbone=test_resnet", "data.image_size=48"])
+    export(
+        create_backbone("test_resnet", image_size=48), "runs/garden/export", recipe, {"rows": []}
+    )
+    write_photos(tmp_path / "photos", birds, classes=True)
+    write_photos(tmp_path / "new", birds)
+    monkeypatch.setattr("fg_ssl_zoo.hub.classifier_folder.export_onnx", lambda *_, **__: False)
+    names = {}
+    for language, code in snippets("classifier.md"):
+        if language == "python":
+            exec(compile(code, "classifier.md", "exec"), names)
+            continue
+        for line in code.splitlines():
+            cli.main(shlex.split(line)[1:])
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 17
+    assert names["probabilities"].shape == (1, 4)
+    assert capsys.readouterr().out.rstrip().splitlines()[-1] in birds.classes
+
+
+def test_the_ten_lines_of_own_pictures_are_those_that_a_run_prints():
+    facts = Pictures(Data(name="photos", path="photos"), 96, 24, 12, 160)
+    machine = Machine(cores=2)
+    said = describe(choose(facts, machine, Start()), facts, machine)
+    assert said in (ROOT / "docs" / "own_pictures.md").read_text(encoding="utf-8")
+
+
+def test_what_troubleshooting_quotes_is_said_somewhere():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
+    sources = [p.read_text(encoding="utf-8") for p in (ROOT / "fg_ssl_zoo").rglob("*.py")]
+    code = re.sub(r'"\s+f?"', "", "\n".join(sources))  # strings that go on in the next line
+    for quoted in set(rows) - {"CUDA out of memory"}:
+        fixed = re.escape(quoted.replace("fgssl_...", "")).replace("64", ".*").replace("40", ".*")
+        assert re.search(fixed, code), quoted
+
+
+def test_every_page_stands_in_the_navigation_of_the_site():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    shown = re.findall(r"^ +- .*: (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(pages)
+
+
+def test_links_out_of_the_pages_lead_to_the_repository():
+    change = runpy.run_path(str(ROOT / "docs" / "site_links.py"))["on_page_markdown"]
+    found = change("[a](../README.md) [b](x.md) [c](cards/y/z.md)", {"repo_url": "R"})
+    assert found == "[a](R/blob/main/README.md) [b](x.md) [c](R/blob/main/docs/cards/y/z.md)"
 
 
 def test_runs_that_differ_in_the_seed_are_averaged():

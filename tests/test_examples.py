@@ -50,6 +50,31 @@ def photos(tmp_path_factory):
     return place
 
 
+@pytest.fixture(scope="module")
+def unsplit(tmp_path_factory):
+    """The README's other layout: class folders alone."""
+    place = tmp_path_factory.mktemp("unsplit")
+    birds = DrawnBirds(40, num_classes=4, image_size=64, seed=3)
+    for index in range(40):
+        path = place / birds.classes[birds.labels[index]] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), birds[index]["image"][..., ::-1])
+    return place
+
+
+@pytest.mark.parametrize("name", ["timm", "trainer", "datasets"])
+def test_class_folders_alone_and_a_number_of_epochs_do(
+    name, folder, unsplit, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    words = [str(folder) if name == "trainer" else f"local-dir:{folder}", str(unsplit)]
+    monkeypatch.setattr("sys.argv", ["example", *words, "--epochs", "1"])
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    runpy.run_path(str(EXAMPLES / f"finetune_with_{name}.py"), run_name="__main__")
+    assert "test pictures are right" in capsys.readouterr().out
+
+
 def test_few_labels_beat_chance_on_features_that_were_never_trained(folder):
     assert main_of("classify_with_few_labels.py")(str(folder), shots=3) > 0.05
 

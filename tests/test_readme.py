@@ -46,17 +46,19 @@ def test_the_commands_for_ones_own_pictures_run(tmp_path, monkeypatch, birds):
         path = tmp_path / "photos" / birds.classes[index % 2] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), birds[index]["image"])
+    monkeypatch.setattr("fg_ssl_zoo.hub.classifier_folder.export_onnx", lambda *_, **__: False)
     ran = []
     for words in commands():
         if words[0] == "fgssl":
             small = [word.replace("resnet18", "test_resnet") for word in words[1:]]
-            cached = words[1] in ("eval", "report")
+            cached = words[1] in ("eval", "report", "suspects", "classifier")
             cli.main([*small, *(["--cache", "cache"] if cached else [])])
             ran.append(words[1])
         elif words[:3] == ["accelerate", "launch", "train.py"]:
             pretrain.main([*words[3:], *FEW, "backbone=test_resnet"])
             ran.append("train")
-    assert ran == ["data", "train", "train", "eval", "report", "embed", "compare-splits"]
+    assert ran == ["data", "train", "train", "eval", "report", "suspects", "classifier", "predict",
+                   "embed", "compare-splits"]  # fmt: skip
     assert (tmp_path / "views.png").stat().st_size > 10_000
 
 

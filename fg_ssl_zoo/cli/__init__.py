@@ -1,27 +1,45 @@
 """The `fgssl` command: thin verbs over the functions below, one module for each noun.
 
-fgssl data list                                  the data sets known by name
-fgssl data show [RECIPE] [key.path=value ...]    a contact sheet of what the method will see
-fgssl eval MODEL... --data DATA                  how good are these backbones?
-fgssl report MODEL... --data DATA                a page that shows why
-fgssl parts MODEL... --data DATA --out FOLDER    pictures of the parts that it sees
-fgssl embed MODEL --data DATA --out x.parquet    features of all pictures, in a file
-fgssl search MODEL --index x.parquet --query P   the nearest pictures of that file
-fgssl compare-splits --data DATA                 test pictures that training has seen
-fgssl list                                       every published name, and where it comes from
-fgssl info NAME                                  the card of a model
-fgssl pull NAME...                               download models for offline use
-fgssl publish FOLDER... --org OWNER              upload trained models to the Hub
-fgssl export-onnx MODEL --out FILE.onnx          a backbone as an ONNX file
+Train
+  fgssl train FOLDER                               pretrain a backbone on pictures, without labels
+  fgssl data show [RECIPE] [key.path=value ...]    a contact sheet of what the method will see
+  fgssl data list                                  the data sets known by name
+
+Evaluate and look
+  fgssl eval MODEL... --data DATA                  scores of backbones, in one table
+  fgssl report MODEL... --data DATA                a page that shows why
+  fgssl parts MODEL... --data DATA --out FOLDER    pictures of the parts that it sees
+
+Use a backbone
+  fgssl classifier MODEL --data DATA --out FOLDER  a classifier from few labels, as a folder
+  fgssl predict FOLDER PICTURES --out x.csv        its classes and probabilities for pictures
+  fgssl embed MODEL --data DATA --out x.parquet    features of all pictures, in a file
+  fgssl search MODEL --index x.parquet --query P   the nearest pictures of that file
+  fgssl export-onnx MODEL --out FILE.onnx          a backbone as an ONNX file
+
+Check pictures and labels
+  fgssl suspects MODEL --data DATA                 pictures that may lie in the wrong folder
+  fgssl compare-splits --data DATA                 test pictures that training has seen
+
+Get and publish models
+  fgssl list                                       every published name, and where it comes from
+  fgssl info NAME                                  the card of a model
+  fgssl pull NAME...                               download models for offline use
+  fgssl publish FOLDER... --org OWNER              upload trained models to the Hub
+
+`fgssl eval --help` names the options of that verb.
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fg_ssl_zoo import __version__
 from fg_ssl_zoo.cli import (
+    classifier,
     data,
     embed,
     evaluation,
@@ -30,6 +48,8 @@ from fg_ssl_zoo.cli import (
     parts,
     publish,
     report,
+    suspects,
+    train,
     zoo,
 )
 from fg_ssl_zoo.config import (
@@ -46,6 +66,12 @@ from fg_ssl_zoo.config import (
 
 VERBATIM = argparse.RawDescriptionHelpFormatter
 
+MODULES = (
+    train, data, evaluation, report, parts, classifier, embed, export_onnx, suspects, overlap, zoo,
+    publish,
+)  # fmt: skip
+"""Each adds its verbs; the help above groups them."""
+
 
 def create_parser(verb: str | None = None) -> argparse.ArgumentParser:
     """The command line of `fgssl`.
@@ -56,10 +82,15 @@ def create_parser(verb: str | None = None) -> argparse.ArgumentParser:
     Args:
         verb: The only one that will be used; all when not given.
     """
-    parser = argparse.ArgumentParser(prog="fgssl", description=__doc__, formatter_class=VERBATIM)
+    parser = argparse.ArgumentParser(
+        prog="fgssl", usage="%(prog)s VERB ...", description=__doc__, formatter_class=VERBATIM
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(out_files=(), out_folders=())
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for module in (data, evaluation, report, parts, embed, overlap, zoo, publish, export_onnx):
+    verbs = parser.add_subparsers(
+        required=True, metavar="VERB", help=argparse.SUPPRESS, prog="fgssl"
+    )
+    for module in MODULES:
         module.add_verbs(verbs)
     if verb in (None, "eval"):
         evaluation.add_protocols(verbs.choices["eval"])
@@ -72,6 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     The status is 2 then.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
+        from argcomplete import autocomplete
+
+        autocomplete(create_parser())
     show_any_name()
     try:
         refuse_empty(words)

@@ -2,14 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-from fg_ssl_zoo.config import Recipe, recipe_of
-from fg_ssl_zoo.data.catalog import CATALOG
-from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
-from fg_ssl_zoo.data.datasets import load_splits
+    from fg_ssl_zoo.config import Recipe
 
 
 def add_verbs(nouns: Any) -> None:
@@ -21,7 +19,7 @@ def add_verbs(nouns: Any) -> None:
     listing.set_defaults(run=_list_data)
 
     show = verbs.add_parser("show", help="a contact sheet of what the method will see")
-    show.add_argument("words", nargs="*", metavar="RECIPE or key.path=value")
+    show.add_argument("words", nargs="*", metavar="FOLDER, RECIPE or key.path=value")
     show.add_argument("--images", type=int, default=8, help="rows of the sheet (default 8)")
     show.add_argument("--draws", type=int, default=3, help="epochs to draw views of (default 3)")
     show.add_argument("--out", type=Path, default=Path("views.png"), help="default views.png")
@@ -29,6 +27,8 @@ def add_verbs(nouns: Any) -> None:
 
 
 def _list_data(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.data.catalog import CATALOG
+
     print("drawn      birds drawn while training; no download")
     for name, entry in CATALOG.items():
         source = entry.hub_id or f"official download, then data.path=FOLDER: {entry.homepage}"
@@ -36,14 +36,20 @@ def _list_data(chosen: argparse.Namespace) -> None:
 
 
 def _show_data(chosen: argparse.Namespace) -> None:
-    sheet = view_sheet(recipe_of(chosen.words), num_images=chosen.images, num_draws=chosen.draws)
+    from fg_ssl_zoo.data.contact_sheet import save_png
+    from fg_ssl_zoo.pretrain.own_pictures import recipe_of_words
+
+    recipe, _ = recipe_of_words(chosen.words)
+    sheet = view_sheet(recipe, num_images=chosen.images, num_draws=chosen.draws)
     save_png(chosen.out, sheet)
     print(f"{chosen.out}: the picture, then the views of {chosen.draws} epochs, an image a row")
 
 
-def view_sheet(recipe: Recipe, *, num_images: int, num_draws: int) -> np.ndarray:
+def view_sheet(recipe: "Recipe", *, num_images: int, num_draws: int) -> "np.ndarray":
     """(h, w, 3) uint8: a row for each picture, itself and what the first stage sees of it."""
     from fg_ssl_zoo.backbones.backbone import create_backbone
+    from fg_ssl_zoo.data.contact_sheet import contact_sheet
+    from fg_ssl_zoo.data.datasets import load_splits
     from fg_ssl_zoo.data.loader import ViewDataset
     from fg_ssl_zoo.features.extract import evenly
     from fg_ssl_zoo.methods import create_method
@@ -63,8 +69,10 @@ def view_sheet(recipe: Recipe, *, num_images: int, num_draws: int) -> np.ndarray
     return contact_sheet(rows)
 
 
-def _pictures(seen: Any) -> list[np.ndarray]:
+def _pictures(seen: Any) -> "list[np.ndarray]":
     """Every uint8 picture in what views returned, also those stacked as (v, h, w, 3)."""
+    import numpy as np
+
     arrays = [a for sample in seen for a in sample.values() if isinstance(a, np.ndarray)]
     shown = [a for a in arrays if a.dtype == np.uint8 and a.shape[-1] == 3 and a.ndim >= 3]
     return [picture for a in shown for picture in a.reshape(-1, *a.shape[-3:])]

@@ -5,14 +5,14 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fg_ssl_zoo.cli.embed import DATA, MODEL, check_png
 from fg_ssl_zoo.config import Data, data_of, escaped, printable
-from fg_ssl_zoo.data.sample import Images
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fg_ssl_zoo.data.near_duplicates import Overlap, Pair
+    from fg_ssl_zoo.data.sample import Images
 
 SHOWN, ON_SHEET = 20, 50
 """Pairs in the terminal, and on a sheet."""
@@ -92,7 +92,7 @@ def _compare(chosen: argparse.Namespace) -> None:
         print(f"{chosen.sheet}: training picture left, test picture right")
 
 
-def _to_card(folder: Path, overlap: "Overlap", train: Images) -> Path:
+def _to_card(folder: Path, overlap: "Overlap", train: "Images") -> Path:
     """Put the result into a run that was trained on these pictures."""
     from fg_ssl_zoo.data.datasets import fingerprint
     from fg_ssl_zoo.hub.export import amend_results, read_results
@@ -106,7 +106,7 @@ def _to_card(folder: Path, overlap: "Overlap", train: Images) -> Path:
     return amend_results(folder, {"overlap": overlap.entry()})
 
 
-def _sides(data: Data, against: Data | None) -> tuple[Images, Images]:
+def _sides(data: Data, against: Data | None) -> "tuple[Images, Images]":
     """Training pictures, and the pictures that they should not contain."""
     from fg_ssl_zoo.data.datasets import all_splits
 
@@ -120,15 +120,17 @@ def _sides(data: Data, against: Data | None) -> tuple[Images, Images]:
 
 
 def _features(
-    chosen: argparse.Namespace, data: Data, train: Images, test: Images
-) -> tuple[np.ndarray, np.ndarray]:
+    chosen: argparse.Namespace, data: Data, train: "Images", test: "Images"
+) -> "tuple[np.ndarray, np.ndarray]":
+    import numpy as np
+
     from fg_ssl_zoo.data.loader import resolve_num_workers
     from fg_ssl_zoo.features.cache import features_of
     from fg_ssl_zoo.features.embedder import load
 
     embedder = load(chosen.model, image_size=chosen.image_size, crop_pct=data.crop_pct)
 
-    def rows(images: Images) -> np.ndarray:
+    def rows(images: "Images") -> np.ndarray:
         found = features_of(
             embedder.backbone, images, embedder.accelerator,
             crop_pct=embedder.crop_pct, cache=chosen.cache,
@@ -173,7 +175,7 @@ def _write_csv(path: Path, pairs: list["Pair"]) -> None:
             writer.writerow([escaped(cell) if isinstance(cell, str) else cell for cell in row])
 
 
-def _write_sheet(path: Path, train: Images, test: Images, pairs: list["Pair"]) -> None:
+def _write_sheet(path: Path, train: "Images", test: "Images", pairs: list["Pair"]) -> None:
     from fg_ssl_zoo.data.contact_sheet import contact_sheet, save_png
 
     rows = [[train[pair.train]["image"], test[pair.test]["image"]] for pair in pairs]

@@ -1,15 +1,11 @@
 """`fgssl report`: why is a backbone good or bad? One page to look at."""
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fg_ssl_zoo.cli.evaluation import add_models, common
 from fg_ssl_zoo.config import data_of, encodable
-
-NEEDED = ("bokeh", "jinja2")
-"""What `fg-ssl-zoo[report]` brings."""
 
 
 def add_verbs(verbs: Any) -> None:
@@ -21,9 +17,6 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _report(chosen: argparse.Namespace) -> None:
-    for package in NEEDED:
-        if find_spec(package) is None:
-            raise ValueError(f"{package} is missing; `pip install 'fg-ssl-zoo[report]'` brings it")
     from fg_ssl_zoo.engine.hardware import evaluation_accelerator
     from fg_ssl_zoo.evaluation.report.page import write_report
 

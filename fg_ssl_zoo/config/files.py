@@ -59,7 +59,8 @@ def find_recipe(recipe: str | Path) -> Path:
     if name in known:
         return known[name]
     raise RecipeError(
-        f"no recipe '{printable(recipe)}': neither a file nor a known name{nearest(name, known)}"
+        f"no recipe '{printable(recipe)}': neither a file, a known name nor a folder of pictures"
+        f"{nearest(name, known)}"
     )
 
 
@@ -132,11 +133,11 @@ def recipe_of(words: Sequence[str]) -> Recipe:
     Raises:
         RecipeError: As `load_recipe`, or two recipes.
     """
-    recipes = [word for word in words if not _is_override(word)]
+    recipes = [word for word in words if not is_override(word)]
     if len(recipes) > 1:
         first, second = map(printable, recipes[:2])
         raise RecipeError(f"two recipes given, {first} and {second}; an override is key.path=value")
-    overrides = [word for word in words if _is_override(word)]
+    overrides = [word for word in words if is_override(word)]
     return load_recipe(recipes[0] if recipes else DEFAULT_RECIPE, overrides)
 
 
@@ -146,7 +147,7 @@ def data_of(words: Sequence[str]) -> Data:
     Raises:
         RecipeError: As `load_recipe`, or neither folder nor name, or two of them.
     """
-    places = [word for word in words if not _is_override(word)]
+    places = [word for word in words if not is_override(word)]
     if len(places) > 1:
         listed = " and ".join(map(printable, places))
         raise RecipeError(f"--data names one folder or data set, not {listed}")
@@ -157,7 +158,7 @@ def data_of(words: Sequence[str]) -> Data:
         path = home_path(place)
         is_path = os.path.isdir(path) or "/" in place
         content |= {"name": path.resolve().name, "path": str(path)} if is_path else {"name": place}
-    return parse_words(Data, filter(_is_override, words), "data", **content)
+    return parse_words(Data, filter(is_override, words), "data", **content)
 
 
 def parse_words(into: Any, words: Iterable[str], where: str, **content: Any) -> Any:
@@ -184,6 +185,18 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
         RecipeError: As `load_recipe`.
     """
     return parse(Recipe, content)
+
+
+def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """A recipe with some keys replaced; its name stays unless it is one of them.
+
+    Raises:
+        RecipeError: As `load_recipe`.
+    """
+    content = as_dict(recipe)
+    for override in overrides:
+        _apply(content, override, Recipe)
+    return parse_recipe(content)
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
@@ -320,7 +333,7 @@ OVERRIDE = re.compile(r"([\w-]+(?:\.[\w-]+|\[[0-9]+\])*)=(.*)", re.ASCII | re.DO
 """`path.to.key=value`; list items are `.0` or `[0]`."""
 
 
-def _is_override(word: str) -> bool:
+def is_override(word: str) -> bool:
     """Whether a word of the command line is `key=value`; a path may hold a `=` behind a `/`."""
     key, equals, _ = word.partition("=")
     return bool(equals) and "/" not in key

@@ -1,12 +1,12 @@
 """An ONNX file of a backbone, for whoever runs it without Python or without torch.
 
     input  `images`    (batch, 3, height, width) float32, scaled and normalised as for timm
-    output `features`  (batch, d) float32, the pooled features
+    output `features`  (batch, d) float32, the pooled features; `logits` (batch, c) of a classifier
 
 The batch may have any length. Height and width may be any that the network reads; a network with
 patches, or another whose weights depend on the size, keeps its own. The file's metadata hold what
 a reader needs for the pixels: `mean`, `std`, `image_size`, `crop_pct`, `interpolation`,
-`crop_mode`.
+`crop_mode`; of a classifier also `labels`.
 """
 
 import importlib.util
@@ -26,15 +26,16 @@ from fg_ssl_zoo.layers.modes import evaluating
 TOLERANCE = 1e-3
 """Largest difference of a feature from torch's, as a share of the largest feature."""
 
-INPUT, OUTPUT = "images", "features"
+INPUT = "images"
 
 
-def export_onnx(backbone: Backbone, file: str | Path) -> bool:
+def export_onnx(backbone: Backbone, file: str | Path, labels: Sequence[str] = ()) -> bool:
     """Write the file, and compare it with torch where onnxruntime is installed.
 
     Args:
         backbone: Is left as it is.
         file: `FILE.onnx`; is replaced.
+        labels: Names of the classes, if the network gives their logits.
 
     Returns:
         Whether it was compared.
@@ -54,13 +55,15 @@ def export_onnx(backbone: Backbone, file: str | Path) -> bool:
     with evaluating(backbone), torch.no_grad():
         try:
             program: Any = torch.onnx.export(
-                backbone.model, (pixels,), input_names=[INPUT], output_names=[OUTPUT],
+                backbone.model, (pixels,), input_names=[INPUT],
+                output_names=["logits" if labels else "features"],
                 dynamic_shapes=(shape,), dynamo=True, verbose=False,
             )  # fmt: skip
         except torch.onnx.errors.OnnxExporterError as error:
             reason = next(iter(str(error).splitlines()), "")
             raise ValueError(f"torch cannot write {backbone.name} as ONNX: {reason}") from error
-        program.model.metadata_props.update(_metadata(backbone))
+        about = _metadata(backbone) | ({"labels": json.dumps(list(labels))} if labels else {})
+        program.model.metadata_props.update(about)
         file.parent.mkdir(parents=True, exist_ok=True)
         program.save(str(file), external_data=False)
     compared = importlib.util.find_spec("onnxruntime") is not None
@@ -112,7 +115,7 @@ def check_onnx(backbone: Backbone, file: Path) -> None:
 
 
 def run_onnx(file: Path, images: Float[np.ndarray, "b 3 h w"]) -> Float[np.ndarray, "b d"]:
-    """Features of normalised pictures by onnxruntime on the CPU.
+    """Features, or logits, of normalised pictures by onnxruntime on the CPU.
 
     Raises:
         ValueError: onnxruntime is not installed.
@@ -121,7 +124,7 @@ def run_onnx(file: Path, images: Float[np.ndarray, "b 3 h w"]) -> Float[np.ndarr
     from onnxruntime import InferenceSession  # pyright: ignore[reportMissingImports]
 
     session = InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    (features,) = cast(list[Any], session.run([OUTPUT], {INPUT: images}))
+    (features,) = cast(list[Any], session.run(None, {INPUT: images}))
     return features
 
 

@@ -1,8 +1,9 @@
 """Recipe -> trained and exported Backbone: stages, and rounds inside a stage.
 
-accelerate launch train.py [RECIPE] [key.path=value ...]
-python -m fg_ssl_zoo.pretrain [RECIPE] [key.path=value ...]
+accelerate launch train.py [RECIPE or FOLDER] [key.path=value ...]
+python -m fg_ssl_zoo.pretrain [RECIPE or FOLDER] [key.path=value ...]
 
+    own_pictures  a recipe for a folder of pictures, chosen by their number and the machine
     run        what all stages share, and how it is opened
     stages     stage after stage around one backbone
     inherit    what a stage takes over besides
@@ -14,6 +15,7 @@ python -m fg_ssl_zoo.pretrain [RECIPE] [key.path=value ...]
 import argparse
 import atexit
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -34,9 +36,9 @@ from fg_ssl_zoo.config import (
     disk_error,
     encodable,
     printable,
-    recipe_of,
     refuse_empty,
     show_any_name,
+    to_yaml,
 )
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.decode import max_pixels
@@ -52,14 +54,19 @@ from fg_ssl_zoo.method import HasCompanions, Method
 from fg_ssl_zoo.methods import check_options, check_queue, long_queue, method_class
 from fg_ssl_zoo.ops.distributed import is_peer_failure
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
+from fg_ssl_zoo.pretrain.own_pictures import recipe_of_words
 from fg_ssl_zoo.pretrain.run import Run, open_run, prepare_backbone
 from fg_ssl_zoo.pretrain.stages import check_methods, options_on, run_stages
 
 _log = logging.getLogger(__name__)
 
 
-def pretrain(recipe: Recipe) -> Backbone:
+def pretrain(recipe: Recipe, summary: str | None = None) -> Backbone:
     """Train every stage of a recipe, or go on where it was stopped, and export the backbone.
+
+    Args:
+        recipe: What is trained.
+        summary: Of the recipe, printed in the place of its YAML.
 
     Returns:
         The trained backbone, in evaluation mode.
@@ -84,7 +91,7 @@ def pretrain(recipe: Recipe) -> Backbone:
     train, test = load_splits(recipe.data, seed=recipe.seed)
     _check_stages_on(recipe, train, accelerator)
     check_methods(recipe, backbone, train, accelerator)
-    run = open_run(recipe, switches, accelerator, train, test)
+    run = open_run(recipe, switches, accelerator, train, test, summary)
     try:
         _train_and_export(run, backbone)
     finally:
@@ -140,30 +147,37 @@ def _check_stages_on(recipe: Recipe, train: Images, accelerator: Accelerator) ->
 # --------------------------------------------------------------------------- command line
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: a recipe and dotted overrides; a wrong word ends with one line and status 2."""
+def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None:
+    """The command: a recipe or a folder, and overrides; a wrong word is one line and status 2."""
     parser = argparse.ArgumentParser(
-        prog="train.py",
+        prog=prog,
         description="Pretrain a backbone without labels and export it.",
         epilog=f"Without a recipe: {DEFAULT_RECIPE}, under 3 minutes on two cores, no download.",
     )
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="RECIPE or key.path=value",
-        help="a recipe (file or name), and overrides such as stages[0].train.epochs=2",
+        metavar="RECIPE, FOLDER or key.path=value",
+        help="a recipe (file or name) or a folder of pictures, for which a recipe is chosen, and "
+        "overrides such as stages.0.train.steps=200",
     )
-    words = parser.parse_args(arguments).words
+    parser.add_argument("--print-recipe", action="store_true", help="print the YAML and stop")
+    chosen = parser.parse_intermixed_args(arguments)
+    words = chosen.words
     show_any_name()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     _quiet_libraries()
     try:
         refuse_empty(words)
         bound_hub_client()
+        recipe, summary = recipe_of_words(words)
+        if chosen.print_recipe:
+            print(to_yaml(recipe), end="")  # noqa: T201
+            return
         with ending_at_once(GO_ON):
-            pretrain(recipe_of(words))
+            pretrain(recipe, summary)
     except Interrupted as stopped:
-        print(stopped.message, file=sys.stderr)  # noqa: T201
+        print(f"{stopped.message}{_launcher_note()}", file=sys.stderr)  # noqa: T201
         raise
     except KeyboardInterrupt:
         print(f"stopped between checkpoints; {GO_ON}", file=sys.stderr)  # noqa: T201
@@ -171,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if (line := _line_of(error)) is None:
             raise
-        print(f"error: {printable(line)}", file=sys.stderr)  # noqa: T201
+        print(f"error: {printable(line)}{_launcher_note()}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
 
 
@@ -191,7 +205,19 @@ def _line_of(error: Exception) -> str | None:
     return worker_failure(error)
 
 
+def _launcher_note() -> str:
+    """What to say of the traceback that a launcher prints behind any status but 0."""
+    if "WORLD_SIZE" in os.environ:  # several processes
+        return "\n(a traceback of the launcher follows; it says nothing more)"
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # one, started by accelerate
+        return (
+            "\n(a traceback of accelerate's launcher follows; accelerate launch --quiet omits it)"
+        )
+    return ""
+
+
 def _quiet_libraries() -> None:
     """Messages of libraries that a user can do nothing about."""
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    logging.getLogger("timm").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.ERROR)

@@ -69,6 +69,7 @@ def open_run(
     accelerator: Accelerator,
     train: Images,
     test: Images | None,
+    summary: str | None = None,
 ) -> Run:
     """Claim the run's folder, ready the measurements, and say what is about to be trained.
 
@@ -78,6 +79,7 @@ def open_run(
         accelerator: Of these switches.
         train: Pictures to learn from.
         test: Labelled ones to score, or `None`.
+        summary: Of the recipe, said in the place of its YAML.
 
     Raises:
         ValueError: The folder holds a run of another recipe or of other pictures; nothing in it
@@ -90,14 +92,14 @@ def open_run(
     workers = resolve_num_workers(recipe.data.num_workers, accelerator.num_processes)
     monitor = OnlineMonitor(train, test, recipe.monitor, recipe.data.crop_pct, workers)
     run = Run(recipe, folder, accelerator, train, test, switches, monitor, commit())
-    run.say(_headline(run))
+    run.say(_headline(run, summary))
     return run
 
 
-def _headline(run: Run) -> str:
+def _headline(run: Run, summary: str | None) -> str:
     labelled = "unlabelled" if run.test is None else f"{len(run.test)} test images"
     lines = [
-        to_yaml(run.recipe).rstrip(),
+        summary or to_yaml(run.recipe).rstrip(),
         f"run       {run.folder.path}",
         f"data      {run.train.name}: {len(run.train)} training images, {labelled}",
         f"hardware  {run.switches}; {run.processes}",

@@ -65,17 +65,18 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
 
 def _note_where(run: Run, record: Record) -> None:
     """Note the code and the hardware; say where they differ from those of the steps before."""
-    for before, now, what in (
-        (record.commits, run.commit, "code"),
-        (record.hardware, f"{run.processes}; {run.switches}", "hardware"),
-    ):
-        if before and before[-1] != now:
-            run.say(
-                f"# other {what} than before: {before[-1]} then, {now} now. Weights may differ "
-                "from those of an uninterrupted run in their last digits; results name both"
-            )
-        if now not in before:
-            before.append(now)
+    _note(run, "code", record.commits, run.commit)
+    _note(run, "hardware", record.hardware, f"{run.processes}; {run.switches}")
+
+
+def _note(run: Run, what: str, known: list[Any], now: str | None) -> None:
+    if known and known[-1] != now:
+        run.say(
+            f"# other {what} than before: {known[-1]} then, {now} now. Weights may differ "
+            "from those of an uninterrupted run in their last digits; results name both"
+        )
+    if now not in known:
+        known.append(now)
 
 
 def _start_file(run: Run, number: int) -> Path:

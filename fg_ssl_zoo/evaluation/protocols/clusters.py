@@ -16,6 +16,7 @@ The protocol is that of unsupervised classification, as in SCAN (Van Gansbeke et
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,8 +93,9 @@ def cluster(
         restarts: Starts of k-means; the tightest result is kept.
         seed: Of the starts.
     """
-    fit = KMeans(count, n_init=restarts, random_state=seed).fit(F.normalize(train, dim=-1).numpy())
-    return fit.predict(F.normalize(test, dim=-1).numpy()).astype(np.int64)
+    means: Any = KMeans(count, n_init=restarts, random_state=seed)  # pyright: ignore[reportArgumentType]
+    means.fit(F.normalize(train, dim=-1).numpy())
+    return means.predict(F.normalize(test, dim=-1).numpy()).astype(np.int64)
 
 
 def agreement(

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ from fg_ssl_zoo.evaluation.report import attribution, bokeh_figures, curves
 from fg_ssl_zoo.evaluation.report.confusion import class_scores, confused_pairs
 from fg_ssl_zoo.evaluation.report.curves import below_starts, colours_of, training_curves
 from fg_ssl_zoo.evaluation.report.inspected_model import readable
-from fg_ssl_zoo.evaluation.report.page import write_report
+from fg_ssl_zoo.evaluation.report.page import render, write_report
 from fg_ssl_zoo.evaluation.report.sections import choose_queries
 from fg_ssl_zoo.evaluation.report.tsne import plane
 from fg_ssl_zoo.ops.neighbours import nearest
@@ -122,6 +123,20 @@ def test_a_labelled_page_has_every_section_and_both_models(labelled):
     assert page.without_alt == 0
 
 
+@pytest.mark.parametrize(("start", "is_below"), [(0.6, True), (0.5, False), (None, False)])
+def test_a_number_below_its_start_says_so_at_the_top(start, is_below):
+    number = {"title": "kNN", "meaning": "", "value": 0.5, "start": start, "before": "start"}
+    line = SimpleNamespace(x=[], y=[], name="", colour="", dashed=False)
+    html = render({
+        "title": "x", "data_name": "d", "num_models": 1, "num_seen": 2, "num_mapped": 2,
+        "classes": [], "table": {"titles": [], "rows": []}, "pairs": [], "bars": [], "curves": [],
+        "label_lines": [line], "below": [], "neighbourhoods": [], "looks": [], "looks_note": "",
+        "glance": {"numbers": [number], "chance": 0.1}, "made": {}, "script": "", "bokeh": "",
+        "plots": {"labels": "", "map": ""}, "legend": "",
+    })  # fmt: skip
+    assert ('<span class="below">below its start</span>' in html) == is_below
+
+
 def test_a_page_is_closed(labelled, unlabelled):
     check_closed(Page(labelled))
     check_closed(Page(unlabelled))
@@ -157,15 +172,6 @@ def test_an_unlabelled_page_says_so_and_has_the_rest(unlabelled):
     assert "training" in page.ids
     assert "test_vit, untrained is below its start: RankMe 12 before the training" in page.text
     assert page.without_alt == 0
-
-
-def test_a_missing_package_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr("fg_ssl_zoo.cli.report.find_spec", lambda name: None)
-    with pytest.raises(SystemExit):
-        main(["report", "test_resnet@scratch", "--data", "drawn"])
-    error = capsys.readouterr().err
-    assert "pip install 'fg-ssl-zoo[report]'" in error
-    assert len(error.splitlines()) == 1
 
 
 def test_confused_pairs_count_both_directions():

@@ -1,0 +1,142 @@
+"""`fgssl classifier` and `fgssl predict`: from few labels to classes of new pictures."""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fg_ssl_zoo.cli.embed import DATA, MODEL
+from fg_ssl_zoo.config import data_of, escaped, home_path
+
+if TYPE_CHECKING:
+    from fg_ssl_zoo.data.inputs import GivenImages
+    from fg_ssl_zoo.features.embedder import Embedder
+
+
+def add_verbs(verbs: Any) -> None:
+    """Give the two commands."""
+    classifier = verbs.add_parser(
+        "classifier", help="fit a linear classifier on few labels and write it as a folder"
+    )
+    classifier.add_argument("model", metavar="MODEL", help=MODEL)
+    classifier.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
+    classifier.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder")
+    classifier.add_argument("--shots", type=int, help="labelled pictures of each class; all others")
+    classifier.add_argument("--image-size", type=int, help="pixels; the model's own by default")
+    classifier.add_argument("--seed", type=int, default=0, help="of the choice of --shots")
+    classifier.add_argument("--cache", type=Path, help="folder for feature files")
+    classifier.set_defaults(run=_classifier, out_folders=("out", "cache"))
+
+    predict = verbs.add_parser("predict", help="classes and probabilities of pictures, as CSV")
+    predict.add_argument("model", metavar="FOLDER", help="of fgssl classifier, or one like it")
+    predict.add_argument("pictures", nargs="+", metavar="PICTURE", help="files or folders")
+    predict.add_argument("--out", type=Path, required=True, help="a .csv file")
+    predict.add_argument("--batch-size", type=int, default=64)
+    predict.set_defaults(run=_predict, out_files=("out",))
+
+
+def _classifier(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.data.datasets import load_splits
+    from fg_ssl_zoo.data.loader import resolve_num_workers
+    from fg_ssl_zoo.evaluation.head import fit_head
+    from fg_ssl_zoo.evaluation.protocols.low_shot import draw_shots
+    from fg_ssl_zoo.features.cache import features_of
+    from fg_ssl_zoo.features.embedder import load
+    from fg_ssl_zoo.hub.classifier_folder import check_folder_of_classifier, write_classifier
+
+    if chosen.shots is not None and chosen.shots < 1:
+        raise ValueError(f"--shots: {chosen.shots} is not 1 or more")
+    check_folder_of_classifier(home_path(chosen.out))  # before the work
+    data = data_of(chosen.data)
+    train, test = load_splits(data, seed=chosen.seed)
+    if train.labels is None:
+        raise ValueError("a classifier learns from labels; put each class into a folder of its own")
+    embedder = load(chosen.model, image_size=chosen.image_size, crop_pct=data.crop_pct)
+    train_rows, test_rows = (
+        None if images is None else features_of(
+            embedder.backbone, images, embedder.accelerator, crop_pct=embedder.crop_pct,
+            num_workers=resolve_num_workers(data.num_workers), cache=chosen.cache,
+        )
+        for images in (train, test)
+    )  # fmt: skip
+    assert train_rows is not None
+    assert train_rows.labels is not None
+    features, labels = train_rows.features, train_rows.labels
+    if chosen.shots:
+        rows = draw_shots(labels.numpy(), chosen.shots, chosen.seed)
+        features, labels = features[rows], labels[rows]
+    head = fit_head(features, labels, train.classes)
+    accuracy = None
+    if test_rows is not None and test_rows.labels is not None:
+        predicted = head.probabilities(test_rows.features).argmax(dim=1).tolist()
+        right = [
+            head.classes[row] == train.classes[label]
+            for row, label in zip(predicted, test_rows.labels.tolist(), strict=True)
+        ]
+        accuracy = sum(right) / len(right)
+    if not embedder.accelerator.is_main_process:
+        return
+    embedder.backbone.crop_pct = embedder.crop_pct
+    folder = write_classifier(
+        embedder.backbone, head.weight, head.bias, head.classes, chosen.out,
+        num_labelled=len(labels), accuracy=accuracy,
+        num_test=0 if test_rows is None else len(test_rows.features),
+    )  # fmt: skip
+    print(f"{len(head.classes)} classes, {len(labels)} labelled pictures")
+    if accuracy is not None and test_rows is not None:
+        print(f"accuracy on {len(test_rows.features)} other pictures: {accuracy:.1%}")
+    print(f"{folder}: timm and transformers open it; its README.md shows how")
+
+
+def _predict(chosen: argparse.Namespace) -> None:
+    import torch
+
+    from fg_ssl_zoo.backbones.any_backbone import open_classifier
+    from fg_ssl_zoo.backbones.published import exported_folder
+    from fg_ssl_zoo.backbones.published_config import read_config
+    from fg_ssl_zoo.data.inputs import GivenImages
+    from fg_ssl_zoo.features.embedder import load
+
+    if chosen.out.suffix.lower() != ".csv":
+        raise ValueError(f"--out {chosen.out}: the suffix is .csv")
+    folder = home_path(chosen.model)
+    names = read_config(exported_folder(folder)).get("label_names") or []
+    linear = open_classifier(str(folder)) if names else None
+    if linear is None or len(names) != linear.out_features:
+        raise ValueError(
+            f"{folder} has no classifier with class names; fgssl classifier writes one"
+        )
+    images = GivenImages(chosen.pictures)
+    embedder = load(str(folder))
+    features, which = _features(embedder, images, chosen.batch_size)
+    with torch.inference_mode():
+        probabilities = linear.cpu()(features).softmax(dim=1)
+    if not embedder.accelerator.is_main_process:
+        return
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    with chosen.out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "class", "probability", *map(escaped, names)])
+        for row, index in zip(probabilities, which, strict=True):
+            best = int(row.argmax())
+            cells = [f"{p:.4f}" for p in row.tolist()]
+            writer.writerow([escaped(str(images.items[index])), escaped(names[best]), cells[best],
+                             *cells])  # fmt: skip
+    lost = len(images) - len(which)
+    print(f"{chosen.out}: {len(which)} pictures" + (f"; {lost} cannot be read" if lost else ""))
+
+
+def _features(embedder: "Embedder", images: "GivenImages", batch_size: int) -> Any:
+    """(n, d) features of the pictures that can be read, and their (n,) numbers."""
+    import torch
+
+    from fg_ssl_zoo.features.extract import stream
+
+    batches = list(
+        stream(
+            embedder.backbone, images, embedder.accelerator, range(len(images)),
+            crop_pct=embedder.crop_pct, batch_size=batch_size,
+        )
+    )  # fmt: skip
+    rows = [features for features, _ in batches]
+    return torch.cat(rows), torch.cat([which for _, which in batches]).tolist()

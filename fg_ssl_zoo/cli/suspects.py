@@ -1,0 +1,186 @@
+"""`fgssl suspects`: which pictures may lie in the wrong folder?"""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fg_ssl_zoo.cli.embed import DATA, MODEL
+from fg_ssl_zoo.config import data_of, escaped, printable
+
+if TYPE_CHECKING:
+    from fg_ssl_zoo.data.sample import Images
+    from fg_ssl_zoo.evaluation.suspects import Suspect
+
+SHOWN, BESIDE, SIDE = 15, 5, 112
+"""Lines in the terminal, neighbours beside a picture of the page, and its side in pixels."""
+
+COLUMNS = ("rank", "file", "folder", "suggested", "suspicion")
+
+
+def add_verbs(verbs: Any) -> None:
+    """Give the command `fgssl suspects`."""
+    suspects = verbs.add_parser(
+        "suspects", help="pictures whose neighbours disagree with the folder they lie in"
+    )
+    suspects.add_argument("model", metavar="MODEL", help=MODEL)
+    suspects.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
+    suspects.add_argument(
+        "--out", type=Path, default=Path("suspects.html"),
+        help="the page; the list of all lies beside it as .csv (default suspects.html)",
+    )  # fmt: skip
+    suspects.add_argument("--show", type=int, default=100, help="on the page (default 100)")
+    suspects.add_argument(
+        "--check", type=float, metavar="SHARE",
+        help="write nothing; swap this share of the labels, as 0.03, and say how many are found",
+    )  # fmt: skip
+    suspects.add_argument("--image-size", type=int, help="pixels; the model's own by default")
+    suspects.add_argument("--seed", type=int, default=0, help="of --check")
+    suspects.add_argument("--cache", type=Path, help="folder for feature files")
+    suspects.set_defaults(run=_suspects, out_files=("out",), out_folders=("cache",))
+
+
+def _suspects(chosen: argparse.Namespace) -> None:
+    import torch
+
+    from fg_ssl_zoo.data.datasets import all_splits
+    from fg_ssl_zoo.data.loader import resolve_num_workers
+    from fg_ssl_zoo.evaluation.suspects import check_on_swapped, find_suspects
+    from fg_ssl_zoo.features.cache import features_of
+    from fg_ssl_zoo.features.embedder import load
+
+    if chosen.check is not None and not 0 < chosen.check < 1:
+        raise ValueError(f"--check: {chosen.check} is not between 0 and 1")
+    if chosen.out.suffix.lower() != ".html":
+        raise ValueError(f"--out {chosen.out}: the suffix is .html")
+    data = data_of(chosen.data)
+    splits = all_splits(data, hold_out=False)
+    if any(images.labels is None for images in splits.values()):
+        raise ValueError("suspects compares labels; put each class into a folder of its own")
+    embedder = load(chosen.model, image_size=chosen.image_size, crop_pct=data.crop_pct)
+    places: list[tuple[Images, int]] = []
+    features, labels = [], []
+    for images in splits.values():
+        found = features_of(
+            embedder.backbone, images, embedder.accelerator, crop_pct=embedder.crop_pct,
+            num_workers=resolve_num_workers(data.num_workers), cache=chosen.cache,
+        )  # fmt: skip
+        assert found.labels is not None
+        features.append(found.features)
+        labels.append(found.labels)
+        places += [(images, int(index)) for index in found.indices]
+    rows, truth = torch.cat(features), torch.cat(labels)
+    if chosen.check is not None:
+        found = check_on_swapped(rows, truth, share=chosen.check, seed=chosen.seed)
+        print(
+            f"{found.swapped} of {len(rows)} labels swapped; {found.listed} pictures listed\n"
+            f"precision of the first {found.first}: {found.precision:.0%}\n"
+            f"recall: {found.recall:.0%} of the swapped are listed, "
+            f"{found.recall_first:.0%} among the first {found.swapped}"
+        )
+        return
+    listed = find_suspects(rows, truth)
+    classes = next(iter(splits.values())).classes
+    if not embedder.accelerator.is_main_process:
+        return
+    table = _write_csv(chosen.out.with_suffix(".csv"), listed, places, classes)
+    for row in table[:SHOWN]:
+        print(f"{row[0]:4}  {row[4]}  {printable(row[1])}: {printable(row[3])}?")
+    if len(table) > SHOWN:
+        print(f"... and {len(table) - SHOWN} more")
+    page = _page(listed[: chosen.show], places, classes, len(listed), len(rows))
+    chosen.out.write_text(page, encoding="utf-8")
+    print(
+        f"{chosen.out}: {min(len(listed), chosen.show)} of {len(listed)} pictures with their "
+        f"neighbours\n{chosen.out.with_suffix('.csv')}: all of them"
+    )
+
+
+def _write_csv(
+    path: Path, listed: list["Suspect"], places: "list[tuple[Images, int]]", classes: list[str]
+) -> list[list[Any]]:
+    """Write the list; its rows."""
+    from fg_ssl_zoo.data.datasets import image_name
+
+    rows = [
+        [rank, image_name(*places[s.row]), classes[s.label], classes[s.suggested],
+         f"{s.suspicion:.3f}"]
+        for rank, s in enumerate(listed, start=1)
+    ]  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for row in rows:
+            writer.writerow([escaped(cell) if isinstance(cell, str) else cell for cell in row])
+    return rows
+
+
+# --------------------------------------------------------------------------- page
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color-scheme: light dark; }
+section { border-top: 1px solid #8886; padding: .5rem 0; } figure { display: inline-block;
+  margin: .2rem; width: 7rem; vertical-align: top; font-size: .75rem; overflow-wrap: anywhere; }
+img { max-width: 100%; } h2 { font-size: 1rem; margin: .3rem 0; overflow-wrap: anywhere; }
+.suspect img { outline: 3px solid #c62828; }
+"""
+
+
+def _page(
+    listed: list["Suspect"],
+    places: "list[tuple[Images, int]]",
+    classes: list[str],
+    num_listed: int,
+    num_pictures: int,
+) -> str:
+    """Self-contained HTML: each suspect in red, its nearest neighbours beside it."""
+    from html import escape
+
+    from fg_ssl_zoo.config import encodable
+    from fg_ssl_zoo.data.datasets import image_name
+
+    def figure(row: int, label: int, kind: str) -> str:
+        return (
+            f'<figure class="{kind}"><img alt="" src="{_thumbnail(*places[row])}">'
+            f"<figcaption>{escape(classes[label])}</figcaption></figure>"
+        )
+
+    def label_of(row: int) -> int:
+        images, index = places[row]
+        assert images.labels is not None
+        return int(images.labels[index])
+
+    sections = "".join(
+        f"<section><h2>{rank}. {escape(image_name(*places[s.row]))}: "
+        f"{escape(classes[s.label])}, or {escape(classes[s.suggested])}? ({s.suspicion:.2f})</h2>"
+        + figure(s.row, s.label, "suspect")
+        + "".join(figure(row, label_of(row), "") for row in s.neighbours[:BESIDE])
+        + "</section>\n"
+        for rank, s in enumerate(listed, start=1)
+    )
+    title = f"{num_listed} of {num_pictures} pictures may lie in the wrong folder"
+    return encodable(
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{title}</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head>'
+        f"<body>\n<h1>{title}</h1>\n<p>Red: the picture and the folder it lies in. Beside it: its "
+        "nearest neighbours and theirs. The number is the lead of the suggested class in their "
+        "vote, 0 to 1.</p>\n"
+        f"{sections}</body></html>\n"
+    )
+
+
+def _thumbnail(images: "Images", index: int) -> str:
+    """A picture as a data URL, `SIDE` pixels on its longer side."""
+    import base64
+
+    import cv2
+
+    picture = images[index]["image"]
+    scale = SIDE / max(picture.shape[:2])
+    size = tuple(max(1, round(side * scale)) for side in picture.shape[1::-1])
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded.tobytes()).decode()}"

@@ -1,0 +1,27 @@
+"""`fgssl train`: pretrain on a folder of pictures or by a recipe, in one process."""
+
+import argparse
+from typing import Any
+
+
+def add_verbs(verbs: Any) -> None:
+    """Give the command `fgssl train`."""
+    train = verbs.add_parser(
+        "train",
+        help="pretrain a backbone on a folder of pictures",
+        description="What `accelerate launch train.py` does, in one process.",
+    )
+    train.add_argument("--print-recipe", action="store_true", help="print the YAML and stop")
+    train.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="FOLDER, RECIPE or key.path=value",
+        help="pictures, for which a recipe is chosen, or a recipe; then overrides such as "
+        "stages.0.train.steps=200",
+    )  # fmt: skip
+    train.set_defaults(run=_train)
+
+
+def _train(chosen: argparse.Namespace) -> None:
+    from fg_ssl_zoo.pretrain import main
+
+    flags = ["--print-recipe"] if chosen.print_recipe else []
+    main([*flags, *chosen.words], prog="fgssl train")

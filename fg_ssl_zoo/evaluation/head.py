@@ -1,0 +1,59 @@
+"""A linear classifier on frozen features, as weights: what `fgssl classifier` writes.
+
+The fit is that of the `linear` protocol: multinomial logistic regression, C = 1, features as they
+are, so that the score of that protocol is the score of this classifier.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from fg_ssl_zoo.evaluation.protocols.linear import MAX_ITERATIONS
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = features @ weight.T + bias.
+
+    Attributes:
+        weight: (c, d) float32.
+        bias: (c,) float32.
+        classes: Names in the order of the rows.
+    """
+
+    weight: Float[Tensor, "c d"]
+    bias: Float[Tensor, " c"]
+    classes: tuple[str, ...]
+
+    def probabilities(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+        """Softmax of the logits."""
+        return (features @ self.weight.T + self.bias).softmax(dim=1)
+
+
+def fit_head(
+    features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: list[str]
+) -> Head:
+    """Logistic regression; a class without a labelled picture is left out.
+
+    Args:
+        features: Of the labelled pictures.
+        labels: Numbers of their classes.
+        classes: Names.
+
+    Raises:
+        ValueError: All pictures are of one class.
+    """
+    present = labels.unique()
+    if len(present) < 2:
+        raise ValueError("a classifier tells classes apart; the labelled pictures have one")
+    fit = LogisticRegression(C=1.0, max_iter=MAX_ITERATIONS)
+    fit.fit(features.numpy(), labels.numpy())
+    weight, bias = fit.coef_, fit.intercept_
+    if len(present) == 2:  # one row z stands for the logits -z / 2 and z / 2
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    names = tuple(classes[number] for number in present.tolist())
+    return Head(torch.from_numpy(weight).float(), torch.from_numpy(bias).float(), names)

@@ -1,0 +1,205 @@
+"""A classifier as a folder that timm, transformers and onnxruntime open without us.
+
+config.json         architecture, pixels, `label_names`
+model.safetensors   the backbone and its linear classifier under timm's keys
+model.onnx          the same for onnxruntime, where the extra `onnx` is installed
+README.md           card: what it tells apart, how well, and the lines that load it
+"""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.fgssl_models import stock_of, timm_cfg
+from fg_ssl_zoo.backbones.published import CONFIG, WEIGHTS, write_state
+from fg_ssl_zoo.config import home_path
+from fg_ssl_zoo.hub.export import CARD, as_json, swap
+from fg_ssl_zoo.hub.onnx_file import export_onnx
+
+ONNX = "model.onnx"
+FILES = frozenset({CONFIG, WEIGHTS, CARD, ONNX})
+
+_CARD = """---
+library_name: timm
+pipeline_tag: image-classification
+tags: [image-classification, timm, transformers]
+{license}---
+
+# {title}
+
+A linear classifier on the features of `{model}`, fitted by logistic regression on {num_labelled}
+labelled pictures. {score}
+
+```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="{folder}")
+print(classify("picture.jpg"))
+```
+
+```python
+import timm
+
+model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+names = model.pretrained_cfg["label_names"]
+```
+
+{onnx}{num_classes} classes: {classes}
+"""
+
+
+def write_classifier(
+    backbone: Backbone,
+    weight: Float[Tensor, "c d"],
+    bias: Float[Tensor, " c"],
+    classes: Sequence[str],
+    folder: str | Path,
+    *,
+    num_labelled: int,
+    accuracy: float | None = None,
+    num_test: int = 0,
+) -> Path:
+    """Write the folder; an earlier classifier there is replaced once the new one is complete.
+
+    Args:
+        backbone: Whose pooled features the classifier reads; is left as it is.
+        weight: Of the classifier.
+        bias: Of the classifier.
+        classes: Their names, in the order of the rows.
+        folder: New, empty, or an earlier classifier.
+        num_labelled: Pictures it was fitted on.
+        accuracy: 0..1, on other pictures, where there are any.
+        num_test: How many those were.
+
+    Returns:
+        The folder, as an absolute path.
+
+    Raises:
+        ValueError: The folder holds something else, or the network has no linear classifier.
+    """
+    folder = home_path(folder).resolve()
+    check_folder_of_classifier(folder)
+    config = _config(backbone, classes)
+    model = _with_classifier(backbone, config, weight, bias)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}")
+    part.mkdir(parents=True)
+    try:
+        (part / CONFIG).write_text(as_json(config), encoding="utf-8")
+        state = {key: value.contiguous() for key, value in model.state_dict().items()}
+        write_state(state, part / WEIGHTS)
+        shutil.copymode(part / CONFIG, part / WEIGHTS)
+        has_onnx = importlib.util.find_spec("onnxscript") is not None
+        if has_onnx:
+            whole = Backbone(
+                model, backbone.name, image_size=backbone.image_size, mean=backbone.mean,
+                std=backbone.std, crop_pct=backbone.crop_pct,
+                interpolation=backbone.interpolation, crop_mode=backbone.crop_mode,
+            )  # fmt: skip
+            export_onnx(whole, part / ONNX, labels=classes)
+        card = _CARD.format(
+            license=_license_line(config), title=folder.name, model=_named(backbone.init),
+            num_labelled=num_labelled, num_classes=len(classes), folder=folder.name,
+            score=_score(accuracy, num_test), classes=", ".join(classes),
+            onnx="`model.onnx` gives logits; its metadata hold `labels`, mean and std.\n\n"
+            if has_onnx else "",
+        )  # fmt: skip
+        (part / CARD).write_text(card, encoding="utf-8")
+        swap(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def check_folder_of_classifier(folder: Path) -> None:
+    """Refuse a folder that holds anything but an earlier classifier.
+
+    Raises:
+        ValueError: What it holds.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; a classifier is a folder")
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if foreign := sorted(there - FILES):
+        raise ValueError(
+            f"{folder} holds {', '.join(foreign[:3])}, which is no part of a classifier; name a "
+            "new folder"
+        )
+
+
+def _config(backbone: Backbone, classes: Sequence[str]) -> dict[str, Any]:
+    """What timm's `local-dir:` and transformers' TimmWrapper read."""
+    architecture, options = stock_of(backbone.name, backbone.model)
+    license = (getattr(backbone.model, "pretrained_cfg", None) or {}).get("license")
+    cfg = timm_cfg(
+        architecture, backbone.image_size, mean=backbone.mean, std=backbone.std,
+        crop_pct=backbone.crop_pct, license=license,
+    )  # fmt: skip
+    cfg |= {
+        "num_classes": len(classes),
+        "interpolation": backbone.interpolation,
+        "crop_mode": backbone.crop_mode,
+    }
+    options = {**options, **backbone.options}
+    if cfg["fixed_input_size"]:
+        options["img_size"] = backbone.image_size
+    return {
+        "architecture": architecture,
+        "num_classes": len(classes),
+        "num_features": backbone.num_features,
+        "label_names": list(classes),
+        "model_args": options,
+        "pretrained_cfg": {"tag": "classifier", **cfg},
+    }
+
+
+def _with_classifier(
+    backbone: Backbone, config: dict[str, Any], weight: Tensor, bias: Tensor
+) -> nn.Module:
+    """Timm's network with this classifier, in evaluation mode on the CPU.
+
+    Raises:
+        ValueError: Its classifier is not one linear layer on the pooled features.
+    """
+    model: Any = timm.create_model(
+        config["architecture"], num_classes=config["num_classes"], **config["model_args"]
+    )
+    own = model.get_classifier()
+    if not isinstance(own, nn.Linear) or own.weight.shape != weight.shape:
+        raise ValueError(
+            f"{config['architecture']}: its classifier in timm is not one linear layer on the "
+            "pooled features; another network is needed"
+        )
+    state = {key: value.cpu() for key, value in backbone.model.state_dict().items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    names = {name for name, p in model.named_parameters() if p is own.weight or p is own.bias}
+    if unexpected or set(missing) != names:
+        raise ValueError(f"{config['architecture']}: timm builds it otherwise with a classifier")
+    own.weight.data.copy_(weight)
+    own.bias.data.copy_(bias)
+    return model.eval()
+
+
+def _license_line(config: dict[str, Any]) -> str:
+    found = config["pretrained_cfg"].get("license")
+    return f"license: {found}\n" if found else ""
+
+
+def _named(init: str) -> str:
+    """A model without the folders of this machine."""
+    place = home_path(init.removeprefix("local-dir:"))
+    return place.resolve().name if place.exists() else init
+
+
+def _score(accuracy: float | None, num_test: int) -> str:
+    if accuracy is None:
+        return "It was not scored on other pictures."
+    return f"Accuracy on {num_test} other pictures: {100 * accuracy:.1f} %."

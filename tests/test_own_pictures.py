@@ -1,0 +1,238 @@
+"""A folder in the place of a recipe: what is chosen for which pictures, machine and start."""
+
+import re
+
+import pytest
+import torch
+
+from fg_ssl_zoo import cli
+from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.zoo import Place
+from fg_ssl_zoo.config import Data, RecipeError, load_recipe, parse_recipe, read_yaml
+from fg_ssl_zoo.hub.export import export
+from fg_ssl_zoo.pretrain import main, own_pictures
+from fg_ssl_zoo.pretrain.own_pictures import (
+    Machine,
+    Pictures,
+    Start,
+    choose,
+    describe,
+    measure,
+    recipe_of_words,
+    the_start,
+)
+from tests.pictures import write_photos
+
+CPU, GPU = Machine(cores=2), Machine(cores=16, gpu_memory=80)
+LITE = Start(
+    "fgssl_efficientnet_lite1_cub.distillation", "tf_efficientnet_lite1", {}, 128,
+    "fgssl_efficientnet_lite1_cub.distillation",
+)  # fmt: skip
+
+
+def pictures(num_train=3000, short_side=300, num_test=600, num_classes=100, name="garden"):
+    data = Data(name=name, path="photos")
+    return Pictures(data, num_train, num_test, num_classes, short_side)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch, birds):
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "photos", birds, classes=True)
+    return tmp_path / "photos"
+
+
+# --------------------------------------------------------------------------- the choice
+
+
+def test_a_start_is_distilled_from_itself_as_the_recipe_of_the_zoo_does_it():
+    chosen = choose(pictures(), CPU, LITE)
+    ours = load_recipe("fgssl_efficientnet_lite1_cub.distillation")
+    (stage,), (theirs,) = chosen.stages, ours.stages
+    assert chosen.name == "fgssl_efficientnet_lite1_garden.distillation"
+    assert (chosen.backbone, chosen.init) == (ours.backbone, LITE.init)
+    assert chosen.data.image_size == ours.data.image_size == 128
+    assert stage.options == {"teacher": LITE.teacher, "teacher_size": 192}
+    for key in ("steps", "batch_size", "optimizer", "lr", "lr_scaling", "backbone_lr_scale",
+                "weight_decay", "warmup", "head_warmup"):  # fmt: skip
+        assert getattr(stage.train, key) == getattr(theirs.train, key), key
+    assert stage.train.norm == "auto"  # which freezes the statistics of a start
+
+
+def test_random_weights_learn_by_simclr_with_the_settings_of_cub_and_not_of_the_drawn_birds():
+    chosen = choose(pictures(num_train=5994), GPU, Start())
+    ours = load_recipe("fgssl_resnet50_cub.simclr")
+    (stage,), (theirs,) = chosen.stages, ours.stages
+    assert (chosen.backbone, chosen.backbone_options) == ("resnet50", ours.backbone_options)
+    assert chosen.data.image_size == ours.data.image_size
+    assert stage.options == theirs.options
+    assert "augmentation" not in stage.options  # the drawn birds' hue
+    for key in ("batch_size", "optimizer", "lr", "lr_scaling", "weight_decay"):
+        assert getattr(stage.train, key) == getattr(theirs.train, key), key
+    passes = stage.train.steps * stage.train.batch_size / 5994
+    assert passes == pytest.approx(theirs.train.epochs, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("facts", "machine", "backbone", "size", "batch", "steps"),
+    [
+        ({"num_train": 96}, CPU, "resnet18", 96, 64, 300),
+        ({"num_train": 40}, CPU, "resnet18", 96, 32, 250),
+        ({"num_train": 10}, CPU, "resnet18", 96, 8, 250),
+        ({"num_train": 3000}, CPU, "resnet18", 96, 64, 2000),
+        ({"num_train": 3000, "short_side": 64}, CPU, "resnet18", 64, 64, 2000),
+        ({"num_train": 3000, "short_side": 20}, CPU, "resnet18", 32, 64, 2000),
+        ({"num_train": 500}, GPU, "resnet18", 224, 256, 390),
+        ({"num_train": 3000}, Machine(8, 8.0), "resnet50", 224, 32, 18750),
+        ({"num_train": 3000}, Machine(8, 24.0), "resnet50", 224, 64, 9375),
+        ({"num_train": 3000}, Machine(8, 24.0, 4), "resnet50", 224, 256, 2343),
+        ({"num_train": 3000}, Machine(8, 24.0, 3), "resnet50", 224, 255, 2352),
+        ({"num_train": 3000, "short_side": 100}, Machine(8, 8.0), "resnet50", 96, 128, 4687),
+    ],
+)
+def test_size_batch_and_steps_follow_pictures_and_machine(
+    facts, machine, backbone, size, batch, steps
+):
+    chosen = choose(pictures(**facts), machine, Start())
+    train = chosen.stages[0].train
+    assert (chosen.backbone, chosen.data.image_size) == (backbone, size)
+    assert (train.batch_size, train.steps) == (batch, steps)
+
+
+def test_a_start_of_more_pixels_is_read_at_a_size_from_which_its_teacher_has_more_to_see():
+    start = Start("a1_in1k", "resnet50", {}, 224, "resnet50@a1_in1k")
+    for machine, sizes in ((CPU, (128, 192)), (GPU, (160, 224))):
+        chosen = choose(pictures(), machine, start)
+        found = chosen.stages[0].options["teacher_size"]
+        assert (chosen.data.image_size, found) == sizes
+    asked = choose(pictures(), CPU, start, image_size=224)
+    assert (asked.data.image_size, asked.stages[0].options["teacher_size"]) == (224, 320)
+    patches = Start("lvd142m", "vit_small_patch14_dinov2", {}, 518, "x@lvd142m", divisor=14)
+    chosen = choose(pictures(), CPU, patches)
+    assert chosen.data.image_size % 14 == chosen.stages[0].options["teacher_size"] % 14 == 0
+
+
+def test_an_architecture_of_the_users_is_trained_without_options_of_another():
+    chosen = choose(pictures(), CPU, Start(backbone="vit_small_patch16_224"))
+    assert (chosen.backbone, chosen.backbone_options) == ("vit_small_patch16_224", {})
+
+
+def test_a_folder_called_as_a_data_set_of_the_zoo_is_not_its_model():
+    assert choose(pictures(name="cub"), CPU, LITE).name.startswith(
+        "fgssl_efficientnet_lite1_cub_own."
+    )
+
+
+def test_few_pictures_are_measured_some_five_times_and_not_at_every_pass():
+    recipe = choose(pictures(num_train=96), CPU, LITE)
+    epochs = recipe.stages[0].train.steps * 64 / 96
+    assert epochs / recipe.monitor.every == pytest.approx(5)
+    assert epochs / recipe.stages[0].train.checkpoint_every == pytest.approx(10)
+
+
+# --------------------------------------------------------------------------- the facts
+
+
+def test_a_folder_is_measured(photos):
+    facts = measure(Data(path=str(photos)))
+    assert facts == Pictures(Data(name="photos", path=str(photos)), 12, 4, 4, 64)
+
+
+def test_a_folder_without_a_picture_that_can_be_read_is_refused(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"none of 24 pictures in .* can be read"):
+        measure(Data(path=str(tmp_path / "x")))
+
+
+def test_the_smallest_released_model_of_photographs_is_the_start(monkeypatch, tmp_path):
+    names = ["fgssl_resnet50_cub.distillation", "fgssl_efficientnet_lite1_cub.distillation"]
+    for name, size in zip(names, (200, 100), strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"x" * size)
+    stock = {
+        **{name.partition(".")[0]: own_pictures.STOCK[name.partition(".")[0]]._replace(
+            sha256={"distillation": "0" * 64}) for name in names},
+        "fgssl_resnet18_drawn": own_pictures.STOCK["fgssl_resnet18_drawn"],
+    }  # fmt: skip
+    monkeypatch.setattr(own_pictures, "STOCK", stock)
+    monkeypatch.setattr(
+        own_pictures, "local_place", lambda name: (Place("checkout", tmp_path / name), [])
+    )
+    assert own_pictures.released() == names[::-1]
+    monkeypatch.setattr(own_pictures, "local_place", lambda name: (None, []))
+    assert own_pictures.released() == []
+    assert the_start(None, None) == Start()
+
+
+def test_a_folder_of_weights_tells_its_architecture_size_and_words(tmp_path):
+    torch.manual_seed(0)
+    recipe = load_recipe(overrides=["backbone=test_resnet", "data.image_size=64"])
+    export(create_backbone("test_resnet", image_size=64), tmp_path / "x", recipe, {"rows": []})
+    start = the_start(str(tmp_path / "x"), None)
+    assert (start.backbone, start.image_size, start.teacher) == (
+        "test_resnet", 64, str(tmp_path / "x"),
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match="init: dino needs backbone="):
+        the_start("dino", None)
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def test_overrides_come_after_the_choice_and_sizes_before_it(photos):
+    words = ["photos/", "init=scratch", "stages.0.train.lr=0.1", "data.image_size=48", "seed=3"]
+    recipe, said = recipe_of_words(words)
+    assert (recipe.data.image_size, recipe.seed, recipe.stages[0].train.lr) == (48, 3, 0.1)
+    assert recipe.name == "fgssl_resnet18_photos.simclr"
+    assert "rate      0.1 (adamw)" in said
+    assert "size      48 px" in said
+
+
+def test_every_line_of_the_summary_says_what_changes_it_and_that_is_understood(photos):
+    _, said = recipe_of_words(["photos", "init=scratch"])
+    rows = said.splitlines()[1:-1]
+    assert len(rows) == 10
+    hows = [re.split(r"\s{2,}", row)[-1] for row in rows]
+    for how in hows:
+        if how not in ("RECIPE data.path=FOLDER", "init=runs/NAME"):
+            recipe_of_words(["photos", "init=scratch", how])
+    facts = pictures(num_test=0, num_classes=0)
+    assert "RankMe, as nothing is labelled" in describe(choose(facts, CPU, LITE), facts, CPU)
+
+
+def test_the_recipe_is_printed_as_yaml_that_loads(photos, capsys):
+    for run in (main, lambda words: cli.main(["train", *words])):
+        run(["--print-recipe", "photos", "init=scratch"])
+        (photos.parent / "x.yaml").write_text(capsys.readouterr().out)
+        assert parse_recipe(read_yaml("x.yaml")) == recipe_of_words(["photos", "init=scratch"])[0]
+
+
+def test_a_folder_is_trained_on_with_ten_lines_and_no_yaml(photos, capsys):
+    words = ["photos", "backbone=test_resnet", "stages.0.train.steps=2", "data.num_workers=0"]
+    cli.main(["train", *words])
+    printed = capsys.readouterr().out
+    assert "batch     8 pictures" in printed
+    assert "optimizer:" not in printed.partition("trained")[0]
+    assert (photos.parent / "runs" / "fgssl_test_resnet_photos.simclr" / "export").is_dir()
+    with pytest.raises(SystemExit):
+        main(["runs/fgssl_test_resnet_photos.simclr"])
+    assert "is the folder of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["photos", "fgssl_resnet50_cub.simclr"], "two recipes given"),
+        (["photoz"], "neither a file, a known name nor a folder of pictures"),
+        (["photos", "stages.0.train.lrr=1"], "did you mean lr"),
+        (["photos", "init=dino"], "init: dino needs backbone=ARCHITECTURE"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_line(words, message, photos, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", *words])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
