@@ -92,8 +92,9 @@ def cluster(
         restarts: Starts of k-means; the tightest result is kept.
         seed: Of the starts.
     """
-    fit = KMeans(count, n_init=restarts, random_state=seed).fit(F.normalize(train, dim=-1).numpy())
-    return fit.predict(F.normalize(test, dim=-1).numpy()).astype(np.int64)
+    fit = KMeans(count, n_init=restarts, random_state=seed)  # pyright: ignore[reportArgumentType]
+    fit.fit(F.normalize(train, dim=-1).numpy())
+    return np.asarray(fit.predict(F.normalize(test, dim=-1).numpy()), dtype=np.int64)
 
 
 def agreement(
