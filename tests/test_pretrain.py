@@ -21,6 +21,7 @@ from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.loop import fit
 from fg_ssl_zoo.evaluation.candidates import candidates
 from fg_ssl_zoo.evaluation.monitor import OnlineMonitor
+from fg_ssl_zoo.method import FindsParts
 from fg_ssl_zoo.methods import create_method, particle
 from fg_ssl_zoo.pretrain import main, pretrain
 from fg_ssl_zoo.pretrain.inherit import inherit
@@ -299,8 +300,12 @@ def test_masks_that_cannot_be_scored_do_not_stop_a_training(birds, monkeypatch, 
     method = create_method("simclr", create_backbone("test_resnet"), hidden_size=8)
     assert part_scores(run, method) == {}  # looks for no parts
     assert not caplog.text
-    monkeypatch.setattr(type(method), "parts", lambda *_: torch.zeros(16, 4, 4, dtype=torch.uint8))
-    assert part_scores(run, method) == {}
+
+    class Finding(type(method), FindsParts):
+        def parts(self, images, accelerator, learn_from=None):
+            return torch.zeros(16, 4, 4, dtype=torch.uint8)
+
+    assert part_scores(run, Finding(create_backbone("test_resnet"), hidden_size=8)) == {}
     assert "part scores are left out: 3 part masks do not fit" in caplog.text
 
 

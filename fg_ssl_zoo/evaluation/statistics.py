@@ -31,7 +31,7 @@ def bootstrap_interval(
     interval = bootstrap(
         (scored,), np.mean,
         n_resamples=DRAWS, batch=CHUNK, confidence_level=level, method="percentile",
-        random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue]
+        rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return float(interval.low), float(interval.high)
 

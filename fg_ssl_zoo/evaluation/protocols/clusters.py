@@ -16,7 +16,6 @@ The protocol is that of unsupervised classification, as in SCAN (Van Gansbeke et
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -93,9 +92,9 @@ def cluster(
         restarts: Starts of k-means; the tightest result is kept.
         seed: Of the starts.
     """
-    means: Any = KMeans(count, n_init=restarts, random_state=seed)  # pyright: ignore[reportArgumentType]
-    means.fit(F.normalize(train, dim=-1).numpy())
-    return means.predict(F.normalize(test, dim=-1).numpy()).astype(np.int64)
+    fit = KMeans(count, n_init=restarts, random_state=seed)  # pyright: ignore[reportArgumentType]
+    fit.fit(F.normalize(train, dim=-1).numpy())
+    return np.asarray(fit.predict(F.normalize(test, dim=-1).numpy()), dtype=np.int64)
 
 
 def agreement(
