@@ -65,7 +65,7 @@ def main(name: str, photos: str, out: str = "finetuned", **settings: Any) -> flo
     arguments = {
         "num_train_epochs": 20, "learning_rate": 2e-4, "weight_decay": 0.05, "warmup_steps": 0.1,
         "per_device_train_batch_size": 32, "eval_strategy": "epoch", "save_strategy": "no",
-        "report_to": "none", **settings,
+        "report_to": "none", "dataloader_pin_memory": torch.cuda.is_available(), **settings,
     }  # fmt: skip
     trainer = Trainer(
         model, TrainingArguments(out, remove_unused_columns=False, **arguments),

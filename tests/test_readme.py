@@ -35,9 +35,9 @@ def test_the_quick_start_runs_word_for_word(monkeypatch):
     (snippet,) = snippets("python")
     names = {}
     exec(compile(snippet, "README.md", "exec"), names)
-    assert names["backbone"].num_features == 512
+    assert names["backbone"].num_features == 1280
     assert names["classifier"].num_classes == 200
-    assert names["maps"].feature_info.channels()[-1] == 512
+    assert names["maps"].feature_info.channels()[-1] == 320
 
 
 def test_the_commands_for_ones_own_pictures_run(tmp_path, monkeypatch, birds):

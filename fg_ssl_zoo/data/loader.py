@@ -198,14 +198,19 @@ class _Loader(DataLoader[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         before = set(multiprocessing.active_children())
-        batches = super().__iter__()
+        batches = super().__iter__()  # now: it draws a number, which a step's seed has to follow
         _kill_at_exit(set(multiprocessing.active_children()) - before)
-        try:
-            yield from batches
-        except (ValueError, OSError) as error:
-            if message := _message_of_worker(str(error)):
-                raise type(error)(message) from error
-            raise
+        return _with_short_errors(batches)
+
+
+def _with_short_errors(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The batches; an error of a worker says what it said there, without torch's traceback."""
+    try:
+        yield from batches
+    except (ValueError, OSError) as error:
+        if message := _message_of_worker(str(error)):
+            raise type(error)(message) from error
+        raise
 
 
 _workers: WeakSet[BaseProcess] = WeakSet()

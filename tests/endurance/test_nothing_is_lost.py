@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from fg_ssl_zoo.engine.loop import TooManyCorruptImages, fit
 from fg_ssl_zoo.engine.run_folder import RunFolder, RunFolderTaken
 from fg_ssl_zoo.engine.signals import AGREE_WITHIN, Interrupted, Signals, ending_at_once
 from fg_ssl_zoo.evaluation import table
-from fg_ssl_zoo.evaluation.evaluate import PROTOCOLS, evaluate
+from fg_ssl_zoo.evaluation.evaluate import evaluate
+from fg_ssl_zoo.evaluation.protocols import PROTOCOLS
 from fg_ssl_zoo.pretrain import main
 from tests.endurance.processes import end, start, wait_until
 from tests.engine.test_loop import assert_equal, job_in, method_for, trained
@@ -391,15 +393,15 @@ def scored(tmp_path):
 
 
 def test_a_stopped_evaluation_goes_on_from_the_scores_it_has(tmp_path, monkeypatch):
-    def stop(task):
+    def stop(task, *options):
         raise KeyboardInterrupt
 
     retrieval, knn = PROTOCOLS["retrieval"], PROTOCOLS["knn"]
-    monkeypatch.setitem(PROTOCOLS, "retrieval", stop)
+    monkeypatch.setitem(PROTOCOLS, "retrieval", replace(retrieval, run=stop))
     with pytest.raises(KeyboardInterrupt):
         scored(tmp_path)
     monkeypatch.setitem(PROTOCOLS, "retrieval", retrieval)
-    monkeypatch.setitem(PROTOCOLS, "knn", stop)
+    monkeypatch.setitem(PROTOCOLS, "knn", replace(knn, run=stop))
     again = scored(tmp_path)
     monkeypatch.setitem(PROTOCOLS, "knn", knn)
     for path in (tmp_path / "unfinished").iterdir():

@@ -21,8 +21,9 @@ from fg_ssl_zoo.evaluation.report import attribution, bokeh_figures, curves
 from fg_ssl_zoo.evaluation.report.confusion import class_scores, confused_pairs
 from fg_ssl_zoo.evaluation.report.curves import below_starts, colours_of, training_curves
 from fg_ssl_zoo.evaluation.report.inspected_model import readable
-from fg_ssl_zoo.evaluation.report.page import render, write_report
+from fg_ssl_zoo.evaluation.report.page import write_report
 from fg_ssl_zoo.evaluation.report.sections import choose_queries
+from fg_ssl_zoo.evaluation.report.templates import rendered
 from fg_ssl_zoo.evaluation.report.tsne import plane
 from fg_ssl_zoo.ops.neighbours import nearest
 
@@ -127,7 +128,7 @@ def test_a_labelled_page_has_every_section_and_both_models(labelled):
 def test_a_number_below_its_start_says_so_at_the_top(start, is_below):
     number = {"title": "kNN", "meaning": "", "value": 0.5, "start": start, "before": "start"}
     line = SimpleNamespace(x=[], y=[], name="", colour="", dashed=False)
-    html = render({
+    html = rendered("page.html.jinja", {
         "title": "x", "data_name": "d", "num_models": 1, "num_seen": 2, "num_mapped": 2,
         "classes": [], "table": {"titles": [], "rows": []}, "pairs": [], "bars": [], "curves": [],
         "label_lines": [line], "below": [], "neighbourhoods": [], "looks": [], "looks_note": "",
