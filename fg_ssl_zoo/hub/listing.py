@@ -149,10 +149,14 @@ def _on_card(card: Any) -> dict[str, float]:
 
 
 def _trained_row(folder: Path) -> Mapping[str, Any]:
+    """Metric -> value of the trained network, from its run and from its first `fgssl eval`."""
     try:
-        rows = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["rows"]
-        return next(row for row in rows if row["name"] == "trained")
-    except (OSError, ValueError, LookupError, TypeError, StopIteration):
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        trained = next(row for row in results["rows"] if row["name"] == "trained")
+        evaluated = next(iter(results.get("evaluations", {}).values()), {"rows": [{"scores": {}}]})
+        scores = evaluated["rows"][0]["scores"]
+        return {metric: score["value"] for metric, score in scores.items()} | trained
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
         return {}
 
 
