@@ -160,7 +160,7 @@ def add_evaluation(folder: str | Path, evaluation: Mapping[str, Any]) -> Path:
 
     Args:
         folder: As `export` returned it, or the folder of its run.
-        evaluation: What `fgssl eval --out` writes into its `results.json`.
+        evaluation: What the results file of `fgssl eval` holds.
 
     Returns:
         The card.

@@ -84,7 +84,10 @@ def test_one_adam_over_one_loss_is_two_adams_over_two(batch):
         wanted = twin.get_parameter(name).grad
         assert (parameter.grad is None) == (wanted is None), name
         if wanted is not None:
-            torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=1e-6)
+            error = (
+                parameter.grad - wanted
+            ).norm()  # float32: an element that cancels is less exact
+            assert error < 5e-5 * wanted.norm() + 1e-7, name
 
     before = copy.deepcopy(method.state_dict())
     for optimizer in (one, g, d):
