@@ -4,9 +4,9 @@
     output `features`  (batch, d) float32, the pooled features; `logits` (batch, c) of a classifier
 
 The batch may have any length. Height and width may be any that the network reads; a network with
-patches, or another whose weights depend on the size, keeps its own. The file's metadata hold what
-a reader needs for the pixels: `mean`, `std`, `image_size`, `crop_pct`, `interpolation`,
-`crop_mode`; of a classifier also `labels`.
+patches, with TensorFlow's padding, or another that depends on the size keeps its own. The file's
+metadata hold what a reader needs for the pixels: `mean`, `std`, `image_size`, `crop_pct`,
+`interpolation`, `crop_mode`; of a classifier also `labels`.
 """
 
 import importlib.util
@@ -18,6 +18,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Float
+from timm.layers import Conv2dSame, ScaledStdConv2dSame, StdConv2dSame
+from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 
 from fg_ssl_zoo.backbones.backbone import Backbone, size_arguments
 from fg_ssl_zoo.config import home_path
@@ -27,6 +29,9 @@ TOLERANCE = 1e-3
 """Largest difference of a feature from torch's, as a share of the largest feature."""
 
 INPUT = "images"
+
+SIZED = (Conv2dSame, AvgPool2dSame, MaxPool2dSame, ScaledStdConv2dSame, StdConv2dSame)
+"""Layers with TensorFlow's padding."""
 
 
 def export_onnx(backbone: Backbone, file: str | Path, labels: Sequence[str] = ()) -> bool:
@@ -73,7 +78,13 @@ def export_onnx(backbone: Backbone, file: str | Path, labels: Sequence[str] = ()
 
 
 def takes_any_size(backbone: Backbone) -> bool:
-    """Whether the same weights read pictures of every size."""
+    """Whether one file can read pictures of every size.
+
+    TensorFlow's padding is computed from the size, layer by layer: torch's exporter follows the
+    nested formulas of a free size without end.
+    """
+    if any(isinstance(module, SIZED) for module in backbone.modules()):
+        return False
     return backbone.patch_size is None and not size_arguments(backbone.name, backbone.image_size)
 
 

@@ -17,7 +17,11 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("test_resnet", "any batch, any size"), ("test_vit", "any batch, 64 px only")],
+    [
+        ("test_resnet", "any batch, any size"),
+        ("test_vit", "any batch, 64 px only"),
+        ("tf_mobilenetv3_small_minimal_100", "any batch, 64 px only"),  # padding by the size
+    ],
 )
 def test_the_command_writes_a_file_with_torchs_features(name, said, tmp_path, capsys):
     file = tmp_path / "deep" / "model.onnx"
