@@ -7,7 +7,6 @@ README.md           card: what it tells apart, how well, and the lines that load
 """
 
 import importlib.util
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.fgssl_models import stock_of, timm_cfg
 from fg_ssl_zoo.backbones.published import CONFIG, WEIGHTS, write_state
 from fg_ssl_zoo.config import home_path
-from fg_ssl_zoo.hub.export import CARD, as_json, swap
+from fg_ssl_zoo.hub.export import CARD, as_json, replacing, stock_config
 from fg_ssl_zoo.hub.onnx_file import export_onnx
 
 ONNX = "model.onnx"
@@ -90,9 +88,7 @@ def write_classifier(
     check_folder_of_classifier(folder)
     config = _config(backbone, classes)
     model = _with_classifier(backbone, config, weight, bias)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}")
-    part.mkdir(parents=True)
-    try:
+    with replacing(folder) as part:
         (part / CONFIG).write_text(as_json(config), encoding="utf-8")
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
         write_state(state, part / WEIGHTS)
@@ -113,9 +109,6 @@ def write_classifier(
             if has_onnx else "",
         )  # fmt: skip
         (part / CARD).write_text(card, encoding="utf-8")
-        swap(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
@@ -137,28 +130,14 @@ def check_folder_of_classifier(folder: Path) -> None:
 
 def _config(backbone: Backbone, classes: Sequence[str]) -> dict[str, Any]:
     """What timm's `local-dir:` and transformers' TimmWrapper read."""
-    architecture, options = stock_of(backbone.name, backbone.model)
     license = (getattr(backbone.model, "pretrained_cfg", None) or {}).get("license")
-    cfg = timm_cfg(
-        architecture, backbone.image_size, mean=backbone.mean, std=backbone.std,
-        crop_pct=backbone.crop_pct, license=license,
-    )  # fmt: skip
-    cfg |= {
+    config = stock_config(backbone, "classifier", backbone.crop_pct, license)
+    config["pretrained_cfg"] |= {
         "num_classes": len(classes),
         "interpolation": backbone.interpolation,
         "crop_mode": backbone.crop_mode,
     }
-    options = {**options, **backbone.options}
-    if cfg["fixed_input_size"]:
-        options["img_size"] = backbone.image_size
-    return {
-        "architecture": architecture,
-        "num_classes": len(classes),
-        "num_features": backbone.num_features,
-        "label_names": list(classes),
-        "model_args": options,
-        "pretrained_cfg": {"tag": "classifier", **cfg},
-    }
+    return {**config, "num_classes": len(classes), "label_names": list(classes)}
 
 
 def _with_classifier(

@@ -23,7 +23,8 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,7 @@ def export(
     network, config["trace"] = dict(config), trace(backbone)
     if pretraining:
         results = {**results, "pretraining": pretraining.method}
-    part = folder.with_name(f".{folder.name}.{os.getpid()}")  # a sibling: the swap is a rename
-    part.mkdir(parents=True)
-    try:
+    with replacing(folder) as part:
         (part / CONFIG).write_text(as_json(config), encoding="utf-8")
         write_state(weights, part / WEIGHTS)
         shutil.copymode(part / CONFIG, part / WEIGHTS)  # safetensors lets the owner alone read it
@@ -94,19 +93,7 @@ def export(
         (part / RESULTS).write_text(as_json(results), encoding="utf-8")
         if pretraining:
             write_pretraining(part, network, pretraining)
-        swap(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    _remove_stale(folder)
     return folder
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what exports left beside this folder when they were killed."""
-    for path in folder.parent.glob(f".{glob.escape(folder.name)}.[0-9]*"):
-        process = path.name.removeprefix(f".{folder.name}.").removesuffix(".old")
-        if process.isdigit() and not psutil.pid_exists(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def amend_results(folder: str | Path, entries: Mapping[str, Any]) -> Path:
@@ -241,14 +228,29 @@ def model_config(backbone: Backbone, recipe: Recipe) -> dict[str, Any]:
         backbone: Tells the architecture, its input and its width.
         recipe: Tells tag, crop and license.
     """
+    tag = recipe.name.partition(".")[2]
+    return stock_config(backbone, tag, recipe.data.crop_pct, recipe.hub.license)
+
+
+def stock_config(
+    backbone: Backbone, tag: str, crop_pct: float | None, license: str | None
+) -> dict[str, Any]:
+    """`config.json` of a network without classifier, whatever its recipe.
+
+    Args:
+        backbone: As for `model_config`.
+        tag: Of the pretrained configuration.
+        crop_pct: Share of the shorter side that the centre crop keeps.
+        license: SPDX name, if any.
+    """
     architecture, options = stock_of(backbone.name, backbone.model)
     cfg = timm_cfg(
         architecture,
         backbone.image_size,
         mean=backbone.mean,
         std=backbone.std,
-        crop_pct=recipe.data.crop_pct,
-        license=recipe.hub.license,
+        crop_pct=crop_pct,
+        license=license,
     )
     options = {**options, **backbone.options}
     if cfg["fixed_input_size"]:
@@ -258,7 +260,7 @@ def model_config(backbone: Backbone, recipe: Recipe) -> dict[str, Any]:
         "num_classes": 0,
         "num_features": backbone.num_features,
         "model_args": options,  # though it be empty: transformers would pass on a null to timm
-        "pretrained_cfg": {"tag": recipe.name.partition(".")[2], **cfg},
+        "pretrained_cfg": {"tag": tag, **cfg},
     }
 
 
@@ -333,7 +335,26 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def swap(part: Path, folder: Path) -> None:
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of an older one once it is complete.
+
+    If anything fails, the older one stands and nothing else is left.
+
+    Args:
+        folder: As an absolute path; need not be there.
+    """
+    part = folder.with_name(f".{folder.name}.{os.getpid()}")  # a sibling: the swap is a rename
+    part.mkdir(parents=True)
+    try:
+        yield part
+        _swap(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    _remove_stale(folder)
+
+
+def _swap(part: Path, folder: Path) -> None:
     """Put a complete folder in the place of an older one, which is back there if that fails."""
     old = part.with_name(f"{part.name}.old")
     if folder.exists():
@@ -345,6 +366,14 @@ def swap(part: Path, folder: Path) -> None:
             old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what others left beside this folder when they were killed."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.[0-9]*"):
+        process = path.name.removeprefix(f".{folder.name}.").removesuffix(".old")
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def as_json(content: Mapping[str, Any]) -> str:

@@ -18,8 +18,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Float
-from timm.layers import Conv2dSame, ScaledStdConv2dSame, StdConv2dSame
+from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
+from timm.layers.std_conv import ScaledStdConv2dSame, StdConv2dSame
 
 from fg_ssl_zoo.backbones.backbone import Backbone, size_arguments
 from fg_ssl_zoo.config import home_path

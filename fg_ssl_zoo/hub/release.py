@@ -6,7 +6,6 @@ into parts. `pretraining/` stays behind. The sha256 of the weights in one file t
 recipe.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ from fg_ssl_zoo.hub.export import (
     RESULTS,
     as_json,
     check_replaceable,
-    swap,
+    replacing,
     trace,
 )
 
@@ -77,9 +76,7 @@ def release(
     results = {**found.results, "released": {"precision": "float16", "feature_error": error}}
     if about:
         results["about"] = about
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    part.mkdir(parents=True)
-    try:
+    with replacing(target) as part:
         write_state(weights, part / WEIGHTS)
         shutil.copymode(found.folder / RECIPE, part / WEIGHTS)
         hub = replace(found.recipe.hub, sha256=sha256_of(part / WEIGHTS))
@@ -94,9 +91,6 @@ def release(
         (part / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")
         (part / RESULTS).write_text(as_json(results), encoding="utf-8")
         (part / CARD).write_text(render_card(found.backbone, recipe, results), encoding="utf-8")
-        swap(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return target
 
 
