@@ -21,7 +21,7 @@ from fg_ssl_zoo.evaluation.protocols import PROTOCOLS
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.hub.pretraining import Pretraining
 from fg_ssl_zoo.methods import METHODS, create_method, method_class
-from fg_ssl_zoo.pretrain.own_pictures import Machine, Pictures, Start, choose, describe
+from fg_ssl_zoo.pretrain.choice import Machine, Pictures, Start, choose, describe
 from tests.pictures import write_photos
 
 ROOT = Path(__file__).parent.parent

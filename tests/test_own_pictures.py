@@ -11,16 +11,8 @@ from fg_ssl_zoo.backbones.zoo import Place
 from fg_ssl_zoo.config import Data, RecipeError, load_recipe, parse_recipe, read_yaml
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.pretrain import main, own_pictures
-from fg_ssl_zoo.pretrain.own_pictures import (
-    Machine,
-    Pictures,
-    Start,
-    choose,
-    describe,
-    measure,
-    recipe_of_words,
-    the_start,
-)
+from fg_ssl_zoo.pretrain.choice import Machine, Pictures, Start, choose, describe
+from fg_ssl_zoo.pretrain.own_pictures import measure, recipe_of_words, the_start
 from tests.pictures import write_photos
 
 CPU, GPU = Machine(cores=2), Machine(cores=16, gpu_memory=80)

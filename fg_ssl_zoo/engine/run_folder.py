@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import re
-import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +27,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import psutil
-from filelock import BaseFileLock, FileLock, Timeout
 
 from fg_ssl_zoo.config import (
     Recipe,
@@ -48,6 +45,7 @@ from fg_ssl_zoo.config import (
 from fg_ssl_zoo.data import inventory
 from fg_ssl_zoo.data.datasets import fingerprint
 from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.engine.run_lock import LOCK, OWNER, RunFolderTaken, RunLock
 
 FREE_KEYS = (
     "output",
@@ -79,18 +77,11 @@ WRITTEN = re.compile(
 FOLDERS = re.compile(r"checkpoints|notes|pictures|tensorboard|\.?export(_\w+)?(\.\d+)?(\.old)?")
 """Folders of a run; one may be a link to another disk."""
 
-LOCKED_BY_WORKERS = 15.0
-"""Seconds for which loader processes may outlive a killed run and keep its lock (torch: 5)."""
-
 _log = logging.getLogger(__name__)
 
 
 REMEDIES = "choose another folder with output=FOLDER, or delete that run with overwrite=true"
 """What to do about a folder that holds another run."""
-
-
-class RunFolderTaken(ValueError):
-    """The output folder holds another run."""
 
 
 class RunFolder:
@@ -99,7 +90,7 @@ class RunFolder:
     Attributes:
         path: The folder.
         recipe, recipe_copy, data, metrics, results, checkpoints, notes, pictures, corrupt, export,
-            owner: What lies in it.
+            lock: What lies in it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -114,8 +105,7 @@ class RunFolder:
         self.pictures = path / "pictures"
         self.corrupt = path / "corrupt_images.txt"
         self.export = path / "export"
-        self.owner = path / "run.owner.json"
-        self._lock: BaseFileLock | None = None
+        self.lock = RunLock(path)
 
     def claim(self, recipe: Recipe, splits: Mapping[str, Images | None]) -> None:
         """Make the folder this recipe's and these pictures', or go on in it when it is already.
@@ -134,11 +124,11 @@ class RunFolder:
             if self._holds_files():
                 self._refuse_no_run("overwrite=true: " if recipe.overwrite else "output folder ")
             self.path.mkdir(parents=True, exist_ok=True)
-            self._acquire()
+            self.lock.acquire()
             try:
                 self._claim(recipe, pictures, splits)
             except BaseException:
-                self.release()
+                self.lock.release()
                 raise
         except OSError as error:
             place = f" ({printable(error.filename)})" if error.filename else ""
@@ -164,51 +154,6 @@ class RunFolder:
         self.checkpoints.mkdir(exist_ok=True)
         write_whole(self.recipe_copy, text)
         inventory.write(self.data, pictures)
-
-    def _acquire(self) -> None:
-        """Lock the folder for this process, until `release` or the end of the process.
-
-        Raises:
-            RunFolderTaken: Another run holds it.
-        """
-        self._lock = FileLock(self.path / "run.lock")
-        try:
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                if self._owner_lives():
-                    raise
-                self._lock.acquire(timeout=LOCKED_BY_WORKERS)
-        except Timeout:
-            owner = self._read_owner()
-            who = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another run"
-            raise RunFolderTaken(
-                f"output folder {printable(self.path)} is in use by {who}; stop that run or wait "
-                "for its end, or choose another folder with output=FOLDER"
-            ) from None
-        except NotImplementedError:  # a disk that cannot lock
-            _log.warning("%s lies on a disk without locks: start no second run in it", self.path)
-        owner = {"pid": os.getpid(), "host": socket.gethostname()}
-        write_whole(self.owner, json.dumps(owner) + "\n")
-
-    def release(self) -> None:
-        """Let another run have the folder."""
-        if self._lock is not None and self._lock.is_locked:
-            self.owner.unlink(missing_ok=True)
-            self._lock.release()
-
-    def _read_owner(self) -> dict[str, Any]:
-        """Process and host of the run that holds the folder; empty where that is not known."""
-        with contextlib.suppress(OSError, ValueError):
-            owner = json.loads(self.owner.read_text(encoding="utf-8"))
-            return owner if isinstance(owner, dict) else {}
-        return {}
-
-    def _owner_lives(self) -> bool:
-        """Whether the process that is named is alive, as far as this machine knows."""
-        owner = self._read_owner()
-        here = owner.get("host") == socket.gethostname()
-        return not here or psutil.pid_exists(int(owner.get("pid", -1)))
 
     def corrupt_images(self) -> list[str]:
         """What was noted about unreadable pictures, also before the run went on."""
@@ -348,7 +293,7 @@ class RunFolder:
         """Whether anything lies here but the lock of a run that did not begin."""
         if not self.path.exists():
             return False
-        return any(path.name not in ("run.lock", self.owner.name) for path in self.path.iterdir())
+        return any(path.name not in (LOCK, OWNER) for path in self.path.iterdir())
 
     def _holds_run(self) -> bool:
         """Whether the recipe of a run lies here, and not beside an exported model."""
@@ -379,7 +324,7 @@ class RunFolder:
                 f"overwrite=true: no run wrote {_listed(in_export)} in {printable(self.path)}; "
                 "move them out of the exported folder, or choose another with output=FOLDER"
             )
-        held = {"run.lock", self.owner.name}  # by this run now
+        held = {LOCK, OWNER}  # by this run now
         for name in sorted(set(found) - set(foreign) - held, key=self._is_recipe):
             (self.path / name).unlink()  # the recipe last: what is cut off is still a run
         for folder, _, _ in os.walk(self.path, topdown=False):

@@ -95,7 +95,7 @@ def pretrain(recipe: Recipe, summary: str | None = None) -> Backbone:
     try:
         _train_and_export(run, backbone)
     finally:
-        run.folder.release()
+        run.folder.lock.release()
     return backbone
 
 

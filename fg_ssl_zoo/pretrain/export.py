@@ -8,7 +8,7 @@ import torch
 from fg_ssl_zoo.backbones.any_backbone import start_of
 from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
 from fg_ssl_zoo.config import write_whole
-from fg_ssl_zoo.engine.loop import Record
+from fg_ssl_zoo.engine.record import Record
 from fg_ssl_zoo.hub.card import results_table
 from fg_ssl_zoo.hub.export import export, usage_lines
 from fg_ssl_zoo.hub.pretraining import Pretraining

@@ -6,8 +6,8 @@ from typing import Any
 from fg_ssl_zoo.config import Recipe, as_dict
 from fg_ssl_zoo.data.catalog import CATALOG
 from fg_ssl_zoo.data.datasets import fingerprint
-from fg_ssl_zoo.engine.loop import Record
 from fg_ssl_zoo.engine.provenance import describe_hardware, versions
+from fg_ssl_zoo.engine.record import Record
 from fg_ssl_zoo.methods import method_class
 from fg_ssl_zoo.pretrain.run import Run
 

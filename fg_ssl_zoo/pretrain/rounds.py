@@ -13,7 +13,8 @@ from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.loader import Order, ViewDataset
 from fg_ssl_zoo.data.tensor_cache import write_tensors
 from fg_ssl_zoo.engine.checkpoint import Position
-from fg_ssl_zoo.engine.loop import Fit, Record, fit, total_steps
+from fg_ssl_zoo.engine.loop import Fit, fit, total_steps
+from fg_ssl_zoo.engine.record import Record
 from fg_ssl_zoo.evaluation.monitor import losing_start
 from fg_ssl_zoo.evaluation.parts.scores import knows_parts, part_agreement
 from fg_ssl_zoo.features.extract import evenly

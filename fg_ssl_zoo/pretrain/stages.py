@@ -17,7 +17,7 @@ from fg_ssl_zoo.data.tensor_cache import write_tensors
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import open_trackers
-from fg_ssl_zoo.engine.loop import Record
+from fg_ssl_zoo.engine.record import Record
 from fg_ssl_zoo.hub.pretraining import saved_state
 from fg_ssl_zoo.layers.anchor import Anchor
 from fg_ssl_zoo.layers.frozen import norms_with_statistics

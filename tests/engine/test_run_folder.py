@@ -12,7 +12,7 @@ def claim(path, *overrides, pictures=None):
     recipe = load_recipe(overrides=[f"output={path}", *overrides])
     folder = RunFolder(recipe.folder)
     folder.claim(recipe, {"train": pictures, "test": None})
-    folder.release()  # as a run does at its end
+    folder.lock.release()  # as a run does at its end
     return folder
 
 

@@ -1,0 +1,85 @@
+"""The lock of a run's folder: one run at a time, and who it is.
+
+The kernel gives the lock back when its process dies, after `kill -9` too.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import BaseFileLock, FileLock, Timeout
+
+from fg_ssl_zoo.config import printable, write_whole
+
+LOCK, OWNER = "run.lock", "run.owner.json"
+
+LOCKED_BY_WORKERS = 15.0
+"""Seconds for which loader processes may outlive a killed run and keep its lock (torch: 5)."""
+
+_log = logging.getLogger(__name__)
+
+
+class RunFolderTaken(ValueError):
+    """The output folder holds another run."""
+
+
+class RunLock:
+    """The lock of one folder.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.owner = path, path / OWNER
+        self._lock: BaseFileLock | None = None
+
+    def acquire(self) -> None:
+        """Lock the folder for this process, until `release` or the end of the process.
+
+        Raises:
+            RunFolderTaken: Another run holds it.
+        """
+        self._lock = FileLock(self.path / LOCK)
+        try:
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                if self._owner_lives():
+                    raise
+                self._lock.acquire(timeout=LOCKED_BY_WORKERS)
+        except Timeout:
+            owner = self._read_owner()
+            who = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another run"
+            raise RunFolderTaken(
+                f"output folder {printable(self.path)} is in use by {who}; stop that run or wait "
+                "for its end, or choose another folder with output=FOLDER"
+            ) from None
+        except NotImplementedError:  # a disk that cannot lock
+            _log.warning("%s lies on a disk without locks: start no second run in it", self.path)
+        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        write_whole(self.owner, json.dumps(owner) + "\n")
+
+    def release(self) -> None:
+        """Let another run have the folder."""
+        if self._lock is not None and self._lock.is_locked:
+            self.owner.unlink(missing_ok=True)
+            self._lock.release()
+
+    def _read_owner(self) -> dict[str, Any]:
+        """Process and host of the run that holds the folder; empty where that is not known."""
+        with contextlib.suppress(OSError, ValueError):
+            owner = json.loads(self.owner.read_text(encoding="utf-8"))
+            return owner if isinstance(owner, dict) else {}
+        return {}
+
+    def _owner_lives(self) -> bool:
+        """Whether the process that is named is alive, as far as this machine knows."""
+        owner = self._read_owner()
+        here = owner.get("host") == socket.gethostname()
+        return not here or psutil.pid_exists(int(owner.get("pid", -1)))
