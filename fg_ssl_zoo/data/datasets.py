@@ -25,7 +25,14 @@ from fg_ssl_zoo.data.hub_images import HubImages, load_hub
 from fg_ssl_zoo.data.listing import existing_folder
 from fg_ssl_zoo.data.oid_aircraft import load_oid, oid_folder
 from fg_ssl_zoo.data.pascub import load_pascub, pascub_folder
-from fg_ssl_zoo.data.sample import CorruptImage, Images, Sample
+from fg_ssl_zoo.data.sample import (
+    CorruptImage,
+    HasIdentity,
+    Images,
+    Sample,
+    keypoints_known,
+    parts_known,
+)
 
 HELD_OUT = 0.2
 """Share of every class that becomes the test split where a labelled source has none."""
@@ -47,8 +54,7 @@ class Subset:
         self.images, self.indices = images, indices
         self.name, self.classes = images.name, images.classes
         self.labels = None if images.labels is None else images.labels[indices]
-        self.parts: list[str] = getattr(images, "parts", [])
-        self.keypoints: list[str] = getattr(images, "keypoints", [])
+        self.parts, self.keypoints = parts_known(images), keypoints_known(images)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -175,9 +181,7 @@ def image_root(images: Images) -> str | None:
 
 
 def _identity(images: Images) -> str:
-    if isinstance(images, DrawnBirds):
-        return f"drawn {images.image_size} {images.seed}"
-    return getattr(images, "identity", images.name)
+    return images.identity if isinstance(images, HasIdentity) else images.name
 
 
 # --------------------------------------------------------------------------- sources

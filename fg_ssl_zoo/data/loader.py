@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fg_ssl_zoo.data.datasets import without_masks
 from fg_ssl_zoo.data.decode import max_pixels
-from fg_ssl_zoo.data.sample import CorruptImage, Images, Sample, Views, WrongMask
+from fg_ssl_zoo.data.sample import CorruptImage, Images, ReadsMasks, Sample, Views, WrongMask
 
 
 class TooManyCorruptImages(ValueError):
@@ -146,11 +146,11 @@ class ViewDataset(Dataset[dict[str, Any]]):
 
 
 def _read(images: Images, index: int, views: Views) -> Sample:
-    """A picture; that its part mask is wrong matters to views alone that say `reads_masks`."""
+    """A picture; that its part mask is wrong matters only to views that read masks."""
     try:
         return images[index]
     except WrongMask:
-        if getattr(views, "reads_masks", False):
+        if isinstance(views, ReadsMasks) and views.reads_masks:
             raise
         return without_masks(images)[index]
 

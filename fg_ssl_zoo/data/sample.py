@@ -33,9 +33,6 @@ Views = Callable[[Sample, np.random.Generator], dict[str, Any]]
 
 All randomness comes from the generator, which is seeded by (seed, epoch, index): what is drawn
 depends neither on workers nor on processes nor on resuming.
-
-Views that read part masks have an attribute `reads_masks` that is true: they are never given a
-picture whose mask is wrong. Others get it without the mask.
 """
 
 
@@ -64,6 +61,67 @@ class Images(Protocol):
             CorruptImage: The file cannot be decoded; the message names it.
         """
         ...
+
+
+# --------------------------------------------------------------------------- what some of them do
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """Pictures with part masks.
+
+    Attributes:
+        parts: Names of the mask values 1, 2, ...; empty where this set has no masks.
+    """
+
+    parts: list[str]
+
+
+@runtime_checkable
+class HasKeypoints(Protocol):
+    """Pictures with keypoints.
+
+    Attributes:
+        keypoints: Names of the rows of a sample's `keypoints`; empty where this set has none.
+    """
+
+    keypoints: list[str]
+
+
+@runtime_checkable
+class HasIdentity(Protocol):
+    """Pictures that tell more about themselves than the name of their set."""
+
+    @property
+    def identity(self) -> str:
+        """A text that differs for other pictures or another order, such as all file names."""
+        ...
+
+
+@runtime_checkable
+class ReadsMasks(Protocol):
+    """Views that may read part masks.
+
+    Attributes:
+        reads_masks: Whether they do: a picture with a wrong mask then counts as unreadable. All
+            other views get such a picture without its mask.
+    """
+
+    @property
+    def reads_masks(self) -> bool: ...
+
+
+def parts_known(images: Images) -> list[str]:
+    """Names of the parts that the pictures have masks of; empty without masks."""
+    return images.parts if isinstance(images, HasParts) else []
+
+
+def keypoints_known(images: Images) -> list[str]:
+    """Names of the keypoints that the pictures carry; empty without keypoints."""
+    return images.keypoints if isinstance(images, HasKeypoints) else []
+
+
+# --------------------------------------------------------------------------- what is wrong with one
 
 
 class CorruptImage(ValueError):

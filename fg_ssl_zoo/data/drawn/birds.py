@@ -74,6 +74,11 @@ class DrawnBirds:
         index = int(index) % len(self)
         return self.draw(index, int(self.labels[index]))
 
+    @property
+    def identity(self) -> str:
+        """What decides the pictures besides their number."""
+        return f"drawn {self.image_size} {self.seed}"
+
     def draw(self, index: int, label: int) -> Sample:
         """Picture `index` as it would look if its bird were of class `label`."""
         if not 0 <= label < len(self.classes):

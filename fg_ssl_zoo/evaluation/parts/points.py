@@ -11,7 +11,7 @@ from torch import Tensor
 from fg_ssl_zoo.data.datasets import image_name
 from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import image_loader
-from fg_ssl_zoo.data.sample import Images, Sample
+from fg_ssl_zoo.data.sample import Images, Sample, keypoints_known
 
 
 def keypoint_names(images: Images) -> list[str]:
@@ -20,7 +20,7 @@ def keypoint_names(images: Images) -> list[str]:
     Raises:
         ValueError: They carry none.
     """
-    names: list[str] = getattr(images, "keypoints", [])
+    names = keypoints_known(images)
     if not names:
         raise ValueError(
             f"{images.name} has no keypoints; drawn, the official CUB_200_2011 folder and folders "

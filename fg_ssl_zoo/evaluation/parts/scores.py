@@ -17,7 +17,6 @@ which for pictures that are cut to the object, as cub100, are the sides of its b
 """
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -29,7 +28,7 @@ from torch import Tensor
 from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import image_loader
-from fg_ssl_zoo.data.sample import Images
+from fg_ssl_zoo.data.sample import Images, keypoints_known, parts_known
 from fg_ssl_zoo.evaluation.parts.points import PointsInCrop, refuse_points_outside
 from fg_ssl_zoo.evaluation.parts.truth import part_names, usable
 from fg_ssl_zoo.evaluation.protocol import Outcome
@@ -114,7 +113,7 @@ def _agreement_of_some(maps: PartMaps, images: Images) -> dict[str, float]:
     chosen = np.asarray(evenly(len(images), SCORED))
     some, few = maps[torch.from_numpy(chosen)], Subset(images, chosen)
     num_parts = int(maps.max()) + 1
-    if getattr(few, "parts", []):
+    if few.parts:
         counts = mask_contingency(some, few, num_parts).sum(dim=0)
     else:
         counts = keypoint_contingency(some, keypoints_of(few), num_parts).sum(dim=0)
@@ -126,7 +125,7 @@ def _agreement_of_some(maps: PartMaps, images: Images) -> dict[str, float]:
 
 def knows_parts(images: Images) -> bool:
     """Whether the pictures have part masks or keypoints to score found parts with."""
-    return any(getattr(images, key, []) for key in ("parts", "keypoints"))
+    return bool(parts_known(images) or keypoints_known(images))
 
 
 def refuse_unknown_parts(images: Images) -> None:
@@ -248,7 +247,7 @@ def keypoints_of(images: Images) -> Float[Tensor, "n k 3"]:
     Raises:
         ValueError: A visible keypoint lies outside of its picture.
     """
-    names: Sequence[str] = getattr(images, "keypoints", [])
+    names = keypoints_known(images)
     points = torch.zeros(len(images), len(names), 3)
     loader = image_loader(
         images, PointsInCrop(CentreView(size=1)), range(len(images)), batch_size=256, num_workers=0

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from fg_ssl_zoo.data.fixed_views import resize
-from fg_ssl_zoo.data.sample import CorruptImage, Images, Sample, WrongMask
+from fg_ssl_zoo.data.sample import CorruptImage, Images, Sample, WrongMask, parts_known
 from fg_ssl_zoo.evaluation.statistics import influence_values
 
 BOX_MARGIN = 20
@@ -28,7 +28,7 @@ def part_names(images: Images) -> list[str]:
     Raises:
         ValueError: They have none.
     """
-    names: list[str] = getattr(images, "parts", [])
+    names = parts_known(images)
     if not names:
         raise ValueError(
             f"{images.name} has no part masks; drawn, PASCUB, OID-Aircraft and folders with a "
