@@ -20,7 +20,7 @@ from fg_ssl_zoo.data.views import RandomViews
 class Plain:
     """The interface and nothing else."""
 
-    name, classes, labels = "plain", [], None
+    name, classes, labels = "plain", (), None
 
     def __len__(self):
         return 2
@@ -30,7 +30,8 @@ class Plain:
 
 
 class Landmarks(Plain):
-    keypoints = ["left", "right"]
+    def __init__(self):
+        self.keypoints = ["left", "right"]
 
 
 class Numbered(Plain):
