@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.backbones.hypercolumns import default_layers, hypercolumns
 from fg_ssl_zoo.config import data_of
 from fg_ssl_zoo.data.datasets import load_splits

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
-from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.create import create_backbone, open_backbone
 from fg_ssl_zoo.config import data_of, load_recipe
 from fg_ssl_zoo.data.datasets import load_images
 from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader

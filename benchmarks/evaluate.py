@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
+from fg_ssl_zoo.backbones.create import open_backbone
 from fg_ssl_zoo.config import data_of
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.engine.hardware import evaluation_accelerator

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Recipe, load_recipe
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader

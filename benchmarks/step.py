@@ -41,7 +41,8 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.backbones.maps import accept_any_size
 from fg_ssl_zoo.config import Speed, parse_words
 from fg_ssl_zoo.data.drawn import DrawnBirds

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fg_ssl_zoo.backbones.backbone import Backbone as Backbone
-    from fg_ssl_zoo.backbones.backbone import create_backbone as create_backbone
-    from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError as PretrainedWeightsError
+    from fg_ssl_zoo.backbones.create import create_backbone as create_backbone
+    from fg_ssl_zoo.backbones.weights.locate import PretrainedWeightsError as PretrainedWeightsError
     from fg_ssl_zoo.config import Recipe as Recipe
     from fg_ssl_zoo.config import RecipeError as RecipeError
     from fg_ssl_zoo.config import load_recipe as load_recipe
@@ -33,10 +33,10 @@ _HOMES = {
     "Backbone": "backbones.backbone",
     "Method": "method",
     "MethodOutput": "method",
-    "PretrainedWeightsError": "backbones.zoo",
+    "PretrainedWeightsError": "backbones.weights.locate",
     "Recipe": "config",
     "RecipeError": "config",
-    "create_backbone": "backbones.backbone",
+    "create_backbone": "backbones.create",
     "create_method": "methods",
     "export": "hub.export",
     "load": "features.embedder",

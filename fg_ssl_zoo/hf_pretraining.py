@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.utils.generic import ModelOutput
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.data.loader import Order, ViewDataset, collate
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.hub.pretraining import MODEL_TYPE, check_pretraining_config

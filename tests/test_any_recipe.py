@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import as_dict, flatten, load_recipe, parse_recipe, recipe_files, recipe_of
 from fg_ssl_zoo.pretrain import _check_stages
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.backbones.maps import accept_any_size
 from fg_ssl_zoo.engine.hardware import Switches
 from fg_ssl_zoo.layers.momentum import teacher_of

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from fg_ssl_zoo import cli
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Data, load_recipe, parse_recipe, recipe_of
 from fg_ssl_zoo.data import tensor_cache
 from fg_ssl_zoo.data.views import PRESETS

@@ -10,7 +10,7 @@ import timm
 import torch
 from transformers import AutoModelForPreTraining
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.hub.export import export

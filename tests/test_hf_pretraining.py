@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForPreTraining, Trainer, TrainingArguments
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Train, load_recipe
 from fg_ssl_zoo.data.loader import ViewDataset
 from fg_ssl_zoo.engine.loop import Fit, fit

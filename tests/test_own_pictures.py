@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fg_ssl_zoo import cli
-from fg_ssl_zoo.backbones.backbone import create_backbone
-from fg_ssl_zoo.backbones.zoo import Place
+from fg_ssl_zoo.backbones.create import create_backbone
+from fg_ssl_zoo.backbones.weights.locate import Place
 from fg_ssl_zoo.config import Data, RecipeError, load_recipe, parse_recipe, read_yaml
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.pretrain import main, own_pictures

@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from fg_ssl_zoo.backbones.backbone import create_backbone, weights_fingerprint
+from fg_ssl_zoo.backbones.backbone import weights_fingerprint
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.cli import main as publish
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.data import tensor_cache

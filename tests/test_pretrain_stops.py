@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.engine.loop import TrainingStopped
 from fg_ssl_zoo.evaluation.monitor import Collapsed

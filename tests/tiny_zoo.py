@@ -11,7 +11,8 @@ import yaml
 from timm.models import _registry
 
 from fg_ssl_zoo.backbones import fgssl_models
-from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Recipe, parse_recipe
 from fg_ssl_zoo.hub.export import export
 

@@ -9,9 +9,10 @@ Without a tag, an architecture means its released model (`hub.sha256` in the rec
 of none, its `simclr` model, or the first by name where there is none.
 
 What is built is the recipe's `backbone` with its `backbone_options`, by timm's own function; the
-caller's keywords come before those. `pretrained=True` then looks where `zoo.py` says, and nowhere
-else; a source that the caller names is left alone (`pretrained_cfg_overlay=dict(file=...)`), and
-`dict(hf_hub_id="OWNER/NAME@REVISION")` names another repository. `NAME@REVISION` pins the Hub's.
+caller's keywords come before those. `pretrained=True` then looks where `weights/locate.py` says,
+and nowhere else; a source that the caller names is left alone
+(`pretrained_cfg_overlay=dict(file=...)`), and `dict(hf_hub_id="OWNER/NAME@REVISION")` names another
+repository. `NAME@REVISION` pins the Hub's.
 timm lists models under the last part of a module's name, hence this file's.
 """
 
@@ -40,9 +41,9 @@ from timm.models import (
 from torch import nn
 
 from fg_ssl_zoo.backbones.networks import attentive, hybrid, srgan
-from fg_ssl_zoo.backbones.published import CONFIG, RECIPE, SHA256, WEIGHTS
-from fg_ssl_zoo.backbones.published_config import read_config
-from fg_ssl_zoo.backbones.zoo import published_folder
+from fg_ssl_zoo.backbones.weights.config import read_config
+from fg_ssl_zoo.backbones.weights.folder import CONFIG, RECIPE, SHA256, WEIGHTS
+from fg_ssl_zoo.backbones.weights.locate import Published, published_folder
 from fg_ssl_zoo.config import CROP_PCT, Data, Hub, Recipe, nearest, read_yaml, recipe_files
 
 ORGANISATION = "fg-ssl-zoo"
@@ -77,22 +78,6 @@ class Stock(NamedTuple):
     architecture: str
     options: dict[str, dict[str, Any]]
     sha256: dict[str, str]
-
-
-class Published(NamedTuple):
-    """Where one of our models is published; `published_folder(*published)` finds it.
-
-    Fields:
-        name: With its tag.
-        repo: `OWNER/NAME` on the Hub.
-        revision: Commit, tag or branch that the words pin.
-        sha256: Of the released weights, where they are this repository's.
-    """
-
-    name: str
-    repo: str
-    revision: str | None = None
-    sha256: str | None = None
 
 
 # --------------------------------------------------------------------------- recipes -> timm
@@ -278,7 +263,7 @@ def _locate(
         published = Published(name, repo, revision or at or "main")
     else:
         published = _published(name, registered, revision)
-    folder = published_folder(*published, cache_dir)
+    folder = published_folder(published, cache_dir)
     found = _published_cfg(folder, backbone, name)
     news = {key: v for key, v in found.items() if not _differs(cfg, registered, [key])}
     return dataclasses.replace(

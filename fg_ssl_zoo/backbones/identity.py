@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, build, size_arguments, weights_fingerprint
+from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
+from fg_ssl_zoo.backbones.build import build, size_arguments
 from fg_ssl_zoo.backbones.fgssl_models import stock_of
 from fg_ssl_zoo.config import flatten
 

@@ -91,9 +91,9 @@ def _classifier(chosen: argparse.Namespace) -> None:
 def _predict(chosen: argparse.Namespace) -> None:
     import torch
 
-    from fg_ssl_zoo.backbones.any_backbone import open_classifier
-    from fg_ssl_zoo.backbones.published import exported_folder
-    from fg_ssl_zoo.backbones.published_config import read_config
+    from fg_ssl_zoo.backbones.create import open_classifier
+    from fg_ssl_zoo.backbones.weights.config import read_config
+    from fg_ssl_zoo.backbones.weights.folder import exported_folder
     from fg_ssl_zoo.data.inputs import GivenImages
     from fg_ssl_zoo.features.embedder import load
 

@@ -47,7 +47,7 @@ def _show_data(chosen: argparse.Namespace) -> None:
 
 def view_sheet(recipe: "Recipe", *, num_images: int, num_draws: int) -> "np.ndarray":
     """(h, w, 3) uint8: a row for each picture, itself and what the first stage sees of it."""
-    from fg_ssl_zoo.backbones.backbone import create_backbone
+    from fg_ssl_zoo.backbones.create import create_backbone
     from fg_ssl_zoo.data.contact_sheet import contact_sheet
     from fg_ssl_zoo.data.datasets import load_splits
     from fg_ssl_zoo.data.loader import ViewDataset

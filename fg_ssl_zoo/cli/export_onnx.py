@@ -17,7 +17,7 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _export(chosen: argparse.Namespace) -> None:
-    from fg_ssl_zoo.backbones.any_backbone import open_backbone
+    from fg_ssl_zoo.backbones.create import open_backbone
     from fg_ssl_zoo.hub.onnx_file import export_onnx, takes_any_size
 
     backbone = open_backbone(chosen.model, image_size=chosen.image_size)

@@ -79,8 +79,8 @@ def _upload(found: "Sequence[Checked]", repos: Sequence[str], chosen: argparse.N
 
 
 def _release(folders: Sequence[Path], chosen: argparse.Namespace) -> None:
-    from fg_ssl_zoo.backbones.published import weight_files
-    from fg_ssl_zoo.backbones.zoo import published_root
+    from fg_ssl_zoo.backbones.weights.folder import weight_files
+    from fg_ssl_zoo.backbones.weights.locate import published_root
     from fg_ssl_zoo.config import load_recipe, recipe_files
     from fg_ssl_zoo.hub.checks import check
     from fg_ssl_zoo.hub.export import RECIPE

@@ -61,7 +61,7 @@ def _info(chosen: argparse.Namespace) -> None:
 
 
 def _pull(chosen: argparse.Namespace) -> None:
-    from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError
+    from fg_ssl_zoo.backbones.weights.locate import PretrainedWeightsError
     from fg_ssl_zoo.hub.listing import pull, resolve
 
     names = [resolve(name).name for name in chosen.names]  # all, before the first is fetched

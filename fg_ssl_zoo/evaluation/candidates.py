@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone, open_start
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.before_training import open_start
+from fg_ssl_zoo.backbones.create import open_backbone
 from fg_ssl_zoo.backbones.identity import identity
 
 

@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float32
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.create import open_backbone
 from fg_ssl_zoo.config import CROP_PCT
 from fg_ssl_zoo.data.inputs import GivenImages
 from fg_ssl_zoo.engine.hardware import evaluation_accelerator

@@ -19,9 +19,10 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.published import (
+from fg_ssl_zoo.backbones.create import open_backbone
+from fg_ssl_zoo.backbones.weights.config import read_config
+from fg_ssl_zoo.backbones.weights.folder import (
     SAFE_NAME,
     WEIGHTS,
     check_sha256,
@@ -29,7 +30,6 @@ from fg_ssl_zoo.backbones.published import (
     read_state,
     whole,
 )
-from fg_ssl_zoo.backbones.published_config import read_config
 from fg_ssl_zoo.config import Recipe, load_recipe
 from fg_ssl_zoo.data.catalog import CATALOG
 from fg_ssl_zoo.hub.card import ACCURACIES

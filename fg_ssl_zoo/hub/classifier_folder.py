@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.published import CONFIG, WEIGHTS, write_state
+from fg_ssl_zoo.backbones.weights.folder import CONFIG, WEIGHTS, write_state
 from fg_ssl_zoo.config import home_path
 from fg_ssl_zoo.hub.export import CARD, as_json, replacing, stock_config
 from fg_ssl_zoo.hub.onnx_file import export_onnx

@@ -35,10 +35,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.create import open_backbone
 from fg_ssl_zoo.backbones.fgssl_models import stock_of, timm_cfg
-from fg_ssl_zoo.backbones.published import CONFIG, INDEX, RECIPE, WEIGHTS, write_state
+from fg_ssl_zoo.backbones.weights.folder import CONFIG, INDEX, RECIPE, WEIGHTS, write_state
 from fg_ssl_zoo.config import Recipe, encodable, home_path, load_recipe, to_yaml, write_whole
 from fg_ssl_zoo.hub.card import render_card, usage
 from fg_ssl_zoo.hub.pretraining import FOLDER, Pretraining, write_pretraining

@@ -13,8 +13,8 @@ from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from fg_ssl_zoo.backbones.fgssl_models import Published, own_recipes, published_as
-from fg_ssl_zoo.backbones.published import CONFIG, WEIGHTS, has_weights, weight_files
-from fg_ssl_zoo.backbones.zoo import (
+from fg_ssl_zoo.backbones.weights.folder import CONFIG, WEIGHTS, has_weights, weight_files
+from fg_ssl_zoo.backbones.weights.locate import (
     TRAIN,
     PretrainedWeightsError,
     cached_folder,

@@ -22,7 +22,8 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from timm.layers.std_conv import ScaledStdConv2dSame, StdConv2dSame
 
-from fg_ssl_zoo.backbones.backbone import Backbone, size_arguments
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.build import size_arguments
 from fg_ssl_zoo.config import home_path
 from fg_ssl_zoo.layers.modes import evaluating
 

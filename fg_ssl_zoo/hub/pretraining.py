@@ -20,7 +20,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.fgssl_models import published_as
-from fg_ssl_zoo.backbones.published import (
+from fg_ssl_zoo.backbones.weights.config import check_config, check_plain_options
+from fg_ssl_zoo.backbones.weights.folder import (
     CONFIG,
     WEIGHTS,
     exported_folder,
@@ -28,8 +29,7 @@ from fg_ssl_zoo.backbones.published import (
     read_state,
     write_state,
 )
-from fg_ssl_zoo.backbones.published_config import check_config, check_plain_options
-from fg_ssl_zoo.backbones.zoo import check_download, explain, local_place
+from fg_ssl_zoo.backbones.weights.locate import check_download, explain, local_place
 from fg_ssl_zoo.config import home_path
 
 FOLDER = "pretraining"

@@ -30,8 +30,8 @@ from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone, open_classifier
 from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
+from fg_ssl_zoo.backbones.create import open_backbone, open_classifier
 from fg_ssl_zoo.config import Positive, Weight
 from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import image_loader, resolve_num_workers

@@ -34,7 +34,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, size_arguments
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.build import size_arguments
 from fg_ssl_zoo.backbones.fgssl_models import stock_of
 from fg_ssl_zoo.backbones.networks.attentive import AttentionBranch, check_pooling, map_of
 from fg_ssl_zoo.config import Count, Positive, Share

@@ -32,7 +32,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.backbones.maps import accept_any_size, train_up_to_last_map
 from fg_ssl_zoo.backbones.networks.srgan import SRResNet
 from fg_ssl_zoo.config import Count, Weight

@@ -26,7 +26,7 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.options import check_options as check_backbone_options
+from fg_ssl_zoo.backbones.build import check_options as check_backbone_options
 from fg_ssl_zoo.config import (
     DEFAULT_RECIPE,
     Recipe,

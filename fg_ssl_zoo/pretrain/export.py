@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from fg_ssl_zoo.backbones.any_backbone import start_of
-from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.create import create_backbone, start_of
 from fg_ssl_zoo.config import write_whole
 from fg_ssl_zoo.engine.record import Record
 from fg_ssl_zoo.hub.card import results_table

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fg_ssl_zoo.backbones.any_backbone import PLACES, open_backbone
+from fg_ssl_zoo.backbones.create import open_backbone
 from fg_ssl_zoo.backbones.fgssl_models import STOCK, stock_of
-from fg_ssl_zoo.backbones.zoo import local_place
+from fg_ssl_zoo.backbones.weights.config import PLACES
+from fg_ssl_zoo.backbones.weights.locate import local_place
 from fg_ssl_zoo.config import (
     Data,
     Recipe,

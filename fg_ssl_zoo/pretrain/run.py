@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from fg_ssl_zoo.backbones.any_backbone import start_of
-from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.create import create_backbone, start_of
 from fg_ssl_zoo.config import Recipe, encodable, to_yaml
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import Images

@@ -6,7 +6,8 @@ import timm
 import torch
 from PIL import Image
 
-from fg_ssl_zoo.backbones.backbone import create_backbone, weights_fingerprint
+from fg_ssl_zoo.backbones.backbone import weights_fingerprint
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.backbones.maps import parameters_behind, train_up_to_last_map
 
 

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs
 
 from fg_ssl_zoo.backbones import fgssl_models
-from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
-from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.create import create_backbone
+from fg_ssl_zoo.backbones.weights.locate import PretrainedWeightsError
 from fg_ssl_zoo.config import parse_recipe, recipe_files
 from fg_ssl_zoo.hub.export import export
 from tests.hub_server import Hub, point_client_at

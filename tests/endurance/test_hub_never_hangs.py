@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import HfApi, constants, get_session, hf_hub_download, set_client_factory
 from huggingface_hub.utils import _http
 
-from fg_ssl_zoo.backbones.published_config import check_source
+from fg_ssl_zoo.backbones.weights.config import check_source
 from fg_ssl_zoo.config import HubUnresponsive, bound_hub_client, hub_client
 from tests.hub_server import Hub, point_client_at
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.loader import TooManyCorruptImages, ViewDataset
 from fg_ssl_zoo.data.sample import CorruptImage

@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.layers.batch_norm import AnyDeviceSyncBatchNorm, synchronise

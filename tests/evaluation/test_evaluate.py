@@ -10,7 +10,7 @@ import pytest
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.drawn import DrawnBirds

@@ -4,7 +4,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fg_ssl_zoo.backbones.backbone import create_backbone, weights_fingerprint
+from fg_ssl_zoo.backbones.backbone import weights_fingerprint
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.datasets import Subset, image_name, load_images
 from fg_ssl_zoo.features import cache

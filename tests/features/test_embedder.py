@@ -12,7 +12,7 @@ from timm.data import create_transform, resolve_data_config
 from transformers import AutoImageProcessor
 
 from fg_ssl_zoo import export, load
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import parse_recipe
 from tests.pictures import photograph
 

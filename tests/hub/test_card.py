@@ -6,7 +6,7 @@ import jinja2
 import pytest
 from huggingface_hub import ModelCard
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Recipe, of_package, parse_recipe
 from fg_ssl_zoo.hub.card import _duration, render_card, results_table, usage_by_name
 

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from fg_ssl_zoo import cli
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.evaluation.head import fit_head
 from fg_ssl_zoo.hub import classifier_folder
 from fg_ssl_zoo.hub.classifier_folder import write_classifier

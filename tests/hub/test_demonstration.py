@@ -27,7 +27,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
+from fg_ssl_zoo.backbones.create import open_backbone
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from tests.hub_server import Hub, client_environment
 
@@ -85,7 +85,7 @@ look(model, time.perf_counter() - start)
 COSTS = """
 import json, sys, time
 import timm, fg_ssl_zoo
-from fg_ssl_zoo.backbones import published
+from fg_ssl_zoo.backbones.weights import folder as published
 
 def seconds(words):
     published._sha256.cache_clear()  # a new process has hashed nothing yet

@@ -11,7 +11,8 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
-from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Recipe, load_recipe, parse_recipe
 from fg_ssl_zoo.hub.export import FILES, export, model_config, usage_lines
 from tests.hub_server import TOKEN, Hub, client_environment

@@ -11,8 +11,8 @@ from huggingface_hub import constants
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 import fg_ssl_zoo.hf_pretraining  # noqa: F401
-from fg_ssl_zoo.backbones import zoo
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
+from fg_ssl_zoo.backbones.weights import locate as zoo
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import recipe_files
 from fg_ssl_zoo.hub import listing

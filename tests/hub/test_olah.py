@@ -15,9 +15,9 @@ import timm
 import torch
 from transformers import AutoModel
 
-from fg_ssl_zoo.backbones import zoo
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
-from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError
+from fg_ssl_zoo.backbones.create import open_backbone
+from fg_ssl_zoo.backbones.weights import locate as zoo
+from fg_ssl_zoo.backbones.weights.locate import PretrainedWeightsError
 from fg_ssl_zoo.cli import main
 from tests.hub_server import Hub, point_client_at
 from tests.tiny_zoo import NAME, RECIPE, exported, registered

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fg_ssl_zoo import cli
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.hub import onnx_file
 from fg_ssl_zoo.hub.onnx_file import check_onnx, run_onnx
 

@@ -10,8 +10,8 @@ from transformers import AutoBackbone, AutoModelForPreTraining, TimmBackboneConf
 
 import fg_ssl_zoo.hf_pretraining  # noqa: F401
 from fg_ssl_zoo import cli
-from fg_ssl_zoo.backbones import zoo
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
+from fg_ssl_zoo.backbones.weights import locate as zoo
 from fg_ssl_zoo.config import load_recipe, of_package, parse_recipe
 from fg_ssl_zoo.hub.checks import check
 from fg_ssl_zoo.hub.export import export

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fg_ssl_zoo import cli
-from fg_ssl_zoo.backbones import zoo
+from fg_ssl_zoo.backbones.weights import locate as zoo
 from fg_ssl_zoo.hub.export import add_picture
 from tests.hub_server import Hub, point_client_at
 from tests.tiny_zoo import NAME, RECIPE, exported, recipe_of, registered

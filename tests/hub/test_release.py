@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
-from fg_ssl_zoo.backbones.published import join, sha256_of, weight_files
+from fg_ssl_zoo.backbones.create import open_backbone
+from fg_ssl_zoo.backbones.weights.folder import join, sha256_of, weight_files
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import as_dict, load_recipe, recipe_files
 from fg_ssl_zoo.hub.checks import check

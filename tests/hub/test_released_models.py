@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from fg_ssl_zoo.backbones.published import sha256_of, weight_files, whole
+from fg_ssl_zoo.backbones.weights.folder import sha256_of, weight_files, whole
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.hub.checks import check

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.layers.anchor import Anchor, listening
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Train, load_recipe
 from fg_ssl_zoo.data.loader import collate
 from fg_ssl_zoo.data.views import PRESETS

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from timm.layers.drop import DropPath
 from torch import nn
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import RecipeError, Train, load_recipe
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.loader import ViewDataset, collate

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fg_ssl_zoo
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import parse_recipe
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.methods import create_method

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone, open_backbone
 from fg_ssl_zoo.config import Train, load_recipe, parse_recipe, recipe_files
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.hub.export import export

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data import tensor_cache
 from fg_ssl_zoo.data.drawn import DrawnBirds

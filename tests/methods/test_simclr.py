@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.data.pairs import PAIRS, gamma
 from fg_ssl_zoo.data.views import Augmentation, draw_view
 from fg_ssl_zoo.methods import create_method

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.backbones.maps import train_up_to_last_map
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.data.drawn import DrawnBirds

@@ -3,7 +3,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.fixed_views import WholeView

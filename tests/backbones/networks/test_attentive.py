@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModel
 
 from fg_ssl_zoo.backbones import fgssl_models
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.backbones.networks.attentive import (
     AttentionBranch,
     check_pooling,

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AutoModel
 
 from fg_ssl_zoo.backbones import fgssl_models
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
-from fg_ssl_zoo.backbones.backbone import create_backbone, patch_size_of
+from fg_ssl_zoo.backbones.backbone import patch_size_of
+from fg_ssl_zoo.backbones.create import create_backbone, open_backbone
 from fg_ssl_zoo.backbones.hypercolumns import maps_of
 from fg_ssl_zoo.config import parse_recipe
 from fg_ssl_zoo.data.drawn import DrawnBirds

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fg_ssl_zoo.backbones import fgssl_models
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import parse_recipe
 from fg_ssl_zoo.hub.export import export, usage_lines
 

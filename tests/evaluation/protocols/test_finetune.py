@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import Train, parse_words
 from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader

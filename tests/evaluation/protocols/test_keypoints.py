@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from sklearn.linear_model import Ridge
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import parse_words
 from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.fixed_views import CentreView

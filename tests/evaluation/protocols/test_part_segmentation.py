@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from fg_ssl_zoo.backbones.backbone import Backbone, create_backbone
+from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import Data, parse_words
 from fg_ssl_zoo.data.drawn import DrawnBirds

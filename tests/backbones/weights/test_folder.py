@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from fg_ssl_zoo.backbones import published
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
-from fg_ssl_zoo.backbones.published import weight_files, whole
-from fg_ssl_zoo.backbones.published_config import check_config, read_config
+from fg_ssl_zoo.backbones.create import open_backbone
+from fg_ssl_zoo.backbones.weights import folder as published
+from fg_ssl_zoo.backbones.weights.config import check_config, read_config
+from fg_ssl_zoo.backbones.weights.folder import weight_files, whole
 from fg_ssl_zoo.hub.release import release
 from tests.hub_server import Hub, point_client_at
 from tests.tiny_zoo import exported

@@ -9,9 +9,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from fg_ssl_zoo.backbones import zoo
-from fg_ssl_zoo.backbones.backbone import create_backbone
-from fg_ssl_zoo.backbones.start_weights import backbone_part, start_from
+from fg_ssl_zoo.backbones.create import create_backbone
+from fg_ssl_zoo.backbones.weights import locate as zoo
+from fg_ssl_zoo.backbones.weights.start import backbone_part, start_from
 from fg_ssl_zoo.config import parse_recipe
 from fg_ssl_zoo.hub.export import export
 

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from fg_ssl_zoo.backbones.published import (
+from fg_ssl_zoo.backbones.weights.folder import (
     CONFIG,
     NO_PICKLE,
     WEIGHTS,
@@ -48,11 +48,27 @@ _HINTS = {
 }
 """What an error of the Hub's client means, under its name."""
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[3]
 
 
 class PretrainedWeightsError(RuntimeError):
     """No place holds the weights; the message names all that were tried."""
+
+
+class Published(NamedTuple):
+    """Where one of our models is published; `published_folder` finds it.
+
+    Fields:
+        name: `fgssl_BACKBONE_DATA.METHOD`, the folder's name below FG_SSL_ZOO_DIR.
+        repo: `OWNER/NAME` on the Hub.
+        revision: Commit, tag or branch of that repository; then no folder is asked.
+        sha256: Of the released weights, where they are known.
+    """
+
+    name: str
+    repo: str
+    revision: str | None = None
+    sha256: str | None = None
 
 
 class Place(NamedTuple):
@@ -104,26 +120,18 @@ def _lacking(folder: Path) -> str:
     return f"no {' and no '.join(missing)}{pickle_hint(folder)}"
 
 
-def published_folder(
-    name: str,
-    repo: str,
-    revision: str | None = None,
-    sha256: str | None = None,
-    cache_dir: str | Path | None = None,
-) -> Path:
+def published_folder(published: Published, cache_dir: str | Path | None = None) -> Path:
     """The folder with a model's `config.json` and weights, downloaded where no local one has them.
 
     Args:
-        name: `fgssl_BACKBONE_DATA.METHOD`, the folder's name below FG_SSL_ZOO_DIR.
-        repo: `OWNER/NAME` on the Hub.
-        revision: Commit, tag or branch of that repository; then no folder is asked.
-        sha256: Of the released weights, where they are known.
+        published: The model.
         cache_dir: Of the Hub's client; its own choice when not given.
 
     Raises:
         PretrainedWeightsError: No place has them; names each one tried, and why it failed.
         ValueError: A place has other weights than were released.
     """
+    name, repo, revision, sha256 = published
     tried = []
     if revision is None:
         place, tried = local_place(name)

@@ -15,15 +15,18 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from timm.models import is_model
 
-from fg_ssl_zoo.backbones.published import (
+from fg_ssl_zoo.backbones.weights.folder import (
     CONFIG,
     NO_PICKLE,
+    PICKLES,
     WEIGHTS,
     check_sha256,
     hub_hash,
     pickle_hint,
 )
-from fg_ssl_zoo.backbones.start_weights import PICKLES
+
+PLACES = ("local-dir:", "hf-hub:", "hf_hub:")
+"""How timm's names of a folder and of a repository begin."""
 
 _ELSEWHERE = ("url", "file", "state_dict", "source", "custom_load")
 """Fields of a `pretrained_cfg` that would fetch weights from a place that nobody named."""
@@ -167,24 +170,24 @@ def check_source(source: str, cache_dir: str | Path | None = None) -> dict[str, 
         OSError, HfHubHTTPError: It cannot be had.
     """
     kind, _, place = source.partition(":")
+    if f"{kind}:" not in PLACES:
+        return {}
     if kind == "local-dir":
         folder = Path(place)
         config = read_config(folder) if (folder / CONFIG).is_file() else {}
         if not any(folder.glob("*.safetensors")) and any(folder.iterdir()):
             raise ValueError(f"{folder} has no {WEIGHTS}{pickle_hint(folder)}")
         return config
-    if kind in ("hf-hub", "hf_hub"):
-        repo, _, revision = place.partition("@")
-        arguments: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
-        config = read_config(Path(hf_hub_download(repo, CONFIG, **arguments)).parent)
-        name = (config.get("pretrained_cfg") or {}).get("hf_hub_filename") or WEIGHTS
-        if name.endswith(PICKLES):  # the safe file that timm looks for beside it
-            name = name.replace("pytorch_model", "model").partition(".")[0] + ".safetensors"
-        try:
-            weights = Path(hf_hub_download(repo, name, **arguments))
-        except RemoteEntryNotFoundError as error:
-            raise ValueError(f"{repo} has no {name}. {NO_PICKLE}") from error
-        if wanted := hub_hash(weights):
-            check_sha256(weights, wanted, f"Delete {weights.resolve()} and load again")
-        return config
-    return {}
+    repo, _, revision = place.partition("@")
+    arguments: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
+    config = read_config(Path(hf_hub_download(repo, CONFIG, **arguments)).parent)
+    name = (config.get("pretrained_cfg") or {}).get("hf_hub_filename") or WEIGHTS
+    if name.endswith(PICKLES):  # the safe file that timm looks for beside it
+        name = name.replace("pytorch_model", "model").partition(".")[0] + ".safetensors"
+    try:
+        weights = Path(hf_hub_download(repo, name, **arguments))
+    except RemoteEntryNotFoundError as error:
+        raise ValueError(f"{repo} has no {name}. {NO_PICKLE}") from error
+    if wanted := hub_hash(weights):
+        check_sha256(weights, wanted, f"Delete {weights.resolve()} and load again")
+    return config

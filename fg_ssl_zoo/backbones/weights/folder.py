@@ -6,7 +6,7 @@
 
 Whoever wrote the folder may be a stranger. Weights are safetensors and nothing else, as a pickle
 may run code when it is opened; file names that the index mentions stay inside the folder; weights
-are compared with the sha256 that whoever loads them knows. `published_config` checks config.json.
+are compared with the sha256 that whoever loads them knows. `config.py` checks config.json.
 """
 
 import functools
@@ -23,8 +23,6 @@ from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fg_ssl_zoo.backbones.start_weights import PICKLES
-
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
@@ -35,6 +33,8 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9](?:[\w-]|\.(?!\.))*", re.ASCII)
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
+PICKLES = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
+"""Files that may run code when they are opened."""
 
 _GIT_LFS = b"version https://git-lfs"
 

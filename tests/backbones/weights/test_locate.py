@@ -14,11 +14,13 @@ import timm
 import torch
 from huggingface_hub import constants
 
-from fg_ssl_zoo.backbones import fgssl_models, published, zoo
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
+from fg_ssl_zoo.backbones import fgssl_models
+from fg_ssl_zoo.backbones.create import open_backbone
 from fg_ssl_zoo.backbones.fgssl_models import published_as
-from fg_ssl_zoo.backbones.published import sha256_of
-from fg_ssl_zoo.backbones.zoo import PretrainedWeightsError
+from fg_ssl_zoo.backbones.weights import folder as published
+from fg_ssl_zoo.backbones.weights import locate as zoo
+from fg_ssl_zoo.backbones.weights.folder import sha256_of
+from fg_ssl_zoo.backbones.weights.locate import PretrainedWeightsError
 from fg_ssl_zoo.hub.release import release
 from tests.hub_server import Hub, point_client_at
 from tests.tiny_zoo import NAME, RECIPE, exported, registered

@@ -4,8 +4,8 @@ import shutil
 import pytest
 import torch
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone, open_start
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.before_training import open_start
+from fg_ssl_zoo.backbones.create import create_backbone, open_backbone
 from fg_ssl_zoo.config import parse_recipe
 from fg_ssl_zoo.evaluation.candidates import candidates
 from fg_ssl_zoo.hub.export import export

@@ -20,14 +20,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from fg_ssl_zoo.backbones.weights.folder import PICKLES
+
 PARTIAL = "#partial"
 """Behind a file: it holds a part of the backbone on purpose, and the rest starts at random."""
 
 ENOUGH = 0.9
 """Share of the backbone's weights that a file has to hold."""
-
-PICKLES = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
-"""Files that may run code when they are opened."""
 
 EVALUATED = ("teacher", "encoder_q", "base_encoder", "online")
 """Of two networks in one file the one that its paper evaluates: DINO, MoCo, MoCo v3, BYOL."""

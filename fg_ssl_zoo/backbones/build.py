@@ -1,0 +1,235 @@
+"""A timm network: options checked, built, and what goes wrong said in one line.
+
+check_options    keywords of the constructor that a recipe may set
+build            timm's constructor, for a name, a folder or a repository
+size_arguments   what the side of the pictures adds to the keywords
+check_features   the network returns a row of features for each picture
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from torch import nn
+
+from fg_ssl_zoo.backbones.backbone import patch_size_of
+from fg_ssl_zoo.backbones.weights.config import PLACES, check_arguments, check_source
+from fg_ssl_zoo.backbones.weights.locate import PretrainedWeightsError, explain
+from fg_ssl_zoo.config import below, printable
+from fg_ssl_zoo.layers.modes import evaluating
+
+RESERVED = {
+    "num_classes": "a backbone has no classifier",
+    "features_only": "a backbone returns pooled features; feature maps are read without it",
+    "img_size": "data.image_size sets it",
+    "image_size": "data.image_size sets it",
+    "name": "`backbone` names the network",
+    "model_name": "`backbone` names the network",
+    "init": "`init` names the start weights",
+    "pretrained": "`init` names the start weights",
+    "pretrained_cfg": "`init` names the start weights",
+    "pretrained_cfg_overlay": "`init` names the start weights",
+    "checkpoint_path": "`init` names the start weights",
+    "cache_dir": "HF_HOME names the cache",
+    "kwargs": "each option has a name of its own",
+}
+"""Options that something else decides, and what."""
+
+
+def check_options(options: Mapping[str, Any], where: str = "backbone_options") -> None:
+    """Refuse options that no backbone may have, whatever the network.
+
+    Args:
+        options: Keywords of the constructor.
+        where: Their path, for the error.
+
+    Raises:
+        ValueError: The first one, and what would be right.
+    """
+    for key, value in options.items():
+        path = below(where, key)
+        if key in RESERVED:
+            raise ValueError(f"{path}: {RESERVED[key]}; remove this option")
+        if key == "in_chans" and value != 3:
+            raise ValueError(f"{path}: pictures are read with 3 channels, got {value!a}")
+        if key.endswith("_rate") and not (_is_number(value) and 0 <= value < 1):
+            raise ValueError(f"{path}: should be a number from 0 to below 1, got {value!a}")
+    try:
+        check_arguments(where, options)
+    except ValueError as error:
+        raise ValueError(f"{where}: {printable(str(error).removeprefix(f'{where}: '))}") from None
+
+
+# --------------------------------------------------------------------------- the network
+
+
+def build(
+    place: str, words: str, config: Mapping[str, Any] | None = None, /, **arguments: Any
+) -> Any:
+    """The timm model; whatever goes wrong is one line that names the words that asked.
+
+    Args:
+        place: What timm calls the model: an architecture, a name with a tag, `local-dir:FOLDER`,
+            `hf-hub:OWNER/NAME`.
+        words: What the user calls it, for the error.
+        config: Of the place, where `checked_config` was asked already.
+        **arguments: Keywords of the constructor, options of the recipe and ours.
+
+    Raises:
+        ValueError: An option that it does not take, or weights or a configuration that cannot be
+            had.
+    """
+    if config is None:
+        config = checked_config(place, words, arguments.get("cache_dir"))
+    ours = ("img_size", "pretrained", "cache_dir")
+    options = {key: value for key, value in arguments.items() if key not in ours}
+
+    def create() -> Any:
+        return timm.create_model(place, **{"num_classes": 0, **arguments})
+
+    try:
+        with _weights_in_one_line(place, words):
+            return _with(create, words, options) if options else create()
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
+            TypeError) as error:  # fmt: skip
+        if not place.startswith(PLACES):
+            raise
+        raise ValueError(f"{words}: {_misfit(config, error)}") from error
+
+
+def checked_config(
+    place: str, words: str, cache_dir: str | Path | None = None
+) -> Mapping[str, Any]:
+    """Configuration of a folder or repository that timm may open; empty for a name of timm.
+
+    Args:
+        place: As for `build`.
+        words: What the user calls it, for the error.
+        cache_dir: Of the Hub's client; its own choice when not given.
+
+    Raises:
+        ValueError: It cannot be had, or no network should be built of it.
+    """
+    with _weights_in_one_line(place, words):
+        return check_source(place, cache_dir)
+
+
+@contextmanager
+def _weights_in_one_line(place: str, words: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, HfHubHTTPError, SafetensorError) as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = line if place.startswith("local-dir:") else explain(error)
+        raise ValueError(f"no weights for {words}: {reason}") from error
+    except PretrainedWeightsError as error:
+        raise ValueError(str(error)) from error
+
+
+def _misfit(config: Mapping[str, Any], error: Exception) -> str:
+    """What timm or torch says of a folder whose weights or arguments fit no network, on one line.
+
+    torch lists missing, unexpected and misshapen tensors in lines below the first.
+    """
+    arguments = config.get("model_args") or {}
+    texts = ", ".join(f"{k}: {v!r}" for k, v in arguments.items() if isinstance(v, str))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[1:3] or lines or ["no reason given"])
+    said = said if len(said) <= 300 else f"{said[:300]} ..."
+    hint = f"; texts among its model_args: {texts}" if texts else ""
+    return f"its weights do not fit its config.json ({type(error).__name__}: {said}){hint}"
+
+
+def size_arguments(
+    name: str, image_size: int, built: nn.Module | None = None, **options: Any
+) -> dict[str, int]:
+    """`img_size` for the models whose weights depend on it; a size that does not fit is refused.
+
+    Args:
+        name: Of a timm architecture.
+        image_size: Side of the input in pixels.
+        built: The same network for pictures of any size, where there is one: it tells its patches.
+        **options: Of the constructor otherwise, among which may be another patch size.
+    """
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.fixed_input_size:
+        return {}
+    with torch.device("meta"):
+        shape = build(name, name, **options) if built is None else built
+    patch = patch_size_of(shape) or 1
+    if image_size % patch:
+        lower, upper = image_size // patch * patch, (image_size // patch + 1) * patch
+        fitting = f"{lower} or {upper}" if lower else str(upper)
+        raise ValueError(
+            f"data.image_size: {image_size} is not divisible by the patch size {patch} of {name}; "
+            f"{fitting} would be"
+        )
+    return {"img_size": image_size}
+
+
+def _with(create: Callable[[], Any], words: str, options: Mapping[str, Any]) -> Any:
+    """What `create` returns; whatever it raises about the options becomes one line."""
+    try:
+        return create()
+    except (ValueError, OSError) as error:
+        if type(error) is not ValueError:  # of weights, which has its own line
+            raise
+        raise _refused(words, options, error) from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError,
+            RuntimeError) as error:  # fmt: skip
+        raise _refused(words, options, error) from error
+
+
+def check_features(model: nn.Module, name: str, options: Mapping[str, Any], size: int) -> None:
+    """Refuse options with which the network does not return a row of features for each picture.
+
+    Args:
+        model: Runs on two empty pictures, in evaluation mode.
+        name: Of the architecture.
+        options: Keywords that it was built with.
+        size: Side of a picture in pixels.
+
+    Raises:
+        ValueError: It cannot run, or returns something else.
+    """
+    if empty := [key for key, value in model.named_parameters() if not value.numel()]:
+        raise ValueError(
+            f"backbone_options: {name} with {_shown(options)} has no numbers in {empty[0]}"
+        )
+    device = next(model.parameters()).device
+    pictures = torch.zeros(2, 3, size, size, device=device)
+    with evaluating(model), torch.no_grad():
+        found = _with(lambda: model(pictures), name, options)
+    if getattr(found, "ndim", 0) != 2:
+        shape = tuple(getattr(found, "shape", ())) or type(found).__name__
+        raise ValueError(
+            f"backbone_options: {name} with {_shown(options)} returns {shape} for 2 pictures of "
+            f"{size} px, and not 2 rows of features; global_pool=avg pools a feature map"
+        )
+
+
+def _refused(words: str, options: Mapping[str, Any], error: Exception) -> ValueError:
+    line = next(iter(str(error).splitlines()), "") or "no reason given"
+    if "unexpected keyword" in line:
+        return ValueError(
+            f"backbone_options: {words} does not take them all ({printable(line)}); "
+            "backbone_options={} does"
+        )
+    reason = f"{type(error).__name__}: {line}"[:200]
+    return ValueError(
+        f"backbone_options: {words} cannot be built with {_shown(options)} ({printable(reason)}); "
+        "backbone_options={} can"
+    )
+
+
+def _shown(options: Mapping[str, Any]) -> str:
+    return printable(", ".join(f"{key}={value!r}" for key, value in options.items()))[:200]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
