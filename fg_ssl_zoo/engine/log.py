@@ -17,7 +17,7 @@ from accelerate.tracking import (
 )
 from tqdm import tqdm
 
-from fg_ssl_zoo.config import nearest, printable, set_aside, write_whole
+from fg_ssl_zoo.config import naming, nearest, printable, set_aside, write_whole
 from fg_ssl_zoo.engine.run_folder import RunFolder
 
 
@@ -89,7 +89,7 @@ class JsonlTracker(GeneralTracker):
     @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
         """Append one line."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 

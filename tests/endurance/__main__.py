@@ -30,7 +30,8 @@ from tests.endurance.runs import Run, difference, result, say
 
 def kills(root, count, processes, seed):
     """Kill runs at random moments until `count` kills were made; compare every end."""
-    draw, row = random.Random(seed), Row(f"kill -9, {processes} process(es), seed {seed}")
+    draw, runs = random.Random(seed), 0
+    row = Row(f"kill -9, {processes} process(es), seed {seed}")
     began = time.monotonic()
     reference = root / "reference"
     Run(reference, processes=processes).end()
@@ -44,14 +45,20 @@ def kills(root, count, processes, seed):
             while run.is_alive and time.monotonic() < until and row.tried < count:
                 time.sleep(0.02)
             if row.tried >= count or not run.is_alive:
-                row.take(run.end())
                 break
             run.kill(signal.SIGKILL)
-            run.end()
+            row.hung += any(process.orphans for process in run.end())
             row.tried += 1
-        if place := difference(reference, result(folder)):
+        ended = run.end()
+        row.take(ended)
+        if any(process.code for process in ended):
+            row.lost += 1
+        elif place := difference(reference, result(folder)):
             row.different += 1
             say(f"{place} differs")
+        runs += 1
+        say(f"{row.tried} kills, {runs} runs; {line(row)}")
+    row.message = f"{runs} runs"
     return row
 
 
@@ -166,6 +173,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     rows = []
+    if hasattr(signal, "SIGHUP"):  # a command that `nohup` starts ignores it, and its runs would
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         if chosen.kills:

@@ -22,6 +22,9 @@ WORDS = [
     "monitor={every: 3, k: 3}",
 ]
 
+RATES = ("images_per_second", "data_wait")
+"""What a log line says of the clock."""
+
 
 def _train(words, rank, processes, port):
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -84,14 +87,14 @@ def result(folder):
     """All that a run ends with and that has to be equal: weights, moments, scores, the log."""
     found = checkpoint.newest(folder / "checkpoints")[1]
     results = json.loads((folder / "results.json").read_text())
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return {
         "weights": found["method"],
         "optimizer": found["optimizer"],
         "export": load_file(folder / "export" / "model.safetensors"),
         "rows": results["rows"],
         "curve": results["curve"],
-        "steps": [json.loads(line)["step"] for line in lines],
+        "log": [{key: value for key, value in line.items() if key not in RATES} for line in lines],
     }
 
 
