@@ -52,7 +52,8 @@ def positions(folder: Path) -> dict[Position, Path]:
     """All whole checkpoints of a folder, oldest first."""
     found = {}
     for path in folder.glob("stage*_round*_step*.pt"):
-        if match := re.fullmatch(r"stage(\d+)_round(\d+)_step(\d+)\.pt", path.name):
+        match = re.fullmatch(r"stage(\d+)_round(\d+)_step(\d+)\.pt", path.name)
+        if match and path.is_file():
             found[Position(*map(int, match.groups()))] = path
     return dict(sorted(found.items()))
 

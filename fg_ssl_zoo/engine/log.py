@@ -1,6 +1,8 @@
 """What a run says: a progress bar, `metrics.jsonl`, and Accelerate's trackers."""
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -132,6 +134,22 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
 
 
+def tell(text: str) -> None:
+    """Print a line; where nobody reads it any more, a run stops as at the end of its terminal.
+
+    Raises:
+        BrokenPipeError: No run that handles signals is under way.
+    """
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        hangup = getattr(signal, "SIGHUP", signal.SIGTERM)
+        if signal.getsignal(hangup) == signal.SIG_DFL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at the end
+        signal.raise_signal(hangup)
+
+
 class Meter:
     """Loss, images/s and the share of time spent waiting for data, since the last reading."""
 
@@ -196,14 +214,14 @@ class Progress:
         self.printed = now
         left = (now - self.started) / max(self.done - self.first, 1) * (self.total - self.done)
         line = f"{self.title}: step {self.done}/{self.total}, {text}, {left:.0f} s left"
-        print(line, flush=True)  # noqa: T201
+        tell(line)
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar."""
         if self.terminal:
             self.bar.write(text, file=sys.stderr)
         elif self.plain:
-            print(text, flush=True)  # noqa: T201
+            tell(text)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

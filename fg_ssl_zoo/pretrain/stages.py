@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Recipe, Stage
+from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.data.tensor_cache import load_tensors, write_tensors
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import open_trackers
+from fg_ssl_zoo.engine.loop import total_steps
 from fg_ssl_zoo.engine.record import Record
 from fg_ssl_zoo.hub.pretraining import saved_state
 from fg_ssl_zoo.layers.anchor import Anchor
@@ -24,14 +27,17 @@ from fg_ssl_zoo.method import Method, check_batch, train_mode
 from fg_ssl_zoo.methods import complete_options, create_method
 from fg_ssl_zoo.pretrain.inherit import inherit, inherit_saved
 from fg_ssl_zoo.pretrain.rounds import RESTORE, run_round, steps_before
-from fg_ssl_zoo.pretrain.run import Run
+from fg_ssl_zoo.pretrain.run import Run, refuse_differences
 
 
 def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
     """Train all rounds that are not done: the last method, and what the run has been through."""
     with run.accelerator.main_process_first():  # which sets aside what cannot be read
         newest, state = checkpoint.newest(run.folder.checkpoints)
+    shared = f"{run.folder.checkpoints} on a disk that all machines share"
+    refuse_differences(run.accelerator, shared, newest if state else None)
     if state:
+        _refuse_foreign(run, newest, state)
         run.say(f"resume    {run.folder.checkpoints / newest.file_name}")
     else:
         run.folder.refuse_lost_checkpoints()
@@ -61,6 +67,28 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
         tracker.finish()
     assert method is not None
     return method, record
+
+
+def _refuse_foreign(run: Run, at: Position, state: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another run, or of a newer version.
+
+    Raises:
+        ValueError: What does not fit.
+    """
+    path = run.folder.checkpoints / at.file_name
+    stages = run.recipe.stages
+    fits = at.stage < len(stages) and at.round < stages[at.stage].rounds
+    if fits:
+        order = Order(len(run.train), stages[at.stage].train.batch_size, run.recipe.seed)
+        fits = at.step <= total_steps(stages[at.stage].train, order)
+    known = {field.name for field in fields(Record)}
+    if not fits or not {"method", "optimizer", "record"} <= state.keys():
+        why = "the recipe has no such step"
+    elif not set(state["record"]) <= known:
+        why = f"it holds {', '.join(sorted(set(state['record']) - known))}, of a newer version"
+    else:
+        return
+    raise ValueError(f"{path} is no checkpoint of this run ({why}); remove it from the folder")
 
 
 def _note_where(run: Run, record: Record) -> None:

@@ -26,6 +26,7 @@ from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.hub.export import export
 from tests.endurance.faults import Row, all_faults
 from tests.endurance.runs import Run, difference, result, say
+from tests.endurance.steady import steady
 
 
 def kills(root, count, processes, seed):
@@ -170,6 +171,7 @@ def main():
     parser.add_argument("--images", type=int, default=0, help="damaged pictures")
     parser.add_argument("--recipes", type=int, default=0, help="recipes of any form")
     parser.add_argument("--exports", type=int, default=0, help="damaged exported folders")
+    parser.add_argument("--steps", type=int, default=0, help="of a run whose memory is watched")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     rows = []
@@ -189,6 +191,10 @@ def main():
             rows.append(recipes(root / "recipes", chosen.recipes, chosen.seed))
         if chosen.exports:
             rows.append(exports(root, chosen.exports, chosen.seed))
+        if chosen.steps:
+            row, windows = steady(root, chosen.steps)
+            rows.append(row)
+            sys.stdout.write(f"{windows}\n\n")
     titles = "| what | tried | lost | hung | tracebacks | silent differences | last line |"
     sys.stdout.write(f"{titles}\n| --- | ---: | ---: | ---: | ---: | ---: | --- |\n")
     sys.stdout.write("".join(f"{line(row)}\n" for row in rows))

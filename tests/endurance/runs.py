@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import socket
 import sys
 
 import torch
+import torch.utils.tensorboard  # here, and not in every run that is forked from this process
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
@@ -15,7 +17,7 @@ from tests.endurance.processes import end, start
 
 WORDS = [
     "backbone=test_resnet",
-    "data={name: drawn, image_size: 64, num_images: 16, num_classes: 4, num_workers: 0}",
+    "data={name: drawn, image_size: 32, num_images: 16, num_classes: 4, num_workers: 0}",
     "stages[0].method=simclr",
     "stages[0].options={hidden_size: 16, projection_size: 8}",
     "stages[0].train={steps: 24, batch_size: 8, optimizer: sgd, lr: 0.1, checkpoint_every: 1}",
@@ -45,9 +47,10 @@ class Run:
         folder: Of the run; a log of each process lies beside it.
         *words: Overrides of the recipe.
         processes: How many train.
+        second: More overrides, of the last process.
     """
 
-    def __init__(self, folder, *words, processes=1):
+    def __init__(self, folder, *words, processes=1, second=()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -57,14 +60,25 @@ class Run:
             log.unlink(missing_ok=True)
         words = [*WORDS, f"output={folder}", *words]
         self.processes = [
-            start(_train, words, rank, processes, port, log=log)
+            start(
+                _train, [*words, *second] if rank == processes - 1 else words, rank, processes,
+                port, log=log,
+            )
             for rank, log in enumerate(self.logs)
-        ]
+        ]  # fmt: skip
 
     @property
     def steps(self):
         """Steps of the newest checkpoint."""
         return max((at.step for at in checkpoint.positions(self.folder / "checkpoints")), default=0)
+
+    @property
+    def logged(self):
+        """The last step in the log."""
+        if not (log := self.folder / "metrics.jsonl").is_file():
+            return 0
+        steps = re.findall(rb'^\{"step": (\d+),.*\}$', log.read_bytes()[-2000:], re.MULTILINE)
+        return int(steps[-1]) if steps else 0
 
     @property
     def is_alive(self):
@@ -75,8 +89,8 @@ class Run:
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    def end(self, seconds=120):
-        """How its processes ended."""
+    def end(self, seconds=900):
+        """How its processes ended; slow machines take minutes."""
         return [
             end(process, log, seconds)
             for process, log in zip(self.processes, self.logs, strict=True)

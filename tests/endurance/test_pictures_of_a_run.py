@@ -3,6 +3,9 @@
 import json
 import os
 
+import pytest
+
+from fg_ssl_zoo.backbones.any_backbone import open_backbone
 from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.engine import checkpoint, loop
 from fg_ssl_zoo.engine.loop import TooManyCorruptImages
@@ -46,23 +49,59 @@ def test_unreadable_pictures_of_both_processes_are_counted_once_in_one_file(tmp_
     assert all(path.read_text().startswith("2 of 16 images cannot be decoded") for path in refused)
 
 
-def test_a_picture_that_is_deleted_in_a_run_is_skipped_and_named(tmp_path, birds, monkeypatch):
-    write_photos(tmp_path / "photos", birds)
-    save = checkpoint.save
+def delete(path):
+    path.unlink(missing_ok=True)
 
-    def save_and_delete(*arguments):
-        (tmp_path / "photos" / "3.png").unlink(missing_ok=True)
+
+def damage(path):
+    path.write_bytes(b"no picture")
+
+
+def train(tmp_path, birds, monkeypatch, harm, *names):
+    """Train on 12 pictures with 4 to test, and do harm to some at the first checkpoint."""
+    photos, run, save = tmp_path / "photos", tmp_path / "run", checkpoint.save
+    write_photos(photos, birds, classes=True, split_of=lambda n: "train" if n < 12 else "test")
+
+    def save_and_harm(*arguments):
+        for name in names:
+            for path in photos.rglob(name):
+                harm(path)
         return save(*arguments)
 
     monkeypatch.setattr(loop, "MOST_CORRUPT", 0.1)
-    monkeypatch.setattr(checkpoint, "save", save_and_delete)
-    run = tmp_path / "run"
-    words = [
-        "backbone=test_resnet", f"data={{path: {tmp_path / 'photos'}, image_size: 64}}",
-        "stages[0].options={hidden_size: 16, projection_size: 8}", f"output={run}",
-        "stages[0].train={steps: 6, batch_size: 8, optimizer: sgd}", "monitor={every: 9, k: 3}",
-    ]  # fmt: skip
-    main(words)
-    assert "3.png" in (run / "corrupt_images.txt").read_text()
-    results = json.loads((run / "export" / "results.json").read_text())
-    assert results["data"]["num_unreadable"] == 1
+    monkeypatch.setattr(checkpoint, "save", save_and_harm)
+    main([
+        "backbone=test_resnet", f"data={{path: {photos}, image_size: 64}}", f"output={run}",
+        "stages[0].options={hidden_size: 16, projection_size: 8}",
+        "stages[0].train={steps: 6, batch_size: 8, optimizer: sgd, checkpoint_every: 1}",
+        "monitor={every: 9, k: 3}",
+    ])  # fmt: skip
+    return run
+
+
+@pytest.mark.parametrize("harm", [delete, damage])
+def test_a_picture_that_is_lost_in_a_run_is_skipped_and_named(tmp_path, birds, monkeypatch, harm):
+    run = train(tmp_path, birds, monkeypatch, harm, "3.png", "13.png")
+    (line,) = (run / "corrupt_images.txt").read_text().splitlines()
+    assert "3.png" in line
+    for folder in (run, run / "export"):
+        data = json.loads((folder / "results.json").read_text())["data"]
+        assert (data["num_unreadable"], data["num_test"]) == (1, 3)
+    assert open_backbone(str(run)).num_features
+
+
+@pytest.mark.parametrize(("pattern", "message"), [
+    ("train/*/*", "error: none of the 12 images can be decoded; "),
+    ("test/*/*", "error: none of the 4 pictures of photos can be read ("),
+])  # fmt: skip
+@pytest.mark.parametrize("harm", [delete, damage])
+def test_all_pictures_of_a_split_lost_in_a_run_are_one_line(
+    tmp_path, birds, monkeypatch, capsys, harm, pattern, message
+):
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path, birds, monkeypatch, harm, pattern)
+    assert ended.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(message)
+    assert ".png" in line
+    assert list((tmp_path / "run" / "checkpoints").glob("*.pt"))

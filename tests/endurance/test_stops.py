@@ -1,6 +1,8 @@
 """A stop at any time: in a step, in a measurement, in an evaluation, of one process of two."""
 
+import json
 import os
+import re
 import signal
 from dataclasses import replace
 
@@ -9,13 +11,14 @@ import torch
 from accelerate import Accelerator
 
 from fg_ssl_zoo.config import Data
-from fg_ssl_zoo.engine import checkpoint
+from fg_ssl_zoo.engine import checkpoint, hardware, loop
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import fit
 from fg_ssl_zoo.engine.signals import AGREE_WITHIN, Interrupted, Signals, ending_at_once
 from fg_ssl_zoo.evaluation import table
 from fg_ssl_zoo.evaluation.evaluate import evaluate
 from fg_ssl_zoo.evaluation.protocols import PROTOCOLS
+from fg_ssl_zoo.pretrain import main, run
 from tests.engine.test_loop import assert_equal, job_in, method_for, trained
 
 
@@ -130,3 +133,68 @@ def test_a_stopped_evaluation_goes_on_from_the_scores_it_has(tmp_path, monkeypat
     whole = scored(tmp_path)
     assert table.as_plain(again)["rows"] == table.as_plain(whole)["rows"]
     assert len(list((tmp_path / "unfinished").glob("*.unreadable"))) == 2
+
+
+# --------------------------------------------------------------------------- other code, processes
+
+
+def stopped(tmp_path, monkeypatch, at_step=2):
+    """A run that SIGTERM stops after a step; the words that go on with it."""
+    words = [
+        "backbone=test_resnet", f"output={tmp_path / 'run'}", "monitor={every: 9, k: 3}",
+        "data={name: drawn, image_size: 64, num_images: 16, num_classes: 4, num_workers: 0}",
+        "stages[0].options={hidden_size: 16, projection_size: 8}",
+        "stages[0].train={steps: 4, batch_size: 8, optimizer: sgd}",
+    ]  # fmt: skip
+    seed_step = loop.seed_step
+
+    def seed_and_stop(seed, position, step, rank):
+        if step == at_step - 1:
+            signal.raise_signal(signal.SIGTERM)
+        seed_step(seed, position, step, rank)
+
+    monkeypatch.setattr(loop, "seed_step", seed_and_stop)
+    with pytest.raises(Interrupted):
+        main(words)
+    monkeypatch.setattr(loop, "seed_step", seed_step)
+    return words
+
+
+def test_results_name_the_commits_and_processes_of_all_parts_of_a_run(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(run, "commit", lambda: "aaaaaaaaaaaa")
+    monkeypatch.setattr(run.Run, "processes", "2 processes")
+    words = stopped(tmp_path, monkeypatch)
+    monkeypatch.setattr(run, "commit", lambda: "bbbbbbbbbbbb-dirty")
+    monkeypatch.setattr(run.Run, "processes", "1 process")
+    capsys.readouterr()
+    main(words)
+    said = capsys.readouterr().out
+    assert "# other code than before: aaaaaaaaaaaa then, bbbbbbbbbbbb-dirty now." in said
+    assert re.search(r"# other hardware than before: 2 processes; .* then, 1 process; .* now", said)
+    assert said.count("Weights may differ from those of an uninterrupted run in their last") == 2
+    for folder in (tmp_path / "run", tmp_path / "run" / "export"):
+        results = json.loads((folder / "results.json").read_text())
+        assert results["commits"] == ["aaaaaaaaaaaa", "bbbbbbbbbbbb-dirty"]
+        assert re.search(r"2 processes; cpu, .* then 1 process; cpu, ", results["hardware"])
+
+
+def test_another_precision_is_refused_when_a_run_goes_on(tmp_path, monkeypatch, capsys):
+    words = stopped(tmp_path, monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "speed.precision=bf16"])
+    assert ended.value.code == 2
+    assert "differs in speed.precision (auto there, bf16 here)" in capsys.readouterr().err
+
+
+def test_a_chosen_precision_that_another_machine_has_not_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hardware, "has_native_bf16", lambda device: True)
+    words = stopped(tmp_path, monkeypatch)
+    monkeypatch.setattr(hardware, "has_native_bf16", lambda device: False)
+    main(words)
+    assert re.search(
+        r"other hardware .* cpu, bf16, .* then, .* cpu, fp32, ", capsys.readouterr().out
+    )
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert re.search(r"cpu, bf16, .* then 1 process; cpu, fp32, ", results["hardware"])
