@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from fg_ssl_zoo.backbones.any_backbone import open_backbone
+from fg_ssl_zoo.backbones.create import open_backbone
 from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.engine import checkpoint, loop
 from fg_ssl_zoo.engine.loop import TooManyCorruptImages
