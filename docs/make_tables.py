@@ -8,9 +8,9 @@ benchmarks/results/evaluation/*.json, which `fgssl eval` wrote, for docs/results
 A results file is the `results.json` of a run, as it is. Comparisons of methods are folders of
 benchmarks/results/comparisons/: DATA.json is what `fgssl eval` wrote, and
 trained/ROW.json the results of the run behind a row. benchmarks/results/steps/*.json are what
-`benchmarks/step.py --out` wrote, for docs/performance.md. The tables of protocols and options in
-docs/evaluation.md are made from the records of the protocols. The pages keep their words; what
-stands between `<!-- NAME -->` and `<!-- end of NAME -->` is replaced.
+`benchmarks/step.py --out` wrote, for docs/performance.md. `docs/option_tables.py` makes the tables
+of protocols, options and recipe keys. Only the text between `<!-- NAME -->` and
+`<!-- end of NAME -->` of a page is replaced.
 """
 
 import json
@@ -28,7 +28,6 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from fg_ssl_zoo.config import as_dict, parse_recipe
-from fg_ssl_zoo.evaluation.protocol import Protocol, options_of
 from fg_ssl_zoo.evaluation.protocols import DEFAULT, PROTOCOLS, metric
 from fg_ssl_zoo.evaluation.table import cells, floors, markdown, metrics_of
 from fg_ssl_zoo.ops.tables import markdown_table
@@ -338,40 +337,6 @@ def steps() -> str:
     return "\n\n".join(tables)
 
 
-def protocols() -> str:
-    """A row for each protocol, from its record."""
-    rows = [
-        [f"`{name}`", ", ".join(f"`{metric}`" for metric in metric_names(record)), record.summary]
-        for name, record in PROTOCOLS.items()
-    ]
-    return markdown_table(["protocol", "metrics", "what is done"], rows, words=3)
-
-
-def metric_names(record: Protocol) -> list[str]:
-    """Metrics of a protocol; `N` is a number that the options choose."""
-    families = [found for found in record.metrics if "{}" in found.name]
-    single = [
-        found
-        for found in record.metrics
-        if not any(family.named(found.name) for family in families)
-    ]
-    return [found.name.format("N") for found in dict.fromkeys([*single, *families])]
-
-
-def protocol_options() -> str:
-    """A table of options for each protocol that has some, from its dataclass."""
-    tables = []
-    for name, record in PROTOCOLS.items():
-        if record.options:
-            rows = []
-            for option in options_of(record.options):
-                words = f" `{'`, `'.join(option.choices)}`" if option.choices else ""
-                rows.append([f"`{option.name}`", option.default, f"{option.text}{words}"])
-            table = markdown_table(["option", "default", "meaning"], rows, words=3)
-            tables.append(f"`--{name.replace('_', '-')} KEY=VALUE ...`\n\n{table}")
-    return "\n\n".join(tables)
-
-
 def replace(page: Path, content: str, name: str = "results") -> None:
     """Put the content between the marks of a page."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -394,8 +359,10 @@ def main() -> None:
             draw_learning(folder, ROOT / "docs" / "images" / "base_curves.png")
     replace(ROOT / "docs" / "results.md", when_particle(), "when_particle")
     replace(ROOT / "docs" / "performance.md", steps(), "steps")
-    replace(ROOT / "docs" / "evaluation.md", protocols(), "protocols")
-    replace(ROOT / "docs" / "evaluation.md", protocol_options(), "options")
+    tables = runpy.run_path(str(ROOT / "docs" / "option_tables.py"))["pages"]()
+    for page, contents in tables.items():
+        for name, content in contents.items():
+            replace(ROOT / "docs" / page, content, name)
     several = [runs[0] for runs in trainings(results) if len(runs[0]["curve"]) > 2]
     if several:
         draw_curves(several, ROOT / "docs" / "images" / "knn_curve.png")

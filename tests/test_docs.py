@@ -79,12 +79,31 @@ def test_the_python_of_the_evaluation_page_runs(capsys, monkeypatch, tmp_path):
     assert "| test_resnet, untrained | 160 |" in capsys.readouterr().out
 
 
-def test_the_tables_of_protocols_and_options_are_made_from_the_records():
-    tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
-    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    assert tables["protocols"]() in text
-    assert tables["protocol_options"]() in text
+def test_the_tables_of_protocols_options_and_keys_are_made_from_the_code():
+    tables = runpy.run_path(str(ROOT / "docs" / "option_tables.py"))
+    for page, contents in tables["pages"]().items():
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        for name, content in contents.items():
+            assert f"<!-- {name} -->\n{content}\n<!-- end of {name} -->" in text, name
     assert re.findall(r"^\| `(\w+)` \| `", tables["protocols"](), re.MULTILINE) == list(PROTOCOLS)
+
+
+def test_a_table_of_options_has_names_defaults_and_choices():
+    tables = runpy.run_path(str(ROOT / "docs" / "option_tables.py"))
+    moco, pmg = tables["method_options"]("moco"), tables["method_options"]("pmg")
+    assert "| `momentum_end` | 0.999 | Momentum of the teacher at the last step" in moco
+    assert "| `queue_size` | by the data |" in moco
+    assert "| `hidden_size` | - |" in moco
+    assert "| `preset`" not in moco
+    assert "`preset: paper` means `moco_v2`." in moco
+    assert "| `grids` | [8,4,2] |" in pmg
+    assert "preset" not in pmg
+    assert tables["with_choices"]("Source.", ("a", "b")) == "Source. One of `a`, `b`."
+    assert tables["with_choices"]("`a` or `b`.", ("a", "b")) == "`a` or `b`."
+    keys = tables["recipe_keys"]()
+    assert "| `stages.0.train.lr_scaling` | linear |" in keys
+    assert "| `data.path` | - |" in keys
+    assert "| `stages.0.train` |" not in keys
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -286,7 +286,7 @@ def test_rounds_discover_parts_anew_and_go_on_wherever_they_were_killed(
     for key, value in whole.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
     (run / "notes" / "stage0_round1.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"stage0_round1.safetensors is gone; these notes cannot"):
+    with pytest.raises(ValueError, match=r"stage0_round1.safetensors is gone; it cannot be"):
         pretrain(load_recipe(recipe, ["output=whole"]))
 
 

@@ -60,7 +60,15 @@ from fg_ssl_zoo.config.validate import (
     nearest,
     parse,
 )
-from fg_ssl_zoo.config.whole import PARTIAL, disk_error, set_aside, write_whole
+from fg_ssl_zoo.config.whole import (
+    PARTIAL,
+    disk_error,
+    in_use,
+    naming,
+    set_aside,
+    whole_file,
+    write_whole,
+)
 
 __all__ = [
     "CROP_PCT",
@@ -92,8 +100,10 @@ __all__ = [
     "find_recipe",
     "flatten",
     "home_path",
+    "in_use",
     "is_override",
     "load_recipe",
+    "naming",
     "nearest",
     "of_package",
     "overridden",
@@ -113,5 +123,6 @@ __all__ = [
     "to_yaml",
     "unescaped",
     "untyped",
+    "whole_file",
     "write_whole",
 ]

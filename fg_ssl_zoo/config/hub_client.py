@@ -4,16 +4,22 @@
 | --- | --- | --- |
 | HF_HUB_ETAG_TIMEOUT | 10 | to connect |
 | HF_HUB_DOWNLOAD_TIMEOUT | 10 | between two pieces of an answer; 12 times as long for an upload |
+| `SLOW` + that | 70 | until the headers of an answer are complete, once the request is sent |
 | `SLOW` | 60 | after which an answer has to come at `SLOWEST` bytes a second or more |
 | `LONGEST_WAIT` | 30 | that a server may ask to wait (429, Retry-After) |
 
 Two time-outs of one server in a row end it: the client alone would repeat a question six times.
+
+Transfers by the Xet protocol have none of these limits and are known to stall without end, so the
+client uses HTTP alone. HF_HUB_DISABLE_XET=0 in the environment allows Xet.
 """
 
+import os
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 SLOW = 60.0
@@ -35,6 +41,8 @@ def bound_hub_client() -> None:
     """Bound every request that the Hub's client makes in this process from now on."""
     from huggingface_hub import constants, get_session, set_client_factory
 
+    if not os.environ.get("HF_HUB_DISABLE_XET"):
+        constants.HF_HUB_DISABLE_XET = True
     plain: Any = get_session()
     http: Any = sys.modules[type(plain).__module__.partition(".")[0]]  # httpx, or its successor
     if hasattr(plain, "silent"):
@@ -42,6 +50,9 @@ def bound_hub_client() -> None:
     connect, idle = constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT
 
     circle = "{} redirects in a circle; check HF_ENDPOINT and the network"
+
+    def longest(request: Any) -> float:
+        return idle if request.method in ("GET", "HEAD") else UPLOADS * idle
 
     class Bounded(type(plain)):
         def __init__(self) -> None:
@@ -57,13 +68,18 @@ def bound_hub_client() -> None:
             self.silent: Counter[str] = Counter()
             self.redirects: Counter[str] = Counter()
 
-        def send(self, request: Any, **options: Any) -> Any:
+        def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
             host = request.url.host
             if self.silent[host] >= REPEATED:
                 self.silent[host] = 0
                 raise HubUnresponsive(f"{host} does not answer; try again later")
+            send = super().send
             try:
-                response = super().send(request, **options)
+                response = _in_time(
+                    lambda: send(request, stream=True, **options), request, SLOW + longest(request)
+                )
+                if not stream:
+                    _read(response)
             except http.TimeoutException:
                 self.silent[host] += 1
                 raise
@@ -96,7 +112,7 @@ def bound_hub_client() -> None:
 
     def bound(request: Any) -> None:
         given = request.extensions.get("timeout") or {}
-        answer = idle if request.method in ("GET", "HEAD") else UPLOADS * idle
+        answer = longest(request)
         limits = {"connect": connect, "read": answer, "write": answer, "pool": answer}
         request.extensions["timeout"] = {
             kind: min(given.get(kind) or limit, limit) for kind, limit in limits.items()
@@ -118,3 +134,55 @@ def bound_hub_client() -> None:
         response.stream = Watched(response.stream, host)
 
     set_client_factory(Bounded)
+
+
+def _in_time(send: Callable[[], Any], request: Any, seconds: float) -> Any:
+    """What `send` returns, if the headers of the answer are complete so many seconds after a start.
+
+    The starts are the call itself, and the end of each request's body: redirects are followed
+    inside. A time-out of a socket is not enough, as each byte begins it anew. Whoever reads a
+    socket cannot be stopped, so that happens in a thread, which is left alone when time is up.
+
+    Raises:
+        HubUnresponsive: Time is up.
+    """
+    found: list[Any] = []
+    over, late = threading.Event(), threading.Event()
+    since, sending = time.monotonic(), False
+
+    def trace(name: str, info: Any) -> None:
+        nonlocal since, sending
+        if ".send_request_body." in name:
+            since, sending = time.monotonic(), name.endswith(".started")
+
+    def work() -> None:
+        try:
+            found.append(send())
+            if late.is_set():
+                found[0].close()
+        except BaseException as error:  # of the caller, which raises it
+            found.append(error)
+        finally:
+            over.set()
+
+    request.extensions["trace"] = trace
+    threading.Thread(target=work, daemon=True).start()
+    while not over.wait(max(0.01, min(seconds, since + seconds - time.monotonic()))):
+        if not sending and time.monotonic() - since > seconds:
+            late.set()
+            raise HubUnresponsive(
+                f"{request.url.host} has not completed the headers of its answer in "
+                f"{seconds:.0f} s; try again later"
+            )
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
+
+
+def _read(response: Any) -> None:
+    """Read the body of an answer, as the client does that is asked for no stream."""
+    try:
+        response.read()
+    except BaseException:
+        response.close()
+        raise

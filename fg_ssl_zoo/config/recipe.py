@@ -1,4 +1,4 @@
-"""A recipe: everything that makes one pretrained model, as frozen dataclasses."""
+"""A recipe: all settings of one pretrained model, as frozen dataclasses."""
 
 import hashlib
 import re
@@ -14,17 +14,17 @@ from fg_ssl_zoo.config.ranges import Count, Positive, Share, Weight
 from fg_ssl_zoo.config.validate import Check
 
 CROP_PCT = 0.875
-"""Share of the shorter side that the centre crop of our models keeps; timm's default."""
+"""Share of the shorter side that the centre crop of our models keeps; the default of timm."""
 
 Name = Annotated[str, Check(wrong_name)]
-"""The name of one file: it becomes part of the names of folders."""
+"""A name that becomes part of folder names, so it contains no path separator."""
 
 
 def source_name(path: str | None, hub_id: str | None) -> str:
-    """A data set's name by the folder or Hub id it is read from, fit for a model's name.
+    """The name of a data set, made from its folder or Hub id, as part of a model's name.
 
     Args:
-        path: Folder; wins.
+        path: Folder; takes precedence.
         hub_id: `OWNER/NAME`, `OWNER/NAME:CONFIGURATION`, or a folder.
     """
     if path:
@@ -33,10 +33,10 @@ def source_name(path: str | None, hub_id: str | None) -> str:
 
 
 def clean_name(name: str) -> str:
-    """ASCII letters, digits and single underscores; a hash where that would lose or mislead.
+    """A name reduced to ASCII letters, digits and single underscores.
 
-    `My photos (2)` -> `My_photos_2`. A name without such letters, or `drawn`, which stands for the
-    drawn birds, gets six digits of its hash, so that two of them stay apart.
+    `My photos (2)` -> `My_photos_2`. Six digits of the name's hash are added if no such letters are
+    left, so that two such names differ, and to `drawn`, which is the name of the drawn birds.
     """
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     plain = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")
@@ -48,25 +48,26 @@ def clean_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Data:
-    """Where the pictures come from and how large they enter the network.
+    """Which images are read, and their size in pixels.
 
     Attributes:
         name: `drawn`, a name of the catalogue (`cub`, `aircraft`, ...), or a name of your own with
-            `path` or `hub_id`; the last word of those when not given.
-        path: Local folder; wins over `hub_id` and the catalogue.
-        hub_id: Dataset id on the Hugging Face Hub; wins over the catalogue.
+            `path` or `hub_id`. When not given, the last part of `path` or `hub_id`.
+        path: Local folder of images; takes precedence over `hub_id` and the catalogue.
+        hub_id: Dataset id on the Hugging Face Hub; takes precedence over the catalogue.
         columns: Names of the `image` and `label` columns of a Hub dataset.
-        train_split: Split to pretrain on (a subfolder or a Hub split).
-        test_split: Labelled split that evaluation scores.
+        train_split: Split for pretraining: a subfolder or a Hub split.
+        test_split: Labelled split on which evaluation computes its scores.
         streaming: Read the first `num_images` of a Hub dataset without downloading the rest.
-        image_size: Side of the square input, in pixels; 16 to 4096.
+        image_size: Side of the square input in pixels; 16 to 4096.
         crop_pct: Share of the shorter side that the centre crop of measurements and of the export
-            keeps; 0.1 to 1. When not given, a recipe has 0.875, and a model that is scored keeps
-            its own.
-        num_images: Pictures to draw, or the most to take from a source; all when not given.
-        num_classes: Species of the drawn set.
-        num_workers: Loader processes of each training process, at most 256; `auto` follows the
-            cores.
+            keeps; 0.1 to 1. When not given: 0.875 in a recipe, the model's own value in an
+            evaluation.
+        num_images: Number of images to draw, or the largest number to read from a source; all when
+            not given.
+        num_classes: Number of species of the drawn birds.
+        num_workers: Loader processes of each training process, at most 256; `auto` depends on the
+            number of cores.
     """
 
     name: Name = "drawn"
@@ -93,29 +94,32 @@ class Train:
 
     Attributes:
         epochs: Passes over the training images.
-        steps: Optimizer steps; replaces `epochs` when given.
-        batch_size: Images of one optimizer step, of all processes and accumulated parts together.
-        accumulate: Parts the batch is split into; negatives then come from one part only.
-        optimizer: A timm optimizer name.
-        lr: Learning rate at a batch of 256 images (SimCLR, section 2.2: lr = 0.3 * batch / 256).
-        lr_scaling: How the rate follows the batch size.
-        weight_decay: Not applied to biases, norms, class tokens and position embeddings.
-        weight_decay_end: Value that a cosine brings it to at the end; constant when not given (0.4
-            in DINO).
-        momentum: Of `lars` and `sgd`.
-        warmup: Share of the steps over which the rate rises from 0.
-        head_warmup: Share of the steps in which the backbone keeps the weights it started with and
-            the rest learns, so that random heads do not destroy a good start. The running
-            statistics of its norms move unless `norm` keeps them.
-        backbone_lr_scale: Rate of the backbone as a share of that of the heads; below 1 keeps a
-            good start closer to what it was.
-        norm: Batch norms of the backbone and of its teacher: `train` normalises with each batch
-            and moves the running statistics; `frozen` normalises with the running statistics and
-            keeps them, while scale and shift learn; `auto` freezes those whose statistics came
-            with the start weights (`init`), so none from `scratch`.
-        lr_end: Share of the rate that the cosine ends at.
-        clip_grad_norm: Largest norm of the gradient, if any.
-        checkpoint_every: Epochs between checkpoints; the last step and an interrupt always write
+        steps: Number of optimizer steps; replaces `epochs` when given.
+        batch_size: Number of images in one optimizer step, over all processes and accumulated
+            parts.
+        accumulate: Number of parts into which the batch is split; negatives then come from one part
+            only.
+        optimizer: Name of a timm optimizer.
+        lr: Learning rate for a batch of 256 images (SimCLR, section 2.2: lr = 0.3 * batch / 256).
+        lr_scaling: How the learning rate depends on the batch size.
+        weight_decay: Weight decay; not applied to biases, norms, class tokens and position
+            embeddings.
+        weight_decay_end: Weight decay at the last step, reached along a cosine (0.4 in DINO);
+            constant when not given.
+        momentum: Momentum of `lars` and `sgd`.
+        warmup: Share of the steps over which the learning rate rises from 0.
+        head_warmup: Share of the steps in which the backbone's weights stay fixed and only the
+            other modules are trained, so that gradients of random heads do not destroy a good
+            start. The running statistics of its BatchNorms change unless `norm` freezes them.
+        backbone_lr_scale: Learning rate of the backbone as a share of the heads' rate. Values below
+            1 keep the weights closer to a good start.
+        norm: BatchNorms of the backbone and of its teacher. `train`: normalise with the statistics
+            of the batch and update the running statistics. `frozen`: normalise with the running
+            statistics and do not update them; scale and shift are trained. `auto`: freeze those
+            whose statistics were loaded from `init`; with `scratch`, none.
+        lr_end: Learning rate at the end of the cosine, as a share of the peak.
+        clip_grad_norm: Largest norm of the gradient; no clipping when not given.
+        checkpoint_every: Epochs between checkpoints. The last step and an interrupt always write
             one.
     """
 
@@ -140,20 +144,22 @@ class Train:
 
 @dataclass(frozen=True)
 class Stage:
-    """One method with its options and its training.
+    """One method with its options and training settings.
 
     Attributes:
-        method: A name of `fg_ssl_zoo.methods.METHODS`.
-        options: Keywords of the method's constructor.
-        train: Optimisation of this stage.
-        rounds: How often annotate + train are repeated.
-        inherit: Modules other than the backbone that are taken over from the stage before; in the
-            first stage from the training of `init`, where `all` takes all.
-        start_share: Share `a` of the stage's start in the weights that it ends with: a * start +
-            (1 - a) * trained, for all parameters and running statistics of the backbone (WiSE-FT,
-            Wortsman et al., 2022, arXiv 2109.01903). Choose it on a validation part.
-        start_distillation: Weight of a second loss, 1 - cos(h, h of the stage's start), on the
-            pictures that the method shows the backbone; costs a forward pass of the start.
+        method: Name of the method: a key of `fg_ssl_zoo.methods.METHODS`.
+        options: Keyword arguments of the method's constructor.
+        train: How this stage is optimised.
+        rounds: How often the stage is repeated: notes on the images (such as part maps), then
+            training.
+        inherit: Modules other than the backbone that are taken over from the stage before. In the
+            first stage they come from the training of `init`, and `all` takes all of them.
+        start_share: Share `a` of the stage's start weights in its result: a * start + (1 - a) *
+            trained, for all parameters and running statistics of the backbone (WiSE-FT, Wortsman et
+            al., 2022, arXiv 2109.01903). Choose it on a validation split.
+        start_distillation: Weight of an additional loss, 1 - cos(h, h of the stage's start), on the
+            images that the method passes through the backbone. It costs a forward pass of the start
+            weights.
     """
 
     method: str
@@ -167,15 +173,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Monitor:
-    """What is measured while training, at step 0, every `every` epochs and at the end.
+    """Measurements during training: at step 0, every `every` epochs and at the end.
 
     Attributes:
         every: Epochs between measurements.
-        early: Steps after which a run from start weights is measured once more, so that a start
-            that is being lost is told at once; 0 for never.
-        k: Neighbours of the kNN vote.
-        temperature: Of the weights exp(similarity / temperature) of that vote.
-        max_images: Most images of each split that a measurement reads; all when not given.
+        early: Number of steps after which a run from start weights is measured once more, so that a
+            loss of quality is reported early; 0 turns it off.
+        k: Number of neighbours of the kNN vote.
+        temperature: Temperature of the vote's weights exp(similarity / temperature).
+        max_images: Largest number of images of each split in a measurement; all when not given.
     """
 
     every: Positive = 10
@@ -191,10 +197,11 @@ class Hub:
 
     Attributes:
         repo: `OWNER/NAME`; the default organisation and the recipe's name when not given.
-        license: SPDX name (lower case) of the weights. The pictures' terms decide it, so there is
-            no default; without one, nothing is published.
-        tags: Further tags of the card.
-        sha256: Of the released `model.safetensors`; `fgssl publish RUN --to published` writes it.
+        license: SPDX name (lower case) of the licence of the weights. It depends on the terms of
+            the images, so there is no default; without a licence, nothing is published.
+        tags: Additional tags of the card.
+        sha256: Hash of the released `model.safetensors`; `fgssl publish RUN --to published` writes
+            it.
     """
 
     repo: str | None = None
@@ -205,15 +212,18 @@ class Hub:
 
 @dataclass(frozen=True)
 class Speed:
-    """Switches that change the speed and not the maths; `auto` chooses from the hardware.
+    """Switches that change the speed and not the maths; `auto` chooses by the hardware.
 
     Attributes:
-        precision: `bf16` autocast or `fp32`.
-        channels_last: Memory format of convolutional networks.
-        fused_attention: torch's fused attention; slow for short sequences on a CPU.
-        keep_memory: Tell glibc to keep big blocks instead of returning them each step.
-        threads: Of each process, for training on a CPU; at most 16, or 4 for each
-            core of the machine.
+        precision: `bf16` autocast or `fp32`; `auto` takes `bf16` where the hardware computes it
+            natively.
+        channels_last: Whether convolutional networks use the channels-last memory format.
+        fused_attention: Whether torch's fused attention is used; it is slow for short sequences on
+            a CPU.
+        keep_memory: Whether glibc keeps large memory blocks instead of returning them to the system
+            after each step.
+        threads: Threads of each process when training on a CPU; at most 16, or 4 for each core of
+            the machine.
     """
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -225,33 +235,34 @@ class Speed:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One pretrained model: file name = timm name = Hub name.
+    """All settings of one pretrained model; its file name is its timm name and Hub name.
 
     Attributes:
-        name: `fgssl_BACKBONE_DATA.METHOD`; the file's stem.
-        backbone: Any timm model name.
-        backbone_options: Keywords of its timm constructor (`zero_init_last`, `channels`), which the
-            export carries.
-        init: Start weights: `scratch`, a timm tag of that backbone (`a1_in1k`, `dino`), a
-            `.safetensors` file (`FILE#partial` if it holds a part on purpose), a run or exported
-            folder or a published name of ours to continue from, `hf-hub:OWNER/NAME` or
+        name: `fgssl_BACKBONE_DATA.METHOD`; the file name without its suffix.
+        backbone: Name of any timm model.
+        backbone_options: Keyword arguments of the timm constructor (`zero_init_last`, `channels`);
+            the export contains them.
+        init: Start weights: `scratch`, a pretrained tag of timm (`a1_in1k`, `dino`), a
+            `.safetensors` file (`FILE#partial` if it contains a part of the weights only), a run,
+            an exported folder or one of our published names, `hf-hub:OWNER/NAME` or
             `local-dir:FOLDER`.
-        data: The pictures.
-        stages: Trained one after the other; the backbone walks through all of them.
-        seed: Of weights, order and views; below 2^32, as numpy's.
+        data: The images.
+        stages: Trained one after the other; each stage starts with the backbone of the stage
+            before.
+        seed: Seed of weights, order and views; below 2^32, as in numpy.
         output: Folder of the run; `runs/NAME` when not given. `~` is the home folder, here and in
             `data.path` and `init`.
-        resume: `auto` goes on from the newest checkpoint of the same recipe; `never` refuses a used
-            folder.
-        overwrite: Delete the files of the run in the output folder and start afresh; files that no
-            run wrote stay. Not kept in the run's `recipe.yaml`.
-        keep_checkpoints: Newest checkpoints that stay in the run's folder. One that cannot be read
-            is set aside, and the run goes on from the one before.
-        monitor: Measurements while training.
+        resume: `auto` continues from the newest checkpoint of the same recipe; `never` refuses a
+            folder that holds a run.
+        overwrite: Whether the run's files in the output folder are deleted first. Files that no run
+            wrote stay. Not stored in the run's `recipe.yaml`.
+        keep_checkpoints: Number of newest checkpoints that are kept. A checkpoint that cannot be
+            read is set aside, and the run continues from the one before.
+        monitor: Measurements during training.
         speed: Hardware switches.
-        trackers: Further loggers of Accelerate (`wandb`, `mlflow`, ...); JSONL and TensorBoard
-            always run.
-        hub: Publishing.
+        trackers: Additional loggers of Accelerate (`wandb`, `mlflow`, ...); JSONL and TensorBoard
+            are always written.
+        hub: How the model is published.
     """
 
     name: Name

@@ -2,13 +2,18 @@
 
 import contextlib
 import errno
+import glob
 import logging
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 REMEDIES = {
     errno.ENOSPC: "make room on that disk",
     errno.EDQUOT: "make room within the quota",
+    errno.EFBIG: "the disk or a limit (ulimit -f) takes no file of this size: raise it, or name "
+    "another place",
     errno.EROFS: "the disk is read-only: mount it for writing, or name another place",
     errno.EACCES: "make it readable and writable for this user, or name another place",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
@@ -29,19 +34,71 @@ def write_whole(path: Path, content: str | bytes) -> None:
         content: Text is written as UTF-8.
 
     Raises:
-        OSError: The older file stands as it was.
+        OSError: The older file stands as it was; the error has the path.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    with whole_file(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The name of a file to write, which takes the place of `path` when the block ends.
+
+    It has the number of this process, so that two processes may write the same file. What killed
+    processes left is removed.
+
+    Args:
+        path: In a folder that is there.
+
+    Raises:
+        OSError: The older file stands as it was; the error has the path.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with naming(path):
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+    for old in path.parent.glob(f"{glob.escape(path.name)}.[0-9]*{PARTIAL}"):
+        if not in_use(old.name.removeprefix(f"{path.name}.").removesuffix(PARTIAL)):
+            with contextlib.suppress(OSError):
+                old.unlink()
+
+
+def in_use(process: str) -> bool:
+    """Whether a file with this number of a process in its name may belong to a live one.
+
+    Not where it has the number of this process: in a container, numbers come again.
+    """
+    import psutil
+
+    if not process.isdigit():
+        return True
+    return int(process) != os.getpid() and psutil.pid_exists(int(process))
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the operating system inside name this path; those of writing name none.
+
+    safetensors wraps them in an error of its own, which is one of the operating system again here.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        number = re.search(r"I/O error: .*\(os error (\d+)\)", str(error))
+        if type(error).__module__.partition(".")[0] != "safetensors" or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def disk_error(error: OSError) -> str:

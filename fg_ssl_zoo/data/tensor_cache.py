@@ -1,7 +1,8 @@
 """Files of tensors, whole or not there; caches under the fingerprint of what decides them.
 
 Nothing else is trusted, and nothing is unpickled: a file is read only under the same fingerprint,
-and one that was cut off while it was written counts as missing.
+and one that was cut off or whose content has another hash than when it was written counts as
+missing.
 """
 
 import hashlib
@@ -10,10 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from fg_ssl_zoo.config import whole_file
+
+HASH = "content"
+"""Key of the hash in a file's metadata."""
 
 
 def cache_file(about: Mapping[str, Any], namespace: str, cache: Path | None = None) -> Path:
@@ -35,22 +42,50 @@ def as_text(about: Mapping[str, Any]) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file; `None` if it is not there or was cut off."""
-    if not path.is_file():
+    """The tensors of a file; `None` if it is not there, was cut off or is damaged."""
+    try:
+        return load_tensors(path) if path.is_file() else None
+    except (ValueError, OSError):
         return None
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, as they were written; an older file has no hash to compare.
+
+    Raises:
+        ValueError: It was cut off, or its content has another hash than when it was written.
+        OSError: It is not there.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return None
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            wanted = (file.metadata() or {}).get(HASH)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    if wanted and _digest(tensors) != wanted:
+        raise ValueError("its content has another hash than when it was written")
+    return tensors
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, whole or not at all; its folder is made."""
+    """Write a safetensors file with a hash of its tensors, whole or not at all; makes its folder.
+
+    Raises:
+        OSError: The older file stands as it was; the error has the path.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
     kept = {key: value.cpu().contiguous() for key, value in tensors.items()}
-    save_file(kept, partial, dict(metadata) if metadata else None)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        save_file(kept, partial, {**(metadata or {}), HASH: _digest(kept)})
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names, types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key in sorted(tensors):
+        value = tensors[key]
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

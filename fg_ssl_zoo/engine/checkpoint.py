@@ -9,7 +9,6 @@ A file is what `torch.save` writes, a zip archive, with the SHA-256 of all befor
 the archive; `torch.load` reads it as any other. The hash is compared whenever we read one.
 """
 
-import contextlib
 import hashlib
 import math
 import os
@@ -23,7 +22,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from fg_ssl_zoo.config import set_aside
+from fg_ssl_zoo.config import PARTIAL, disk_error, set_aside, whole_file
 
 _LABEL = b"sha256:"
 _NO_COMMENT = b"\0\0"
@@ -53,7 +52,8 @@ def positions(folder: Path) -> dict[Position, Path]:
     """All whole checkpoints of a folder, oldest first."""
     found = {}
     for path in folder.glob("stage*_round*_step*.pt"):
-        if match := re.fullmatch(r"stage(\d+)_round(\d+)_step(\d+)\.pt", path.name):
+        match = re.fullmatch(r"stage(\d+)_round(\d+)_step(\d+)\.pt", path.name)
+        if match and path.is_file():
             found[Position(*map(int, match.groups()))] = path
     return dict(sorted(found.items()))
 
@@ -66,28 +66,34 @@ def save(folder: Path, position: Position, state: dict[str, Any], keep: int = 2)
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / position.file_name
-    partial = path.with_suffix(".partial")
     try:
-        with partial.open("w+b") as file:
+        with whole_file(path) as partial, partial.open("w+b") as file:
             torch.save(state, file)
             _sign(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
         good = list(positions(folder).values())
         kept = (
             f"the last good checkpoint is {good[-1]}" if good else "there is no earlier checkpoint"
         )
         raise CheckpointError(
-            f"could not write checkpoint {path} ({error}); {kept}. Free some space and run "
-            "the same command again to go on"
+            f"could not write checkpoint {_what_failed(error, path)}; {kept}. Run the same command "
+            "again to go on"
         ) from error
     for old in list(positions(folder).values())[:-keep]:
         old.unlink(missing_ok=True)
+    for partial in folder.glob(f"*{PARTIAL}"):  # of killed runs, also at steps that do not return
+        partial.unlink(missing_ok=True)
     return path
+
+
+def _what_failed(error: BaseException, path: Path) -> str:
+    """Path, reason and remedy; torch raises an error of its own in the place of the disk's."""
+    found: BaseException | None = error
+    while found is not None and not (isinstance(found, OSError) and found.errno is not None):
+        found = found.__cause__ or found.__context__
+    if found is None:
+        return f"{path} ({str(error).partition(chr(10))[0]})"
+    return disk_error(OSError(found.errno, found.strerror, str(path)))
 
 
 def not_finite(state: Mapping[str, Tensor]) -> str | None:

@@ -1,6 +1,8 @@
 """What a run says: a progress bar, `metrics.jsonl`, and Accelerate's trackers."""
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from accelerate.tracking import (
 )
 from tqdm import tqdm
 
-from fg_ssl_zoo.config import nearest, printable, set_aside, write_whole
+from fg_ssl_zoo.config import naming, nearest, printable, set_aside, write_whole
 from fg_ssl_zoo.engine.run_folder import RunFolder
 
 
@@ -89,7 +91,7 @@ class JsonlTracker(GeneralTracker):
     @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
         """Append one line."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 
@@ -130,6 +132,22 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return record if isinstance(record["step"], int) else None
     except (ValueError, TypeError, LookupError):
         return None
+
+
+def tell(text: str) -> None:
+    """Print a line; where nobody reads it any more, a run stops as at the end of its terminal.
+
+    Raises:
+        BrokenPipeError: No run that handles signals is under way.
+    """
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        hangup = getattr(signal, "SIGHUP", signal.SIGTERM)
+        if signal.getsignal(hangup) == signal.SIG_DFL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at the end
+        signal.raise_signal(hangup)
 
 
 class Meter:
@@ -196,14 +214,14 @@ class Progress:
         self.printed = now
         left = (now - self.started) / max(self.done - self.first, 1) * (self.total - self.done)
         line = f"{self.title}: step {self.done}/{self.total}, {text}, {left:.0f} s left"
-        print(line, flush=True)  # noqa: T201
+        tell(line)
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar."""
         if self.terminal:
             self.bar.write(text, file=sys.stderr)
         elif self.plain:
-            print(text, flush=True)  # noqa: T201
+            tell(text)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

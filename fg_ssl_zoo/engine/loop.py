@@ -285,10 +285,10 @@ def fit(method: Method, job: Fit) -> None:
     if accelerator.num_processes > 1:
         synchronise(method, accelerator.device)
     if job.state:
-        method.load_state_dict(job.state["method"])
+        _load(method, job, "method")
     wrapped, optimizer = accelerator.prepare(method, create_optimizer(method, train))
     if job.state:
-        optimizer.load_state_dict(job.state["optimizer"])
+        _load(optimizer, job, "optimizer")
     source = f"checkpoint {job.start.file_name}" if job.state else "the weights to start from"
     refuse_broken(method.state_dict(), source)
     train_mode(method, train, job.started_norms)
@@ -366,6 +366,23 @@ def fit(method: Method, job: Fit) -> None:
                 meter.reset()
                 job.save(method, optimizer, done)
     job.progress.close()
+
+
+def _load(owner: Any, job: Fit, key: str) -> None:
+    """Take over a part of the checkpoint.
+
+    Raises:
+        CheckpointError: It is of another method or network.
+    """
+    assert job.state is not None
+    try:
+        owner.load_state_dict(job.state[key])
+    except (RuntimeError, ValueError, LookupError, TypeError) as error:
+        path = job.folder.checkpoints / job.start.file_name
+        reason = " ".join(str(error).split())[:200]
+        raise checkpoint.CheckpointError(
+            f"{path} is no checkpoint of this run ({key}: {reason}); remove it from the folder"
+        ) from error
 
 
 def seed_step(seed: int, position: Position, step: int, rank: int) -> None:

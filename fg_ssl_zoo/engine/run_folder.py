@@ -62,13 +62,14 @@ FREE_KEYS = (
 WEIGHTS = r"model[\w-]*\.safetensors(\.index\.json)?"
 EXPORTED = rf"config\.json|{WEIGHTS}|README\.md|recipe\.yaml|results\.json|picture\.png"
 AT = r"stage\d+_round\d+"
-LEFT = r"(\.partial|\.unreadable\d*)?"
+PART = r"(\.\d+)?\.partial"
+LEFT = rf"({PART}|\.unreadable\d*)?"
 WRITTEN = re.compile(
     rf"(recipe\.yaml|data\.json|metrics\.jsonl|results\.json|corrupt_images\.txt){LEFT}"
     rf"|(checkpoints/recipe\.yaml|run\.owner\.json){LEFT}|run\.lock"
-    rf"|checkpoints/{AT}_step\d+\.(pt(\.unreadable\d*)?|partial)"
-    rf"|notes/({AT}|shown_{AT}|(shown_)?stage\d+_(end|start))\.(safetensors|part)"
-    rf"|pictures/{AT}_step\d+\.png(\.partial)?"
+    rf"|checkpoints/{AT}_step\d+\.(pt{LEFT}|partial)"
+    rf"|notes/({AT}|shown_{AT}|(shown_)?stage\d+_(end|start))\.(safetensors({PART})?|part)"
+    rf"|pictures/{AT}_step\d+\.png({PART})?"
     r"|tensorboard/(.*/)?events\.out\.tfevents\.[^/]*"
     rf"|(export(_\w+)?|\.export(_\w+)?\.\d+(\.old)?)/(pretraining/)?({EXPORTED})"
 )

@@ -81,5 +81,5 @@ class RunLock:
     def _owner_lives(self) -> bool:
         """Whether the process that is named is alive, as far as this machine knows."""
         owner = self._read_owner()
-        here = owner.get("host") == socket.gethostname()
-        return not here or psutil.pid_exists(int(owner.get("pid", -1)))
+        here, pid = owner.get("host") == socket.gethostname(), owner.get("pid")
+        return not here or (isinstance(pid, int) and psutil.pid_exists(pid))

@@ -23,6 +23,19 @@ LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 """Variables that `accelerate launch` and `torchrun` set in the processes they start."""
 
 
+_parent = os.getppid()
+"""The process that started this one, which may have ended before training begins."""
+
+
+def _note_parent() -> None:
+    global _parent
+    _parent = os.getppid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_parent)
+
+
 class Interrupted(SystemExit):
     """A signal ended the process; the message says what was kept and how to go on."""
 
@@ -47,7 +60,7 @@ class Signals:
     def __enter__(self) -> "Signals":
         self.number = 0
         self.at_once = False
-        self.launcher = os.getppid() if any(name in os.environ for name in LAUNCHERS) else None
+        self.launcher = _parent if any(name in os.environ for name in LAUNCHERS) else None
         self.before = _handle(NUMBERS, self._note)
         return self
 

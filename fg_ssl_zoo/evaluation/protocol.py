@@ -7,7 +7,7 @@ help, `evaluate`, the report and the tables of the documentation read the record
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -155,28 +155,45 @@ class Option:
 
 def options_of(kind: type) -> list[Option]:
     """The fields of an options dataclass, described."""
-    texts = _attributes(inspect.getdoc(kind) or "")
+    texts = described(inspect.getdoc(kind) or "", "Attributes")
     hints = get_type_hints(kind)
     return [
-        Option(entry.name, _typed(entry.default), _choices(hints[entry.name]), texts[entry.name])
+        Option(
+            entry.name, typed(_default_of(entry)), _choices(hints[entry.name]), texts[entry.name]
+        )
         for entry in fields(kind)
     ]
 
 
-def _attributes(docstring: str) -> dict[str, str]:
-    """Name -> text of the `Attributes` section; several names may share a text."""
-    _, _, section = docstring.partition("Attributes:\n")
+def described(docstring: str, section: str) -> dict[str, str]:
+    """Name -> text of one section of a docstring; several names may share a text.
+
+    Args:
+        docstring: Without indentation, as `inspect.getdoc` returns it.
+        section: `Args` or `Attributes`.
+    """
+    _, _, rest = docstring.partition(f"{section}:\n")
+    (body, *_) = re.split(r"\n\n(?=\S)", rest)
     texts: dict[str, str] = {}
-    for entry in re.split(r"\n    (?=\S)", "\n" + section)[1:]:
+    for entry in re.split(r"\n    (?=\S)", "\n" + body)[1:]:
         names, _, text = entry.partition(":")
         texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
     return texts
 
 
-def _typed(value: Any) -> str:
-    """A default as a user types it."""
+def _default_of(entry: Field[Any]) -> Any:
+    """The default of a field; of one that is made anew, such as a dict, an empty one."""
+    if entry.default is MISSING and entry.default_factory is not MISSING:
+        return entry.default_factory()
+    return entry.default
+
+
+def typed(value: Any) -> str:
+    """A default as a user types it; `required` where there is none."""
+    if value is MISSING:
+        return "required"
     if isinstance(value, tuple):
-        return f"[{','.join(map(_typed, value))}]"
+        return f"[{','.join(map(typed, value))}]"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

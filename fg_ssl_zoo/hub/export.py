@@ -29,7 +29,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import timm
 import torch
 from jaxtyping import Float
@@ -39,7 +38,15 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.create import open_backbone
 from fg_ssl_zoo.backbones.fgssl_models import stock_of, timm_cfg
 from fg_ssl_zoo.backbones.weights.folder import CONFIG, INDEX, RECIPE, WEIGHTS, write_state
-from fg_ssl_zoo.config import Recipe, encodable, home_path, load_recipe, to_yaml, write_whole
+from fg_ssl_zoo.config import (
+    Recipe,
+    encodable,
+    home_path,
+    in_use,
+    load_recipe,
+    to_yaml,
+    write_whole,
+)
 from fg_ssl_zoo.hub.card import render_card, usage
 from fg_ssl_zoo.hub.pretraining import FOLDER, Pretraining, write_pretraining
 from fg_ssl_zoo.layers.modes import evaluating
@@ -345,6 +352,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         folder: As an absolute path; need not be there.
     """
     part = folder.with_name(f".{folder.name}.{os.getpid()}")  # a sibling: the swap is a rename
+    shutil.rmtree(part, ignore_errors=True)  # of a killed process that had the same number
     part.mkdir(parents=True)
     try:
         yield part
@@ -358,6 +366,7 @@ def _swap(part: Path, folder: Path) -> None:
     """Put a complete folder in the place of an older one, which is back there if that fails."""
     old = part.with_name(f"{part.name}.old")
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     try:
         part.rename(folder)
@@ -372,7 +381,7 @@ def _remove_stale(folder: Path) -> None:
     """Remove what others left beside this folder when they were killed."""
     for path in folder.parent.glob(f".{glob.escape(folder.name)}.[0-9]*"):
         process = path.name.removeprefix(f".{folder.name}.").removesuffix(".old")
-        if process.isdigit() and not psutil.pid_exists(int(process)):
+        if not in_use(process):
             shutil.rmtree(path, ignore_errors=True)
 
 

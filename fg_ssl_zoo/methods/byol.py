@@ -39,14 +39,15 @@ class BYOL(Method):
     """BYOL around a backbone.
 
     Args:
-        backbone: Gives the features `h`.
-        momentum: Of the teacher at the start, `m0`; it ends at 1. In the official code 0.99 for 100
-            and 300 epochs of ImageNet, 0.996 for 1,000.
-        hidden_size: Of projector and predictor; 4,096 in the paper.
-        projection_size: Of `z` and `p`; 256 in the paper.
-        preset: Views of `fg_ssl_zoo.data.views.PRESETS`; `paper` is `byol`, whose two views differ
-            in blur and solarisation.
-        augmentation: Strengths of `Augmentation` that replace those of the preset.
+        backbone: The network to train; gives the pooled features `h`.
+        momentum: Momentum of the teacher at the first step, `m0`; it rises to 1. The official code
+            uses 0.99 for 100 and 300 epochs of ImageNet and 0.996 for 1,000.
+        hidden_size: Width of the hidden layer of projector and predictor; 4,096 in the paper.
+        projection_size: Size of the projections `z` and the predictions `p`; 256 in the paper.
+        preset: Named pair of views: a key of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for
+            `byol`, whose two views differ in blur and solarisation.
+        augmentation: Strengths of `Augmentation` that replace those of the preset, such as
+            `{grayscale: 0}`.
     """
 
     papers = (

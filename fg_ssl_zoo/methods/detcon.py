@@ -54,19 +54,23 @@ class DetCon(Method):
     """DetCon-B around a backbone.
 
     Args:
-        backbone: Gives the feature map.
-        masks: Where regions come from: `felzenszwalb` segments, a `grid` of squares, or the part
+        backbone: The network to train; gives the last feature map.
+        masks: Source of the regions: `felzenszwalb` segments, a `grid` of squares, or the part
             masks `given` by the data set.
-        scale: Of the segments: larger gives fewer and larger ones; 1,000 in the paper.
-        grid_size: Squares in a row of the grid.
-        num_samples: Regions compared per picture, with replacement; 16 in the paper.
-        temperature: 0.1 in the paper.
-        local_negatives: Whether other regions of the same picture are negatives, as in the paper.
-        hidden_size: Of projector and predictor; 4,096 in the paper.
-        projection_size: Of `z` and `p`; 256 in the paper.
-        momentum: Of the teacher at the start; it rises to 1 by a cosine. 0.996 in the paper.
-        preset: Views of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for BYOL's.
-        augmentation: Strengths of `Augmentation` that replace those of the preset.
+        scale: Scale of the segmentation: a larger value gives fewer and larger segments; 1,000 in
+            the paper.
+        grid_size: Number of squares along a side of the grid.
+        num_samples: Number of regions compared per image, drawn with replacement; 16 in the paper.
+        temperature: Temperature of the contrastive loss; 0.1 in the paper.
+        local_negatives: Whether the other regions of the same image are negatives, as in the paper.
+        hidden_size: Width of the hidden layer of projector and predictor; 4,096 in the paper.
+        projection_size: Size of the projections `z` and the predictions `p`; 256 in the paper.
+        momentum: Momentum of the teacher at the first step; it rises to 1 along a cosine. 0.996 in
+            the paper.
+        preset: Named pair of views: a key of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for
+            `byol`.
+        augmentation: Strengths of `Augmentation` that replace those of the preset, such as
+            `{grayscale: 0}`.
 
     Raises:
         ValueError: Segments are wanted and scikit-image is not installed, or the pictures are too

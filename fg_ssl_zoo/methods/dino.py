@@ -65,26 +65,33 @@ class DINO(Method, HasCompanions):
     """Self-distillation without labels around a backbone.
 
     Args:
-        backbone: Gives the features `h`; a ViT is made to read local crops too.
-        prototypes: Outputs of the head; 65,536 in the paper for 1.3 million pictures, 4,096 in
-            solo-learn's recipes for ImageNet-100 and CIFAR.
-        hidden_size: Of the head; 2,048 in the paper.
-        bottleneck: Of the head; 256 in the paper.
-        local_crops: Small views of each picture; 8 in the paper.
-        local_size: Side of a small view in pixels; 96 for 224 when not given, scaled with the
-            size of the pictures, for a ViT in whole patches.
-        local_crop_scale: Area of a small view over the picture's; `LOCAL_SCALES` if not given.
-        preset: Views of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for DINO's own. Small views
-            are drawn as the first large one is, in another scale.
-        augmentation: Strengths of `Augmentation` that replace those of the preset in all views;
-            `crop_scale` in the large ones.
-        student_temperature: 0.1 in the paper.
-        teacher_temperature: From, to: 0.04, 0.07 in the official longer run.
-        teacher_warmup: Share of the stage over which it rises; 30 of 300 epochs there.
-        momentum: Of the teacher at the start, as in the paper: it remembers eleven epochs of CUB
-            at a batch of 256. The repository's 0.9995 for that batch would remember 85.
-        centre_momentum: 0.9 in the paper.
-        freeze_last_layer: Share of the stage in which the prototypes are fixed; one epoch of 100.
+        backbone: The network to train; gives the pooled features `h`. A ViT is made to accept local
+            crops too.
+        prototypes: Number of outputs of the head; 65,536 in the paper for 1.3 million images, 4,096
+            in solo-learn's recipes for ImageNet-100 and CIFAR.
+        hidden_size: Width of the head's hidden layers; 2,048 in the paper.
+        bottleneck: Width of the head's bottleneck; 256 in the paper.
+        local_crops: Number of local crops of each image; 8 in the paper. With 0, there are two
+            global crops only.
+        local_size: Side of a local crop in pixels. When not given: 96/224 of the image size, for a
+            ViT rounded to whole patches.
+        local_crop_scale: Range of the area of a local crop, as a share of the image. When not
+            given: 0.15 to 0.4, or 0.05 to 0.4 with `preset: paper`.
+        preset: Named pair of views: a key of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for DINO's
+            views. Local crops are drawn like the first global crop, at another scale.
+        augmentation: Strengths of `Augmentation` that replace those of the preset in all crops;
+            `crop_scale` in the global crops only.
+        student_temperature: Temperature of the student's softmax; 0.1 in the paper.
+        teacher_temperature: First and last temperature of the teacher's softmax; 0.04 and 0.07 in
+            the official longer run.
+        teacher_warmup: Share of the stage over which the teacher's temperature rises; 30 of 300
+            epochs in the official run.
+        momentum: Momentum of the teacher at the first step; it rises to 1. 0.996 in the paper: an
+            average over eleven epochs of CUB at a batch of 256. The repository suggests 0.9995 for
+            that batch, an average over 85 epochs.
+        centre_momentum: Momentum of the centre; 0.9 in the paper.
+        freeze_last_layer: Share of the stage in which the prototypes are fixed; one epoch of 100 in
+            the official code.
     """
 
     papers = (

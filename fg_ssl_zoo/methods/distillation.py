@@ -52,21 +52,26 @@ class Distillation(Method):
     """A student that learns what a fixed teacher says of the same view.
 
     Args:
-        backbone: The student; is trained.
+        backbone: The student, which is trained.
         teacher: Any model that `fgssl eval` opens: a run, an exported folder, `local-dir:FOLDER`,
             `hf-hub:OWNER/NAME`, a timm or fgssl name, `ARCHITECTURE@FILE.safetensors`.
-        teacher_size: Side of the teacher's pictures in pixels; when not given the student's, or
-            the teacher's own if it reads one size only.
-        student_size: Side of the student's pictures in this stage; its own when not given. A
-            convolutional network may begin with smaller pictures, which cost less.
-        targets: `online`: the teacher reads the student's view at every step. `cached`: it reads
-            each picture once before the stage, in evaluation's centre view.
-        feature_weight: `a`.
-        map_weight: `b`, of each map; 0 for pooled features alone.
-        logit_weight: `c`; needs a teacher with a classifier.
-        temperature: `T` of the logits; 4, within the range that Hinton et al. report (2 to 20).
-        preset: Views of `fg_ssl_zoo.data.views.PRESETS`; `paper` is `fine_grained`.
-        augmentation: Strengths of `Augmentation` that replace those of the preset.
+        teacher_size: Side of the teacher's images in pixels. When not given: the student's, or the
+            teacher's own if it accepts one size only.
+        student_size: Side of the student's images in this stage, in pixels; the recipe's
+            `image_size` when not given. Smaller images cost less. Convolutional networks only.
+        targets: `online`: the teacher computes the features of the student's view at every step.
+            `cached`: it computes the features of each image's centre crop once before the stage,
+            which is faster; only pooled features are then learned.
+        feature_weight: Weight `a` of the squared error of the pooled features.
+        map_weight: Weight `b` of the squared error of each feature map of stride 8 or more; 0 for
+            pooled features alone.
+        logit_weight: Weight `c` of the divergence of the class scores; needs a teacher with a
+            classifier.
+        temperature: Temperature `T` of the class scores; Hinton et al. report 2 to 20.
+        preset: Named pair of views: a key of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for
+            `fine_grained`.
+        augmentation: Strengths of `Augmentation` that replace those of the preset, such as
+            `{grayscale: 0}`.
 
     Raises:
         ValueError: No such teacher, one without weights or classifier, or sizes that do not fit.

@@ -47,14 +47,16 @@ class Jigsaw(Method):
     """Permutation classification around a backbone.
 
     Args:
-        backbone: Sees one tile at a time.
-        num_permutations: Orders to tell apart; 100 in the paper, 200 in the code it comes from.
-        pool: Side of the grid that the last feature map is averaged to, 2 in the paper's code for
-            a ResNet-18; 0 takes the backbone's pooled features, as a ViT always does.
-        dropout: Before the classifier.
-        brightness: Factors are drawn from 1 +- this, for each tile.
-        tile_norm: Give each tile mean 0 and std 1 per channel, the usual guard against shortcuts by
-            colour.
+        backbone: The network to train; computes the features of one tile at a time.
+        num_permutations: Number of tile orders to classify; 100 in the paper, 200 in the code it is
+            based on.
+        pool: Side of the grid to which the last feature map is averaged; 2 in the paper's code for
+            a ResNet-18. 0 takes the pooled features, as a ViT always does.
+        dropout: Dropout before the classifier.
+        brightness: Half-width of the brightness change: each tile is multiplied by a factor drawn
+            from 1 - b to 1 + b.
+        tile_norm: Whether each tile is scaled to mean 0 and std 1 per channel, so that colour
+            cannot be used as a shortcut.
     """
 
     papers = (

@@ -58,19 +58,24 @@ class LCR(Method, DrawsPictures, HasCompanions):
     """MoCo v2 around a backbone, with a branch that learns where its loss looks.
 
     Args:
-        backbone: Its features are the mean of its last map over the positions: a ResNet, or a ViT
-            with `backbone_options: {global_pool: avg, fc_norm: false}`.
-        temperature: 0.2 in MoCo v2.
-        queue_size: Negatives; 65,536 in the paper's code. Where a recipe does not give it, half of
-            the training pictures and at most 4,096.
-        momentum: Of the teacher at the start; 0.999 throughout in the paper's code.
-        momentum_end: At the end; a cosine leads there.
-        projection_size: Of `z`; 128 in MoCo v2, 256 in the paper's code.
-        attention_weight: Of the KL; 0.01 of a sum in the paper's code. With its SGD, 0.01 of our
-            mean teaches the branch nothing, 1 does (docs/methods.md).
-        attention_channels: 32 in the paper's code.
-        preset: Views of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for those of MoCo v2.
-        augmentation: Strengths of `Augmentation` that replace those of the preset.
+        backbone: The network to train. Its pooled features must be the mean of its last feature
+            map: a ResNet, or a ViT with `backbone_options: {global_pool: avg, fc_norm: false}`.
+        temperature: Temperature of InfoNCE; 0.2 in MoCo v2.
+        queue_size: Number of keys that are kept as negatives, at least a batch; 65,536 in the
+            paper's code. Where a recipe does not set it: half of the training images, at most 4,096
+            and at least a batch (our choice), because a longer queue holds older keys of the
+            query's own image.
+        momentum: Momentum of the teacher at the first step; 0.999 throughout in the paper's code.
+        momentum_end: Momentum of the teacher at the last step, reached along a cosine.
+        projection_size: Size of queries and keys; 128 in MoCo v2, 256 in the paper's code.
+        attention_weight: Weight of the KL divergence, a mean over images. The paper's code uses
+            0.01 of a sum. With its SGD, 0.01 of our mean does not train the branch; 1 does
+            (docs/methods.md).
+        attention_channels: Number of channels of the attention branch; 32 in the paper's code.
+        preset: Named pair of views: a key of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for
+            `moco_v2`.
+        augmentation: Strengths of `Augmentation` that replace those of the preset, such as
+            `{grayscale: 0}`.
     """
 
     papers = (

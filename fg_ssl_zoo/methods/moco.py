@@ -48,20 +48,25 @@ class MoCo(Method):
     """MoCo v2 around a backbone.
 
     Args:
-        backbone: Gives the features `h`.
-        temperature: 0.2 in v2 (0.07 in v1).
-        queue_size: Keys that are kept, at least a batch; 65,536 in the papers, on ImageNet. Where a
-            recipe does not give it, half of the training pictures and at most 4,096 (our choice): a
-            longer queue holds a picture's own older keys as negatives.
-        momentum: Of the teacher at the start; 0.999 in the papers. 0.99 suits short runs
-            (solo-learn, ImageNet-100 recipe).
-        momentum_end: Of the teacher at the end, along a cosine; 0.999 in the papers.
-        hidden_size: Of the projector; `d` when not given, as in the official code.
-        projection_size: Of queries and keys; 128 in the papers.
-        symmetric: Each view is query and key in turn, at twice the work; the queue takes the keys
-            of the second views. Not in the papers.
-        preset: Views of `fg_ssl_zoo.data.views.PRESETS`; `paper` is `moco_v2`.
-        augmentation: Strengths of `Augmentation` that replace those of the preset.
+        backbone: The network to train; gives the pooled features `h`.
+        temperature: Temperature of InfoNCE; 0.2 in v2, 0.07 in v1.
+        queue_size: Number of keys that are kept as negatives, at least a batch; 65,536 in the
+            papers on ImageNet. Where a recipe does not set it: half of the training images, at most
+            4,096 and at least a batch (our choice), because a longer queue holds older keys of the
+            query's own image.
+        momentum: Momentum of the teacher at the first step; 0.999 in the papers, 0.99 in
+            solo-learn's ImageNet-100 recipe, which suits short runs.
+        momentum_end: Momentum of the teacher at the last step, reached along a cosine; 0.999 in the
+            papers.
+        hidden_size: Width of the projector's hidden layer; the backbone's number of features `d`
+            when not given, as in the official code.
+        projection_size: Size of queries and keys; 128 in the papers.
+        symmetric: Whether each view is query and key in turn, at twice the cost; the queue takes
+            the keys of the second views. Not in the papers.
+        preset: Named pair of views: a key of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for
+            `moco_v2`.
+        augmentation: Strengths of `Augmentation` that replace those of the preset, such as
+            `{grayscale: 0}`.
     """
 
     papers = (

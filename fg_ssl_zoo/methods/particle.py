@@ -78,26 +78,37 @@ class Particle(Method, FindsParts):
     What is not given depends on the network and on `values`; docs/methods.md has the table.
 
     Args:
-        backbone: Gives the features that are clustered, and the feature map.
-        values: `ours`, or `release` for those of the official code, where options are not given.
-        num_parts: 15 for a CNN (25 in the first commit of the release), 5 for a ViT.
-        scope: `dataset` numbers parts alike in all pictures, which the log scores; `image`
-            clusters each picture by itself, as the release does for a ResNet.
-        layers: What is clustered, as `hypercolumns` takes it.
-        foreground: Part 0 is background by the attention of a ViT.
-        discovery: Further fields of `parts.Discovery`: `{stride: 4, smooth: 3}`.
-        num_samples: Parts compared per picture, with replacement; 10 for a CNN, 6 for a ViT.
-        temperature: 0.1 in the release.
-        local_negatives: Whether other parts of the same picture are negatives, as in the release.
-        gather_targets: Whether targets are those of all processes, so that the loss is that of one
-            process with the whole batch; otherwise of each process alone.
-        hidden_size, projection_size: Of both heads; 4,096 (2,048 for a ViT) and 256.
-        momentum, momentum_end: Of the teacher at the start and the end of a round.
-        distillation, prototypes: Whether DINO's loss is added, and how many outputs it compares.
-        backbone_rate: Learning rate of the backbone as a share of the heads'; 0.01 for a ViT.
-        preset: Views of `fg_ssl_zoo.data.views.PRESETS`, `paper` for the release's, or `release`
-            for those with all `values` of the release.
-        augmentation: Strengths of `Augmentation` that replace those of the preset.
+        backbone: The network to train; gives the features that are clustered, and the last feature
+            map.
+        values: Defaults of the options that are not given: `ours`, or `release` for those of the
+            official code.
+        num_parts: Number of clusters of the part discovery; 15 for a CNN (25 in the first commit of
+            the release), 5 and the background for a ViT.
+        scope: `dataset` clusters all images together, so that a part number means the same in every
+            image and the log can score the parts; `image` clusters each image alone, as the release
+            does for a ResNet.
+        layers: Layers whose features are clustered: numbers or names of feature maps, as
+            `hypercolumns` takes them.
+        foreground: Whether the attention of a ViT separates the background, which becomes part 0.
+        discovery: Further fields of `fg_ssl_zoo.parts.Discovery`, such as `{stride: 4, smooth: 3}`.
+        num_samples: Number of parts compared per image, drawn with replacement; 10 for a CNN, 6 for
+            a ViT.
+        temperature: Temperature of the contrastive loss; 0.1 in the release.
+        local_negatives: Whether the other parts of the same image are negatives, as in the release.
+        gather_targets: Whether the targets of all processes are compared, so that the loss equals
+            that of one process with the whole batch; otherwise those of each process alone.
+        hidden_size: Width of the hidden layer of projector and predictor; 4,096 for a CNN, 2,048
+            for a ViT.
+        projection_size: Size of the projections and predictions; 256 in the release.
+        momentum: Momentum of the teacher at the first step of a round.
+        momentum_end: Momentum of the teacher at the last step of a round.
+        distillation: Whether DINO's loss is added.
+        prototypes: Number of outputs that DINO's loss compares.
+        backbone_rate: Learning rate of the backbone as a share of the heads' rate.
+        preset: Named pair of views: a key of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for the
+            release's views. `release` is short for `values: release`.
+        augmentation: Strengths of `Augmentation` that replace those of the preset, such as
+            `{grayscale: 0}`.
 
     Raises:
         ValueError: Options that no discovery can have, or pictures too small for the backbone.

@@ -49,17 +49,21 @@ class PMG(Method, Classifies):
     """Progressive multi-granularity training around a backbone.
 
     Args:
-        backbone: Gives the feature maps; what lies behind the last one (a ViT's norm) is frozen.
-        num_classes: Of the labels; `pretrain` takes it from the data.
-        grids: Tiles along a side of each stage's jigsaw, the first stage's first.
-        stages: Numbers of the feature maps, as many as grids and in rising order. The last three of
-            a network that narrows its maps, as in the paper; those that end the thirds of a ViT.
-        hidden_size: Of the blocks and classifiers.
-        embedding_size: Of `e_k`.
-        updates: `together` sums the losses in one step; `in_turn` takes one of them each step.
-        per_sample: An order for each picture instead of one for the batch (of a process).
-        whole_weight: Of the loss on the whole picture.
-        backbone_rate: Learning rate of the backbone as a share of the heads'; 0.0002 of 0.002.
+        backbone: The network to train; gives the feature maps. Layers behind the last map (a ViT's
+            norm) are frozen.
+        num_classes: Number of classes; `pretrain` takes it from the data.
+        grids: Number of tiles along a side of the jigsaw of each stage, first stage first.
+        stages: Indices of the feature maps, in rising order, one for each grid. When not given: the
+            last three of a CNN, as in the paper; for a ViT the blocks that end each third.
+        hidden_size: Width of the hidden layers of blocks and classifiers.
+        embedding_size: Size of the embeddings `e_k`.
+        updates: `together` sums the losses in one step; `in_turn` uses one of the losses in each
+            step.
+        per_sample: Whether each image has a tile order of its own; otherwise all images of a
+            process's batch share one.
+        whole_weight: Weight of the loss on the whole image.
+        backbone_rate: Learning rate of the backbone as a share of the heads' rate; 0.0002 of 0.002
+            in the paper.
     """
 
     needs_labels = True

@@ -33,10 +33,13 @@ class Reconstruction(Method, DrawsPictures):
     """A decoder behind a fixed backbone.
 
     Args:
-        backbone: Gives the features `h`; is left as it is.
-        decoder_size: Side of the decoded pictures in pixels; that of the stage that inherits.
-        preset: Views of `fg_ssl_zoo.data.views.PRESETS`; `paper` is `moco_v2`.
-        augmentation: Strengths of `Augmentation` that replace those of the preset.
+        backbone: Gives the pooled features `h`; is not trained.
+        decoder_size: Side of the decoded images in pixels; must equal that of the stage that
+            inherits the decoder.
+        preset: Named pair of views: a key of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for
+            `moco_v2`.
+        augmentation: Strengths of `Augmentation` that replace those of the preset, such as
+            `{grayscale: 0}`.
     """
 
     def __init__(

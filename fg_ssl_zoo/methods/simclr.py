@@ -44,16 +44,20 @@ class SimCLR(Method):
     """SimCLR around a backbone.
 
     Args:
-        backbone: Gives the features `h`.
-        temperature: 0.1 in the paper at a batch of 4,096; 0.2 suits small sets and batches
-            (solo-learn, ImageNet-100 recipe).
-        hidden_size: Of the projector; 2,048 in the official repository.
-        projection_size: Of `z`; 128 in the paper.
-        projector_layers: 2 in the paper, 3 in the official repository.
-        projector_norm: BatchNorm without scale and shift on `z`.
-        preset: Views of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for SSL-Cassava's.
-        augmentation: Strengths of `Augmentation` that replace those of the preset.
-        pair: A name of `fg_ssl_zoo.data.pairs.PAIRS`; `original` draws both views alike.
+        backbone: The network to train; gives the pooled features `h`.
+        temperature: Temperature of NT-Xent. The paper uses 0.1 at a batch of 4,096; 0.2 suits small
+            data sets and batches (solo-learn, ImageNet-100 recipe).
+        hidden_size: Width of the projector's hidden layers; 2,048 in the official repository.
+        projection_size: Size of the projections `z`; 128 in the paper.
+        projector_layers: Number of linear layers of the projector; 2 in the paper, 3 in the
+            official repository.
+        projector_norm: Whether `z` passes a BatchNorm without scale and shift.
+        preset: Named pair of views: a key of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for the
+            views of SSL-Cassava.
+        augmentation: Strengths of `Augmentation` that replace those of the preset, such as
+            `{grayscale: 0}`.
+        pair: Edit that makes one view different: a name of `fg_ssl_zoo.data.pairs.PAIRS`. With
+            `original`, both views are drawn alike.
     """
 
     negatives = "all"

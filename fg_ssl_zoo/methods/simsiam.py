@@ -33,12 +33,14 @@ class SimSiam(Method):
     """SimSiam around a backbone.
 
     Args:
-        backbone: Gives the features `h`.
-        projection_size: Of `z` and of the projector's two hidden layers; 2,048 in the paper.
-        predictor_size: Hidden width of the predictor; 512 in the paper, a quarter of `z`.
-        preset: Views of `fg_ssl_zoo.data.views.PRESETS`; `paper` is `moco_v2`, which the official
-            code takes.
-        augmentation: Strengths of `Augmentation` that replace those of the preset.
+        backbone: The network to train; gives the pooled features `h`.
+        projection_size: Size of the projections `z` and width of the projector's two hidden layers;
+            2,048 in the paper.
+        predictor_size: Width of the predictor's hidden layer; 512 in the paper, a quarter of `z`.
+        preset: Named pair of views: a key of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for
+            `moco_v2`, as in the official code.
+        augmentation: Strengths of `Augmentation` that replace those of the preset, such as
+            `{grayscale: 0}`.
     """
 
     papers = (

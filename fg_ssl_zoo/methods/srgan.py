@@ -62,14 +62,16 @@ class SRGAN(Method, DrawsPictures, FetchesWeights, HasCompanions):
     """An adversarial restorer around a backbone.
 
     Args:
-        backbone: Reads the small picture; the first half of the generator.
-        perceptual: Weights of phi: a pretrained tag of timm's vgg19 (`tv_in1k`), a `.safetensors`
-            file with timm's keys, `hf-hub:OWNER/NAME` or `local-dir:FOLDER`; `null` leaves that
-            term out.
-        perceptual_weight: 0.006 in the papers.
-        adversarial_weight: 0.001 in the papers.
-        width: Channels of the generator's second half; 64 in the papers.
-        discriminator_width: Channels of D's first layer; 64 in the papers.
+        backbone: The network to train: the first half of the generator, which reads the small
+            image.
+        perceptual: Weights of the perceptual network phi: a pretrained tag of timm's vgg19
+            (`tv_in1k`), a `.safetensors` file with timm's keys, `hf-hub:OWNER/NAME` or
+            `local-dir:FOLDER`. When not given, the perceptual term is left out.
+        perceptual_weight: Weight of the perceptual term; 0.006 in the papers.
+        adversarial_weight: Weight of the adversarial term; 0.001 in the papers.
+        width: Number of channels of the generator's second half; 64 in the papers.
+        discriminator_width: Number of channels of the discriminator's first layer; 64 in the
+            papers.
     """
 
     papers = (

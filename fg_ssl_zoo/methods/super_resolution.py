@@ -32,8 +32,9 @@ class SuperResolution(Method, DrawsPictures):
     """Pixel regression around a backbone.
 
     Args:
-        backbone: Reads the small picture; the first half of the generator.
-        width: Channels of the generator's second half; 64 in the paper.
+        backbone: The network to train: the first half of the generator, which reads the small
+            image.
+        width: Number of channels of the generator's second half; 64 in the paper.
     """
 
     papers = (

@@ -63,45 +63,54 @@ class SynthesizedPairs(Method, DrawsPictures):
     """MoCo v2 or SimSiam around a backbone, with LDF-style synthesized pairs.
 
     Args:
-        backbone: Gives the features `h`.
-        base: `moco` or `simsiam`; the paper tried both.
-        temperature: Of MoCo; 0.2 in v2.
-        queue_size: Of MoCo's two queues, at least a batch. Where a recipe does not give it, half of
-            the training pictures and at most 4,096.
-        momentum: Of MoCo's teacher at the start, as in `moco`.
-        momentum_end: At the end; a cosine leads there.
-        projection_size: Of `z`; 128 with MoCo and 2,048 with SimSiam when not given.
-        predictor_size: Hidden width of SimSiam's predictor; 512 in its paper.
-        reconstruction_weight: Alpha. At 0 the decoder is fixed.
-        pair_weight: Nu, once it has risen.
-        pair_rise: Shares of the stage between which nu rises from 0; 0 and 0 give it at once, to a
-            decoder that is inherited.
-        stop_reconstruction: The reconstruction teaches the decoder alone, and not the backbone.
-        decoder_size: Side of the decoded pictures in pixels; 128 costs about
-            a fifth more a step.
-        criterion: Dimensions of low `variance`, of low importance (`gradcam`), `union` of the
-            two sets, or `intersection`.
-        variance: `raw`, as the abstract words it, or `relative` to the squared mean: after ReLU
-            and pooling the variance grows with the mean.
-        importance: Of h_d: `grad_x_act`, |dL_C/dh_d h_d|, whose unit is the loss's, or `gradcam`,
-            Grad-CAM's weight |dL_C/dh_d|. Sums over images are of absolute values: signed ones
-            cancel.
-        variance_share: Of the dimensions, that count as of low variance.
-        importance_share: Of the dimensions, that count as of low importance.
-        per_sample: Low importance by each image's own gradient, not by the mean of many.
-        random_share: Of S that is exchanged for dimensions drawn at random, once. At 1 this is the
-            control that a claim about S needs: as many dimensions as the criterion finds.
-        reselect_every: Share of the stage after which S is made anew; an epoch of 100.
-        perturbation: In S: `gauss`, noise added; `swap`, h of another image; `zero`; `mean`, of
-            the data.
+        backbone: The network to train; gives the pooled features `h`.
+        base: Method to which the pairs are added; the paper tried both.
+        temperature: Temperature of MoCo's InfoNCE; 0.2 in v2.
+        queue_size: Number of keys in each of MoCo's two queues, at least a batch. Where a recipe
+            does not set it: half of the training images, at most 4,096 and at least a batch.
+        momentum: Momentum of MoCo's teacher at the first step, as in `moco`.
+        momentum_end: Momentum of MoCo's teacher at the last step, reached along a cosine.
+        projection_size: Size of the projections `z`; 128 with MoCo and 2,048 with SimSiam when not
+            given.
+        predictor_size: Width of the hidden layer of SimSiam's predictor; 512 in its paper.
+        reconstruction_weight: Weight alpha of the reconstruction loss. At 0 the decoder is not
+            trained.
+        pair_weight: Final weight nu of the loss on pairs.
+        pair_rise: Shares of the stage between which nu rises from 0 to its final value. `[0, 0]`
+            uses the final value from the first step, for an inherited decoder.
+        stop_reconstruction: Whether the reconstruction loss trains the decoder alone, and not the
+            backbone.
+        decoder_size: Side of the decoded images in pixels; 128 adds about a fifth to the cost of a
+            step.
+        criterion: How the set S of weak dimensions is selected: low `variance`, low importance
+            (`gradcam`), the `union` of both sets, or their `intersection`.
+        variance: `raw` variance, as in the abstract, or variance `relative` to the squared mean:
+            after ReLU and pooling the variance grows with the mean.
+        importance: Importance of dimension d: `grad_x_act` is |dL_C/dh_d h_d|, in units of the
+            loss; `gradcam` is Grad-CAM's weight |dL_C/dh_d|. Absolute values are summed over
+            images, since signed ones cancel.
+        variance_share: Share of the dimensions that count as of low variance.
+        importance_share: Share of the dimensions that count as of low importance.
+        per_sample: Whether importance is that of each image's own gradient instead of the mean over
+            many images.
+        random_share: Share of S that is replaced once by dimensions drawn at random. 1 is the
+            control that a claim about S needs: as many dimensions as the criterion selects.
+        reselect_every: Share of the stage after which S is selected again; one epoch of 100.
+        perturbation: Change of `h` in S: `gauss` adds noise, `swap` takes the values of another
+            image, `zero` sets 0, `mean` sets the mean of the data.
         strength: Standard deviation of `gauss`, in units of the mean standard deviation of all
-            dimensions. Their own would hardly move those of low variance.
-        statistics: Of the features: exact ones of a `store`, or `moving` averages.
-        store_size: Vectors in the store: 4 d bytes each, on every device and in every checkpoint.
-        synthetic_norm: Norms of the backbone see decoded pictures with the statistics of their
-            `batch` or with the `running` ones of photographs. Neither changes the running ones.
-        preset: Views of `fg_ssl_zoo.data.views.PRESETS`; `paper` is `moco_v2`, as in the bases.
-        augmentation: Strengths of `Augmentation` that replace those of the preset.
+            dimensions. In units of their own, dimensions of low variance would hardly change.
+        statistics: Source of the variances: a `store` of recent features (exact), or `moving`
+            averages.
+        store_size: Number of feature vectors in the store: 4 d bytes each, on every device and in
+            every checkpoint.
+        synthetic_norm: Statistics with which the backbone's BatchNorms normalise decoded images:
+            those of their `batch`, or the `running` ones of real images. Neither changes the
+            running statistics.
+        preset: Named pair of views: a key of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for
+            `moco_v2`, as in both bases.
+        augmentation: Strengths of `Augmentation` that replace those of the preset, such as
+            `{grayscale: 0}`.
     """
 
     papers = (

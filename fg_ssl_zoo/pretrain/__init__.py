@@ -191,6 +191,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None
 
 GO_ON = "run the same command again to go on"
 
+NO_MEMORY = "can't allocate memory"
+"""What torch says in a RuntimeError when the machine has no memory left."""
+
 
 def _line_of(error: Exception) -> str | None:
     """What to say of an error that a user or a machine has made; `None` of one of ours."""
@@ -200,6 +203,12 @@ def _line_of(error: Exception) -> str | None:
         return f"weights could not be read or written ({error}); {GO_ON}"
     if isinstance(error, OSError):
         return f"{disk_error(error)}; {GO_ON}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
+        said = str(error).partition("\n")[0] or type(error).__name__
+        return (
+            f"not enough memory ({said}); free some and {GO_ON}, or start another run with a "
+            "smaller train.batch_size or a larger train.accumulate"
+        )
     if is_peer_failure(error):
         return f"another process of this run has ended, and says why itself; {GO_ON}"
     return worker_failure(error)

@@ -4,14 +4,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fg_ssl_zoo.config import Recipe, Stage
 from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.loader import Order, ViewDataset
-from fg_ssl_zoo.data.tensor_cache import write_tensors
+from fg_ssl_zoo.data.tensor_cache import load_tensors, write_tensors
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import Fit, fit, total_steps
 from fg_ssl_zoo.engine.record import Record
@@ -25,9 +23,9 @@ from fg_ssl_zoo.pretrain.run import Run
 SHOWN = 48
 """Pictures whose parts are kept to be looked at."""
 
-_RESTORE = (
-    "these notes cannot be made again from the weights of now: restore the file, or start again "
-    "with overwrite=true"
+RESTORE = (
+    "it cannot be computed again from the current weights: restore the file, or start again with "
+    "overwrite=true"
 )
 
 
@@ -104,12 +102,12 @@ def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
     path = run.folder.notes / f"{name}.safetensors"
     if at.step and path.is_file():
         try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read ({error}); {_RESTORE}") from error
+            return load_tensors(path)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}); {RESTORE}") from error
     notes = method.annotate(run.train, run.accelerator)
     if notes and at.step:
-        raise ValueError(f"{path} is gone; {_RESTORE}")
+        raise ValueError(f"{path} is gone; {RESTORE}")
     if notes and run.accelerator.is_main_process:
         write_tensors(path, notes)
     _keep_shown(run, method, name)

@@ -1,16 +1,20 @@
 """What all stages of a run share, and how it is opened."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.create import create_backbone, start_of
 from fg_ssl_zoo.config import Recipe, encodable, to_yaml
+from fg_ssl_zoo.data.datasets import fingerprint
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import hardware
+from fg_ssl_zoo.engine.log import tell
 from fg_ssl_zoo.engine.optim import describe_lr
 from fg_ssl_zoo.engine.provenance import commit
 from fg_ssl_zoo.engine.run_folder import RunFolder
@@ -49,7 +53,7 @@ class Run:
     def say(self, text: str) -> None:
         """A line of the main process on standard output."""
         if self.accelerator.is_main_process:
-            print(encodable(text), flush=True)  # noqa: T201
+            tell(encodable(text))
 
 
 def prepare_backbone(recipe: Recipe) -> tuple[hardware.Switches, Backbone]:
@@ -82,9 +86,15 @@ def open_run(
         summary: Of the recipe, said in the place of its YAML.
 
     Raises:
-        ValueError: The folder holds a run of another recipe or of other pictures; nothing in it
-            was touched.
+        ValueError: The processes do not see the same recipe and pictures, or the folder holds a run
+            of another recipe or of other pictures; nothing in it was touched.
     """
+    free = replace(recipe, output=None, data=replace(recipe.data, path=None))  # of each machine
+    pictures = [None if images is None else fingerprint(images) for images in (train, test)]
+    refuse_differences(accelerator, "the same recipe", to_yaml(free))
+    refuse_differences(
+        accelerator, "the same pictures: bring the folders of all machines to one state", pictures
+    )
     folder = RunFolder(recipe.folder)
     if accelerator.is_main_process:
         folder.claim(recipe, {"train": train, "test": test})
@@ -94,6 +104,25 @@ def open_run(
     run = Run(recipe, folder, accelerator, train, test, switches, monitor, commit())
     run.say(_headline(run, summary))
     return run
+
+
+def refuse_differences(accelerator: Accelerator, needed: str, mine: Any) -> None:
+    """Refuse to train where the processes differ, which would end in wrong weights or a deadlock.
+
+    Args:
+        accelerator: All its processes call this together.
+        needed: What is wrong otherwise, for the error.
+        mine: What this process has.
+
+    Raises:
+        ValueError: On every process; the first one that differs from the main process.
+    """
+    if accelerator.num_processes == 1:
+        return
+    every = gather_object([mine])
+    for number, other in enumerate(every):
+        if other != every[0]:
+            raise ValueError(f"process {number} and process 0 need {needed}")
 
 
 def _headline(run: Run, summary: str | None) -> str:

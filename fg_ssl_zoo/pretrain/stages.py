@@ -2,21 +2,23 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Recipe, Stage
+from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.data.tensor_cache import write_tensors
+from fg_ssl_zoo.data.tensor_cache import load_tensors, write_tensors
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import open_trackers
+from fg_ssl_zoo.engine.loop import total_steps
 from fg_ssl_zoo.engine.record import Record
 from fg_ssl_zoo.hub.pretraining import saved_state
 from fg_ssl_zoo.layers.anchor import Anchor
@@ -24,15 +26,18 @@ from fg_ssl_zoo.layers.frozen import norms_with_statistics
 from fg_ssl_zoo.method import Method, check_batch, train_mode
 from fg_ssl_zoo.methods import complete_options, create_method
 from fg_ssl_zoo.pretrain.inherit import inherit, inherit_saved
-from fg_ssl_zoo.pretrain.rounds import run_round, steps_before
-from fg_ssl_zoo.pretrain.run import Run
+from fg_ssl_zoo.pretrain.rounds import RESTORE, run_round, steps_before
+from fg_ssl_zoo.pretrain.run import Run, refuse_differences
 
 
 def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
     """Train all rounds that are not done: the last method, and what the run has been through."""
     with run.accelerator.main_process_first():  # which sets aside what cannot be read
         newest, state = checkpoint.newest(run.folder.checkpoints)
+    shared = f"{run.folder.checkpoints} on a disk that all machines share"
+    refuse_differences(run.accelerator, shared, newest if state else None)
     if state:
+        _refuse_foreign(run, newest, state)
         run.say(f"resume    {run.folder.checkpoints / newest.file_name}")
     else:
         run.folder.refuse_lost_checkpoints()
@@ -51,7 +56,8 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
                 first = number == 0 and stage.inherit
                 saved = saved_state(run.recipe.init) if first else None
                 method = stage_method(stage, backbone, run.train, method, saved)
-                anchor = _anchor_of(run, backbone, number, stage)
+                at_start = state is None or newest == Position(number)
+                anchor = _anchor_of(run, backbone, number, stage, at_start)
             at = newest if state else Position(number, round_number)
             run_round(run, method, stage, at, state, record, started, anchor)
             state = None
@@ -61,6 +67,28 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
         tracker.finish()
     assert method is not None
     return method, record
+
+
+def _refuse_foreign(run: Run, at: Position, state: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another run, or of a newer version.
+
+    Raises:
+        ValueError: What does not fit.
+    """
+    path = run.folder.checkpoints / at.file_name
+    stages = run.recipe.stages
+    fits = at.stage < len(stages) and at.round < stages[at.stage].rounds
+    if fits:
+        order = Order(len(run.train), stages[at.stage].train.batch_size, run.recipe.seed)
+        fits = at.step <= total_steps(stages[at.stage].train, order)
+    known = {field.name for field in fields(Record)}
+    if not fits or not {"method", "optimizer", "record"} <= state.keys():
+        why = "the recipe has no such step"
+    elif not set(state["record"]) <= known:
+        why = f"it holds {', '.join(sorted(set(state['record']) - known))}, of a newer version"
+    else:
+        return
+    raise ValueError(f"{path} is no checkpoint of this run ({why}); remove it from the folder")
 
 
 def _note_where(run: Run, record: Record) -> None:
@@ -83,24 +111,57 @@ def _start_file(run: Run, number: int) -> Path:
     return run.folder.notes / f"stage{number}_start.safetensors"
 
 
-def _anchor_of(run: Run, backbone: Backbone, number: int, stage: Stage) -> Anchor | None:
-    """Keep the weights that a stage starts from, if it needs them; the anchor, if it has one."""
+def _anchor_of(
+    run: Run, backbone: Backbone, number: int, stage: Stage, at_start: bool
+) -> Anchor | None:
+    """Keep the weights that a stage starts from, if it needs them; the anchor, if it has one.
+
+    Args:
+        run: What all stages share.
+        backbone: With the weights that the stage starts from, if `at_start`.
+        number: Of the stage.
+        stage: Its settings.
+        at_start: Whether no step of the stage was done yet.
+    """
     if not stage.start_share and not stage.start_distillation:
         return None
-    _keep_start(run, backbone, number)
+    _keep_start(run, backbone, number, at_start)
     if not stage.start_distillation:
         return None
     start = copy.deepcopy(backbone)
-    start.model.load_state_dict(load_file(_start_file(run, number)))
+    start.model.load_state_dict(_start_weights(run, number))
     return Anchor(start, stage.start_distillation)
 
 
-def _keep_start(run: Run, backbone: Backbone, number: int) -> None:
-    """Write the weights that a stage starts from, once: a resumed run reads them."""
+def _keep_start(run: Run, backbone: Backbone, number: int, at_start: bool) -> None:
+    """Write the weights that a stage starts from, once: a resumed run reads them.
+
+    The first stage starts from weights that every run of the recipe has again.
+
+    Raises:
+        ValueError: The file of a later stage that has begun is gone.
+    """
     path = _start_file(run, number)
-    if run.accelerator.is_main_process and not path.is_file():
+    is_there = path.is_file()
+    run.accelerator.wait_for_everyone()
+    if not is_there and not at_start and number:
+        raise ValueError(f"{path} is gone; {RESTORE}")
+    if run.accelerator.is_main_process and not is_there:
         write_tensors(path, backbone.model.state_dict())
     run.accelerator.wait_for_everyone()
+
+
+def _start_weights(run: Run, number: int) -> dict[str, Tensor]:
+    """The weights that a stage started from.
+
+    Raises:
+        ValueError: Their file is damaged.
+    """
+    path = _start_file(run, number)
+    try:
+        return load_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); {RESTORE}") from error
 
 
 @torch.no_grad()
@@ -108,7 +169,7 @@ def _average_with_start(
     run: Run, backbone: Backbone, number: int, share: float, record: Record
 ) -> None:
     """Weights <- share * start of the stage + (1 - share) * trained, and a measurement of these."""
-    start = load_file(_start_file(run, number))
+    start = _start_weights(run, number)
     for key, value in backbone.model.state_dict().items():
         if value.is_floating_point():
             value.lerp_(start[key].to(value.device), share)

@@ -25,11 +25,13 @@ from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.hub.export import export
 from tests.endurance.faults import Row, all_faults
 from tests.endurance.runs import Run, difference, result, say
+from tests.endurance.steady import steady
 
 
 def kills(root, count, processes, seed):
     """Kill runs at random moments until `count` kills were made; compare every end."""
-    draw, row = random.Random(seed), Row(f"kill -9, {processes} process(es), seed {seed}")
+    draw, runs = random.Random(seed), 0
+    row = Row(f"kill -9, {processes} process(es), seed {seed}")
     began = time.monotonic()
     reference = root / "reference"
     Run(reference, processes=processes).end()
@@ -43,14 +45,20 @@ def kills(root, count, processes, seed):
             while run.is_alive and time.monotonic() < until and row.tried < count:
                 time.sleep(0.02)
             if row.tried >= count or not run.is_alive:
-                row.take(run.end())
                 break
             run.kill(signal.SIGKILL)
-            run.end()
+            row.hung += any(process.orphans for process in run.end())
             row.tried += 1
-        if place := difference(reference, result(folder)):
+        ended = run.end()
+        row.take(ended)
+        if any(process.code for process in ended):
+            row.lost += 1
+        elif place := difference(reference, result(folder)):
             row.different += 1
             say(f"{place} differs")
+        runs += 1
+        say(f"{row.tried} kills, {runs} runs; {line(row)}")
+    row.message = f"{runs} runs"
     return row
 
 
@@ -162,9 +170,12 @@ def main():
     parser.add_argument("--images", type=int, default=0, help="damaged pictures")
     parser.add_argument("--recipes", type=int, default=0, help="recipes of any form")
     parser.add_argument("--exports", type=int, default=0, help="damaged exported folders")
+    parser.add_argument("--steps", type=int, default=0, help="of a run whose memory is watched")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     rows = []
+    if hasattr(signal, "SIGHUP"):  # a command that `nohup` starts ignores it, and its runs would
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         if chosen.kills:
@@ -179,6 +190,10 @@ def main():
             rows.append(recipes(root / "recipes", chosen.recipes, chosen.seed))
         if chosen.exports:
             rows.append(exports(root, chosen.exports, chosen.seed))
+        if chosen.steps:
+            row, windows = steady(root, chosen.steps)
+            rows.append(row)
+            sys.stdout.write(f"{windows}\n\n")
     titles = "| what | tried | lost | hung | tracebacks | silent differences | last line |"
     sys.stdout.write(f"{titles}\n| --- | ---: | ---: | ---: | ---: | ---: | --- |\n")
     sys.stdout.write("".join(f"{line(row)}\n" for row in rows))

@@ -1,5 +1,6 @@
 """What may befall a run, each with what the same command has to do about it afterwards."""
 
+import contextlib
 import os
 import resource
 import shutil
@@ -82,15 +83,18 @@ def tear(folder):
 
 
 LIVE = {
-    "SIGTERM": ([], stop(signal.SIGTERM), 1),
-    "SIGINT": ([], stop(signal.SIGINT), 1),
-    "SIGHUP": ([], stop(signal.SIGHUP), 1),
-    "kill -9": ([], stop(signal.SIGKILL), 1),
-    "kill -9 of a loader worker": (["data.num_workers=2"], kill_worker, 1),
-    "SIGTERM, two processes": ([], stop(signal.SIGTERM), 2),
-    "kill -9 of one of two processes": ([], one_rank(signal.SIGKILL), 2),
+    "SIGTERM": ([], stop(signal.SIGTERM), [143]),
+    "SIGINT": ([], stop(signal.SIGINT), [130]),
+    "SIGHUP": ([], stop(signal.SIGHUP), [129]),
+    "kill -9": ([], stop(signal.SIGKILL), [-9]),
+    "kill -9 of a loader worker": (["data.num_workers=2"], kill_worker, [2]),
+    "SIGTERM, two processes": ([], stop(signal.SIGTERM), [143, 143]),
+    "kill -9 of one of two processes": ([], one_rank(signal.SIGKILL), [-9, 2]),
 }
-"""Done to a live run; the same command then has to go on and end as if nothing had been."""
+"""Done to a live run, with the exit codes of its processes.
+
+The same command then has to go on and end as if nothing had been.
+"""
 
 AT_REST = {
     "newest checkpoint damaged": lambda folder: flip(newest(folder)),
@@ -112,15 +116,17 @@ REFUSED = {
 """Done to a stopped run, which then has to be refused with what to do."""
 
 
-def no_space(folder):
-    """A run whose disk takes no file above 1 MB; its checkpoints are 5 MB."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+@contextlib.contextmanager
+def no_space(most):
+    """A disk that takes no file above so many bytes, for this process and those it starts."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
     try:
-        return Run(folder)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def goes_on(row, folder, reference, processes=1, words=()):
@@ -141,16 +147,19 @@ def all_faults(root, say):
         folder = root / f"reference{processes}"
         Run(folder, processes=processes).end()
         references[processes] = result(folder)
-    for name, (words, harm, processes) in LIVE.items():
-        row = Row(name, 1)
+    for name, (words, harm, codes) in LIVE.items():
+        row, processes = Row(name, 1), len(codes)
         folder = root / "live"
         run = Run(folder, *words, processes=processes)
         harm(run)
         ended = run.end()
         row.take(ended)
         said = row.message
-        goes_on(row, folder, references[processes], processes, words)
-        row.message = row.message if row.is_bad else said
+        if (found := [process.code for process in ended]) == codes:
+            goes_on(row, folder, references[processes], processes, words)
+        else:
+            row.lost, said = 1, f"exit codes {found}, not {codes}: {said}"
+        row.message = row.message if row.different else said
         shutil.rmtree(folder)
         say(row)
         yield row
@@ -182,7 +191,9 @@ def all_faults(root, say):
 
 def _places(root, say, reference):
     row, folder = Row("no space for a checkpoint", 1), root / "full"
-    ended = no_space(folder).end()
+    with no_space(1_000_000):  # checkpoints are 3 MB
+        run = Run(folder)
+    ended = run.end()
     row.take(ended)
     said = row.message
     row.lost += ended[0].code != 2

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import socket
 import sys
 
 import torch
+import torch.utils.tensorboard  # here, and not in every run that is forked from this process
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
@@ -15,12 +17,15 @@ from tests.endurance.processes import end, start
 
 WORDS = [
     "backbone=test_resnet",
-    "data={name: drawn, image_size: 64, num_images: 16, num_classes: 4, num_workers: 0}",
+    "data={name: drawn, image_size: 32, num_images: 16, num_classes: 4, num_workers: 0}",
     "stages[0].method=simclr",
     "stages[0].options={hidden_size: 16, projection_size: 8}",
     "stages[0].train={steps: 24, batch_size: 8, optimizer: sgd, lr: 0.1, checkpoint_every: 1}",
     "monitor={every: 3, k: 3}",
 ]
+
+RATES = ("images_per_second", "data_wait")
+"""What a log line says of the clock."""
 
 
 def _train(words, rank, processes, port):
@@ -42,9 +47,10 @@ class Run:
         folder: Of the run; a log of each process lies beside it.
         *words: Overrides of the recipe.
         processes: How many train.
+        second: More overrides, of the last process.
     """
 
-    def __init__(self, folder, *words, processes=1):
+    def __init__(self, folder, *words, processes=1, second=()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -54,14 +60,25 @@ class Run:
             log.unlink(missing_ok=True)
         words = [*WORDS, f"output={folder}", *words]
         self.processes = [
-            start(_train, words, rank, processes, port, log=log)
+            start(
+                _train, [*words, *second] if rank == processes - 1 else words, rank, processes,
+                port, log=log,
+            )
             for rank, log in enumerate(self.logs)
-        ]
+        ]  # fmt: skip
 
     @property
     def steps(self):
         """Steps of the newest checkpoint."""
         return max((at.step for at in checkpoint.positions(self.folder / "checkpoints")), default=0)
+
+    @property
+    def logged(self):
+        """The last step in the log."""
+        if not (log := self.folder / "metrics.jsonl").is_file():
+            return 0
+        steps = re.findall(rb'^\{"step": (\d+),.*\}$', log.read_bytes()[-2000:], re.MULTILINE)
+        return int(steps[-1]) if steps else 0
 
     @property
     def is_alive(self):
@@ -72,8 +89,8 @@ class Run:
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    def end(self, seconds=120):
-        """How its processes ended."""
+    def end(self, seconds=900):
+        """How its processes ended; slow machines take minutes."""
         return [
             end(process, log, seconds)
             for process, log in zip(self.processes, self.logs, strict=True)
@@ -84,14 +101,14 @@ def result(folder):
     """All that a run ends with and that has to be equal: weights, moments, scores, the log."""
     found = checkpoint.newest(folder / "checkpoints")[1]
     results = json.loads((folder / "results.json").read_text())
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return {
         "weights": found["method"],
         "optimizer": found["optimizer"],
         "export": load_file(folder / "export" / "model.safetensors"),
         "rows": results["rows"],
         "curve": results["curve"],
-        "steps": [json.loads(line)["step"] for line in lines],
+        "log": [{key: value for key, value in line.items() if key not in RATES} for line in lines],
     }
 
 

@@ -1,15 +1,25 @@
 """A process whose worker dies, or that fails with workers, ends soon, says why, and leaves none."""
 
+import contextlib
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from accelerate import Accelerator
 
 from fg_ssl_zoo.data.loader import Order, ViewDataset, image_loader, step_loader, worker_failure
+from fg_ssl_zoo.engine.signals import Signals
 from fg_ssl_zoo.pretrain import main
 from tests.endurance.processes import children, end, start, wait_until
+
+ROOT = Path(__file__).parents[2]
 
 WORDS = [
     "backbone=test_resnet",
@@ -101,6 +111,51 @@ def test_a_run_whose_launcher_is_ended_stops_with_a_checkpoint(tmp_path):
     wait_until(lambda: "stopped by the end of its launcher after step" in log.read_text())
     assert len(list((run / "checkpoints").glob("*.pt"))) == 1
     assert not end(process, log).orphans
+
+
+def started_with(word):
+    """Live processes with this word in their command; torchrun gives each a group of its own."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if word in process.cmdline():
+                found.append(process)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("options", [
+    ["--cpu", "--num_processes=1"],
+    ["--multi_gpu", "--num_processes=2", "--main_process_port=0"],  # without GPUs, on the CPU
+])  # fmt: skip
+def test_sigterm_to_accelerate_launch_alone_ends_its_processes_with_a_checkpoint(tmp_path, options):
+    run, log = tmp_path / "run", tmp_path / "log"
+    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", *options]
+    launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    words = [*WORDS, "data.num_workers=0", f"output={run}"]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*launcher, str(ROOT / "train.py"), *words], stdout=file, stderr=file,
+            cwd=tmp_path, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    try:
+        wait_until((run / "metrics.jsonl").is_file, 400)
+        process.terminate()
+        assert process.wait(120)
+        wait_until(lambda: not started_with(words[-1]), 120)
+    finally:
+        for left in started_with(words[-1]):
+            left.kill()
+    assert re.search(r"stopped by \w.* after step \d+ of 100000; checkpoint", log.read_text())
+    assert len(list((run / "checkpoints").glob("*.pt"))) == 1
+
+
+def test_a_launcher_that_ended_before_the_training_stops_it_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # since the process began
+    with Signals(Accelerator(cpu=True)) as signals:
+        assert signals.agreed(1, 1.0) == (signal.SIGTERM, 0)
 
 
 def test_other_errors_are_no_failure_of_a_worker():

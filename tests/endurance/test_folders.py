@@ -1,6 +1,7 @@
 """Folders of strangers that do not fit together, and what a killed export leaves."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -72,9 +73,12 @@ def test_deep_json_is_one_line(folder, depth):
 def test_the_next_export_removes_what_a_killed_one_left(good, tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    for name in (f".model.{ended.pid}", f".model.{ended.pid}.old", ".model.1", ".model.mine"):
+    own = os.getpid()  # a container gives the same numbers again
+    left = [f".model.{pid}{end}" for pid in (ended.pid, own) for end in ("", ".old")]
+    for name in (*left, ".model.1", ".model.mine"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").touch()
+    shutil.copytree(good, tmp_path / "model")
     recipe = load_recipe(overrides=["backbone=test_resnet", "data.image_size=64"])
     results = json.loads((good / "results.json").read_text())
     export(create_backbone("test_resnet", image_size=64), tmp_path / "model", recipe, results)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from huggingface_hub import HfApi, constants, get_session, hf_hub_download, set_client_factory
 from huggingface_hub.utils import _http
+from huggingface_hub.utils._runtime import is_package_available, is_xet_available
 
 from fg_ssl_zoo.backbones.weights.config import check_source
 from fg_ssl_zoo.config import HubUnresponsive, bound_hub_client, hub_client
@@ -19,8 +21,11 @@ class Wrong(BaseHTTPRequestHandler):
     """Answers as the path or the repository says."""
 
     def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         kind = next(
-            kind for kind in ("silent", "busy", "circle", "login", "slow") if kind in self.path
+            kind
+            for kind in ("silent", "busy", "circle", "login", "slow", "drip")
+            if kind in self.path
         )
         getattr(self, kind)()
 
@@ -41,9 +46,17 @@ class Wrong(BaseHTTPRequestHandler):
     def slow(self):
         self.send_response(200)
         self.end_headers()
+        self.without_end(b"1")
+
+    def drip(self):
+        self.without_end(b"HTTP/1.1 200 OK\r\nServer: slow" + b"-" * 9999)
+
+    def without_end(self, content):
         with contextlib.suppress(OSError):
-            while not self.server.over.wait(0.05):
-                self.wfile.write(b"1")
+            for place in itertools.count():
+                if self.server.over.wait(0.05):
+                    return
+                self.wfile.write(content[place % len(content) :][:1])
                 self.wfile.flush()
 
     def answer(self, status, headers, body=b""):
@@ -88,6 +101,7 @@ def wrong(limits, tmp_path, monkeypatch):
     ("circle", r"127\.0\.0\.1 redirects in a circle; check HF_ENDPOINT"),
     ("login", r"127\.0\.0\.1 answers with a web page where a file belongs: a login page"),
     ("slow", r"127\.0\.0\.1 sent \d+ bytes in \d+ s; try again later"),
+    ("drip", r"127\.0\.0\.1 has not completed the headers of its answer in \d+ s; try again"),
 ])  # fmt: skip
 def test_a_wrong_answer_is_one_line(wrong, kind, message):
     began = time.monotonic()
@@ -110,6 +124,40 @@ def test_a_silent_server_ends_after_two_questions(wrong):
 def test_a_download_of_a_wrong_answer_is_one_line(wrong, kind):
     with pytest.raises(HubUnresponsive):
         hf_hub_download(f"owner/{kind}", "config.json")
+
+
+@pytest.mark.parametrize("call", [
+    lambda url: hf_hub_download("owner/drip", "config.json"),
+    lambda url: HfApi().model_info("owner/drip"),
+    lambda url: get_session().post(f"{url}/drip", content=b"1" * 1000),
+    lambda url: check_source("hf-hub:owner/drip"),
+])  # fmt: skip
+def test_headers_without_end_are_one_line(wrong, call):
+    began = time.monotonic()
+    with pytest.raises(HubUnresponsive, match="has not completed the headers of its answer"):
+        call(wrong)
+    assert time.monotonic() - began < 30
+
+
+def test_a_long_upload_is_not_taken_for_a_slow_answer(wrong):
+    def pieces():
+        for _ in range(8):
+            time.sleep(0.2)
+            yield b"1" * 100
+
+    with pytest.raises(HubUnresponsive, match="asks to wait"):
+        get_session().post(f"{wrong}/busy", content=pieces(), headers={"Content-Length": "800"})
+
+
+@pytest.mark.parametrize(("value", "allowed"), [(None, False), ("1", False), ("0", True)])
+def test_xet_is_used_by_those_alone_who_ask_for_it(limits, monkeypatch, value, allowed):
+    monkeypatch.delenv("HF_HUB_DISABLE_XET", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", value == "1")
+    if value is not None:
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", value)
+    bound_hub_client()
+    assert allowed != constants.HF_HUB_DISABLE_XET
+    assert is_xet_available() == (allowed and is_package_available("hf_xet"))
 
 
 def test_bounding_twice_is_bounding_once(limits):

@@ -61,7 +61,7 @@ def test_whatever_changes_the_features_has_a_file_of_its_own(
     read()
     assert len(extractions) == 6
     assert len(list(tmp_path.glob("*.safetensors"))) == 6
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_a_picture_that_is_replaced_under_its_name_is_read_again(

@@ -24,28 +24,31 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class PartSegmentation:
-    """What can be chosen on the command line.
+    """Options of the protocol.
 
     Attributes:
-        shots: Labelled training pictures; sizes that the data do not reach are left out.
-        draws: Lists of each size; the result is the mean over them.
-        backbone: Frozen, or trained with the decoder as in the paper.
-        labels: Each pixel has one part or the background (softmax), or parts are independent
-            (sigmoid, found above one half), as overlapping ones must be.
-        protocol: Which checkpoint is scored: the best on a fifth of the list, the last, or the best
-            on one fold of the test pictures, scored on the other four and averaged over the five
-            folds (the paper's).
-        steps: Of Adam; 3,600 for 150 pictures in the paper's code.
-        batch_size: Pictures of a step; all where the list is shorter.
-        lr: Of the decoder.
-        backbone_rate: Rate of the backbone as a share of it. In the paper both are 1e-5.
-        checkpoints: Evenly spaced over the steps, to choose from; 40 in the paper's code.
-        drop_words: Taken out of part names; parts whose names then agree are one.
-        gt_box_crop: Cut pictures, test pictures too, to the box of their labels, 20 pixels around.
-        cut_bottom: Rows to cut off below: 21 for FGVC-Aircraft's banner.
-        last_stage: `stride_one` doubles the side of a ResNet's last map, as the paper does.
-        tokens: Of a ViT: its last features, the keys of its last block, or those of the first head
-            (the paper's).
+        shots: Numbers of labelled training images. Numbers above the size of the data set are left
+            out.
+        draws: Number of random lists of each size; the score is their mean.
+        backbone: `frozen`, or `finetuned` together with the decoder as in the paper.
+        labels: `exclusive`: each pixel is one part or the background (softmax). `independent`: each
+            part is predicted alone (sigmoid above one half), which overlapping parts need.
+        protocol: Checkpoint that is scored. `held_out`: the best one on a fifth of the list.
+            `last`: the last one. `particle`, as in the paper: the best one on one fold of the test
+            images, scored on the other four; mean over the five folds.
+        steps: Steps of Adam; 3,600 for 150 images in the paper's code.
+        batch_size: Images in one step; all if the list is shorter.
+        lr: Learning rate of the decoder; 1e-5 in the paper.
+        backbone_rate: Learning rate of the backbone as a share of the decoder's; 1 in the paper.
+        checkpoints: Number of checkpoints, evenly spaced over the steps; 40 in the paper's code.
+        drop_words: Words removed from part names; parts whose names are then equal are merged.
+        gt_box_crop: Whether images, test images included, are cropped to the bounding box of their
+            labels plus 20 pixels.
+        cut_bottom: Number of pixel rows cut off at the bottom: 21 for the banner of FGVC-Aircraft.
+        last_stage: `stride_one` doubles the side of a ResNet's last feature map, as in the paper;
+            `as_is` keeps it.
+        tokens: Tokens of a ViT that the decoder reads: the last `features`, the `keys` of the last
+            block, or those of its first head (`first_head_keys`, as in the paper).
     """
 
     shots: tuple[Count, ...] = (1, 5, 10, 50, 150)

@@ -37,11 +37,12 @@ from fg_ssl_zoo.metrics import Metric
 
 @dataclass(frozen=True)
 class Clusters:
-    """What can be chosen.
+    """Options of the protocol.
 
     Attributes:
-        draws: Clusterings, from different starts of k-means, whose scores are averaged.
-        restarts: Starts within each clustering, of which k-means keeps the tightest.
+        draws: Number of clusterings with different seeds; the score is their mean.
+        restarts: Number of initialisations within one clustering; k-means keeps the one of lowest
+            inertia.
     """
 
     draws: Count = 3
@@ -127,7 +128,7 @@ PROTOCOL = Protocol(
         Metric("clusters_ari", "clusters", detail="ARI"),
         Metric("clusters_accuracy", "clusters", detail="accuracy"),
     ),
-    summary="k-means on the training features without labels, as many clusters as classes; "
-    "NMI, ARI and accuracy of the best assignment on the test pictures",
+    summary="k-means on the training features without labels, one cluster per class; NMI, ARI "
+    "and accuracy of the best assignment on the test images",
     options=Clusters,
 )

@@ -45,25 +45,26 @@ CROPS = Augmentation(crop_scale=(1 / 3, 1.0), jitter=0.0, grayscale=0.0, blur=0.
 
 @dataclass(frozen=True)
 class Finetune:
-    """What can be chosen on the command line.
+    """Options of the protocol.
 
     Attributes:
-        epochs: Passes over the training pictures.
-        batch_size: Images of one optimizer step, of all processes together; all where there are
-            fewer.
-        lr: Peak rate of the classifier at any batch size.
-        backbone_rate: Rate of the backbone as a share of the classifier's.
-        weight_decay: Of all weights but biases and norms.
-        train_what: The whole network, its last stage (of a CNN; the last block and norm of a ViT)
-            and the head, or the head; the rest keeps its weights and its BatchNorm statistics.
-        head: One linear layer; two with LeakyReLU 0.2 between them (`mlp`); or the one of the paper
-            on the last feature map (`paper`).
+        epochs: Passes over the training images.
+        batch_size: Images in one optimizer step, over all processes; all images if there are fewer.
+        lr: Peak learning rate of the classifier; it does not depend on the batch size.
+        backbone_rate: Learning rate of the backbone as a share of the classifier's.
+        weight_decay: Weight decay of all weights except biases and norms.
+        train_what: Trained modules: `all`; `last_stage` and the classifier (a ViT's last block and
+            norm); or the `head` alone, which is the classifier. The others keep their weights and
+            BatchNorm statistics.
+        head: Classifier: one `linear` layer; `mlp`, two layers with LeakyReLU 0.2 between them; or
+            `paper`, the SSL-Cassava paper's head on the last feature map.
         hidden_size: Width of the hidden layer of `mlp` and `paper`; 1,024 in the paper's code.
-        dropout: Share dropped before the last layer; 0.5, 0.7 and 0.9 in the paper's code.
-        drop_last_blocks: Residual blocks cut off the end of SRGAN's generator; 2, 4, 6 and 8 of 16
-            in the paper's code.
-        class_weights: Weight of each class in the loss, by its number of pictures: equal, inverse,
-            or inverse square root; their mean over the training pictures is 1.
+        dropout: Dropout before the last layer; 0.5, 0.7 and 0.9 in the paper's code.
+        drop_last_blocks: Number of residual blocks removed from the end of SRGAN's generator; 2, 4,
+            6 and 8 of 16 in the paper's code.
+        class_weights: Weight of a class in the loss: equal (`none`), or proportional to the
+            `inverse` or `sqrt_inverse` of its number of images. The mean weight over the training
+            images is 1.
     """
 
     epochs: Positive = 50
@@ -297,8 +298,9 @@ class LabelledView:
 PROTOCOL = Protocol(
     finetune,
     metrics=(Metric("finetune_top1", "fine-tuned top-1", main=True),),
-    summary="SGD 0.01 (backbone) and 0.1 (classifier), batch 64, 50 epochs, cosine, crops of a "
-    "third and more, mirror",
+    summary="the whole network trained by SGD: learning rate 0.01 (backbone) and 0.1 "
+    "(classifier), batch 64, 50 epochs, cosine; crops of at least a third of the image,"
+    " horizontal flip",
     options=Finetune,
     reads="network",
 )

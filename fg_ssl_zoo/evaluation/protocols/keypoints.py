@@ -37,12 +37,12 @@ PENALTY = 1e-2
 
 @dataclass(frozen=True)
 class Keypoints:
-    """What can be chosen on the command line.
+    """Options of the protocol.
 
     Attributes:
-        shots: Training pictures of the few-shot fits; sizes that the data do not reach are left
-            out, and the notes say so.
-        draws: Lists of each size, the smaller being the beginnings of the larger.
+        shots: Numbers of training images of the few-shot fits. Numbers above the size of the data
+            set are left out and named in the notes.
+        draws: Number of random lists of each size; a smaller list is the beginning of a larger one.
     """
 
     shots: tuple[Annotated[int, Ge(2)], ...] = (5, 10, 50, 150)
@@ -199,8 +199,9 @@ PROTOCOL = Protocol(
         Metric("keypoints_pck", "keypoints", detail="PCK@0.1, all"),
         Metric("keypoints_{}_pck", "keypoints", detail="PCK@0.1, {} pictures"),
     ),
-    summary="ridge regression from the 4 x 4 pooled last map, on all training pictures or on few; "
-    "share found within a tenth of the crop",
+    summary="ridge regression from the last feature map, averaged to 4 x 4, fitted on all "
+    "training images or on N; share of keypoints found within a tenth of the crop's "
+    "side",
     options=Keypoints,
     needs_labels=False,
     reads="network",

@@ -42,6 +42,7 @@ def knn(task: Task) -> list[Outcome]:
 PROTOCOL = Protocol(
     knn,
     metrics=(KNN, Metric("knn_200_top1", "kNN top-1", detail="k = 200")),
-    summary="cosine, votes exp(similarity / T); k 20, T 0.07 (DINO) and k 200, T 0.1 (LCR)",
+    summary="kNN with cosine similarity, votes weighted by exp(similarity / T): k = 20, T = "
+    "0.07 (as DINO) and k = 200, T = 0.1 (as LCR)",
     default=True,
 )

@@ -24,11 +24,11 @@ MAX_ITERATIONS = 10_000
 
 @dataclass(frozen=True)
 class Linear:
-    """What can be chosen.
+    """Options of the protocol.
 
     Attributes:
         c: Inverse weight of the L2 penalty.
-        l2_normalize: Features to unit length first.
+        l2_normalize: Whether features are scaled to unit length first.
     """
 
     c: Positive = 1.0
@@ -80,8 +80,8 @@ def logistic_regression(
 PROTOCOL = Protocol(
     linear,
     metrics=(LINEAR,),
-    summary="logistic regression, C = 1, L-BFGS until it converges, features as they are "
-    "(PARTICLE)",
+    summary="logistic regression on the unscaled features, C = 1, L-BFGS until convergence (as "
+    "PARTICLE)",
     options=Linear,
     default=True,
 )

@@ -13,11 +13,13 @@ from fg_ssl_zoo.metrics import LOW_SHOT_1, LOW_SHOT_5, LOW_SHOT_10, Metric
 
 @dataclass(frozen=True)
 class LowShot:
-    """What can be chosen.
+    """Options of the protocol.
 
     Attributes:
-        shots: Labelled pictures of each class; sizes that no class has are left out.
-        draws: Independent choices of them, the same for all models.
+        shots: Numbers of labelled training images per class; a number that no class reaches is left
+            out.
+        draws: Number of independent random selections of these images, the same for all models; the
+            score is their mean.
     """
 
     shots: tuple[Count, ...] = (1, 2, 5, 10)
@@ -62,8 +64,8 @@ def draw_shots(labels: np.ndarray, count: int, seed: int) -> torch.Tensor:
 PROTOCOL = Protocol(
     low_shot,
     metrics=(LOW_SHOT_1, LOW_SHOT_5, LOW_SHOT_10, Metric("low_shot_{}_top1", "{} labels")),
-    summary="logistic regression on so many pictures a class, mean of 5 draws that all models "
-    "share",
+    summary="logistic regression on N labelled images per class; mean of 5 random selections, "
+    "the same for all models",
     options=LowShot,
     default=True,
 )

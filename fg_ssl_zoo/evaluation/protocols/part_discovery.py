@@ -35,15 +35,16 @@ SIDE = 64
 
 @dataclass(frozen=True)
 class PartDiscovery:
-    """What can be chosen on the command line; what is not given is `discovery_for`'s.
+    """Options of the protocol; `discovery_for` gives the defaults of those that are not given.
 
     Attributes:
-        pictures: Pictures of each split, evenly spaced; all where there are fewer.
-        draws: Clusterings, from different starts of k-means, whose scores are averaged; the spread
-            is in the settings. One alone says little: on cub100 the NMI of one network moved
-            between 0.36 and 0.40 from start to start (ResNet-18, ImageNet weights).
-        num_parts: Clusters; 15 for a CNN, 5 and the background for a ViT.
-        layers, foreground, stride, pca, smooth: As in PARTICLE's `discovery`; its own when null.
+        pictures: Number of images read from each split, evenly spaced; all if there are fewer.
+        draws: Number of clusterings with different seeds; the score is their mean, and the settings
+            hold the spread. A single clustering is a noisy measurement: on cub100 the NMI of one
+            network was between 0.36 and 0.40 (ResNet-18, ImageNet weights).
+        num_parts: Number of clusters; by default 15 for a CNN, 5 and the background for a ViT.
+        layers, foreground, stride, pca, smooth: As in PARTICLE's `discovery`; the default of the
+            network when not given.
     """
 
     pictures: Count = 1000
@@ -159,8 +160,8 @@ PROTOCOL = Protocol(
             main=True,
         ),
     ),
-    summary="parts are found without labels in 1,000 training pictures, and compared with masks or "
-    "keypoints of 1,000 test pictures",
+    summary="parts are discovered without labels in 1,000 training images and compared with the"
+    " masks or keypoints of 1,000 test images",
     options=PartDiscovery,
     needs_labels=False,
     reads="network",

@@ -76,7 +76,7 @@ def average_precision(hits: Bool[Tensor, "q n"]) -> Float[Tensor, " q"]:
 PROTOCOL = Protocol(
     retrieval,
     metrics=(RANK_1, Metric("retrieval_rank5", "rank 5"), MEAN_AVERAGE_PRECISION),
-    summary="test against test without the query, cosine, ties by index; "
-    "classes of one picture are no queries",
+    summary="each test image is a query against all other test images, ranked by cosine "
+    "similarity, ties by index; images without another of their class are no queries",
     default=True,
 )

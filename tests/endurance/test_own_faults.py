@@ -1,0 +1,200 @@
+"""Faults of other kinds: foreign checkpoints, links, closed pipes, processes that differ."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fg_ssl_zoo.engine import checkpoint, log, loop
+from fg_ssl_zoo.engine.checkpoint import Position
+from fg_ssl_zoo.engine.run_folder import RunFolder, RunFolderTaken
+from fg_ssl_zoo.pretrain import main
+from tests.endurance.processes import end, start, wait_until
+from tests.endurance.runs import WORDS, Run
+from tests.endurance.test_folder_of_a_run import claimed, hold
+
+SHORT = [*WORDS, "stages[0].train.steps=2", "monitor.every=9"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run of two steps."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    main([*SHORT, f"output={folder}"])
+    return folder
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit) as ended:
+        main([*SHORT, *words])
+    assert ended.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+# --------------------------------------------------------------------------- checkpoints
+
+
+def rewrite(folder, change, at=Position(step=2)):  # noqa: B008
+    _, state = checkpoint.newest(folder / "checkpoints")
+    change(state)
+    checkpoint.save(folder / "checkpoints", at, state, keep=9)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda state: state["method"].popitem(), "(method: Error(s) in loading state_dict"),
+    (lambda state: state["method"].update({"backbone.model.bn1.weight": torch.ones(3)}), "(method"),
+    (lambda state: state["optimizer"]["param_groups"].pop(), "(optimizer: "),
+    (lambda state: state["record"].update(later=1), "(it holds later, of a newer version)"),
+    (lambda state: state.pop("record"), "(the recipe has no such step)"),
+])  # fmt: skip
+def test_a_checkpoint_of_another_network_is_one_line(run, capsys, change, message):
+    rewrite(run, change)
+    line = refused(capsys, f"output={run}")
+    assert "stage0_round0_step00000002.pt is no checkpoint of this run" in line
+    assert message in line
+    assert "remove it" in line
+
+
+@pytest.mark.parametrize("at", [Position(step=3), Position(stage=1), Position(round=1)])
+def test_a_checkpoint_beyond_the_recipe_is_one_line(run, capsys, at):
+    rewrite(run, lambda state: None, at)
+    line = refused(capsys, f"output={run}")
+    assert f"{at.file_name} is no checkpoint of this run (the recipe has no such step)" in line
+
+
+def test_a_folder_with_the_name_of_a_checkpoint_is_none(run):
+    (run / "checkpoints" / Position(step=9).file_name).mkdir()
+    main([*SHORT, f"output={run}"])
+    assert max(checkpoint.positions(run / "checkpoints")) == Position(step=2)
+
+
+# --------------------------------------------------------------------------- folders
+
+
+def test_other_words_for_the_same_folder_go_on_in_it(run, tmp_path, monkeypatch):
+    before = (run / "export" / "model.safetensors").read_bytes()
+    (tmp_path / "link").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words in ("run/", "./link", "~/run", "link/../run", str(tmp_path / "link")):
+        main([*SHORT, f"output={words}"])
+        assert (run / "export" / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "run"]
+
+
+def test_a_link_to_the_folder_of_a_live_run_is_refused(tmp_path):
+    process = start(hold, tmp_path / "run", log=tmp_path / "log")
+    wait_until((tmp_path / "run" / "data.json").is_file)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(RunFolderTaken, match=f"is in use by process {process.pid} on "):
+        claimed(tmp_path / "link", "overwrite=true")
+    os.kill(process.pid, signal.SIGKILL)
+    end(process, tmp_path / "log")
+
+
+@pytest.mark.parametrize("owner", ["", "{", "[]", '{"pid": "x"}', '{"pid": null}', '{"pid": 1.5}'])
+def test_a_damaged_note_of_the_owner_is_no_error_of_ours(tmp_path, monkeypatch, owner):
+    process = start(hold, tmp_path / "run", log=tmp_path / "log")
+    wait_until((tmp_path / "run" / "data.json").is_file)
+    if owner.startswith('{"'):
+        owner = json.dumps({**json.loads(owner), "host": socket.gethostname()})
+    (tmp_path / "run" / "run.owner.json").write_text(owner)
+    monkeypatch.setattr("fg_ssl_zoo.engine.run_lock.LOCKED_BY_WORKERS", 0.1)
+    with pytest.raises(RunFolderTaken, match="is in use by"):
+        claimed(tmp_path / "run")
+    os.kill(process.pid, signal.SIGKILL)
+    end(process, tmp_path / "log")
+
+
+def test_what_a_kill_between_the_two_renames_of_an_export_left_is_replaced(run):
+    (run / "export").rename(run / f".export.{os.getpid()}.old")
+    shutil.copytree(run / f".export.{os.getpid()}.old", run / f".export.{os.getpid()}")
+    main([*SHORT, f"output={run}"])
+    assert (run / "export" / "model.safetensors").is_file()
+    assert not list(run.glob(".export*"))
+
+
+# --------------------------------------------------------------------------- output and memory
+
+
+def test_a_run_whose_output_nobody_reads_stops_with_a_checkpoint(tmp_path):
+    words = [*WORDS, "stages[0].train.steps=100000", "monitor.every=1000000"]
+    words.append(f"output={tmp_path / 'run'}")
+    script = (
+        "import torch; torch.set_num_threads(1); from fg_ssl_zoo.engine import log;"
+        "init = log.Progress.__init__;"
+        "log.Progress.__init__ = lambda self, *a, **k: init(self, *a, **k, every=0);"
+        f"from fg_ssl_zoo.pretrain import main; main({words!r})"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    next(line for line in process.stdout if "step 10/" in line)
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(120) == 128 + signal.SIGHUP
+    assert "stopped by SIGHUP after step" in said
+    assert "Broken" not in said
+    assert len(list((tmp_path / "run" / "checkpoints").glob("*.pt"))) >= 1
+
+
+def test_without_a_run_a_closed_pipe_is_an_error(monkeypatch):
+    monkeypatch.setattr("builtins.print", lambda *a, **k: (_ for _ in ()).throw(BrokenPipeError))
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
+    with pytest.raises(BrokenPipeError):
+        log.tell("a line")
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 1"),
+])  # fmt: skip
+def test_no_memory_is_one_line(tmp_path, monkeypatch, capsys, error):
+    def step(*arguments):
+        raise error
+
+    monkeypatch.setattr(loop, "seed_step", step)
+    line = refused(capsys, f"output={tmp_path / 'run'}")
+    assert line.startswith("error: not enough memory (")
+    assert "train.accumulate" in line
+
+
+# --------------------------------------------------------------------------- two processes
+
+
+def ranks_that_differ(tmp_path, *words):
+    """Two processes, of which the second has other words; both have to end with one line."""
+    run = Run(tmp_path / "run", *SHORT[len(WORDS) :], processes=2, second=words)
+    ended = run.end()
+    assert [process.code for process in ended] == [2, 2]
+    assert not any(process.orphans or "Traceback" in process.text for process in ended)
+    return [process.text.splitlines()[-2] for process in ended]  # then the note on the launcher
+
+
+def test_processes_that_see_other_pictures_do_not_train(tmp_path, birds):
+    for line in ranks_that_differ(tmp_path, "data.num_images=15"):
+        assert line == "error: process 1 and process 0 need the same recipe"
+
+
+def test_a_process_whose_pictures_are_gone_ends_both(tmp_path):
+    first, second = ranks_that_differ(tmp_path, f"data.path={tmp_path / 'gone'}")
+    assert "another process of this run has ended" in first or "same recipe" in first
+    assert "gone" in second
+
+
+def test_a_process_that_does_not_see_the_checkpoints_ends_both(tmp_path):
+    for line in ranks_that_differ(tmp_path, f"output={tmp_path / 'other'}"):
+        assert RunFolder(tmp_path / "run").checkpoints.name in line
