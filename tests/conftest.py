@@ -1,6 +1,7 @@
 """Settings and small pictures that all tests share; nothing here touches a network."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -29,6 +30,19 @@ torch.ones((), requires_grad=True).backward()
 def birds() -> DrawnBirds:
     """Sixteen drawn birds of four species, 64 px."""
     return DrawnBirds(16, num_classes=4, image_size=64, seed=0)
+
+
+@pytest.fixture
+def recipe(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The recipe of the test's module, as a file: `RECIPE`, named after `METHOD` or simclr.
+
+    Runs land beside it.
+    """
+    monkeypatch.chdir(tmp_path)
+    method = getattr(request.module, "METHOD", "simclr")
+    path = tmp_path / f"fgssl_test_resnet_drawn.{method}.yaml"
+    path.write_text(request.module.RECIPE)
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -165,6 +165,18 @@ def snippets(page):
     return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def run_page(page, command):
+    """Run the Python of a page and give each line of its shells to `command`; names it has set."""
+    names = {}
+    for language, code in snippets(page):
+        if language == "python":
+            exec(compile(code, page, "exec"), names)
+            continue
+        for line in code.splitlines():
+            command(*shlex.split(line, comments=True))
+    return names
+
+
 def test_every_snippet_about_features_runs_in_its_order(tmp_path, monkeypatch, capsys, birds):
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(overrides=["backbone=test_resnet", "data.image_size=48"])
@@ -173,13 +185,7 @@ def test_every_snippet_about_features_runs_in_its_order(tmp_path, monkeypatch, c
         tmp_path / "photos", birds, classes=True, split_of=lambda i: "test" if i >= 12 else "train"
     )
     cv2.imwrite("query.jpg", birds[3]["image"][..., ::-1])
-    names = {}
-    for language, code in snippets("embed.md"):
-        if language == "python":
-            exec(compile(code, "embed.md", "exec"), names)
-            continue
-        for line in code.splitlines():
-            cli.main(shlex.split(line)[1:])
+    names = run_page("embed.md", lambda command, *words: cli.main(list(words)))
     assert names["about"]["result"] == {"rows": 16, "skipped": 0}
     assert names["features"].shape == (16, names["about"]["num_features"])
     assert (tmp_path / "nearest.png").is_file()
@@ -195,19 +201,16 @@ def test_the_page_about_other_uses_shows_what_runs(tmp_path, monkeypatch):
     export(method.backbone, "runs/birds/export", load_recipe(), {"rows": []}, state)
     written = []
     monkeypatch.setattr("fg_ssl_zoo.cli.export_onnx._export", written.append)  # has its own test
-    names = {}
-    for language, code in snippets("downstream.md"):
-        if language == "python":
-            exec(compile(code, "downstream.md", "exec"), names)
-            continue
-        for line in code.splitlines():
-            command, *words = shlex.split(line, comments=True)
-            if command == "fgssl":
-                cli.main(words)
-            elif command == "python":  # the examples have tests of their own
-                assert (ROOT / words[0]).is_file(), words
-            else:
-                assert recipe_of(words[2:]).stages[0].inherit, line
+
+    def run(command, *words):
+        if command == "fgssl":
+            cli.main(list(words))
+        elif command == "python":  # the examples have tests of their own
+            assert (ROOT / words[0]).is_file(), words
+        else:
+            assert recipe_of(list(words[2:])).stages[0].inherit, words
+
+    names = run_page("downstream.md", run)
     assert [Path(chosen.model).is_dir() for chosen in written] == [True]
     assert len(names["backbone"].channels) == 3
     assert type(names["model"].method).__name__ == "SimCLR"
@@ -225,13 +228,7 @@ def test_the_page_from_labels_to_a_colleague_runs_in_its_order(
     write_photos(tmp_path / "photos", birds, classes=True)
     write_photos(tmp_path / "new", birds)
     monkeypatch.setattr("fg_ssl_zoo.hub.classifier_folder.export_onnx", lambda *_, **__: False)
-    names = {}
-    for language, code in snippets("classifier.md"):
-        if language == "python":
-            exec(compile(code, "classifier.md", "exec"), names)
-            continue
-        for line in code.splitlines():
-            cli.main(shlex.split(line)[1:])
+    names = run_page("classifier.md", lambda command, *words: cli.main(list(words)))
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 17
     assert names["probabilities"].shape == (1, 4)
     assert capsys.readouterr().out.rstrip().splitlines()[-1] in birds.classes

@@ -31,7 +31,7 @@ from fg_ssl_zoo.pretrain.run import Run
 from tests.pictures import write_photos
 from tests.runs import launch
 
-TINY = """
+RECIPE = """
 backbone: test_resnet
 data: {name: drawn, image_size: 64, num_images: 16, num_classes: 4}
 stages:
@@ -40,15 +40,6 @@ stages:
     train: {steps: 3, batch_size: 8, optimizer: sgd, lr: 0.5}
 monitor: {every: 1, k: 3}
 """
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    """A tiny recipe file; runs land beside it."""
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "fgssl_test_resnet_drawn.simclr.yaml"
-    path.write_text(TINY)
-    return path
 
 
 def metrics(folder):
@@ -198,8 +189,8 @@ def test_two_stages_and_two_rounds_train_in_order_and_go_on_from_any_of_them(
         datasets.append(job.dataset)
         return fit(method, job)
 
-    stages = "\n".join(TINY.splitlines()[4:7])
-    text = TINY.replace(stages, f"{stages}\n    rounds: 2\n{stages}\n    inherit: [projector]")
+    stages = "\n".join(RECIPE.splitlines()[4:7])
+    text = RECIPE.replace(stages, f"{stages}\n    rounds: 2\n{stages}\n    inherit: [projector]")
     recipe.write_text(text.replace("steps: 3", "steps: 2, checkpoint_every: 0.5"))
     with monkeypatch.context() as patch:
         patch.setattr("fg_ssl_zoo.pretrain.rounds.fit", watched)
@@ -220,7 +211,7 @@ def test_two_stages_and_two_rounds_train_in_order_and_go_on_from_any_of_them(
     assert [line["step"] for line in metrics(tmp_path / "whole") if "eval/rankme" in line][-1] == 6
 
 
-PARTICLE = TINY.replace("simclr", "particle").replace("projection_size: 8", """projection_size: 8,
+PARTICLE = RECIPE.replace("simclr", "particle").replace("projection_size: 8", """projection_size: 8,
       num_parts: 3, discovery: {size: 16, sample: 1000}""").replace(
     "train: {steps: 3", "rounds: 2\n    train: {checkpoint_every: 0.5, steps: 3"
 )  # fmt: skip
@@ -371,7 +362,7 @@ def test_an_unlabelled_folder_trains_with_rankme_alone_and_stays_what_was_traine
     recipe, tmp_path, birds, capsys
 ):
     write_photos(tmp_path / "photos", birds)
-    recipe.write_text(f"{TINY}hub: {{license: apache-2.0}}  # of the drawn birds")
+    recipe.write_text(f"{RECIPE}hub: {{license: apache-2.0}}  # of the drawn birds")
     words = [str(recipe), "data.path=photos", "data.num_images=null"]
     main(words)
     run = tmp_path / "runs/fgssl_test_resnet_photos.simclr"
@@ -455,7 +446,7 @@ def test_a_used_folder_is_refused_before_anything_is_touched(recipe, tmp_path, c
 
 def test_the_discriminator_is_published_beside_the_backbone(recipe, tmp_path):
     gan = recipe.with_name("fgssl_test_resnet_drawn.srgan.yaml")
-    gan.write_text(TINY.replace("simclr", "srgan").replace(
+    gan.write_text(RECIPE.replace("simclr", "srgan").replace(
         "{hidden_size: 16, projection_size: 8}", "{width: 8, discriminator_width: 16}"
     ))  # fmt: skip
     pretrain(load_recipe(gan))

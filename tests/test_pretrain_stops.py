@@ -13,16 +13,7 @@ from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.engine.loop import TrainingStopped
 from fg_ssl_zoo.evaluation.monitor import Collapsed
 from fg_ssl_zoo.pretrain import main, pretrain
-from tests.test_pretrain import TINY
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    """A tiny recipe file; runs land beside it."""
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "fgssl_test_resnet_drawn.simclr.yaml"
-    path.write_text(TINY)
-    return path
+from tests.test_pretrain import RECIPE
 
 
 @pytest.mark.parametrize(("method", "reason"), [
@@ -49,8 +40,8 @@ def test_a_pass_of_one_picture_is_refused_before_anything_is_trained(
 def test_what_a_later_stage_cannot_learn_of_is_refused_before_the_first_one_is_trained(
     recipe, tmp_path
 ):
-    stages = "\n".join(TINY.splitlines()[4:7])
-    recipe.write_text(TINY.replace(stages, f"{stages}\n{stages}"))
+    stages = "\n".join(RECIPE.splitlines()[4:7])
+    recipe.write_text(RECIPE.replace(stages, f"{stages}\n{stages}"))
     for words, message in (
         (
             ["stages[1].train.accumulate=8"],

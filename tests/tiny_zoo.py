@@ -68,6 +68,17 @@ def recipe_of(**keys: Any) -> Recipe:
     return parse_recipe({"name": NAME, **RECIPE, **keys})
 
 
+def recipe_of_network(backbone: str, data: str, method: str, size: int, **options: Any) -> Recipe:
+    """The recipe of a network with options, trained on pictures of this size in one stage."""
+    return recipe_of(
+        name=f"{backbone}_{data}.{method}",
+        backbone=backbone,
+        backbone_options=options,
+        data={"name": data, "image_size": size},
+        stages=[{"method": method}],
+    )
+
+
 def exported(folder: Path, made_by: Recipe | None = None, **results: Any) -> Backbone:
     """Export a seeded random network under the tiny name; more of its results by keyword."""
     made_by = made_by or recipe_of()

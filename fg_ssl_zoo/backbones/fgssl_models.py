@@ -40,7 +40,7 @@ from timm.models import (
 )
 from torch import nn
 
-from fg_ssl_zoo.backbones.networks import attentive, hybrid, srgan
+from fg_ssl_zoo.backbones import networks
 from fg_ssl_zoo.backbones.weights.config import read_config
 from fg_ssl_zoo.backbones.weights.folder import CONFIG, RECIPE, SHA256, WEIGHTS
 from fg_ssl_zoo.backbones.weights.locate import Published, published_folder
@@ -54,11 +54,7 @@ DEFAULT_TAG = "simclr"
 _SOURCE = ("url", "file", "state_dict", "hf_hub_filename", "source")
 _PUBLISHED = ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes")
 
-_ARCHITECTURES = {
-    *srgan.default_cfgs,
-    *attentive.default_cfgs,
-    *hybrid.default_cfgs,
-}
+_ARCHITECTURES = {name for module in networks.modules() for name in module.default_cfgs}
 """Names that are networks of ours; no recipe's."""
 
 _LEFT_OUT = "%s is left out of timm's models: %s"

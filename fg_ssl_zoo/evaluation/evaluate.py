@@ -28,7 +28,7 @@ from fg_ssl_zoo.evaluation.kept import Kept
 from fg_ssl_zoo.evaluation.protocol import Outcome, Task, labels_of
 from fg_ssl_zoo.evaluation.protocols import DEFAULT, PROTOCOLS, known_protocols
 from fg_ssl_zoo.features.cache import features_of
-from fg_ssl_zoo.features.extract import Layer, few_unreadable, ready, unreadable
+from fg_ssl_zoo.features.extract import few_unreadable, ready, unreadable
 from fg_ssl_zoo.ops.distributed import world_size
 
 
@@ -235,11 +235,10 @@ def make_task(
     """
     ready(backbone, accelerator)
     workers = resolve_num_workers("auto", world_size())
-    reader = None if layer is None else Layer(layer)
     features = [
         features_of(
             backbone, images, accelerator,
-            crop_pct=crop_pct, layer=reader, num_workers=workers, cache=cache,
+            crop_pct=crop_pct, layer=layer, num_workers=workers, cache=cache,
         )
         for images in (train, test)
     ]  # fmt: skip

@@ -24,7 +24,7 @@ def features_of(
     accelerator: Accelerator,
     *,
     crop_pct: float | None = None,
-    layer: Layer | None = None,
+    layer: int | None = None,
     num_workers: int = 0,
     cache: Path | None = None,
 ) -> Features:
@@ -36,15 +36,16 @@ def features_of(
         accelerator: As for `extract`.
         crop_pct: As for `extract`.
         num_workers: As for `extract`.
-        layer: Instead of the pooled features.
+        layer: Feature map whose mean is read instead of the pooled features, as `Layer.number`.
         cache: Folder of the files; `assets/fg_ssl_zoo` of the Hugging Face cache by default.
 
     Raises:
         ValueError: Features that are not finite; the message names the pictures.
     """
+    read = None if layer is None else Layer(layer)
     about = {
-        **identity(backbone, None if layer is None else layer.number),
-        "grid": None if layer is None else layer.grid,
+        **identity(backbone, layer),
+        "grid": None if read is None else read.grid,
         "pictures": [fingerprint(images), file_state(images)],
         "view": asdict(centre_view(backbone, crop_pct)),
         "precision": accelerator.mixed_precision,
@@ -57,10 +58,10 @@ def features_of(
         found = None
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked
     if found is None:
-        read: Any = {} if layer is None else {"read": layer}
         found = extract(
-            backbone, images, accelerator, crop_pct=crop_pct, num_workers=num_workers, **read
-        )
+            backbone, images, accelerator,
+            crop_pct=crop_pct, num_workers=num_workers, read=read or Backbone.__call__,
+        )  # fmt: skip
         _check_finite(found, images, backbone)
         if accelerator.is_main_process:
             _write(path, found, about)

@@ -7,7 +7,6 @@ README.md           card: what it tells apart, how well, and the lines that load
 """
 
 import importlib.util
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.weights.folder import CONFIG, WEIGHTS, write_state
+from fg_ssl_zoo.backbones.weights.folder import CONFIG, WEIGHTS, write_network
 from fg_ssl_zoo.config import home_path
-from fg_ssl_zoo.hub.export import CARD, as_json, replacing, stock_config
+from fg_ssl_zoo.hub.export import CARD, names_in, replacing, stock_config
 from fg_ssl_zoo.hub.onnx_file import export_onnx
 
 ONNX = "model.onnx"
@@ -89,10 +88,8 @@ def write_classifier(
     config = _config(backbone, classes)
     model = _with_classifier(backbone, config, weight, bias)
     with replacing(folder) as part:
-        (part / CONFIG).write_text(as_json(config), encoding="utf-8")
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
-        write_state(state, part / WEIGHTS)
-        shutil.copymode(part / CONFIG, part / WEIGHTS)
+        write_network(part, config, state)
         has_onnx = importlib.util.find_spec("onnxscript") is not None
         if has_onnx:
             whole = Backbone(
@@ -118,10 +115,7 @@ def check_folder_of_classifier(folder: Path) -> None:
     Raises:
         ValueError: What it holds.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; a classifier is a folder")
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if foreign := sorted(there - FILES):
+    if foreign := sorted(names_in(folder, "a classifier is a folder") - FILES):
         raise ValueError(
             f"{folder} holds {', '.join(foreign[:3])}, which is no part of a classifier; name a "
             "new folder"

@@ -37,10 +37,16 @@ from torch import Tensor
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.create import open_backbone
 from fg_ssl_zoo.backbones.fgssl_models import stock_of, timm_cfg
-from fg_ssl_zoo.backbones.weights.folder import CONFIG, INDEX, RECIPE, WEIGHTS, write_state
+from fg_ssl_zoo.backbones.weights.folder import (
+    CONFIG,
+    INDEX,
+    RECIPE,
+    WEIGHTS,
+    as_json,
+    write_network,
+)
 from fg_ssl_zoo.config import (
     Recipe,
-    encodable,
     home_path,
     in_use,
     load_recipe,
@@ -92,9 +98,7 @@ def export(
     if pretraining:
         results = {**results, "pretraining": pretraining.method}
     with replacing(folder) as part:
-        (part / CONFIG).write_text(as_json(config), encoding="utf-8")
-        write_state(weights, part / WEIGHTS)
-        shutil.copymode(part / CONFIG, part / WEIGHTS)  # safetensors lets the owner alone read it
+        write_network(part, config, weights)
         (part / CARD).write_text(render_card(backbone, recipe, results), encoding="utf-8")
         (part / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")
         (part / RESULTS).write_text(as_json(results), encoding="utf-8")
@@ -325,15 +329,28 @@ def is_part_of_export(name: str) -> bool:
     return name in FILES or name in (INDEX, PICTURE, FOLDER) or parts
 
 
+def names_in(folder: Path, wanted: str) -> set[str]:
+    """Names of all that a folder holds; none where there is no folder yet.
+
+    Args:
+        folder: A folder of ours, or one that is to be.
+        wanted: Why it has to be a folder, for the error.
+
+    Raises:
+        ValueError: It is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; {wanted}")
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
 def check_replaceable(folder: Path) -> None:
     """Refuse a folder that holds anything but an export.
 
     Raises:
         ValueError: What it holds.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; export writes a folder")
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    found = names_in(folder, "export writes a folder")
     foreign = sorted(name for name in found if not is_part_of_export(name))
     if foreign or (found and not {CONFIG, RECIPE} <= found):
         raise ValueError(
@@ -383,8 +400,3 @@ def _remove_stale(folder: Path) -> None:
         process = path.name.removeprefix(f".{folder.name}.").removesuffix(".old")
         if not in_use(process):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def as_json(content: Mapping[str, Any]) -> str:
-    """Plain data as a file holds it."""
-    return encodable(json.dumps(content, indent=2, ensure_ascii=False)) + "\n"

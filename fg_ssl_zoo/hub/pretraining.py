@@ -9,7 +9,6 @@ which knows nothing of it.
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from fg_ssl_zoo.backbones.weights.folder import (
     exported_folder,
     has_weights,
     read_state,
-    write_state,
+    write_network,
 )
 from fg_ssl_zoo.backbones.weights.locate import check_download, explain, local_place
 from fg_ssl_zoo.config import home_path
@@ -78,11 +77,8 @@ def write_pretraining(folder: Path, network: Mapping[str, Any], found: Pretraini
     }
     target = folder / FOLDER
     target.mkdir()
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (target / CONFIG).write_text(text, encoding="utf-8")
     state = {f"{PREFIX}{k}": v.detach().cpu().contiguous() for k, v in found.state.items()}
-    write_state(state, target / WEIGHTS)
-    shutil.copymode(target / CONFIG, target / WEIGHTS)  # safetensors lets the owner alone read it
+    write_network(target, config, state)
 
 
 def check_pretraining_config(config: Mapping[str, Any]) -> None:

@@ -15,11 +15,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id
 
 from fg_ssl_zoo.backbones.fgssl_models import hub_repo, is_stock
-from fg_ssl_zoo.backbones.weights.folder import CONFIG, WEIGHTS, join, weight_files
+from fg_ssl_zoo.backbones.weights.folder import CONFIG, WEIGHTS, as_json, join, weight_files
 from fg_ssl_zoo.config import load_recipe, to_yaml
 from fg_ssl_zoo.hub.card import render_card, usage_by_name
 from fg_ssl_zoo.hub.checks import Checked, read_card
-from fg_ssl_zoo.hub.export import CARD, PICTURE, RECIPE, RESULTS, as_json, read_results
+from fg_ssl_zoo.hub.export import CARD, PICTURE, RECIPE, RESULTS, read_results
 from fg_ssl_zoo.hub.pretraining import FOLDER
 from fg_ssl_zoo.hub.release import licensed
 

@@ -18,7 +18,14 @@ import yaml
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
-from fg_ssl_zoo.backbones.weights.folder import CONFIG, INDEX, WEIGHTS, sha256_of, write_state
+from fg_ssl_zoo.backbones.weights.folder import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    as_json,
+    sha256_of,
+    write_state,
+)
 from fg_ssl_zoo.config import Data, Recipe, Speed, as_dict, home_path, to_yaml
 from fg_ssl_zoo.hub.card import render_card
 from fg_ssl_zoo.hub.checks import TOLERANCE, check, distance
@@ -27,7 +34,6 @@ from fg_ssl_zoo.hub.export import (
     PICTURE,
     RECIPE,
     RESULTS,
-    as_json,
     check_replaceable,
     replacing,
     trace,

@@ -4,10 +4,14 @@ The first half is the backbone. Source of the layers: Ledig et al., 2017 (SRGAN)
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+
+from fg_ssl_zoo.ops.image_quality import strip
 
 FACTOR = 4
 """Side of the restored picture over that of the small one."""
@@ -55,6 +59,23 @@ class Generator(nn.Module):
                 x = F.interpolate(x, size=low.shape[2:], mode="bilinear")
             x = x + self.picture(low)
         return self.last(self.up(x))
+
+
+class Restores:
+    """What a method does with a backbone and the generator behind it: both halves of a restorer."""
+
+    backbone: Any
+    generator: Generator
+
+    def restore(self, low: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 _ _"]:
+        """G(low): pixels around 0..1, four times as many a side."""
+        seen = self.backbone.normalize(low)
+        (last,) = self.backbone.feature_maps(seen, [-1])
+        return self.generator(last, seen)
+
+    def picture(self, batch: Mapping[str, Any]) -> UInt8[Tensor, "p q 3"]:
+        """Low, restored and true, a row for each picture."""
+        return strip(batch["low"], self.restore(batch["low"]), batch["high"])
 
 
 def doubling(width: int) -> nn.Sequential:

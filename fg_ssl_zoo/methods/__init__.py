@@ -1,7 +1,8 @@
-"""Pretext methods: one file, one paper; this is the list of them."""
+"""Pretext methods: one file, one paper. A file in this folder is a method, nothing lists them."""
 
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,24 +11,8 @@ from fg_ssl_zoo.config import RecipeError, nearest, parse, printable
 from fg_ssl_zoo.data.sample import Images, refuse_single_pictures
 from fg_ssl_zoo.method import Method
 
-METHODS = {
-    "byol": "BYOL",
-    "detcon": "DetCon",
-    "dino": "DINO",
-    "distillation": "Distillation",
-    "jigsaw": "Jigsaw",
-    "lcr": "LCR",
-    "moco": "MoCo",
-    "particle": "Particle",
-    "pmg": "PMG",
-    "reconstruction": "Reconstruction",
-    "simclr": "SimCLR",
-    "simsiam": "SimSiam",
-    "srgan": "SRGAN",
-    "super_resolution": "SuperResolution",
-    "synthesized_pairs": "SynthesizedPairs",
-}
-"""Name in a recipe and file of this folder -> class."""
+METHODS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+"""Names in recipes: the files of this folder."""
 
 
 def method_class(name: str) -> type[Method]:
@@ -38,7 +23,14 @@ def method_class(name: str) -> type[Method]:
     """
     if name not in METHODS:
         raise RecipeError(f"unknown method '{printable(name)}'{nearest(name, METHODS)}")
-    return getattr(importlib.import_module(f"{__name__}.{name}"), METHODS[name])
+    module = importlib.import_module(f"{__name__}.{name}")
+    kinds = [
+        kind
+        for kind in vars(module).values()
+        if inspect.isclass(kind) and issubclass(kind, Method) and kind.__module__ == module.__name__
+    ]
+    assert len(kinds) == 1, f"{module.__name__} has {len(kinds)} methods; a file is one method"
+    return kinds[0]
 
 
 def create_method(name: str, backbone: Backbone, **options: Any) -> Method:

@@ -29,7 +29,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
@@ -40,7 +40,7 @@ from fg_ssl_zoo.config import Count, Weight
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import LowAndHigh
 from fg_ssl_zoo.layers.frozen import frozen
-from fg_ssl_zoo.layers.generator import FACTOR, Generator, check_size
+from fg_ssl_zoo.layers.generator import FACTOR, Generator, Restores, check_size
 from fg_ssl_zoo.method import (
     Batch,
     DrawsPictures,
@@ -49,7 +49,7 @@ from fg_ssl_zoo.method import (
     Method,
     MethodOutput,
 )
-from fg_ssl_zoo.ops.image_quality import quality, strip
+from fg_ssl_zoo.ops.image_quality import quality
 
 PERCEPTUAL = "vgg19"
 """timm name of phi's network."""
@@ -58,7 +58,7 @@ PERCEPTUAL_LAYERS = 36
 """Its layers that make phi: up to the ReLU behind the sixteenth convolution."""
 
 
-class SRGAN(Method, DrawsPictures, FetchesWeights, HasCompanions):
+class SRGAN(Restores, Method, DrawsPictures, FetchesWeights, HasCompanions):
     """An adversarial restorer around a backbone.
 
     Args:
@@ -168,16 +168,6 @@ class SRGAN(Method, DrawsPictures, FetchesWeights, HasCompanions):
         """L_D; with logits x, BCE(x, 1) = softplus(-x) and BCE(x, 0) = softplus(x)."""
         logits_real, logits_fake = (self.discriminator(x).float() for x in (real, fake))
         return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()
-
-    def restore(self, low: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 _ _"]:
-        """G(low): pixels around 0..1, four times as many a side."""
-        seen = self.backbone.normalize(low)
-        (last,) = self.backbone.feature_maps(seen, [-1])
-        return self.generator(last, seen)
-
-    def picture(self, batch: Batch) -> UInt8[Tensor, "p q 3"]:
-        """Low, restored and true, a row for each picture."""
-        return strip(batch["low"], self.restore(batch["low"]), batch["high"])
 
 
 class Perceptual(nn.Module):

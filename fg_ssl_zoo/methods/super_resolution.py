@@ -15,20 +15,18 @@ downstream); the loop's schedule of the rate (theirs drops it tenfold once, at h
 """
 
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.maps import accept_any_size, train_up_to_last_map
 from fg_ssl_zoo.config import Count
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import LowAndHigh
-from fg_ssl_zoo.layers.generator import FACTOR, Generator, check_size
+from fg_ssl_zoo.layers.generator import FACTOR, Generator, Restores, check_size
 from fg_ssl_zoo.method import Batch, DrawsPictures, Method, MethodOutput
-from fg_ssl_zoo.ops.image_quality import quality, strip
+from fg_ssl_zoo.ops.image_quality import quality
 
 
-class SuperResolution(Method, DrawsPictures):
+class SuperResolution(Restores, Method, DrawsPictures):
     """Pixel regression around a backbone.
 
     Args:
@@ -66,13 +64,3 @@ class SuperResolution(Method, DrawsPictures):
         restored = self.restore(batch["low"])
         loss = F.mse_loss(restored.float(), high)
         return MethodOutput(loss, {"loss/pixel": loss.detach(), **quality(restored, high)})
-
-    def restore(self, low: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 _ _"]:
-        """G(low): pixels around 0..1, four times as many a side."""
-        seen = self.backbone.normalize(low)
-        (last,) = self.backbone.feature_maps(seen, [-1])
-        return self.generator(last, seen)
-
-    def picture(self, batch: Batch) -> UInt8[Tensor, "p q 3"]:
-        """Low, restored and true, a row for each picture."""
-        return strip(batch["low"], self.restore(batch["low"]), batch["high"])

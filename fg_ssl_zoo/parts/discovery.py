@@ -20,7 +20,7 @@ a majority filter instead of a dense CRF.
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -149,33 +149,28 @@ def _state(images: Images) -> list[str]:
     return [fingerprint(images), file_state(images)]
 
 
+@dataclass(eq=False)
 class _Work(Pixels):
     """One discovery: its pictures, its share of the blocks and its files."""
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        images: Images,
-        accelerator: Accelerator,
-        how: Discovery,
-        num_workers: int,
-        cache: Path | None,
-        learn_from: Images | None = None,
-    ) -> None:
-        super().__init__(backbone, images, accelerator, how, num_workers)
+    cache: Path | None
+    learn_from: Images | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.mine = range(rank(), self.num_blocks, world_size())
         about = {
-            **identity(backbone),
-            "pictures": _state(images),
-            "how": {**asdict(how), "layers": self.layers},
-            "precision": accelerator.mixed_precision,
+            **identity(self.backbone),
+            "pictures": _state(self.images),
+            "how": {**asdict(self.how), "layers": self.layers},
+            "precision": self.accelerator.mixed_precision,
             "format": 3,
         }
         self.source = self
-        if learn_from is not None:
-            self.source = _Work(backbone, learn_from, accelerator, how, num_workers, cache)
-            about["learnt_from"] = _state(learn_from)
-        self.store = PartStore(about, cache)
+        if self.learn_from is not None:
+            self.source = replace(self, images=self.learn_from, learn_from=None)
+            about["learnt_from"] = _state(self.learn_from)
+        self.store = PartStore(about, self.cache)
 
     # ----------------------------------------------------------------------- centres
 

@@ -40,21 +40,19 @@ class Block:
     flat: Tensor
 
 
+@dataclass(eq=False)
 class Pixels:
     """Reads the pictures of a discovery; arguments as `discover_parts`."""
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        images: Images,
-        accelerator: Accelerator,
-        how: Discovery,
-        num_workers: int,
-    ) -> None:
-        self.backbone, self.images, self.accelerator = backbone, images, accelerator
-        self.how, self.num_workers = how, num_workers
-        self.layers = how.layers_of(backbone)
-        self.num_blocks = -(-len(images) // BLOCK)
+    backbone: Backbone
+    images: Images
+    accelerator: Accelerator
+    how: Discovery
+    num_workers: int
+
+    def __post_init__(self) -> None:
+        self.layers = self.how.layers_of(self.backbone)
+        self.num_blocks = -(-len(self.images) // BLOCK)
 
     def indices(self, block: int) -> range:
         """Pictures of a block."""

@@ -17,18 +17,23 @@ def run(tmp_path_factory):
     """A run folder with the export of a ViT of an unusual size, and its backbone."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     folder.mkdir()
-    recipe = parse_recipe({
-        "name": "fgssl_test_vit_drawn.simclr",
-        "backbone": "test_vit",
-        "data": {"name": "drawn", "image_size": 64},
-        "stages": [{"method": "simclr"}],
-    })  # fmt: skip
     torch.manual_seed(3)
     backbone = create_backbone("test_vit", image_size=64)
     backbone.mean = (0.4, 0.5, 0.6)
-    rows = [{"name": "untrained", "knn_top1": 0.1}, {"name": "trained", "knn_top1": 0.2}]
-    export(backbone, folder / "export", recipe, {"name": recipe.name, "seed": 0, "rows": rows})
+    export_simclr(backbone, folder / "export")
     return folder, backbone
+
+
+def export_simclr(backbone, folder):
+    """Export a network of 64 px as the SimCLR model of the drawn birds."""
+    recipe = parse_recipe({
+        "name": f"fgssl_{backbone.name}_drawn.simclr",
+        "backbone": backbone.name,
+        "data": {"name": "drawn", "image_size": 64},
+        "stages": [{"method": "simclr"}],
+    })  # fmt: skip
+    rows = [{"name": "untrained", "knn_top1": 0.1}, {"name": "trained", "knn_top1": 0.2}]
+    export(backbone, folder, recipe, {"name": recipe.name, "seed": 0, "rows": rows})
 
 
 def same_weights(a, b):
@@ -152,14 +157,7 @@ def test_our_names_open_from_our_folder(run, monkeypatch, tmp_path):
     monkeypatch.setenv("FG_SSL_ZOO_DIR", str(tmp_path))
     torch.manual_seed(1)
     trained = create_backbone("resnet18", image_size=64)
-    recipe = parse_recipe({
-        "name": "fgssl_resnet18_drawn.simclr",
-        "backbone": "resnet18",
-        "data": {"name": "drawn", "image_size": 64},
-        "stages": [{"method": "simclr"}],
-    })  # fmt: skip
-    rows = [{"name": "untrained", "knn_top1": 0.1}, {"name": "trained", "knn_top1": 0.2}]
-    export(trained, tmp_path / recipe.name, recipe, {"name": recipe.name, "seed": 0, "rows": rows})
+    export_simclr(trained, tmp_path / "fgssl_resnet18_drawn.simclr")
     found = open_backbone("fgssl_resnet18_drawn")
     assert same_weights(found, trained)
     assert found.image_size == 64

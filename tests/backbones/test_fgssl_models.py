@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs
 
-from fg_ssl_zoo.backbones import fgssl_models
+from fg_ssl_zoo.backbones import fgssl_models, networks
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.backbones.weights.locate import PretrainedWeightsError
@@ -82,10 +82,10 @@ def test_every_recipe_of_the_package_is_a_name_and_its_architecture_too():
     assert set(names) <= set(timm.list_pretrained("fgssl*"))
     assert {name.partition(".")[0] for name in names} <= set(timm.list_models("fgssl*"))
     models = set(timm.list_models(module="fgssl_models"))
-    ours = ("srgan", "attentive", "hybrid")
-    networks = {name for module in ours for name in timm.list_models(module=module)}
-    assert models | networks == set(timm.list_models("fgssl*"))
-    assert not models & networks
+    ours = {name for module in networks.modules() for name in module.default_cfgs}
+    assert {"fgssl_srresnet", "fgssl_attentive", "fgssl_hybrid"} <= ours
+    assert models | ours == set(timm.list_models("fgssl*"))
+    assert not models & ours
     assert not set(timm.list_models("fgssl*")) & set(timm.list_models(module="resnet"))
 
 

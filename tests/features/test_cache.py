@@ -50,7 +50,7 @@ def test_whatever_changes_the_features_has_a_file_of_its_own(
 
     read()
     read(crop_pct=1.0)
-    read(layer=Layer(-2))
+    read(layer=-2)
     backbone.options = {"global_pool": "max"}
     read()
     backbone.options = {}

@@ -95,19 +95,8 @@ def test_the_table_is_for_people(model, hub, monkeypatch, capsys):
     assert other == f"accelerate launch train.py {OTHER}"
     main(["list", "--all"])
     assert len(capsys.readouterr().out.splitlines()) == 3
-    assert head.split() == [
-        "name",
-        "backbone",
-        "method",
-        "data",
-        "init",
-        "px",
-        "params",
-        "kNN",
-        "linear",
-        "MB",
-        "from",
-    ]
+    columns = "name backbone method data init px params kNN linear MB from"
+    assert head.split() == columns.split()
     assert mine.split()[:4] == [NAME, "test_resnet", "simclr", "cub"]
     assert mine.split()[-3:] == ["25.5%", "2", "folder"]
 

@@ -22,7 +22,7 @@ from fg_ssl_zoo.pretrain import main, pretrain
 from tests.pictures import write_photos
 
 SMALL = {"num_classes": 4, "hidden_size": 8, "embedding_size": 12}
-TINY = """
+RECIPE = """
 backbone: test_resnet
 data: {name: drawn, image_size: 64, num_images: 16, num_classes: 4}
 stages:
@@ -263,14 +263,6 @@ def test_the_number_of_classes_comes_from_the_data(birds):
         ValueError, match=r"stages\[1\].options.num_classes: drawn has 4 .* not 200"
     ):
         complete_options("pmg", {"num_classes": 200}, birds, where="stages[1].options")
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "fgssl_test_resnet_drawn.pmg.yaml"
-    path.write_text(TINY)
-    return path
 
 
 def test_pictures_without_labels_are_refused_before_anything_is_trained(

@@ -174,7 +174,8 @@ def test_the_loss_is_the_squared_error_of_pixels_in_0_to_1(birds):
     assert not any(value.requires_grad for value in output.metrics.values())
 
 
-TWO_STAGES = """
+METHOD = "srgan"
+RECIPE = """
 backbone: test_resnet
 data: {name: drawn, image_size: 96, num_images: 16, num_classes: 4}
 stages:
@@ -187,14 +188,6 @@ stages:
     train: {<<: *adam, checkpoint_every: 0.5}
 monitor: {every: 1, k: 3}
 """
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "fgssl_test_resnet_drawn.srgan.yaml"
-    path.write_text(TWO_STAGES)
-    return path
 
 
 def state_of(folder, number):

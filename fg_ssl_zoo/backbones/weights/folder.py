@@ -18,10 +18,13 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from fg_ssl_zoo.config import encodable
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -199,6 +202,21 @@ def write_state(state: Mapping[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(dict(state), path, metadata={"format": "pt"})
+
+
+def write_network(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write `config.json` and `model.safetensors`, readable by the same people.
+
+    safetensors alone would let nobody but the owner read the weights.
+    """
+    (folder / CONFIG).write_text(as_json(config), encoding="utf-8")
+    write_state(state, folder / WEIGHTS)
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """Plain data as a file holds it."""
+    return encodable(json.dumps(content, indent=2, ensure_ascii=False)) + "\n"
 
 
 def hub_hash(path: Path) -> str | None:

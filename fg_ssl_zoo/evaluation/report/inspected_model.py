@@ -129,11 +129,10 @@ def unlabelled_model(
     """A model on pictures without labels: every one is shown and is a neighbour of the others."""
     backbone, layer = opened(words, image_size, seed=seed)
     ready(backbone, accelerator)
-    reader = None if layer is None else Layer(layer)
     workers = resolve_num_workers("auto", world_size())
     features = features_of(
         backbone, images, accelerator,
-        crop_pct=crop_pct, layer=reader, num_workers=workers, cache=cache,
+        crop_pct=crop_pct, layer=layer, num_workers=workers, cache=cache,
     )  # fmt: skip
     few_unreadable(images, features)  # refuses more than one in a hundred
     pictures = Thumbnails(images, centre_view(backbone, crop_pct))

@@ -17,8 +17,8 @@ from fg_ssl_zoo.backbones.networks.attentive import (
     map_of,
     weigh,
 )
-from fg_ssl_zoo.config import parse_recipe
 from fg_ssl_zoo.hub.export import export, usage_lines
+from tests.tiny_zoo import recipe_of_network
 
 MEAN = {"global_pool": "avg", "fc_norm": False}
 TRUNKS = {
@@ -231,11 +231,7 @@ def test_weights_without_an_attention_are_refused(tmp_path):
 
 def test_a_folder_opens_with_timm_and_transformers_to_equal_features(tmp_path):
     options = {"trunk": "test_vit", "trunk_options": TRUNKS["test_vit"]}
-    recipe = parse_recipe({
-        "name": "fgssl_attentive_cub.lcr", "backbone": "fgssl_attentive",
-        "backbone_options": options, "data": {"name": "cub", "image_size": 64},
-        "stages": [{"method": "simclr"}],
-    })  # fmt: skip
+    recipe = recipe_of_network("fgssl_attentive", "cub", "lcr", 64, **options)
     torch.manual_seed(0)
     backbone = create_backbone("fgssl_attentive", image_size=64, **options).eval()
     nn.init.normal_(backbone.model.attention.norm.running_mean)

@@ -15,11 +15,11 @@ from fg_ssl_zoo.backbones import fgssl_models
 from fg_ssl_zoo.backbones.backbone import patch_size_of
 from fg_ssl_zoo.backbones.create import create_backbone, open_backbone
 from fg_ssl_zoo.backbones.hypercolumns import maps_of
-from fg_ssl_zoo.config import parse_recipe
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.hub.export import export, usage_lines
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.parts import Discovery, discover_parts
+from tests.tiny_zoo import recipe_of_network
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 3}
 STEMS = {"test_resnet": 2, "test_efficientnet": 2, "test_convnext": 1}
@@ -123,11 +123,7 @@ def test_inputs_follow_the_cfg_and_other_channels():
 def test_a_folder_opens_with_timm_and_transformers_to_equal_features(tmp_path):
     assert not fgssl_models.is_stock("fgssl_hybrid")
     options = {"stem": "test_resnet", "stem_stage": 2, **SMALL}
-    recipe = parse_recipe({
-        "name": "fgssl_hybrid_cub.particle", "backbone": "fgssl_hybrid",
-        "backbone_options": options, "data": {"name": "cub", "image_size": 64},
-        "stages": [{"method": "particle"}],
-    })  # fmt: skip
+    recipe = recipe_of_network("fgssl_hybrid", "cub", "particle", 64, **options)
     backbone = hybrid()
     folder = export(backbone, tmp_path / "model", recipe, {"rows": []})
     config = json.loads((folder / "config.json").read_text())

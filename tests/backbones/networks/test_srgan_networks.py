@@ -11,8 +11,8 @@ from torch import nn
 
 from fg_ssl_zoo.backbones import fgssl_models
 from fg_ssl_zoo.backbones.create import create_backbone
-from fg_ssl_zoo.config import parse_recipe
 from fg_ssl_zoo.hub.export import export, usage_lines
+from tests.tiny_zoo import recipe_of_network
 
 NETWORKS = {
     "fgssl_srresnet": {"num_blocks": 3},
@@ -195,11 +195,7 @@ def test_our_recipe_of_the_trunk_is_a_timm_model():
 
 def test_a_folder_opens_with_the_printed_lines_and_only_with_us(tmp_path):
     options = {"num_blocks": 2, "pool_size": 2}
-    recipe = parse_recipe({
-        "name": "fgssl_srresnet_cub.srgan", "backbone": "fgssl_srresnet",
-        "backbone_options": options, "data": {"name": "cub", "image_size": 32},
-        "stages": [{"method": "srgan"}],
-    })  # fmt: skip
+    recipe = recipe_of_network("fgssl_srresnet", "cub", "srgan", 32, **options)
     torch.manual_seed(0)
     backbone = create_backbone("fgssl_srresnet", image_size=32, **options).eval()
     folder = export(backbone, tmp_path / "model", recipe, {"rows": []})
