@@ -34,6 +34,13 @@ from fg_ssl_zoo.data.sample import (
     parts_known,
 )
 
+LAYOUTS = (
+    (official_folder, load_official),
+    (pascub_folder, load_pascub),
+    (oid_folder, load_oid),
+)
+"""Layouts of folders: how each is recognised, and its reader; any other is `load_folder`'s."""
+
 HELD_OUT = 0.2
 """Share of every class that becomes the test split where a labelled source has none."""
 
@@ -227,12 +234,9 @@ def _draw(data: Data, seed: int) -> tuple[Images, Images]:
 
 def _load_folder(data: Data) -> tuple[Images, Images | None]:
     folder = existing_folder(str(data.path))
-    if official := official_folder(folder):
-        return load_official(data, official)
-    if pascub := pascub_folder(folder):
-        return load_pascub(data, pascub)
-    if oid := oid_folder(folder):
-        return load_oid(data, oid)
+    for recognised, load in LAYOUTS:
+        if root := recognised(folder):
+            return load(data, root)
     return load_folder(data)
 
 
