@@ -249,22 +249,6 @@ def render_mask(mask: np.ndarray, view: View, size: int) -> np.ndarray:
     return cv2.flip(crop, 1) if view.flip else crop
 
 
-def render_points(points: np.ndarray, view: View, height: int, width: int) -> np.ndarray:
-    """Keypoints (k, 3) in 0..1 of the picture become 0..1 of the view.
-
-    What leaves the view turns invisible.
-    """
-    x, y, w, h = view.box
-    moved = points.astype(np.float32, copy=True)
-    moved[:, 0] = (points[:, 0] * width - x) / w
-    moved[:, 1] = (points[:, 1] * height - y) / h
-    if view.flip:
-        moved[:, 0] = 1 - moved[:, 0]
-    inside = ((moved[:, :2] >= 0) & (moved[:, :2] <= 1)).all(axis=1)
-    moved[:, 2] *= inside
-    return moved
-
-
 @dataclass(frozen=True)
 class RandomViews:
     """Independent views of one picture: `images` (v, s, s, 3) uint8.

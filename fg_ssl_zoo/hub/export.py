@@ -215,12 +215,11 @@ def exported(folder: str | Path) -> Path:
     raise ValueError(f"there is no exported backbone in {why}")
 
 
-def usage_lines(folder: str | Path, recipe: Recipe) -> str:
+def usage_lines(folder: str | Path) -> str:
     """The Python lines that load an exported folder with timm and with transformers.
 
     Args:
         folder: As `export` returned it.
-        recipe: As exported.
     """
     folder = home_path(folder).resolve()
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -30,7 +30,7 @@ def export_backbone(
         export(backbone, run.folder.export, run.recipe, results, pretraining)
         run.say("\n" + results_table(results["rows"]))
         run.say(f"\nexported to {run.folder.export}; load it with\n")
-        run.say(usage_lines(run.folder.export, run.recipe))
+        run.say(usage_lines(run.folder.export))
     run.accelerator.wait_for_everyone()
 
 

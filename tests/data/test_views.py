@@ -24,7 +24,6 @@ from fg_ssl_zoo.data.views import (
     draw_view,
     render,
     render_mask,
-    render_points,
 )
 
 PLAIN = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, jitter=0, grayscale=0, blur=0)
@@ -204,20 +203,21 @@ def test_a_reduced_crop_is_close_to_its_area_mean(size):
     assert np.abs(seen.astype(int) - expected).mean() < 2
 
 
-def test_masks_and_points_move_with_the_picture():
+def test_masks_move_with_the_picture():
     spot = np.zeros((80, 100), np.uint8)
     spot[30:34, 60:64] = 7
     image = np.repeat(spot[..., None] * 36, 3, axis=2)
-    points = np.array([[62 / 100, 32 / 80, 1]], np.float32)
     how = with_only(crop_scale=(0.3, 1), flip=0.5)
     for seed in range(40):
         view = draw(how, seed, 80, 100)
         seen, mask = render(image, view, 64), render_mask(spot, view, 64)
-        moved = render_points(points, view, 80, 100)[0]
-        if moved[2] and 0.1 < moved[0] < 0.9 and 0.1 < moved[1] < 0.9:
-            x, y = (moved[:2] * 64).astype(int)
-            assert mask[y, x] == 7
-            assert seen[y, x, 0] > 150
+        left, top, w, h = view.box
+        x, y = (62 - left) / w, (32 - top) / h  # the middle of the spot, in shares of the view
+        x = 1 - x if view.flip else x
+        if 0.1 < x < 0.9 and 0.1 < y < 0.9:
+            row, column = int(y * 64), int(x * 64)
+            assert mask[row, column] == 7
+            assert seen[row, column, 0] > 150
 
 
 def test_a_reduced_mask_takes_the_middle_of_every_step_as_the_picture_does():
@@ -226,14 +226,6 @@ def test_a_reduced_mask_takes_the_middle_of_every_step_as_the_picture_does():
     np.testing.assert_array_equal(render_mask(columns, view, 12)[0], np.arange(2, 60, 5))
     picture = render(np.repeat(columns[..., None], 3, axis=2), view, 12)
     assert np.abs(picture[..., 0].astype(int) - render_mask(columns, view, 12)).max() <= 1
-
-
-def test_a_point_that_the_crop_lost_is_invisible():
-    view = View((50, 0, 50, 80), False, np.eye(3), 0.0, 0.0, False)
-    points = np.array([[0.2, 0.5, 1], [0.75, 0.5, 1], [0.75, 0.5, 0]], np.float32)
-    moved = render_points(points, view, 80, 100)
-    np.testing.assert_allclose(moved[:, 2], [0, 1, 0])
-    np.testing.assert_allclose(moved[1, :2], [0.5, 0.5])
 
 
 def test_the_views_depend_on_the_generator_alone(birds):

@@ -223,7 +223,7 @@ def write_for_reader(root: Path, name: str, hub: Hub) -> None:
     with torch.no_grad():
         expected = {"pixels": pixels, "features": backbone(pixels).contiguous()}
     save_file(expected, root / name / "expected.safetensors")
-    usage = [usage_lines(folder, recipe), from_card]
+    usage = [usage_lines(folder), from_card]
     (root / name / "usage.json").write_text(json.dumps(usage))
     api = HfApi(endpoint=hub.url, token=TOKEN)
     api.create_repo(f"tester/{name}")

@@ -238,7 +238,7 @@ def test_a_folder_opens_with_timm_and_transformers_to_equal_features(tmp_path):
     folder = export(backbone, tmp_path / "model", recipe, {"rows": []})
     config = json.loads((folder / "config.json").read_text())
     assert (config["architecture"], config["model_args"]) == ("fgssl_attentive", options)
-    assert usage_lines(folder, recipe).startswith("import fg_ssl_zoo")
+    assert usage_lines(folder).startswith("import fg_ssl_zoo")
     x = images()
     by_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     by_transformers = AutoModel.from_pretrained(folder).eval()

@@ -128,7 +128,7 @@ def test_a_folder_opens_with_timm_and_transformers_to_equal_features(tmp_path):
     folder = export(backbone, tmp_path / "model", recipe, {"rows": []})
     config = json.loads((folder / "config.json").read_text())
     assert config["model_args"] == {**options, "img_size": 64}
-    assert usage_lines(folder, recipe).startswith("import fg_ssl_zoo")
+    assert usage_lines(folder).startswith("import fg_ssl_zoo")
     x = images()
     assert open_backbone(str(folder), image_size=24).image_size == 24  # whole patches of 8
     by_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

@@ -204,7 +204,7 @@ def test_a_folder_opens_with_the_printed_lines_and_only_with_us(tmp_path):
     assert config["num_features"] == 256
     card = (folder / "README.md").read_text()
     assert "Stock timm and transformers lack this architecture" in card
-    lines = usage_lines(folder, recipe)
+    lines = usage_lines(folder)
     assert lines.splitlines()[0].startswith("import fg_ssl_zoo")
     assert card.partition("```python\n")[2].splitlines()[0] == lines.splitlines()[0]
 
