@@ -1,15 +1,15 @@
 """A timm network: options checked, built, and what goes wrong said in one line.
 
-check_options    keywords of the constructor that a recipe may set
-build            timm's constructor, for a name, a folder or a repository
-size_arguments   what the side of the pictures adds to the keywords
-check_features   the network returns a row of features for each picture
+network_of          an architecture with options, for pictures of a size
+published_network   what a name with weights, a folder or a repository describes
+build               timm's constructor, which both call
+check_options       keywords of the constructor that a recipe may set
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import patch_size_of
+from fg_ssl_zoo.backbones.fgssl_models import stock_of
 from fg_ssl_zoo.backbones.weights.config import PLACES, check_arguments, check_source
 from fg_ssl_zoo.backbones.weights.locate import PretrainedWeightsError, explain
 from fg_ssl_zoo.config import below, printable
@@ -68,6 +69,103 @@ def check_options(options: Mapping[str, Any], where: str = "backbone_options") -
 # --------------------------------------------------------------------------- the network
 
 
+class Network(NamedTuple):
+    """A timm model and what was decided to build it.
+
+    Fields:
+        model: Without its classifier.
+        name: Of its architecture.
+        image_size: Side of its pictures in pixels.
+        options: Keywords of its constructor that an export has to carry.
+        cfg: timm's `pretrained_cfg` of the weights, or of the architecture where there are none.
+    """
+
+    model: Any
+    name: str
+    image_size: int
+    options: dict[str, Any]
+    cfg: Mapping[str, Any]
+
+
+def network_of(
+    name: str,
+    image_size: int,
+    options: Mapping[str, Any],
+    init: str = "scratch",
+    place: str | None = None,
+) -> Network:
+    """An architecture with options; with weights where timm reads them.
+
+    Args:
+        name: Of a timm architecture.
+        image_size: Side of its pictures in pixels.
+        options: Keywords of its constructor.
+        init: What the user calls the weights, for errors.
+        place: What timm calls them, as for `build`; `None` for its own initialisation.
+
+    Raises:
+        ValueError: An option or a size that does not fit; weights that cannot be had, or are those
+            of another network; or no row of features for each picture.
+    """
+    check_options(options)
+    options = dict(options)
+    arguments = {**size_arguments(name, image_size, **options), **options}
+    if place is None:
+        model = build(name, name, **arguments)
+    else:
+        words = init if place.startswith(PLACES) else place
+        config = checked_config(place, words)
+        model = build(place, words, config, pretrained=True, **arguments)
+        _refuse_another(model, name, init, arguments)
+        options = {**_built_with(config), **options}  # an export must carry both
+    if options:
+        check_features(model, name, options, image_size)
+    return Network(model, name, image_size, options, getattr(model, "pretrained_cfg", {}))
+
+
+def _refuse_another(model: Any, name: str, init: str, arguments: Mapping[str, Any]) -> None:
+    """The weights are of the recipe's architecture, built with its options."""
+    found = model.pretrained_cfg.get("architecture") or name
+    if found not in (name, stock_of(name, model)[0]):
+        raise ValueError(f"init: {init} holds a {found}; the recipe's backbone is {name}")
+    with torch.device("meta"):
+        wanted = build(name, name, **arguments).state_dict()
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    if shapes != {key: value.shape for key, value in wanted.items()}:
+        raise ValueError(f"init: {init} was built with other backbone_options than the recipe's")
+
+
+def published_network(
+    place: str, words: str, image_size: int | None, *, pretrained: bool = True
+) -> Network:
+    """The network that a name with weights, a folder or a repository describes.
+
+    Args:
+        place: What timm calls it, as for `build`.
+        words: What the user calls it, for errors.
+        image_size: Side of its pictures in pixels; its own when not given.
+        pretrained: Otherwise as timm initialises it, under torch's seed.
+
+    Raises:
+        ValueError: It cannot be had, or the size does not fit.
+    """
+    config = checked_config(place, words)
+    with torch.random.fork_rng(devices=[]):  # an untrained network is drawn from the caller's seed
+        shape = build(place, words, config, pretrained=False)
+    cfg: Any = shape.pretrained_cfg
+    size = image_size or cfg["input_size"][-1]
+    name = cfg.get("architecture") or words
+    arguments: dict[str, Any] = size_arguments(name, size, shape)
+    model = build(place, words, config, pretrained=pretrained, **arguments)
+    return Network(model, name, size, _built_with(config), cfg)
+
+
+def _built_with(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor keywords that a folder or repository names, without size and classifier."""
+    arguments = config.get("model_args") or {}
+    return {key: arguments[key] for key in arguments if key not in ("img_size", "num_classes")}
+
+
 def build(
     place: str, words: str, config: Mapping[str, Any] | None = None, /, **arguments: Any
 ) -> Any:
@@ -115,6 +213,8 @@ def checked_config(
     Raises:
         ValueError: It cannot be had, or no network should be built of it.
     """
+    if not place.startswith(PLACES):
+        return {}
     with _weights_in_one_line(place, words):
         return check_source(place, cache_dir)
 

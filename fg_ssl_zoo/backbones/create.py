@@ -23,13 +23,13 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.build import build, check_features, checked_config, size_arguments
+from fg_ssl_zoo.backbones.build import Network, build, network_of, published_network
 from fg_ssl_zoo.backbones.fgssl_models import stock_of
-from fg_ssl_zoo.backbones.source import Source, source_of, source_of_init, tags_of
+from fg_ssl_zoo.backbones.source import Source, source_of, source_of_init
 from fg_ssl_zoo.backbones.weights.config import read_config
 from fg_ssl_zoo.backbones.weights.folder import WEIGHTS, whole
 from fg_ssl_zoo.backbones.weights.locate import PretrainedWeightsError, Published, published_folder
-from fg_ssl_zoo.backbones.weights.start import PARTIAL, read_weights, start_from
+from fg_ssl_zoo.backbones.weights.start import PARTIAL, read_weights, start_from_file
 from fg_ssl_zoo.config import Recipe, home_path
 
 _log = logging.getLogger(__name__)
@@ -149,25 +149,11 @@ def _classifier_in_file(source: Source) -> nn.Linear | None:
 
 def _as_published(source: Source, image_size: int | None, pretrained: bool) -> Backbone:
     """The network that a name, folder or repository describes, with the pixels that it states."""
-    words, place = source.words, str(source.place)
-    config = checked_config(place, words)
-    with torch.random.fork_rng(devices=[]):  # an untrained network is drawn from the caller's seed
-        shape = build(place, words, config, pretrained=False)
-    cfg: Any = shape.pretrained_cfg
-    size = image_size or cfg["input_size"][-1]
-    name = cfg.get("architecture") or words
-    arguments: dict[str, Any] = size_arguments(name, size, shape)
-    model = build(place, words, config, pretrained=pretrained, **arguments)
-    own = resolve_data_config(pretrained_cfg=cfg)
+    words = source.words
+    network = published_network(str(source.place), words, image_size, pretrained=pretrained)
+    own = resolve_data_config(pretrained_cfg=network.cfg)
     pixels = {key: own[key] for key in ("mean", "std", "crop_pct", "interpolation", "crop_mode")}
-    init = words if pretrained else "scratch"
-    return Backbone(model, name, init=init, image_size=size, options=_options(config), **pixels)
-
-
-def _options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor keywords that a folder or repository names, without size and classifier."""
-    arguments = config.get("model_args") or {}
-    return {key: arguments[key] for key in arguments if key not in ("img_size", "num_classes")}
+    return _backbone(network, words if pretrained else "scratch", pixels)
 
 
 def _untrained(source: Source) -> Source:
@@ -176,51 +162,30 @@ def _untrained(source: Source) -> Source:
 
 def _at_start(source: Source, image_size: int) -> Backbone:
     """The architecture that a recipe names, with its start weights and their mean and std."""
-    name, options = source.architecture or "", dict(source.options)
-    arguments = {**size_arguments(name, image_size, **options), **options}
+    name, init = source.architecture or "", source.words
+    place = str(source.place) if source.kind == "timm" else None
+    network = network_of(name, image_size, source.options, init, place)
     pixels: Mapping[str, Any] = {}
     if source.kind == "timm":
-        model, built_with = _by_timm(source, name, arguments)
-        pixels = model.pretrained_cfg
-        _tell_resized(model, pixels, image_size, source.words)
-        options = {**built_with, **options}  # what timm has built, and an export must carry
-    else:
-        model = build(name, name, **arguments)
-    if source.kind == "file":
-        _load_file(model, source)
+        pixels = network.cfg
+        _tell_resized(network, init)
+    elif source.kind == "file":
+        _load_file(network.model, source)
     elif source.kind == "folder":
-        pixels = _load_folder(model, source)
-    if options:
-        check_features(model, name, options, image_size)
+        pixels = _load_folder(network.model, source)
     given = {key: pixels[key] for key in ("mean", "std") if key in pixels}
-    return Backbone(model, name, init=source.words, image_size=image_size, options=options, **given)
+    return _backbone(network, init, given)
 
 
-def _by_timm(source: Source, name: str, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model with the weights of a tag, a folder or a repository, and the keywords it names.
-
-    Raises:
-        ValueError: They cannot be had, or are those of another network.
-    """
-    init, place = source.words, str(source.place)
-    words = place if init in tags_of(name) else init
-    config = checked_config(place, words)
-    model = build(place, words, config, pretrained=True, **arguments)
-    found = model.pretrained_cfg.get("architecture") or name
-    if found not in (name, stock_of(name, model)[0]):
-        raise ValueError(f"init: {init} holds a {found}; the recipe's backbone is {name}")
-    with torch.device("meta"):
-        wanted = build(name, name, **arguments).state_dict()
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
-    if shapes != {key: value.shape for key, value in wanted.items()}:
-        raise ValueError(f"init: {init} was built with other backbone_options than the recipe's")
-    return model, _options(config)
+def _backbone(network: Network, init: str, pixels: Mapping[str, Any]) -> Backbone:
+    model, name, image_size, options, _ = network
+    return Backbone(model, name, init=init, image_size=image_size, options=options, **pixels)
 
 
-def _tell_resized(model: Any, cfg: Mapping[str, Any], image_size: int, init: str) -> None:
-    size = cfg["input_size"][-1]
-    if getattr(model, "pos_embed", None) is not None and size != image_size:
-        _log.info("init: %s: position embeddings resized from %d to %d px", init, size, image_size)
+def _tell_resized(network: Network, init: str) -> None:
+    was, size = network.cfg["input_size"][-1], network.image_size
+    if getattr(network.model, "pos_embed", None) is not None and was != size:
+        _log.info("init: %s: position embeddings resized from %d to %d px", init, was, size)
 
 
 def _load_file(model: nn.Module, source: Source) -> None:
@@ -230,7 +195,7 @@ def _load_file(model: nn.Module, source: Source) -> None:
     cost a lot: EfficientNet-Lite1 has 78.7 % kNN on cub100 with its own, 70.5 % with ImageNet's.
     """
     file = source.words.removesuffix(PARTIAL)
-    start_from(model, read_weights(home_path(file)), file, partial=source.words.endswith(PARTIAL))
+    start_from_file(model, home_path(file), file, partial=source.words.endswith(PARTIAL))
     cfg = timm.get_pretrained_cfg(source.architecture or "")
     if cfg is not None and (cfg.mean, cfg.std) != (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
         _log.warning(
@@ -253,7 +218,7 @@ def _load_folder(model: Any, source: Source) -> Mapping[str, Any]:
             f"init: {init} holds a {config['architecture']}; the recipe's backbone is {wanted}"
         )
     try:
-        start_from(model, read_weights(folder / WEIGHTS), init)
+        start_from_file(model, folder / WEIGHTS, init)
     except ValueError as error:
         built = {k: v for k, v in config.get("model_args", {}).items() if k != "img_size"}
         raise ValueError(

@@ -81,7 +81,6 @@ def source_of_init(architecture: str, init: str, options: Mapping[str, Any]) -> 
     if "." in architecture or not timm.is_model(architecture):
         name = printable(architecture)
         raise ValueError(f"unknown backbone '{name}'{nearest(architecture, timm.list_models())}")
-    check_options(options)
     if init == "scratch":
         return Source(init, architecture, options=options)
     if is_file_name(init):

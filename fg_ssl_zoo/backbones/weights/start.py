@@ -109,6 +109,11 @@ def _one_of(prefixes: Sequence[str]) -> str:
     )
 
 
+def start_from_file(model: nn.Module, path: Path, source: str, *, partial: bool = False) -> None:
+    """`start_from` with all tensors of a file."""
+    start_from(model, read_weights(path), source, partial=partial)
+
+
 def start_from(
     model: nn.Module, found: Mapping[str, Tensor], source: str, *, partial: bool = False
 ) -> None:
