@@ -10,7 +10,7 @@ import pytest
 from tests.endurance.__main__ import exports, images, kills, line
 from tests.endurance.faults import all_faults
 from tests.endurance.runs import say
-from tests.endurance.steady import FLAT, WINDOWS, Samples, growth, steady
+from tests.endurance.steady import FLAT, Samples, growth, steady
 
 
 def check(rows):
@@ -34,21 +34,22 @@ def test_what_grows_is_named():
 
 
 def test_samples_see_memory_files_and_threads(tmp_path):
-    seen = []
-    for _ in range(2):
-        samples = Samples()
-        samples.take(os.getpid(), [])
-        seen.append(samples.row())
-        kept = np.ones(4_000_000), (tmp_path / "open").open("w"), threading.Event()
-        threading.Thread(target=kept[2].wait, daemon=True).start()
-    found = growth([seen[0], *seen])
+    before, after, end = Samples(), Samples(), threading.Event()
+    before.take(os.getpid(), [])
+    with (tmp_path / "open").open("w"):
+        threading.Thread(target=end.wait, daemon=True).start()
+        kept = np.ones(4_000_000)
+        after.take(os.getpid(), [])
+    end.set()
+    found = growth([before.row(), before.row(), after.row()])
     assert re.fullmatch(r"3\d(\.\d)? MB of the main process, 1 open files, 1 threads", found)
+    assert kept.all()
 
 
 def test_files_and_threads_of_a_short_run_stay(tmp_path):
-    row, windows = steady(tmp_path, 64)
+    row, windows = steady(tmp_path, 80, count=4)
     assert (row.hung, row.tracebacks) == (0, 0)
-    assert len(windows.splitlines()) == 2 + WINDOWS
+    assert len(windows.splitlines()) == 2 + 4, windows
     assert "open files" not in row.message
     assert "threads" not in row.message
 
