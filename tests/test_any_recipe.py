@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 from fg_ssl_zoo.backbones.create import create_backbone
@@ -66,12 +67,16 @@ def command(typed):
     _check_stages(recipe)
 
 
-def try_all(folder, count):
-    """As many commands, files and contents; the same ones each time."""
-    each = settings(
-        max_examples=count, derandomize=True, database=None, deadline=None,
+def try_all(folder, count, seed=0):
+    """As many commands, files and contents; the same ones each time for a seed."""
+    limits = settings(
+        max_examples=count, derandomize=seed == 0, database=None, deadline=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
+
+    def each(test):
+        return limits(test if seed == 0 else seeded(seed)(test))
+
     path = folder / "mine.yaml"
     start = "backbone: test_resnet\nstages: [{method: simclr}]\n"
 

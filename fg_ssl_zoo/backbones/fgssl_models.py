@@ -5,8 +5,9 @@ So is every exported folder in FG_SSL_ZOO_DIR (when this module is imported) und
     hub_configs/fgssl_resnet50_cub.simclr.yaml
                 architecture       tag     -> timm.create_model("fgssl_resnet50_cub.simclr")
 
-Without a tag, an architecture means its released model (`hub.sha256` in the recipe); of several, or
-of none, its `simclr` model, or the first by name where there is none.
+Without a tag, an architecture means its released model (`hub.sha256` in the recipe). If several are
+released, those that another one starts from (`init`) come last. Of several, or of none, it means
+the `simclr` model, or the first by name if there is no such model.
 
 What is built is the recipe's `backbone` with its `backbone_options`, by timm's own function; the
 caller's keywords come before those. `pretrained=True` then looks where `weights/locate.py` says,
@@ -20,7 +21,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,8 +145,26 @@ def own_recipes() -> dict[str, Path]:
     return {name: path for name, path in found.items() if name not in known and path.is_file()}
 
 
-def _read(name: str, path: Path) -> tuple[str, dict[str, Any], str | None, PretrainedCfg]:
-    """Stock architecture, its options, hash and `pretrained_cfg`; only what is needed is checked.
+class _Read(NamedTuple):
+    """What a recipe says about its name.
+
+    Fields:
+        backbone: Stock architecture.
+        options: Keywords of its constructor.
+        init: Words of its start weights.
+        sha256: Of the released weights, if there are any.
+        cfg: Of timm.
+    """
+
+    backbone: str
+    options: dict[str, Any]
+    init: str
+    sha256: str | None
+    cfg: PretrainedCfg
+
+
+def _read(name: str, path: Path) -> _Read:
+    """The recipe of a name; only what is needed is checked.
 
     Raises:
         ValueError: The file's name or one of those keys is not what it should be.
@@ -174,7 +193,8 @@ def _read(name: str, path: Path) -> tuple[str, dict[str, Any], str | None, Pretr
     sha256 = hub.get("sha256")
     if sha256 is not None and not (isinstance(sha256, str) and SHA256.fullmatch(sha256)):
         raise ValueError(f"hub.sha256: 64 hexadecimal digits are needed, got {sha256!r}")
-    return backbone, options, sha256, PretrainedCfg(**cfg, hf_hub_id=repo, hf_hub_filename=WEIGHTS)
+    made = PretrainedCfg(**cfg, hf_hub_id=repo, hf_hub_filename=WEIGHTS)
+    return _Read(backbone, options, str(init), sha256, made)
 
 
 def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -191,14 +211,15 @@ def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, Stock], dict[str, Pr
     """
     stocks: dict[str, Stock] = {}
     cfgs: dict[str, PretrainedCfg] = {}
-    read: dict[str, tuple[str, dict[str, Any], str | None, PretrainedCfg]] = {}
+    read: dict[str, _Read] = {}
     for name, path in sorted(files.items()):
         try:
             read[name] = _read(name, path)
         except (ValueError, OSError) as error:
             _log.warning(_LEFT_OUT, path, error)
-    for name in sorted(read, key=lambda name: _default_first(name, read[name][2])):
-        backbone, options, sha256, cfg = read[name]
+    starts = {recipe.init for recipe in read.values() if recipe.sha256}
+    for name in sorted(read, key=lambda name: _default_first(name, read[name].sha256, starts)):
+        backbone, options, _, sha256, cfg = read[name]
         architecture, _, tag = name.partition(".")
         try:
             if architecture in _ARCHITECTURES:
@@ -219,9 +240,18 @@ def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, Stock], dict[str, Pr
     return stocks, cfgs
 
 
-def _default_first(name: str, sha256: str | None) -> tuple[str, bool, bool, str]:
+def _default_first(
+    name: str, sha256: str | None, starts: Collection[str]
+) -> tuple[str, bool, bool, bool, str]:
+    """What names are sorted by, so that the first of an architecture is meant without a tag.
+
+    Args:
+        name: With its tag.
+        sha256: Of its released weights.
+        starts: `init` of all released models.
+    """
     architecture, _, tag = name.partition(".")
-    return architecture, sha256 is None, tag != DEFAULT_TAG, tag
+    return architecture, sha256 is None, name in starts, tag != DEFAULT_TAG, tag
 
 
 # --------------------------------------------------------------------------- a name -> weights

@@ -114,6 +114,17 @@ def test_a_released_tag_is_the_default_before_simclr(tmp_path):
     assert list(cfgs) == ["fgssl_r_cub.particle", "fgssl_r_cub.simclr"]
 
 
+def test_of_several_released_tags_the_default_is_the_one_that_started_from_the_others(tmp_path):
+    released = {"backbone": "test_resnet", "hub": {"sha256": "0" * 64}}
+    recipes = {
+        "fgssl_r_cub.distillation": released,
+        "fgssl_r_cub.particle": {**released, "init": "fgssl_r_cub.distillation"},
+        "fgssl_r_cub.simclr": {"backbone": "test_resnet"},
+    }
+    _, cfgs = fgssl_models._read_all(write_recipes(tmp_path, recipes))
+    assert [name.rpartition(".")[2] for name in cfgs] == ["particle", "distillation", "simclr"]
+
+
 def test_a_folder_of_ones_own_is_a_name_of_timm(published, monkeypatch, tmp_path):
     own = "fgssl_tiny_garden.simclr"
     shutil.copytree(published[0] / NAME, tmp_path / own)

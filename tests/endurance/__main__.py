@@ -153,9 +153,9 @@ def recipes(root, count, seed):
     """Recipes of any form: read, or refused in one line."""
     from tests.test_any_recipe import try_all
 
-    row = Row("recipes of any form", count)
+    row = Row(f"recipes of any form: words, files, contents, seed {seed}", 3 * count)
     try:
-        try_all(root, count)
+        try_all(root, count, seed)
     except Exception as error:
         row.tracebacks, row.message = 1, " ".join(str(error).split())[:200]
     return row

@@ -11,7 +11,6 @@ from tests.endurance.faults import Row
 from tests.endurance.processes import children
 from tests.endurance.runs import Run
 
-WINDOWS = 8
 MOST_GROWTH = {"main": 4.0, "workers": 4.0}
 """MB between the second window and the last that the allocator alone may account for."""
 
@@ -48,18 +47,18 @@ class Samples:
         return (*memory, min(self.files), min(self.threads))
 
 
-def steady(root, steps, *words, every=0.1):
+def steady(root, steps, count=8, every=0.1):
     """Train for so many steps with two loader processes; a row, and a table of the windows.
 
-    The first window is the warm-up. Memory may not grow by more than `MOST_GROWTH` from the second
-    window to the last, and neither files nor threads at all.
+    The steps are divided into `count` windows; the first is the warm-up. From the second to the
+    last, memory may grow by `MOST_GROWTH`, and neither files nor threads at all.
     """
     words = [
         "data.num_workers=2", f"stages[0].train.steps={steps}", "stages[0].train.lr=0.01",
-        f"stages[0].train.checkpoint_every={steps // 32}", f"monitor.every={steps // 16}", *words,
+        f"stages[0].train.checkpoint_every={steps // 32}", f"monitor.every={steps // 16}",
     ]  # fmt: skip
     run = Run(root / "steady", *words)
-    windows = [Samples() for _ in range(WINDOWS)]
+    windows = [Samples() for _ in range(count)]
     process, loaders = run.processes[0].pid, []
     while run.is_alive:
         with contextlib.suppress(psutil.Error):
@@ -67,15 +66,15 @@ def steady(root, steps, *words, every=0.1):
             if len(loaders) < 2 and run.logged:  # those of the first measurement have ended
                 loaders = children(process)[:2]
         if len(loaders) == 2 and (done := run.logged) < steps:
-            windows[done * WINDOWS // steps].take(process, loaders)
+            windows[done * count // steps].take(process, loaders)
         time.sleep(every)
     ended = run.end()
     row = Row(f"memory, files, threads over {steps} steps, two loader processes", steps)
     row.take(ended)
     seen = [window.row() for window in windows if window.main]
-    row.message = f"{len(seen)} of {WINDOWS} windows" if len(seen) < WINDOWS else growth(seen)
+    row.message = f"{len(seen)} of {count} windows" if len(seen) < count else growth(seen)
     row.lost = int(ended[0].code != 0 or row.message != FLAT)
-    return row, table(seen, steps)
+    return row, table(seen, steps // count)
 
 
 FLAT = "flat"
@@ -98,6 +97,7 @@ def table(seen, steps):
     lines = ["| steps | main, MB | loaders, MB | open files | threads |"]
     lines.append("| --- | ---: | ---: | ---: | ---: |")
     for number, (main, workers, files, threads) in enumerate(seen):
-        end = (number + 1) * steps // WINDOWS
-        lines.append(f"| to {end} | {main:.1f} | {workers:.1f} | {files} | {threads} |")
+        lines.append(
+            f"| to {(number + 1) * steps} | {main:.1f} | {workers:.1f} | {files} | {threads} |"
+        )
     return "\n".join(lines)

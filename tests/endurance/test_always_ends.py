@@ -124,7 +124,7 @@ def started_with(word):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("options", [
     ["--cpu", "--num_processes=1"],
     ["--multi_gpu", "--num_processes=2", "--main_process_port=0"],  # without GPUs, on the CPU
@@ -140,7 +140,8 @@ def test_sigterm_to_accelerate_launch_alone_ends_its_processes_with_a_checkpoint
             cwd=tmp_path, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     try:
-        wait_until((run / "metrics.jsonl").is_file, 400)
+        metrics = run / "metrics.jsonl"
+        wait_until(lambda: metrics.is_file() and "train/loss" in metrics.read_text(), 600)
         process.terminate()
         assert process.wait(120)
         wait_until(lambda: not started_with(words[-1]), 120)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import disk_error, set_aside, write_whole
 from fg_ssl_zoo.data.tensor_cache import load_tensors, read_tensors, write_tensors
 from fg_ssl_zoo.engine import checkpoint

@@ -62,6 +62,34 @@ def test_arguments_that_fit_no_network_are_one_line_with_the_key(folder, argumen
     assert "\n" not in str(refused.value)
 
 
+NO_NUMBERS = ["many", [], {}, -1, 1.5, True, ["a", "b", "c"], [[[[[1]]]]], {"a": {"b": 1}}]
+
+
+@pytest.mark.parametrize(("place", "values"), [
+    ("num_classes", NO_NUMBERS),
+    ("num_features", NO_NUMBERS),
+    ("model_args", [None, "", "many", [], 0, 1.5, ["a"]]),
+    ("model_args.in_chans", [None, 0, *NO_NUMBERS]),
+    ("pretrained_cfg", [None, "", "many", [], 0, 1.5, ["a"]]),
+    ("pretrained_cfg.input_size", ["many", {}, [3, 64, "x"], [3, 64], [[[3]]]]),
+    ("pretrained_cfg.mean", ["many", {}, ["a", "b", "c"]]),
+    ("pretrained_cfg.crop_pct", ["many", -1, [1]]),
+    ("pretrained_cfg.fixed_input_size", ["many", 2, [True]]),
+    ("pretrained_cfg.first_conv", [0, 1.5, {}, [1, 2]]),
+    ("pretrained_cfg.hf_hub_filename", [1, ["a"], {"a": 1}]),
+])  # fmt: skip
+def test_values_of_other_kinds_are_one_line_with_the_key(folder, place, values):
+    outer, _, key = place.rpartition(".")
+    config = json.loads((folder / "config.json").read_text())
+    for value in values:
+        inside = {**config[outer], key: value} if outer else value
+        reconfigure(folder, **{outer or key: inside})
+        with pytest.raises(ValueError, match="is no timm config") as refused:
+            open_backbone(f"local-dir:{folder}")
+        assert key in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("depth", [10, 900, 100_000])
 def test_deep_json_is_one_line(folder, depth):
     content = '{"architecture": "test_resnet", "model_args": {"layers": %s}}'

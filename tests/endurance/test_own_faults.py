@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 
 import pytest
@@ -13,11 +12,12 @@ import torch
 
 from fg_ssl_zoo.engine import checkpoint, log, loop
 from fg_ssl_zoo.engine.checkpoint import Position
-from fg_ssl_zoo.engine.run_folder import RunFolder, RunFolderTaken
+from fg_ssl_zoo.engine.run_folder import RunFolderTaken
 from fg_ssl_zoo.pretrain import main
 from tests.endurance.processes import end, start, wait_until
 from tests.endurance.runs import WORDS, Run
 from tests.endurance.test_folder_of_a_run import claimed, hold
+from tests.pictures import write_photos
 
 SHORT = [*WORDS, "stages[0].train.steps=2", "monitor.every=9"]
 
@@ -130,25 +130,30 @@ def test_what_a_kill_between_the_two_renames_of_an_export_left_is_replaced(run):
 # --------------------------------------------------------------------------- output and memory
 
 
+def unread(words):
+    """Train with an output whose reader ends after the third step."""
+    read, write = os.pipe()
+    os.dup2(write, 1)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    seed_step = loop.seed_step
+
+    def close_and_seed(seed, position, step, rank):
+        if step == 3:
+            os.close(read)
+        seed_step(seed, position, step, rank)
+
+    loop.seed_step = close_and_seed
+    log.Progress.__init__.__kwdefaults__["every"] = 0
+    main(words)
+
+
 def test_a_run_whose_output_nobody_reads_stops_with_a_checkpoint(tmp_path):
-    words = [*WORDS, "stages[0].train.steps=100000", "monitor.every=1000000"]
-    words.append(f"output={tmp_path / 'run'}")
-    script = (
-        "import torch; torch.set_num_threads(1); from fg_ssl_zoo.engine import log;"
-        "init = log.Progress.__init__;"
-        "log.Progress.__init__ = lambda self, *a, **k: init(self, *a, **k, every=0);"
-        f"from fg_ssl_zoo.pretrain import main; main({words!r})"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    next(line for line in process.stdout if "step 10/" in line)
-    process.stdout.close()
-    said = process.stderr.read()
-    assert process.wait(120) == 128 + signal.SIGHUP
-    assert "stopped by SIGHUP after step" in said
-    assert "Broken" not in said
-    assert len(list((tmp_path / "run" / "checkpoints").glob("*.pt"))) >= 1
+    words = [*WORDS, "monitor.every=99", f"output={tmp_path / 'run'}"]
+    ended = end(start(unread, words, log=tmp_path / "log"), tmp_path / "log")
+    assert ended.code == 128 + signal.SIGHUP
+    (line,) = ended.text.splitlines()[-1:]
+    assert line.startswith("stopped by SIGHUP after step 11 of 24; checkpoint ")
+    assert max(checkpoint.positions(tmp_path / "run" / "checkpoints")).step == 11
 
 
 def test_without_a_run_a_closed_pipe_is_an_error(monkeypatch):
@@ -175,26 +180,35 @@ def test_no_memory_is_one_line(tmp_path, monkeypatch, capsys, error):
 # --------------------------------------------------------------------------- two processes
 
 
-def ranks_that_differ(tmp_path, *words):
-    """Two processes, of which the second has other words; both have to end with one line."""
-    run = Run(tmp_path / "run", *SHORT[len(WORDS) :], processes=2, second=words)
-    ended = run.end()
+def ranks_that_differ(tmp_path, first, second):
+    """Last lines of two processes, of which the second has other words; both have to be refused."""
+    run = Run(tmp_path / "run", *SHORT[len(WORDS) :], *first, processes=2, second=second)
+    ended = run.end(300)
     assert [process.code for process in ended] == [2, 2]
     assert not any(process.orphans or "Traceback" in process.text for process in ended)
     return [process.text.splitlines()[-2] for process in ended]  # then the note on the launcher
 
 
-def test_processes_that_see_other_pictures_do_not_train(tmp_path, birds):
-    for line in ranks_that_differ(tmp_path, "data.num_images=15"):
+def test_processes_with_other_recipes_do_not_train(tmp_path):
+    for line in ranks_that_differ(tmp_path, [], ["data.num_images=15"]):
         assert line == "error: process 1 and process 0 need the same recipe"
 
 
+def test_processes_that_see_other_pictures_do_not_train(tmp_path, birds):
+    for name in ("one", "two"):
+        write_photos(tmp_path / name, birds)
+    (tmp_path / "two" / "3.png").unlink()
+    words = [[f"data.path={tmp_path / name}", "data.name=birds"] for name in ("one", "two")]
+    for line in ranks_that_differ(tmp_path, *words):
+        assert line.startswith("error: process 1 and process 0 need the same pictures: bring the")
+
+
 def test_a_process_whose_pictures_are_gone_ends_both(tmp_path):
-    first, second = ranks_that_differ(tmp_path, f"data.path={tmp_path / 'gone'}")
-    assert "another process of this run has ended" in first or "same recipe" in first
-    assert "gone" in second
+    first, second = ranks_that_differ(tmp_path, [], [f"data.path={tmp_path / 'gone'}"])
+    assert "another process of this run has ended" in first
+    assert str(tmp_path / "gone") in second
 
 
-def test_a_process_that_does_not_see_the_checkpoints_ends_both(tmp_path):
-    for line in ranks_that_differ(tmp_path, f"output={tmp_path / 'other'}"):
-        assert RunFolder(tmp_path / "run").checkpoints.name in line
+def test_a_process_that_does_not_see_the_checkpoints_ends_both(run, tmp_path):
+    for line in ranks_that_differ(tmp_path, [], [f"output={tmp_path / 'other'}"]):
+        assert "/checkpoints on a disk that all machines share" in line

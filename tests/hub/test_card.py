@@ -152,7 +152,7 @@ def test_what_fgssl_eval_measured_stands_in_a_table_of_its_own(backbone):
         in card
     )
     assert "### Measured on garden" in card
-    assert "60 training and 40 test pictures of 12 classes" in card
+    assert "60 training and 40 test images of 12 classes" in card
     assert "cub pictures of 96 px. Twelve gardens.\nIt started" in card
     assert "None were measured" not in card
 
@@ -203,19 +203,18 @@ def test_the_template_knows_every_name_it_uses(backbone, monkeypatch):
     monkeypatch.setattr(jinja2, "Template", strict)
     data = {**RESULTS["data"], "terms": "research only", "num_unreadable": 3}
     card = render_card(backbone, recipe_of(), {**RESULTS, "data": data, "papers": ["A paper."]})
-    assert "The pictures: research only" in card
+    assert "Terms of the images: research only" in card
     assert "the 5991 of split" in card
     assert "- A paper.\n" in card
     assert of_package("MODEL_CARD.md").is_file()
 
 
 def test_what_papers_report_stands_beside_our_numbers(backbone):
-    assert "Papers report" not in render_card(backbone, recipe_of(), RESULTS)
+    assert "Figures reported in papers" not in render_card(backbone, recipe_of(), RESULTS)
     lines = ["73 % on leaves", "68 % on others"]
     card = render_card(backbone, recipe_of(), {**RESULTS, "reported": lines})
-    assert (
-        "Papers report, on other pictures and with other budgets: 73 % on leaves; 68 % on" in card
-    )
+    begin = "Figures reported in papers, with other data and other training budgets: "
+    assert f"{begin}73 % on leaves; 68 % on" in card
 
 
 def test_a_name_of_timm_is_loaded_by_it_and_from_elsewhere_with_the_repository():

@@ -39,7 +39,7 @@ def folder(tmp_path):
 def test_card_and_results_name_the_method(folder):
     assert json.loads((folder / "results.json").read_text())["pretraining"] == "simclr"
     card = (folder / "README.md").read_text()
-    assert "heads and teachers of simclr lie in `pretraining/`" in card
+    assert "`pretraining/` holds the heads and teachers of simclr" in card
     assert check(folder).results["pretraining"] == "simclr"
     assert len({path.stat().st_mode for path in folder.rglob("*.*")}) == 1
 

@@ -71,9 +71,35 @@ def check_config(config: Mapping[str, Any]) -> None:
     if not isinstance(architecture, str) or not is_model(architecture):
         raise ValueError(f"architecture: timm knows no {architecture!r}")
     for key in ("num_classes", "num_features"):
-        _check_value(key, config.get(key, 0))
-    check_arguments("model_args", config.get("model_args") or {})
-    _check_pixels(config.get("pretrained_cfg") or {})
+        if config.get(key) is not None:
+            _check_whole(key, config[key])
+    for key in ("model_args", "pretrained_cfg"):
+        if not isinstance(config.get(key, {}), Mapping):
+            raise ValueError(f"{key}: {str(config[key])[:40]!r} is no mapping")
+    arguments, cfg = config.get("model_args", {}), config.get("pretrained_cfg", {})
+    check_arguments("model_args", arguments)
+    if "in_chans" in arguments:
+        _check_whole("in_chans", arguments["in_chans"], least=1)
+    _check_fields(cfg)
+    _check_pixels(cfg)
+
+
+def _check_whole(key: str, value: Any, least: int = 0) -> None:
+    _check_value(key, value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{key}: {str(value)[:40]!r} is no whole number of {least} or more")
+
+
+def _check_fields(cfg: Mapping[str, Any]) -> None:
+    """The fields of a `pretrained_cfg` that are names or switches."""
+    if not isinstance(cfg.get("fixed_input_size"), bool | None):
+        value = str(cfg["fixed_input_size"])[:40]
+        raise ValueError(f"pretrained_cfg.fixed_input_size: {value!r} is neither true nor false")
+    for key in ("first_conv", "classifier"):
+        value = cfg.get(key)
+        names = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(name, str) for name in names):
+            raise ValueError(f"pretrained_cfg.{key}: {str(value)[:40]!r} is no name of a layer")
 
 
 def check_arguments(name: str, arguments: Mapping[str, Any], depth: int = 0) -> None:
@@ -133,7 +159,11 @@ def _check_pixels(cfg: Mapping[str, Any]) -> None:
         if cfg.get(key):
             raise ValueError(f"pretrained_cfg.{key}: weights lie beside {CONFIG}, nowhere else")
     name = cfg.get("hf_hub_filename") or WEIGHTS
-    if Path(name).name != name or not name.endswith((".safetensors", *PICKLES)):
+    if (
+        not isinstance(name, str)
+        or Path(name).name != name
+        or not name.endswith((".safetensors", *PICKLES))
+    ):
         raise ValueError(f"pretrained_cfg.hf_hub_filename: {name!r} is no file of weights")
     for key in ("input_size", "mean", "std"):
         value = cfg.get(key, [1, 1, 1])

@@ -24,7 +24,7 @@ from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fg_ssl_zoo.config import encodable
+from fg_ssl_zoo.config import encodable, whole_file
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -183,15 +183,15 @@ def whole(folder: Path) -> Path:
         root = Path(tempfile.mkdtemp(prefix="fg_ssl_zoo_"))
     if not (root / WEIGHTS).is_file():
         join(folder, root / WEIGHTS)
-    shutil.copyfile(folder / CONFIG, root / CONFIG)
+    with whole_file(root / CONFIG) as partial:  # others may read it now
+        shutil.copyfile(folder / CONFIG, partial)
     return root
 
 
 def join(folder: Path, target: Path) -> None:
     """Write the parts of a folder as the one file that they were split from, bit by bit."""
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    write_state(read_state(folder), part)
-    part.replace(target)
+    with whole_file(target) as partial:
+        write_state(read_state(folder), partial)
 
 
 def write_state(state: Mapping[str, Tensor], path: Path) -> None:

@@ -11,6 +11,7 @@ from fg_ssl_zoo.backbones.weights import folder as published
 from fg_ssl_zoo.backbones.weights.config import check_config, read_config
 from fg_ssl_zoo.backbones.weights.folder import weight_files, whole
 from fg_ssl_zoo.hub.release import release
+from tests.endurance.processes import end, start
 from tests.hub_server import Hub, point_client_at
 from tests.tiny_zoo import exported
 
@@ -134,6 +135,21 @@ def test_a_folder_in_parts_opens_as_any_other(good, tmp_path, monkeypatch):
     assert joined == whole(folder)
     monkeypatch.setattr(published, "cached_assets_path", unwritable)
     assert open_backbone(str(folder)).num_features == 96
+
+
+def join_often(folder, assets):
+    published.cached_assets_path = lambda *names: made(assets / names[-1])
+    for _ in range(40):
+        assert read_config(whole(folder))["architecture"]
+
+
+def test_two_processes_join_the_same_parts(good, tmp_path):
+    folder, assets = release(good, tmp_path, largest_file=300_000), tmp_path / "assets"
+    logs = [tmp_path / name for name in ("one", "two")]
+    both = [start(join_often, folder, assets, log=log) for log in logs]
+    assert [end(process, log).code for process, log in zip(both, logs, strict=True)] == [0, 0]
+    (joined,) = assets.iterdir()
+    assert sorted(path.name for path in joined.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def made(path):
