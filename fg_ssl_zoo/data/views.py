@@ -3,7 +3,6 @@
     draw_view      all random choices of one view, from a seeded generator
     render         picture -> (s, s, 3) uint8 with those choices
     render_mask    part mask -> (s, s), the same geometry
-    render_points  keypoints -> the same geometry
 
 Everything photometric that is linear (brightness, contrast, saturation, hue, grayscale) is folded
 into one 3x4 matrix and applied once: hue turns the YIQ plane (as NVIDIA DALI does) instead of the
