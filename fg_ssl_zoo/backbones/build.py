@@ -94,12 +94,10 @@ def network_of(
     init: str = "scratch",
     place: str | None = None,
 ) -> Network:
-    """An architecture with options; with weights where timm reads them.
+    """An architecture with options, for pictures of a size; with weights where timm reads them.
 
     Args:
-        name: Of a timm architecture.
-        image_size: Side of its pictures in pixels.
-        options: Keywords of its constructor.
+        name, image_size, options: As in `Network`.
         init: What the user calls the weights, for errors.
         place: What timm calls them, as for `build`; `None` for its own initialisation.
 
@@ -140,14 +138,7 @@ def published_network(
 ) -> Network:
     """The network that a name with weights, a folder or a repository describes.
 
-    Args:
-        place: What timm calls it, as for `build`.
-        words: What the user calls it, for errors.
-        image_size: Side of its pictures in pixels; its own when not given.
-        pretrained: Otherwise as timm initialises it, under torch's seed.
-
-    Raises:
-        ValueError: It cannot be had, or the size does not fit.
+    Args and errors as for `build`; without `image_size` it reads pictures of its own size.
     """
     config = checked_config(place, words)
     with torch.random.fork_rng(devices=[]):  # an untrained network is drawn from the caller's seed
@@ -205,13 +196,7 @@ def checked_config(
 ) -> Mapping[str, Any]:
     """Configuration of a folder or repository that timm may open; empty for a name of timm.
 
-    Args:
-        place: As for `build`.
-        words: What the user calls it, for the error.
-        cache_dir: Of the Hub's client; its own choice when not given.
-
-    Raises:
-        ValueError: It cannot be had, or no network should be built of it.
+    Args and errors as for `build`.
     """
     if not place.startswith(PLACES):
         return {}

@@ -329,15 +329,7 @@ def is_part_of_export(name: str) -> bool:
 
 
 def names_in(folder: Path, wanted: str) -> set[str]:
-    """Names of all that a folder holds; none where there is no folder yet.
-
-    Args:
-        folder: A folder of ours, or one that is to be.
-        wanted: Why it has to be a folder, for the error.
-
-    Raises:
-        ValueError: It is a file.
-    """
+    """Names of all that a folder holds, if it exists; a file is refused, with what was wanted."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; {wanted}")
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
