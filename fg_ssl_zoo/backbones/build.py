@@ -97,7 +97,9 @@ def network_of(
     """An architecture with options, for pictures of a size; with weights where timm reads them.
 
     Args:
-        name, image_size, options: As in `Network`.
+        name: Of a timm architecture.
+        image_size: Side of its pictures in pixels.
+        options: Keywords of its constructor.
         init: What the user calls the weights, for errors.
         place: What timm calls them, as for `build`; `None` for its own initialisation.
 
