@@ -213,9 +213,8 @@ def test_what_papers_report_stands_beside_our_numbers(backbone):
     assert "Figures reported in papers" not in render_card(backbone, recipe_of(), RESULTS)
     lines = ["73 % on leaves", "68 % on others"]
     card = render_card(backbone, recipe_of(), {**RESULTS, "reported": lines})
-    assert (
-        "Figures reported in papers, with other data and other training budgets: 73 % on leaves; 68 % on" in card
-    )
+    said = "Figures reported in papers, with other data and other training budgets: "
+    assert f"{said}73 % on leaves; 68 % on" in card
 
 
 def test_a_name_of_timm_is_loaded_by_it_and_from_elsewhere_with_the_repository():

@@ -342,8 +342,8 @@ PROTOCOL = Protocol(
         Metric("part_miou_{}", "part masks", detail="mIoU, {} pictures", main=True),
         Metric("part_miou_{}_fg", "part masks", detail="mIoU, {} pictures, objects"),
     ),
-    summary="a small decoder is trained on the part masks of N images; mean IoU, background "
-    "included and without it (`_fg`) (as PARTICLE)",
+    summary="a small decoder is trained on the part masks of N images; mean IoU with background, "
+    "and without it (`_fg`) (as PARTICLE)",
     options=PartSegmentation,
     needs_labels=False,
     reads="network",
