@@ -105,7 +105,9 @@ class Distillation(Method):
         if targets == "cached":
             map_weight = 0.0
         if not feature_weight + logit_weight:  # or what lies behind the maps has no gradient
-            raise ValueError("feature_weight, logit_weight: one of them has to be above 0")
+            raise ValueError(
+                "feature_weight and logit_weight are both 0; one of them must be above 0"
+            )
         self.cached, self.temperature = targets == "cached", temperature
         self.feature_weight, self.map_weight = feature_weight, map_weight
         self.logit_weight = logit_weight
@@ -113,12 +115,14 @@ class Distillation(Method):
         self.size = student_size or backbone.image_size
         if self.size != backbone.image_size and backbone.patch_size is not None:
             raise ValueError(
-                f"student_size: {backbone.name} reads pictures of {backbone.image_size} pixels only"
+                f"student_size: {backbone.name} accepts images of {backbone.image_size} pixels only"
             )
         taught = open_teacher(teacher, teacher_size or self.size, teacher_size is None)
         classifier = open_classifier(teacher) if logit_weight else None
         if logit_weight and classifier is None:
-            raise ValueError(f"logit_weight: teacher '{teacher}' has no classifier; 0 would do")
+            raise ValueError(
+                f"logit_weight: teacher '{teacher}' has no classifier; set 0, or name another one"
+            )
         self._outside = (taught, classifier)  # a tuple: neither in the state nor in the export
         self.pairs = self._pairs(taught) if map_weight else []
         widths = [(a, b) for _, _, a, b in self.pairs]
@@ -235,7 +239,7 @@ def open_teacher(words: str, size: int | None, may_be_own: bool) -> Backbone:
         ValueError: No such model, one without trained weights, or a size that it cannot read.
     """
     if words.endswith("@scratch"):
-        raise ValueError(f"teacher: '{words}' is untrained; name a model that has weights")
+        raise ValueError(f"teacher: '{words}' has random weights; name a trained model")
     try:
         teacher = open_backbone(words, image_size=size)
     except ValueError as error:

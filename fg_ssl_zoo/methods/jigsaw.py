@@ -104,14 +104,14 @@ class Jigsaw(Method):
         if image_size % GRID or image_size < GRID:
             fitting = max(GRID, round(image_size / GRID) * GRID)
             raise ValueError(
-                f"data.image_size: {image_size} has no {GRID} equal tiles; {fitting} would"
+                f"data.image_size: {image_size} is not a multiple of {GRID}; {fitting} is"
             )
         patch = self.backbone.patch_size or 1
         tile = round(image_size // GRID * TILE) // patch * patch
         if not tile:
             raise ValueError(
-                f"data.image_size: a tile of {image_size} pixels is below a patch of {patch}; "
-                f"{GRID * int(np.ceil(patch / TILE))} would do"
+                f"data.image_size: with {image_size} pixels, a tile is smaller than a patch of "
+                f"{patch} pixels; {GRID * int(np.ceil(patch / TILE))} would do"
             )
         return Tiles(image_size, tile, self.orders, self.brightness)
 

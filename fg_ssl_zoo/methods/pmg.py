@@ -184,12 +184,14 @@ def _stages(backbone: Backbone, count: int, stages: tuple[int, ...] | None) -> l
         stages = tuple((k + 1) * depth // count - 1 for k in range(count))
     found = list(range(-count, 0)) if stages is None else list(stages)
     if len(found) != count:
-        raise ValueError(f"stages: {len(found)} feature maps for {count} grids; one each is needed")
+        raise ValueError(
+            f"stages: {len(found)} feature maps for {count} grids; give one for each grid"
+        )
     numbers = [number + depth if number < 0 else number for number in found]
     if not all(0 <= number < depth for number in numbers):
         raise ValueError(f"stages: {backbone.name} has {depth} feature maps; there is no {found}")
     if numbers != sorted(set(numbers)):
-        raise ValueError(f"stages: {found} do not rise; {sorted(set(numbers))} do")
+        raise ValueError(f"stages: {found} is not in rising order; {sorted(set(numbers))} is")
     return numbers
 
 

@@ -146,10 +146,10 @@ def class_counts(task: Task) -> Int64[Tensor, " c"]:
         ValueError: There are no labels, all are the same, or a class has one picture.
     """
     if task.train.labels is None:
-        raise ValueError("finetune learns from labels; put each class into a folder of its own")
+        raise ValueError("finetune needs labels; put each class into a folder of its own")
     counts = task.train.labels.bincount(minlength=len(task.classes))
     if (counts > 0).sum() < 2:
-        raise ValueError("finetune tells classes apart; the training pictures have one, 2 would do")
+        raise ValueError("finetune needs 2 classes or more; the training images have one")
     refuse_single_pictures(task.train.labels.numpy(), task.classes, "finetune")
     return counts
 

@@ -80,7 +80,9 @@ def part_segmentation(task: Task, options: PartSegmentation = STANDARD) -> list[
     """
     names, table = merged(part_names(task.train_images), options.drop_words)
     if part_names(task.test_images) != part_names(task.train_images):
-        raise ValueError(f"{task.test_images.name}: test and training masks name other parts")
+        raise ValueError(
+            f"{task.test_images.name}: test and training masks differ in their part names"
+        )
     view = PartView(
         task.backbone.image_size,
         tuple(table),
@@ -284,8 +286,8 @@ def chosen_by_folds(
     count = len(passes[0])
     if count < 2 * FOLDS:
         raise ValueError(
-            f"part_segmentation.protocol: particle makes {FOLDS} folds of the test pictures; there "
-            f"are {count}, {2 * FOLDS} would do"
+            f"part_segmentation.protocol: particle splits the test images into {FOLDS} folds; "
+            f"there are {count} images, {2 * FOLDS} would do"
         )
     fold_of = np.random.default_rng([seed, count]).permutation(count) % FOLDS
     found = []
