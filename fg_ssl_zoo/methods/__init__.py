@@ -1,4 +1,4 @@
-"""Pretext methods: one file, one paper; this is the list of them."""
+"""The pretraining methods: one file for each paper, and the list of all methods."""
 
 import importlib
 import inspect

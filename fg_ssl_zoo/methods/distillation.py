@@ -1,9 +1,9 @@
-"""Distillation: a network of any kind learns the features of a good one, without labels.
+"""Distillation: train a network of any architecture on the features of another, without labels.
 
 Papers: Hinton, Vinyals & Dean, 2015 (arXiv 1503.02531) for the logits; Romero et al., 2015 (arXiv
 1412.6550) for the maps.
 
-    views      one random view of a picture; teacher and student may read it at different sizes
+    views      one random view of an image; teacher and student may read it at different sizes
     teacher    pooled features f, maps F_s with s cells a side, class logits t; fixed
     student    pooled features h and maps H_s, the last map with about as many cells
     target     x' = (x - mean) / (std + 1e-3) per channel, over the batch of all processes
@@ -12,12 +12,12 @@ Papers: Hinton, Vinyals & Dean, 2015 (arXiv 1503.02531) for the logits; Romero e
     logits     L_l = T^2 KL(softmax(t / T) || softmax(linear(h) / T))
     loss       (a L_f + b L_m + c L_l) / (a + b * number of maps + c)
 
-The linear heads are thrown away after the stage. A student without feature maps in timm learns
-from features (and logits) alone. With `targets: cached` the teacher reads every picture once, as
-evaluation does, and the student learns these features from random views; there are no maps then.
+The linear heads are discarded after the stage. A student without feature maps in timm is trained on
+pooled features (and logits) alone. With `targets: cached` the teacher reads the centre crop of
+every image once, and the student predicts these features from random views; maps are not used then.
 
-Our choice: the standardised error (without it the channels with the largest scale are learnt and
-the others are not), the weights, and maps of strides 8 and more only.
+Our choice: the standardised error (without it, only the channels with the largest scale are
+learned), the weights, and maps of stride 8 or more only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,11 +45,11 @@ from fg_ssl_zoo.ops.distributed import mean_over_processes, rank, sum_over_proce
 Size = Annotated[int, Ge(16)]
 
 FINEST = 8
-"""Smallest stride of a map that is learnt: finer ones hold edges, which any network learns."""
+"""Smallest stride of a map that is compared: finer maps show edges, which any network learns."""
 
 
 class Distillation(Method):
-    """A student that learns what a fixed teacher says of the same view.
+    """A student that is trained to predict the features of a fixed teacher for the same view.
 
     Args:
         backbone: The student, which is trained.

@@ -1,18 +1,19 @@
-"""Jigsaw: name the order in which the nine tiles of a picture were shown.
+"""Jigsaw: classify the order in which the nine tiles of an image are shown.
 
 Paper: Breiki, Ridzuan & Grandhe, 2021 (arXiv 2107.13973), after Noroozi & Favaro, 2016 (arXiv
 1603.09246).
 
-    views      the centre of the picture as 3 x 3 tiles, each cropped at random inside its cell and
+    views      the centre of the image as 3 x 3 tiles, each cropped at random inside its cell and
                made darker or brighter, in the order p of a fixed set
     features   f(tile), the same backbone for all tiles
     loss       cross entropy of W [f(t_p(1)); ...; f(t_p(9))] against the number of p
 
-The gap between tiles and the brightness of each keep the network from matching edges and shades.
+The gaps between tiles and the brightness changes prevent the network from matching edges and
+shades.
 
-Deviations: the set of orders is chosen greedily for its smallest Hamming distance (the code at hand
-only asks that an order and its neighbour differ everywhere); dropout is off in evaluation (theirs
-stays on); pixels are normalised with the mean and std that every later use has (theirs are not).
+Deviations: the orders are chosen greedily to maximise the smallest Hamming distance (the official
+code only requires that successive orders differ in every place). Dropout is off in evaluation
+(official code: on). Pixels are normalised with the mean and std of later use (official code: not).
 """
 
 from collections.abc import Mapping

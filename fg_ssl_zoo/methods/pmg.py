@@ -1,4 +1,4 @@
-"""PMG: learn from small tiles at early stages and from the whole picture at the end, with labels.
+"""PMG: train early stages on jigsaws of small tiles and the last on whole images, with labels.
 
 Paper: Du, Chang, Bhunia, Xie, Ma, Song & Guo, 2020 (arXiv 2003.03836). The supervised reference.
 
@@ -8,7 +8,7 @@ Paper: Du, Chang, Bhunia, Xie, Ma, Song & Guo, 2020 (arXiv 2003.03836). The supe
     whole      2 CE(classifier([e_1(x); e_2(x); e_3(x)]), y)
     name       the class with the largest sum of the four classifiers' logits on x
 
-Small tiles leave an early stage nothing but detail to go by; what it finds is built upon later.
+An early stage can use only the details of small tiles; later stages build on its features.
 
 Deviations: one step for the sum of the four losses (`updates: together`), where the paper makes
 four steps on each batch, every one from the weights that the last has left. `updates: in_turn`

@@ -1,4 +1,4 @@
-"""Synthesized pairs (LDF-style): two decoded pictures that differ only where it does not matter.
+"""Synthesized pairs (LDF-style): pairs of decoded images that differ in weak dimensions only.
 
 Paper: Wang, Liu, Figueroa Weston, Tian & Li, ECCV 2024 (arXiv 2407.14676), later called LDF. No
 code was released, so this is LDF-style and not LDF.

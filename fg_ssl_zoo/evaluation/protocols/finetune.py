@@ -1,7 +1,7 @@
-"""Fine-tuning: the network, or its end, with a new classifier, by the loop that pretrains.
+"""Fine-tuning: train the network, or its last stage, with a new classifier.
 
 Protocol (our choice, stated with each number): SGD with momentum 0.9, 0.01 for the backbone and 0.1
-for the classifier, batch 64, 50 epochs, cosine; random crops of at least a third and mirror images.
+for the classifier, batch 64, 50 epochs, cosine; random crops of at least a third, random flips.
 
     fgssl eval MODEL --data DATA --protocols finetune --finetune train_what=last_stage epochs=20
 

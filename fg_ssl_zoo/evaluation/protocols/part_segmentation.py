@@ -1,4 +1,4 @@
-"""Few-shot part segmentation: a small decoder learns parts from 1 to 150 masks.
+"""Few-shot part segmentation: train a small decoder on 1 to 150 part masks.
 
     fgssl eval MODEL --data carparts --protocols part_segmentation --part-segmentation steps=200
 
