@@ -76,7 +76,7 @@ def values_for(backbone: Backbone, source: str) -> dict[str, Any]:
 class Particle(Method, FindsParts):
     """PARTICLE around a backbone.
 
-    The defaults of options that are not given depend on the network and on `values` (docs/methods.md).
+    Defaults of options that are not given depend on the network and on `values` (docs/methods.md).
 
     Args:
         backbone: The network to train; gives the features that are clustered, and the last feature
