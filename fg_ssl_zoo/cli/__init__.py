@@ -27,7 +27,7 @@ Get and publish models
   fgssl pull NAME...                               download models for offline use
   fgssl publish FOLDER... --org OWNER              upload trained models to the Hub
 
-`fgssl VERB --help` describes the options of a verb, for example `fgssl eval --help`.
+Every verb describes its options, for example `fgssl eval --help`.
 """
 
 import argparse
