@@ -22,6 +22,7 @@ card say.
 import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.fgssl_models import stock_of, timm_cfg
 from fg_ssl_zoo.backbones.published import CONFIG, INDEX, RECIPE, WEIGHTS, write_state
 from fg_ssl_zoo.config import (
+    PARTIAL,
     Recipe,
     encodable,
     home_path,
@@ -334,7 +336,8 @@ def check_replaceable(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; export writes a folder")
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    foreign = sorted(name for name in found if not is_part_of_export(name))
+    left = re.compile(rf"(\.\d+)?{re.escape(PARTIAL)}$")  # by a command that was killed
+    foreign = sorted(name for name in found if not is_part_of_export(left.sub("", name)))
     if foreign or (found and not {CONFIG, RECIPE} <= found):
         raise ValueError(
             f"{folder} holds {', '.join(foreign[:3] or sorted(found))}, which no export wrote; "

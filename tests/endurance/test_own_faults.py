@@ -129,6 +129,14 @@ def test_what_a_kill_between_the_two_renames_of_an_export_left_is_replaced(run):
     assert not list(run.glob(".export*"))
 
 
+def test_what_a_killed_command_left_in_an_export_is_no_foreign_file(run):
+    for words in ([], ["overwrite=true"]):
+        for name in ("results.json.partial", "README.md.123.partial"):
+            (run / "export" / name).touch()
+        main([*SHORT, f"output={run}", *words])
+        assert not list((run / "export").glob("*.partial"))
+
+
 # --------------------------------------------------------------------------- output and memory
 
 
