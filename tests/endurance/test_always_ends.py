@@ -124,7 +124,7 @@ def started_with(word):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("options", [
     ["--cpu", "--num_processes=1"],
     ["--multi_gpu", "--num_processes=2", "--main_process_port=0"],  # without GPUs, on the CPU
@@ -133,7 +133,7 @@ def test_sigterm_to_accelerate_launch_alone_ends_its_processes_with_a_checkpoint
     run, log = tmp_path / "run", tmp_path / "log"
     launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", *options]
     launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    words = [*WORDS, "data.num_workers=0", f"output={run}"]
+    words = [*WORDS, "data.num_workers=0", "speed.threads=1", f"output={run}"]
     with log.open("w") as file:
         process = subprocess.Popen(
             [*launcher, str(ROOT / "train.py"), *words], stdout=file, stderr=file,
@@ -144,7 +144,7 @@ def test_sigterm_to_accelerate_launch_alone_ends_its_processes_with_a_checkpoint
         wait_until(lambda: metrics.is_file() and "train/loss" in metrics.read_text(), 600)
         process.terminate()
         assert process.wait(120)
-        wait_until(lambda: not started_with(words[-1]), 120)
+        wait_until(lambda: not started_with(words[-1]), 300)
     finally:
         for left in started_with(words[-1]):
             left.kill()
