@@ -15,6 +15,7 @@ import pytest
 from accelerate import Accelerator
 
 from fg_ssl_zoo.data.loader import Order, ViewDataset, image_loader, step_loader, worker_failure
+from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.signals import Signals
 from fg_ssl_zoo.pretrain import main
 from tests.endurance.processes import children, end, start, wait_until
@@ -148,8 +149,9 @@ def test_sigterm_to_accelerate_launch_alone_ends_its_processes_with_a_checkpoint
     finally:
         for left in started_with(words[-1]):
             left.kill()
-    assert re.search(r"stopped by \w.* after step \d+ of 100000; checkpoint", log.read_text())
-    assert len(list((run / "checkpoints").glob("*.pt"))) == 1
+    said = re.search(r"stopped by \w.* after step (\d+) of 100000; checkpoint", log.read_text())
+    assert said
+    assert checkpoint.newest(run / "checkpoints")[0].step == int(said[1])
 
 
 def test_a_launcher_that_ended_before_the_training_stops_it_too(tmp_path, monkeypatch):
