@@ -164,12 +164,24 @@ class Stage:
     start_share: Share = 0.0
     start_distillation: Weight = 0.0
 
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the weights that it starts from are needed later."""
+        return bool(self.start_share or self.start_distillation)
+
 
 @dataclass(frozen=True)
 class Monitor:
     """What is measured while training, at step 0, every `every` epochs and at the end.
 
+    The first step does not wait for a measurement of all pictures: only a sample is read before it,
+    and its scores are logged as `sample/...`. The start is measured on all pictures together with
+    the first later measurement. The result is kept for other runs of this user from the same
+    weights on the same pictures.
+
     Attributes:
+        at_start: Whether anything is measured before the first step.
+        start_images: Most images of each split that are read before the first step.
         every: Epochs between measurements.
         early: Steps after which a run from start weights is measured once more, so that a start
             that is being lost is told at once; 0 for never.
@@ -178,6 +190,8 @@ class Monitor:
         max_images: Most images of each split that a measurement reads; all when not given.
     """
 
+    at_start: bool = True
+    start_images: Count = 128
     every: Positive = 10
     early: Annotated[int, Ge(0)] = 20
     k: Count = 20

@@ -6,6 +6,7 @@ and one that was cut off while it was written counts as missing.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
+    partial = path.with_suffix(f".{os.getpid()}.part")  # another run may write the same file
     kept = {key: value.cpu().contiguous() for key, value in tensors.items()}
     save_file(kept, partial, dict(metadata) if metadata else None)
     partial.replace(path)

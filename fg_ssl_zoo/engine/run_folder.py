@@ -56,6 +56,8 @@ FREE_KEYS = (
     "hub",
     "monitor",
     "data.num_workers",
+    "data.cache",
+    "data.cache_gb",
 )
 """What may differ when a run goes on: none of it changes what a step computes."""
 
@@ -67,7 +69,7 @@ WRITTEN = re.compile(
     rf"(recipe\.yaml|data\.json|metrics\.jsonl|results\.json|corrupt_images\.txt){LEFT}"
     rf"|(checkpoints/recipe\.yaml|run\.owner\.json){LEFT}|run\.lock"
     rf"|checkpoints/{AT}_step\d+\.(pt(\.unreadable\d*)?|partial)"
-    rf"|notes/({AT}|shown_{AT}|(shown_)?stage\d+_(end|start))\.(safetensors|part)"
+    rf"|notes/({AT}|shown_{AT}|(shown_)?stage\d+_(end|start))\.(safetensors|(\d+\.)?part)"
     rf"|pictures/{AT}_step\d+\.png(\.partial)?"
     r"|tensorboard/(.*/)?events\.out\.tfevents\.[^/]*"
     rf"|(export(_\w+)?|\.export(_\w+)?\.\d+(\.old)?)/(pretraining/)?({EXPORTED})"

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Recipe, Stage
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.data.tensor_cache import write_tensors
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import open_trackers
@@ -24,7 +22,7 @@ from fg_ssl_zoo.layers.frozen import norms_with_statistics
 from fg_ssl_zoo.method import Method, check_batch, train_mode
 from fg_ssl_zoo.methods import complete_options, create_method
 from fg_ssl_zoo.pretrain.inherit import inherit, inherit_saved
-from fg_ssl_zoo.pretrain.rounds import run_round, steps_before
+from fg_ssl_zoo.pretrain.rounds import keep_start, run_round, start_file, steps_before
 from fg_ssl_zoo.pretrain.run import Run
 
 
@@ -39,9 +37,13 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
     done = steps_before(run, newest) + newest.step
     record = Record(**state["record"]) if state else Record()
     measured = int(record.measurements[-1]["step"]) if record.measurements else -1
-    trackers = open_trackers(run.accelerator, run.folder, run.recipe.trackers, done, measured)
+    trackers = open_trackers(
+        run.accelerator, run.folder, run.recipe.trackers, done, measured, record.start_left
+    )
     _note_where(run, record)
     started = norms_with_statistics(backbone)  # before a checkpoint replaces the start weights
+    if run.measures_start_later and (state is None or record.start_left):
+        keep_start(run, backbone, 0)
     method, anchor = None, None
     for number, stage in enumerate(run.recipe.stages):
         for round_number in range(stage.rounds):
@@ -59,6 +61,8 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
             _average_with_start(run, backbone, number, stage.start_share, record)
     for tracker in trackers:
         tracker.finish()
+    if run.accelerator.is_main_process and not run.recipe.stages[0].keeps_start:
+        start_file(run, 0).unlink(missing_ok=True)
     assert method is not None
     return method, record
 
@@ -79,28 +83,16 @@ def _note(run: Run, what: str, known: list[Any], now: str | None) -> None:
         known.append(now)
 
 
-def _start_file(run: Run, number: int) -> Path:
-    return run.folder.notes / f"stage{number}_start.safetensors"
-
-
 def _anchor_of(run: Run, backbone: Backbone, number: int, stage: Stage) -> Anchor | None:
     """Keep the weights that a stage starts from, if it needs them; the anchor, if it has one."""
-    if not stage.start_share and not stage.start_distillation:
+    if not stage.keeps_start:
         return None
-    _keep_start(run, backbone, number)
+    keep_start(run, backbone, number)
     if not stage.start_distillation:
         return None
     start = copy.deepcopy(backbone)
-    start.model.load_state_dict(load_file(_start_file(run, number)))
+    start.model.load_state_dict(load_file(start_file(run, number)))
     return Anchor(start, stage.start_distillation)
-
-
-def _keep_start(run: Run, backbone: Backbone, number: int) -> None:
-    """Write the weights that a stage starts from, once: a resumed run reads them."""
-    path = _start_file(run, number)
-    if run.accelerator.is_main_process and not path.is_file():
-        write_tensors(path, backbone.model.state_dict())
-    run.accelerator.wait_for_everyone()
 
 
 @torch.no_grad()
@@ -108,7 +100,7 @@ def _average_with_start(
     run: Run, backbone: Backbone, number: int, share: float, record: Record
 ) -> None:
     """Weights <- share * start of the stage + (1 - share) * trained, and a measurement of these."""
-    start = load_file(_start_file(run, number))
+    start = load_file(start_file(run, number))
     for key, value in backbone.model.state_dict().items():
         if value.is_floating_point():
             value.lerp_(start[key].to(value.device), share)
