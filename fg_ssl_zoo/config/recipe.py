@@ -65,6 +65,9 @@ class Data:
             its own.
         num_images: Pictures to draw, or the most to take from a source; all when not given.
         num_classes: Species of the drawn set.
+        cache: Keep the decoded training pictures of a folder on disk (`assets/fg_ssl_zoo/pictures`
+            of the Hugging Face cache), as small as the crops allow; the same pixels as without.
+        cache_gb: Most that this cache holds, of all data sets together, in GB.
         num_workers: Loader processes of each training process, at most 256; `auto` follows the
             cores.
     """
@@ -80,6 +83,8 @@ class Data:
     crop_pct: Annotated[float, Ge(0.1), Le(1)] | None = None
     num_images: Annotated[int, Ge(2)] | None = None
     num_classes: Annotated[int, Ge(2)] = 20
+    cache: bool = False
+    cache_gb: Positive = 20
     num_workers: Annotated[int, Ge(0), Le(256)] | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:

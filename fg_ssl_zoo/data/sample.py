@@ -36,6 +36,9 @@ depends neither on workers nor on processes nor on resuming.
 
 Views that read part masks have an attribute `reads_masks` that is true: they are never given a
 picture whose mask is wrong. Others get it without the mask.
+
+Views with an attribute `reduction` (`data.reduction.Reduction` or `None`) are given pictures that
+are reduced so far, where the source can do that.
 """
 
 
@@ -62,6 +65,20 @@ class Images(Protocol):
 
         Raises:
             CorruptImage: The file cannot be decoded; the message names it.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadsForTraining(Protocol):
+    """A source that reads pictures in another way for training."""
+
+    def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
+        """The picture, reduced as it is decoded, and from a cache where there is one.
+
+        Args:
+            index: Its number.
+            reduction: Width and height in pixels -> by how much; `None` keeps the size.
         """
         ...
 

@@ -86,7 +86,7 @@ LIVE = {
     "SIGINT": ([], stop(signal.SIGINT), 1),
     "SIGHUP": ([], stop(signal.SIGHUP), 1),
     "kill -9": ([], stop(signal.SIGKILL), 1),
-    "kill -9 of a loader worker": (["data.num_workers=2"], kill_worker, 1),
+    "kill -9 of a loader worker": (["data.num_workers=3"], kill_worker, 1),
     "SIGTERM, two processes": ([], stop(signal.SIGTERM), 2),
     "kill -9 of one of two processes": ([], one_rank(signal.SIGKILL), 2),
 }
