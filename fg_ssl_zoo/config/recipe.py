@@ -68,8 +68,8 @@ class Data:
         cache: Keep the decoded training pictures of a folder on disk (`assets/fg_ssl_zoo/pictures`
             of the Hugging Face cache), as small as the crops allow; the same pixels as without.
         cache_gb: Most that this cache holds, of all data sets together, in GB.
-        num_workers: Loader processes of each training process, at most 256; `auto` follows the
-            cores.
+        num_workers: Helpers of each training process that load pictures, at most 256: one or two
+            are threads, more are processes. `auto` follows the cores.
     """
 
     name: Name = "drawn"

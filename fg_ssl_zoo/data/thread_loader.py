@@ -1,8 +1,9 @@
 """Batches that a few threads of the training process make ahead.
 
 OpenCV and libjpeg release the interpreter's lock, which a picture holds for a quarter to a third of
-its time. So two threads work side by side, and cost what the same work costs without them; loader
-processes cost a third more (docs/performance.md). More helpers than `MOST_THREADS` are processes.
+its time. So two threads work side by side, and cost what the same work costs without them; two
+loader processes cost up to a third more (docs/performance.md). More helpers than `MOST_THREADS` are
+processes.
 """
 
 import itertools
