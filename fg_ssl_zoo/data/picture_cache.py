@@ -17,6 +17,7 @@ import logging
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,7 +135,7 @@ def _read(file: Path) -> UInt8[np.ndarray, "h w 3"] | None:
 def _write(file: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
     """Write beside and rename."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
+    partial = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         with partial.open("wb") as opened:
             opened.write(_HEADER.pack(_MAGIC, *image.shape[:2]))

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -143,6 +144,17 @@ def test_processes_share_a_cache_and_its_bound(photos, tmp_path):
     assert there
     assert sum(file.stat().st_size for file in there) <= most
     assert not list((tmp_path / "cache").glob("??/*.part"))
+
+
+def test_threads_share_a_cache(photos, tmp_path, caplog):
+    kept = cached(photos, tmp_path / "cache")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: kept.for_training(n % 6, None)["image"], range(48)))
+    for number, image in enumerate(found):
+        assert np.array_equal(image, photos[number % 6]["image"])
+    assert len(files(tmp_path / "cache")) == 6
+    assert not list((tmp_path / "cache").glob("??/*.part"))
+    assert not caplog.messages
 
 
 def _killed_while_it_writes(photos, folder):
