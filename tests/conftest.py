@@ -1,8 +1,15 @@
 """Settings and small pictures that all tests share; nothing here touches a network."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
+if "FG_SSL_ZOO_TEST_ASSETS" not in os.environ:  # processes that a test starts share its caches
+    os.environ["FG_SSL_ZOO_TEST_ASSETS"] = tempfile.mkdtemp(prefix="fg_ssl_zoo-assets-")
+    atexit.register(shutil.rmtree, os.environ["FG_SSL_ZOO_TEST_ASSETS"], ignore_errors=True)
+os.environ["HF_ASSETS_CACHE"] = os.environ["FG_SSL_ZOO_TEST_ASSETS"]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"

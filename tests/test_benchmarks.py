@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -121,3 +122,16 @@ def test_memory_is_measured_in_processes_of_its_own(bench, capsys):
     cells = capsys.readouterr().out.splitlines()[-1].split(" | ")
     assert float(cells[7]) > 0
     assert cells[8] == cells[9].rstrip(" |")
+
+
+def test_peers_that_are_not_installed_are_one_line(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "benchmarks/peers.py", str(tmp_path)], capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    if importlib.util.find_spec("lightly") is None:
+        assert line == "error: lightly is not installed here: pip install lightly"
+    else:
+        assert line == f"error: {tmp_path} holds 0 JPEGs; 64 are needed"

@@ -66,8 +66,11 @@ class Data:
         num_images: Number of images to draw, or the largest number to read from a source; all when
             not given.
         num_classes: Number of species of the drawn birds.
-        num_workers: Loader processes of each training process, at most 256; `auto` depends on the
-            number of cores.
+        cache: Keep the decoded training images of a folder on disk (`assets/fg_ssl_zoo/pictures`
+            of the Hugging Face cache), as small as the crops allow; the pixels are the same.
+        cache_gb: Largest size of this cache, of all data sets together, in GB.
+        num_workers: Helpers of each training process that load images, at most 256: one or two
+            are threads, more are processes. `auto` depends on the number of cores.
     """
 
     name: Name = "drawn"
@@ -81,6 +84,8 @@ class Data:
     crop_pct: Annotated[float, Ge(0.1), Le(1)] | None = None
     num_images: Annotated[int, Ge(2)] | None = None
     num_classes: Annotated[int, Ge(2)] = 20
+    cache: bool = False
+    cache_gb: Positive = 20
     num_workers: Annotated[int, Ge(0), Le(256)] | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
@@ -170,12 +175,24 @@ class Stage:
     start_share: Share = 0.0
     start_distillation: Weight = 0.0
 
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the weights that it starts from are needed later."""
+        return bool(self.start_share or self.start_distillation)
+
 
 @dataclass(frozen=True)
 class Monitor:
     """Measurements during training: at step 0, every `every` epochs and at the end.
 
+    The first step does not wait for a measurement of all pictures: only a sample is read before it,
+    and its scores are logged as `sample/...`. The start is measured on all pictures together with
+    the first later measurement. The result is kept for other runs of this user from the same
+    weights on the same pictures.
+
     Attributes:
+        at_start: Whether anything is measured before the first step.
+        start_images: Most images of each split that are read before the first step.
         every: Epochs between measurements.
         early: Number of steps after which a run from start weights is measured once more, so that a
             loss of quality is reported early; 0 turns it off.
@@ -184,6 +201,8 @@ class Monitor:
         max_images: Largest number of images of each split in a measurement; all when not given.
     """
 
+    at_start: bool = True
+    start_images: Count = 128
     every: Positive = 10
     early: Annotated[int, Ge(0)] = 20
     k: Count = 20

@@ -12,10 +12,11 @@ import copy
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
+from huggingface_hub import cached_assets_path
 
 from fg_ssl_zoo.config import Data, printable
 from fg_ssl_zoo.data.cub_layout import load_official, official_folder
@@ -25,10 +26,12 @@ from fg_ssl_zoo.data.hub_images import HubImages, load_hub
 from fg_ssl_zoo.data.listing import existing_folder
 from fg_ssl_zoo.data.oid_aircraft import load_oid, oid_folder
 from fg_ssl_zoo.data.pascub import load_pascub, pascub_folder
+from fg_ssl_zoo.data.picture_cache import PictureCache
 from fg_ssl_zoo.data.sample import (
     CorruptImage,
     HasIdentity,
     Images,
+    ReadsForTraining,
     Sample,
     keypoints_known,
     parts_known,
@@ -70,6 +73,14 @@ class Subset:
         index = range(len(self))[index]
         return {**self.images[int(self.indices[index])], "index": index}
 
+    def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
+        """As the source does, see `ReadsForTraining`."""
+        index = range(len(self))[index]
+        number = int(self.indices[index])
+        if not isinstance(self.images, ReadsForTraining):
+            return {**self.images[number], "index": index}
+        return {**self.images.for_training(number, reduction), "index": index}
+
     @property
     def identity(self) -> str:
         """The source's, and the numbers."""
@@ -90,9 +101,28 @@ def load_splits(data: Data, seed: int = 0) -> tuple[Images, Images | None]:
         ValueError: What is wrong with the data, where, and what would be right.
     """
     train, test = _load(data, seed)
+    if data.cache:
+        _keep_pictures(train, data)
     if test is not None and (train.labels is None or test.labels is None):
         return train, None
     return train, test
+
+
+def _keep_pictures(images: Images, data: Data) -> None:
+    """Give a folder of pictures its cache.
+
+    Raises:
+        ValueError: The pictures are no files.
+    """
+    while isinstance(images, Subset):
+        images = images.images
+    if not isinstance(images, FolderImages):
+        raise ValueError(
+            f"data.cache: keeps pictures that are files in a folder; those of {images.name} are "
+            "not, set data.cache=false or data.path=FOLDER"
+        )
+    folder = cached_assets_path("fg_ssl_zoo", namespace="pictures")
+    images.cache = PictureCache(folder, int(data.cache_gb * 1e9))
 
 
 def load_images(data: Data, split: Literal["train", "test"], *, seed: int = 0) -> Images:

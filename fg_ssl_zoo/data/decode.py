@@ -18,7 +18,7 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = "FG_SSL_ZOO_MAX_PIXELS"
 """Environment variable: pixels of the largest picture that is decoded."""
 
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()
+"""Of Pillow's bound and Python's list of warnings, which all threads share."""
 
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG, _PNG_END = b"\x89PNG", b"IEND\xae\x42\x60\x82"
@@ -45,12 +46,16 @@ _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLe
 _set_log_level(0)
 
 
-def decode(encoded: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
+def decode(
+    encoded: bytes, where: str, reduction: Callable[[int, int], int] | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
     """The picture as (h, w, 3) RGB.
 
     Args:
         encoded: Content of an image file.
         where: Its name, for the error.
+        reduction: Width and height in pixels -> 1, 2, 4 or 8: a whole JPEG is decoded at that part
+            of its sides, rounded up. Other files keep their size.
 
     Raises:
         CorruptImage: Empty, cut off, too large, or no picture; the message names `where` and the
@@ -67,7 +72,8 @@ def decode(encoded: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
                 f"{width} x {height} pixels are more than the {most} that are read here; make it "
                 f"smaller, or set {MAX_PIXELS}={width * height}"
             )
-        image = None if blends or _needs_pillow(encoded) else _decode_with_opencv(encoded)
+        factor = reduction(width, height) if reduction and encoded.startswith(_JPEG) else 1
+        image = None if blends or _needs_pillow(encoded) else _decode_with_opencv(encoded, factor)
         return _decode_with_pillow(encoded) if image is None else image
     except Exception as error:  # OpenCV, Pillow and its plugins raise all kinds
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -145,10 +151,21 @@ def _needs_pillow(encoded: bytes) -> bool:
     return encoded[4:8] == b"ftyp"
 
 
-def _decode_with_opencv(encoded: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
+_REDUCED = {
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+
+
+def _decode_with_opencv(encoded: bytes, factor: int = 1) -> UInt8[np.ndarray, "h w 3"] | None:
     """`None` for what OpenCV cannot read, or not at this size (2^30 pixels, sides of 2^20)."""
     try:
-        return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+        content = np.frombuffer(encoded, np.uint8)
+        if factor == 1:
+            return cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
+        image = cv2.imdecode(content, _REDUCED[factor])
+        return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     except cv2.error:
         return None
 
@@ -169,7 +186,7 @@ def opened(file: Any) -> "Iterator[Image.Image]":
     """Pillow's picture of a file or its name, header read; Pillow's own bound is not applied."""
     from PIL import Image
 
-    with warnings.catch_warnings():
+    with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a damaged header is said later, or does not matter
         try:
             image = Image.open(file)

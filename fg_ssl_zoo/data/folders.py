@@ -16,7 +16,7 @@ NAME/NAME). Hidden files, what systems put beside pictures (`JUNK`) and, where t
 import logging
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from fg_ssl_zoo.data.listing import (
     no_images,
 )
 from fg_ssl_zoo.data.part_annotations import PartMasks, Points, read_part_masks, read_points
+from fg_ssl_zoo.data.picture_cache import PictureCache
 from fg_ssl_zoo.data.sample import CorruptImage, Sample
 
 TRAIN_NAMES = ("train", "training")
@@ -79,6 +80,7 @@ class FolderImages:
         boxes: (n, 4) x, y, width, height of the object in pixels.
 
     Attributes:
+        cache: Keeps decoded pictures for training, if given.
         parts: Names of the part mask values 1, 2, ...
         keypoints: Names of the keypoints.
     """
@@ -100,6 +102,7 @@ class FolderImages:
         self.classes = list(classes)
         self.labels = labels
         self.points, self.masks, self.boxes = points, masks, boxes
+        self.cache: PictureCache | None = None
         self.keypoints = points.names if points else []
         self.parts = masks.names if masks else []
 
@@ -109,7 +112,21 @@ class FolderImages:
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         path = os.path.join(self.root, self.paths[index])
-        sample = Sample(image=decode(_read(path), path), index=index)
+        return self._sample(index, decode(_read(path), path))
+
+    def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
+        """The picture reduced and cached, see `ReadsForTraining`; whole where parts are noted."""
+        index = range(len(self))[index]
+        path = os.path.join(self.root, self.paths[index])
+        how = None if self.points is not None or self.masks is not None else reduction
+
+        def decoded() -> np.ndarray:
+            return decode(_read(path), path, how)
+
+        return self._sample(index, self.cache.get(path, how, decoded) if self.cache else decoded())
+
+    def _sample(self, index: int, image: np.ndarray) -> Sample:
+        sample = Sample(image=image, index=index)
         height, width = sample["image"].shape[:2]
         if self.labels is not None:
             sample["label"] = int(self.labels[index])

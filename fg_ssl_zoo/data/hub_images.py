@@ -8,7 +8,7 @@ when it is first asked for.
 """
 
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +61,13 @@ class HubImages:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.for_training(index, None)
+
+    def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
+        """The picture reduced, see `ReadsForTraining`."""
         index = range(len(self))[index]
-        sample = Sample(image=decode(self.encoded(index), self._where(index)), index=index)
+        image = decode(self.encoded(index), self._where(index), reduction)
+        sample = Sample(image=image, index=index)
         if self.labels is not None:
             sample["label"] = int(self.labels[index])
         return sample

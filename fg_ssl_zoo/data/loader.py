@@ -24,11 +24,24 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from fg_ssl_zoo.data.datasets import without_masks
 from fg_ssl_zoo.data.decode import max_pixels
-from fg_ssl_zoo.data.sample import CorruptImage, Images, ReadsMasks, Sample, Views, WrongMask
+from fg_ssl_zoo.data.sample import (
+    CorruptImage,
+    Images,
+    ReadsForTraining,
+    ReadsMasks,
+    Sample,
+    Views,
+    WrongMask,
+)
+from fg_ssl_zoo.data.slots import Room, SlotCollate, SlotReader, stacked
+from fg_ssl_zoo.data.thread_loader import MOST_THREADS, ThreadLoader
+
+PREFETCH = 4
+"""Batches that each loader process makes ahead."""
 
 
 class TooManyCorruptImages(ValueError):
@@ -132,7 +145,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         for offset in range(len(self.images)):
             used = (index + offset) % len(self.images)
             try:
-                sample = _read(self.images, used, self.views)
+                sample = _read_for_training(self.images, used, self.views)
             except CorruptImage as error:
                 corrupt.append(str(error))
                 continue
@@ -145,6 +158,19 @@ class ViewDataset(Dataset[dict[str, Any]]):
         )
 
 
+def _read_for_training(images: Images, index: int, views: Views) -> Sample:
+    """As `_read`; reduced, and from the cache of pictures, where the source can do that."""
+    if not isinstance(images, ReadsForTraining):
+        return _read(images, index, views)
+    reduction = getattr(views, "reduction", None)
+    try:
+        return images.for_training(index, reduction)
+    except WrongMask:
+        if getattr(views, "reads_masks", False):
+            raise
+        return cast(ReadsForTraining, without_masks(images)).for_training(index, reduction)
+
+
 def _read(images: Images, index: int, views: Views) -> Sample:
     """A picture; that its part mask is wrong matters only to views that read masks."""
     try:
@@ -155,18 +181,21 @@ def _read(images: Images, index: int, views: Views) -> Sample:
         return without_masks(images)[index]
 
 
-def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack arrays, tensors and numbers; `corrupt` stays one flat list of messages."""
+def collate(rows: Sequence[dict[str, Any]], room: Room | None = None) -> dict[str, Any]:
+    """Stack arrays, tensors and numbers; `corrupt` stays one flat list of messages.
+
+    Args:
+        rows: Of the batch.
+        room: Where the tensors are written; new memory when not given.
+    """
     batch: dict[str, Any] = {"corrupt": [message for row in rows for message in row["corrupt"]]}
     for key in rows[0].keys() - {"corrupt"}:
-        first = rows[0][key]
-        if isinstance(first, Tensor):
-            batch[key] = torch.stack([row[key] for row in rows])
-        elif isinstance(first, np.ndarray):
-            batch[key] = torch.from_numpy(np.stack([row[key] for row in rows]))
-        else:
-            batch[key] = torch.tensor([row[key] for row in rows])
+        batch[key] = stacked(key, [row[key] for row in rows], room)
     return batch
+
+
+Loader = DataLoader[dict[str, Any]] | ThreadLoader
+"""What gives batches, whoever makes them."""
 
 
 def step_loader(
@@ -179,17 +208,30 @@ def step_loader(
     world: int = 1,
     parts: int = 1,
     pin_memory: bool = False,
-) -> DataLoader[dict[str, Any]]:
-    """Batches of this process for the steps of a range, `parts` batches a step."""
+) -> Loader:
+    """Batches of this process for the steps of a range, `parts` batches a step.
+
+    Up to `MOST_THREADS` workers are threads, more of them processes.
+    """
     max_pixels()  # a wrong one is refused here: an error in a worker comes with a traceback
+    share = _Share(order, steps, rank, world, parts)
+    if 0 < num_workers <= MOST_THREADS:
+        return ThreadLoader(
+            dataset,
+            share,
+            collate=collate,
+            num_threads=num_workers,
+            prefetch_factor=PREFETCH,
+            pin_memory=pin_memory,
+        )
     return _Loader(
         dataset,
-        batch_sampler=_Share(order, steps, rank, world, parts),
+        batch_sampler=share,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=SlotCollate(collate, PREFETCH + 1) if num_workers else collate,
         pin_memory=pin_memory,
         worker_init_fn=_quiet_worker,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=PREFETCH if num_workers else None,
     )
 
 
@@ -198,15 +240,18 @@ class _Loader(DataLoader[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         before = set(multiprocessing.active_children())
+        reader = SlotReader()
+        if isinstance(self.collate_fn, SlotCollate):
+            self.collate_fn.reader = reader.number
         batches = super().__iter__()  # now: it draws a number, which a step's seed has to follow
         _kill_at_exit(set(multiprocessing.active_children()) - before)
-        return _with_short_errors(batches)
+        return _read_out(batches, reader)
 
 
-def _with_short_errors(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _read_out(batches: Iterator[Any], reader: SlotReader) -> Iterator[dict[str, Any]]:
     """The batches; an error of a worker says what it said there, without torch's traceback."""
     try:
-        yield from batches
+        yield from map(reader, batches)
     except (ValueError, OSError) as error:
         if message := _message_of_worker(str(error)):
             raise type(error)(message) from error
@@ -282,22 +327,35 @@ class _EveryImage(Dataset[dict[str, Any]]):
 
 def image_loader(
     images: Images, views: Views, indices: Sequence[int], *, batch_size: int, num_workers: int
-) -> DataLoader[dict[str, Any]]:
-    """Every image of `indices` once and in order; what cannot be decoded is left out."""
+) -> Loader:
+    """Every image of `indices` once and in order; what cannot be decoded is left out.
+
+    Workers are as in `step_loader`: a process with threads is not to be forked.
+    """
     max_pixels()  # as in `step_loader`
+    every = _EveryImage(images, views)
+    if 0 < num_workers <= MOST_THREADS:
+        return ThreadLoader(
+            every,
+            BatchSampler(list(indices), batch_size, drop_last=False),
+            collate=_collate_readable,
+            num_threads=num_workers,
+            prefetch_factor=2,
+        )
     return _Loader(
-        _EveryImage(images, views),
+        every,
         batch_size=batch_size,
         sampler=list(indices),
         num_workers=num_workers,
-        collate_fn=_collate_readable,
+        collate_fn=SlotCollate(_collate_readable, 3) if num_workers else _collate_readable,
         worker_init_fn=_quiet_worker,
+        prefetch_factor=2 if num_workers else None,
     )
 
 
-def _collate_readable(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _collate_readable(rows: Sequence[dict[str, Any]], room: Room | None = None) -> dict[str, Any]:
     readable = [row for row in rows if row]
-    return collate(readable) if readable else {}
+    return collate(readable, room) if readable else {}
 
 
 def resolve_num_workers(num_workers: int | str, world: int = 1, cores: int | None = None) -> int:

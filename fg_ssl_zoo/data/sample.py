@@ -33,6 +33,9 @@ Views = Callable[[Sample, np.random.Generator], dict[str, Any]]
 
 All randomness comes from the generator, which is seeded by (seed, epoch, index): what is drawn
 depends neither on workers nor on processes nor on resuming.
+
+Views with an attribute `reduction` (`data.reduction.Reduction` or `None`) are given pictures that
+are reduced so far, where the source can do that.
 """
 
 
@@ -109,6 +112,20 @@ class ReadsMasks(Protocol):
 
     @property
     def reads_masks(self) -> bool: ...
+
+
+@runtime_checkable
+class ReadsForTraining(Protocol):
+    """A source that reads pictures in another way for training."""
+
+    def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
+        """The picture, reduced as it is decoded, and from a cache where there is one.
+
+        Args:
+            index: Its number.
+            reduction: Width and height in pixels -> by how much; `None` keeps the size.
+        """
+        ...
 
 
 def parts_known(images: Images) -> list[str]:

@@ -13,6 +13,7 @@ PIL pictures this is four to twelve times as fast with the same kNN accuracy.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from annotated_types import Ge, Le
 
 from fg_ssl_zoo.config import Positive, Share, nearest, parse, printable
 from fg_ssl_zoo.data.pairs import Edit
+from fg_ssl_zoo.data.reduction import CropRange, Reduction
 from fg_ssl_zoo.data.sample import Sample
 
 YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -264,6 +266,16 @@ class RandomViews:
     edits: Sequence[Edit | None]
     after: bool = False
 
+    @cached_property
+    def reduction(self) -> Reduction | None:
+        """How far a picture may be made smaller before; not where all of it is edited first."""
+        if not self.after and any(edit is not None for edit in self.edits):
+            return None
+        return Reduction([
+            CropRange(self.size, how.crop_scale[0], *sorted(how.crop_ratio))
+            for how in self.augmentations
+        ])  # fmt: skip
+
     def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
         """The views of one sample."""
         views = np.empty((len(self.augmentations), self.size, self.size, 3), np.uint8)
@@ -292,6 +304,13 @@ class MultiCrop:
 
     whole: RandomViews
     local: RandomViews | None = None
+
+    @cached_property
+    def reduction(self) -> Reduction | None:
+        """How far a picture may be made smaller before."""
+        found = [views.reduction for views in (self.whole, self.local) if views is not None]
+        crops = [crop for one in found if one is not None for crop in one.crops]
+        return None if None in found else Reduction(crops)
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
         """The views of one sample."""

@@ -24,7 +24,12 @@ from fg_ssl_zoo.engine.run_folder import RunFolder
 
 
 def open_trackers(
-    accelerator: Accelerator, folder: RunFolder, names: Sequence[str], done: int, measured: int
+    accelerator: Accelerator,
+    folder: RunFolder,
+    names: Sequence[str],
+    done: int,
+    measured: int,
+    start_left: bool = False,
 ) -> list[GeneralTracker]:
     """Start JSONL, TensorBoard and what the recipe names; `accelerator.log` then reaches all.
 
@@ -34,13 +39,15 @@ def open_trackers(
         names: Further trackers that Accelerate knows.
         done: Steps of the checkpoint that the run goes on from.
         measured: Step of its last measurement.
+        start_left: Whether the start is still to be measured on all pictures.
 
     Raises:
         ValueError: As `check_trackers`.
     """
     check_trackers(names)
     if accelerator.is_main_process:
-        drop_from(folder.metrics, first_step=done + 1 if done else 0, measured=measured)
+        first = done + 1 if done else 0
+        drop_from(folder.metrics, first_step=first, measured=measured, start_left=start_left)
     accelerator.log_with = [
         JsonlTracker(folder.metrics),
         TensorBoardTracker("tensorboard", logging_dir=str(folder.path)),
@@ -95,7 +102,7 @@ class JsonlTracker(GeneralTracker):
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 
-def drop_from(path: Path, first_step: int, measured: int) -> None:
+def drop_from(path: Path, first_step: int, measured: int, start_left: bool = False) -> None:
     """Keep the lines of earlier steps in `metrics.jsonl`: later ones are of a run that was cut off.
 
     A last line that a crash has cut is dropped. A file with other lines that are no records is kept
@@ -105,6 +112,7 @@ def drop_from(path: Path, first_step: int, measured: int) -> None:
         path: The file.
         first_step: That the run writes next.
         measured: Step of the last measurement that counts; later ones are made again.
+        start_left: Whether the start is measured on all pictures again, too.
     """
     if not path.is_file():
         return
@@ -118,8 +126,9 @@ def drop_from(path: Path, first_step: int, measured: int) -> None:
     kept = []
     for line, record in records:
         if record is not None and record["step"] < first_step:
-            of_training = any(key.startswith("train/") for key in record)
-            if of_training or record["step"] <= measured:
+            kinds = {key.partition("/")[0] for key in record}
+            again = start_left and record["step"] == 0 and kinds == {"step", "eval"}
+            if "train" in kinds or (record["step"] <= measured and not again):
                 kept.append(line + b"\n")
     if content != b"".join(kept):
         write_whole(path, b"".join(kept))
@@ -225,4 +234,30 @@ class Progress:
 
     def close(self) -> None:
         """Leave the bar as it stands."""
+        self.bar.close()
+
+
+class PictureCount:
+    """Progress of a measurement: a bar on a terminal; elsewhere a line every `every` seconds."""
+
+    def __init__(self, total: int, *, shown: bool, every: float = 15) -> None:
+        self.total, self.done, self.every = total, 0, every
+        self.terminal = shown and sys.stderr.isatty()
+        self.plain = shown and not self.terminal
+        self.bar = tqdm(
+            total=total, desc="measuring", disable=not self.terminal, unit="picture", leave=False
+        )
+        self.printed = time.monotonic()
+
+    def add(self, pictures: int) -> None:
+        """So many more have been read."""
+        self.done += pictures
+        self.bar.update(pictures)
+        now = time.monotonic()
+        if self.plain and now - self.printed >= self.every and self.done < self.total:
+            self.printed = now
+            print(f"measuring: {self.done} of {self.total} pictures", flush=True)  # noqa: T201
+
+    def close(self) -> None:
+        """Remove the bar."""
         self.bar.close()

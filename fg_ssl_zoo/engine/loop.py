@@ -61,6 +61,10 @@ class Fit:
         start: Position to begin at.
         state: Checkpoint to begin from, if any.
         measure: Called at the start, every `measure_every` epochs and at the end.
+        measure_start: Called before the first step in the place of `measure`, if given.
+        complete_start: Called before a later `measure` as long as `record.start_left` is true: the
+            measurement of the start on all pictures.
+        measured_on: Which pictures the last measurement read, for its line.
         measure_every: In epochs.
         measure_ends: Called with it at the start of a run and at the end of a round, as what it
             measures takes long.
@@ -84,6 +88,9 @@ class Fit:
     start: Position = field(default_factory=Position)
     state: dict[str, Any] | None = None
     measure: Callable[[], dict[str, float]] = dict
+    measure_start: Callable[[], dict[str, float]] | None = None
+    complete_start: Callable[[], dict[str, float]] = dict
+    measured_on: Callable[[], str] = str
     measure_every: float = 10
     measure_ends: Callable[[], dict[str, float]] = dict
     num_workers: int | str = "auto"
@@ -135,18 +142,28 @@ class Fit:
 
     def take_measure(self, done: int) -> None:
         """Measure, remember and log."""
-        found = self.measure()
-        if done == self.total or not self.record.measurements:
+        first = not self.record.measurements
+        if self.record.start_left and not first:
+            start = self.record.measurements[0]
+            found = self.complete_start()
+            start |= found
+            self.record.start_left = False
+            self._tell_measure(found, int(start["step"]), "the start")
+        found = (self.measure_start or self.measure)() if first else self.measure()
+        if done == self.total or (first and (found or self.measure_start is None)):
             found = {**found, **self.measure_ends()}
-        step = self.first_step + done
-        self.record.measurements.append({"step": step, **found})
+        self.record.measurements.append({"step": self.first_step + done, **found})
         if not found:
             return
-        self.accelerator.log(found, step=step)
-        values = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
-        self.progress.say(f"{self.title}: step {done}, {values}")
+        self._tell_measure(found, self.first_step + done, f"step {done}")
         if done == self.early and (line := self.judge(self.record.measurements)):
             self.progress.say(f"{self.title}: {line}")
+
+    def _tell_measure(self, found: Mapping[str, float], step: int, when: str) -> None:
+        self.accelerator.log(dict(found), step=step)
+        values = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
+        on = f" ({self.measured_on()})" if self.measured_on() else ""
+        self.progress.say(f"{self.title}: {when}, {values}{on}")
 
     def forward(self, wrapped: nn.Module, method: Method, batch: Batch) -> MethodOutput:
         """The method's loss, with the anchor's term where there is one."""

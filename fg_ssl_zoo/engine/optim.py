@@ -17,6 +17,13 @@ LR_BATCH = 256
 """Images that a recipe's learning rate is stated for."""
 
 
+FUSED = ("adam", "adamw")
+"""Optimizers whose step torch computes in one pass over the weights.
+
+A checkpoint names the way its steps were computed, so a run from before goes on as it began.
+"""
+
+
 def base_lr(train: Train) -> float:
     """Peak learning rate: the recipe's, scaled by batch / 256 (or its root)."""
     ratio = train.batch_size / LR_BATCH
@@ -52,7 +59,12 @@ def create_optimizer(method: Method, train: Train) -> torch.optim.Optimizer:
         lr=base_lr(train),
         weight_decay=train.weight_decay,
         momentum=train.momentum,
+        **_fused(train.optimizer),
     )
+
+
+def _fused(optimizer: str) -> dict[str, Any]:
+    return {"fused": True} if optimizer in FUSED else {}
 
 
 def check_optimizer(train: Train, where: str = "train") -> None:
@@ -76,7 +88,7 @@ def check_optimizer(train: Train, where: str = "train") -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
     weight.grad = torch.ones(2, 2)
     try:
-        create_optimizer_v2([weight], opt=train.optimizer, lr=0.1).step()
+        create_optimizer_v2([weight], opt=train.optimizer, lr=0.1, **_fused(train.optimizer)).step()
     except Exception as error:  # of any package that an optimizer may come from
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(

@@ -12,6 +12,8 @@ class Record:
         images_seen: Source pictures trained on, all processes together.
         seconds: Wall time of the training steps, measurements left out.
         losses: Since the last log line, means over the processes.
+        start_left: Whether the start is still to be measured on all pictures; its weights are in
+            the run's folder.
         num_scored: Test pictures that the last measurement read; `None` before there is one.
         commits: Of the code that trained, each once, in order.
         hardware: Processes and switches that trained, likewise.
@@ -21,6 +23,7 @@ class Record:
     images_seen: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
+    start_left: bool = False
     num_scored: int | None = None
     commits: list[str | None] = field(default_factory=list)
     hardware: list[str] = field(default_factory=list)

@@ -56,6 +56,8 @@ FREE_KEYS = (
     "hub",
     "monitor",
     "data.num_workers",
+    "data.cache",
+    "data.cache_gb",
 )
 """What may differ when a run goes on: none of it changes what a step computes."""
 

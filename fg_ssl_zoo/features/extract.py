@@ -56,6 +56,7 @@ def extract(
     batch_size: int = 128,
     num_workers: int = 0,
     read: Read = Backbone.__call__,
+    told: Callable[[int], None] | None = None,
 ) -> Features:
     """Pooled features in evaluation mode; each process takes a share, every process gets all.
 
@@ -68,6 +69,7 @@ def extract(
         batch_size: Of the forward passes.
         num_workers: Loader processes.
         read: What is taken from the backbone; its pooled features by default.
+        told: Called with the number of pictures, of all processes together, that each batch added.
     """
     mine = evenly(len(images), max_images)[rank() :: world_size()]
     features, indices = torch.zeros(0, backbone.num_features), torch.zeros(0, dtype=torch.int64)
@@ -80,6 +82,8 @@ def extract(
             features, indices = rows.new_empty(len(mine), rows.shape[1]), which.new_empty(len(mine))
         features[done : done + len(rows)], indices[done : done + len(rows)] = rows, which
         done += len(rows)
+        if told is not None:
+            told(len(rows) * world_size())
     features, indices = features[:done], indices[:done]
     if world_size() > 1:
         gathered = gather_object([(features, indices)])

@@ -105,7 +105,13 @@ def anywhere(recipe: Recipe) -> Recipe:
 
     The pictures themselves are told by the fingerprint in the results.
     """
-    data = replace(recipe.data, path=None, num_workers=Data.num_workers)
+    data = replace(
+        recipe.data,
+        path=None,
+        num_workers=Data.num_workers,
+        cache=Data.cache,
+        cache_gb=Data.cache_gb,
+    )
     return replace(recipe, data=data, speed=replace(recipe.speed, threads=Speed.threads))
 
 

@@ -99,5 +99,6 @@ def _knn_protocol(recipe: Recipe) -> dict[str, Any]:
 
 
 def _plain(measured: dict[str, float]) -> dict[str, float]:
-    """Scores under the names that tables know, without the step."""
-    return {key.removeprefix("eval/"): value for key, value in measured.items() if key != "step"}
+    """Scores on all pictures under the names that tables know; neither the step nor a sample's."""
+    scores = {key: value for key, value in measured.items() if key.startswith("eval/")}
+    return {key.removeprefix("eval/"): value for key, value in scores.items()}

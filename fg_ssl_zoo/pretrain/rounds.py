@@ -1,11 +1,13 @@
 """One round of a stage: take notes on the pictures, then train on both."""
 
+import copy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Recipe, Stage
 from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.loader import Order, ViewDataset
@@ -19,14 +21,10 @@ from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.layers.anchor import Anchor
 from fg_ssl_zoo.method import FindsParts, Method
 from fg_ssl_zoo.pretrain.run import Run
+from fg_ssl_zoo.pretrain.start_weights import RESTORE, start_weights
 
 SHOWN = 48
 """Pictures whose parts are kept to be looked at."""
-
-RESTORE = (
-    "it cannot be computed again from the current weights: restore the file, or start again with "
-    "overwrite=true"
-)
 
 
 def run_round(
@@ -55,6 +53,9 @@ def run_round(
         start=start,
         state=state,
         measure=lambda: _measure(run, method, record),
+        measure_start=lambda: _measure_start(run, method, record),
+        complete_start=lambda: complete_start(run, method.backbone),
+        measured_on=run.monitor.read_last,
         measure_every=recipe.monitor.every,
         early=recipe.monitor.early if recipe.init != "scratch" and first else 0,
         judge=losing_start,
@@ -79,6 +80,38 @@ def _measure(run: Run, method: Method, record: Record) -> dict[str, float]:
     found = run.monitor(method.backbone, run.accelerator)
     record.num_scored = run.monitor.used.get("test")
     return {**found, **run.monitor.own_accuracy(method, run.accelerator)}
+
+
+def _measure_start(run: Run, method: Method, record: Record) -> dict[str, float]:
+    """Scores before the first step: of all pictures where they are few or known, else of a sample.
+
+    What is not measured on all pictures now is left to `complete_start`.
+    """
+    if not run.recipe.monitor.at_start:
+        record.start_left = True
+        return {}
+    backbone, accelerator, monitor = method.backbone, run.accelerator, run.monitor
+    if not monitor.samples_start:
+        found = monitor.start(backbone, accelerator)
+        record.num_scored = monitor.used.get("test")
+        return {**found, **monitor.own_accuracy(method, accelerator)}
+    own = monitor.own_accuracy(method, accelerator, sample=True)
+    if (found := monitor.known_start(backbone, accelerator)) is not None:
+        return {**found, **own}
+    record.start_left = True
+    return {**monitor.sample(backbone, accelerator), **own}
+
+
+def complete_start(run: Run, backbone: Backbone) -> dict[str, float]:
+    """Scores of the weights that the run started from, on all pictures.
+
+    Args:
+        run: Its folder holds them (`keep_start`).
+        backbone: Lends its form; it stays as it is.
+    """
+    start = copy.deepcopy(backbone)
+    start.model.load_state_dict(start_weights(run, 0))
+    return run.monitor.start(start, run.accelerator)
 
 
 def _round_seed(recipe: Recipe, at: Position) -> int:

@@ -50,6 +50,11 @@ class Run:
         count = self.accelerator.num_processes
         return "1 process" if count == 1 else f"{count} processes"
 
+    @property
+    def measures_start_later(self) -> bool:
+        """Whether the start may be measured on all pictures only after the first step."""
+        return self.monitor.samples_start or not self.recipe.monitor.at_start
+
     def say(self, text: str) -> None:
         """A line of the main process on standard output."""
         if self.accelerator.is_main_process:
@@ -100,7 +105,8 @@ def open_run(
         folder.claim(recipe, {"train": train, "test": test})
     accelerator.wait_for_everyone()
     workers = resolve_num_workers(recipe.data.num_workers, accelerator.num_processes)
-    monitor = OnlineMonitor(train, test, recipe.monitor, recipe.data.crop_pct, workers)
+    shown = accelerator.is_main_process
+    monitor = OnlineMonitor(train, test, recipe.monitor, recipe.data.crop_pct, workers, shown)
     run = Run(recipe, folder, accelerator, train, test, switches, monitor, commit())
     run.say(_headline(run, summary))
     return run

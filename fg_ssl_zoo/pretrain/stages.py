@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Recipe, Stage
 from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.data.tensor_cache import load_tensors, write_tensors
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import open_trackers
@@ -26,8 +24,9 @@ from fg_ssl_zoo.layers.frozen import norms_with_statistics
 from fg_ssl_zoo.method import Method, check_batch, train_mode
 from fg_ssl_zoo.methods import complete_options, create_method
 from fg_ssl_zoo.pretrain.inherit import inherit, inherit_saved
-from fg_ssl_zoo.pretrain.rounds import RESTORE, run_round, steps_before
+from fg_ssl_zoo.pretrain.rounds import run_round, steps_before
 from fg_ssl_zoo.pretrain.run import Run, refuse_differences
+from fg_ssl_zoo.pretrain.start_weights import keep_start, start_file, start_weights
 
 
 def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
@@ -44,9 +43,13 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
     done = steps_before(run, newest) + newest.step
     record = Record(**state["record"]) if state else Record()
     measured = int(record.measurements[-1]["step"]) if record.measurements else -1
-    trackers = open_trackers(run.accelerator, run.folder, run.recipe.trackers, done, measured)
+    trackers = open_trackers(
+        run.accelerator, run.folder, run.recipe.trackers, done, measured, record.start_left
+    )
     _note_where(run, record)
     started = norms_with_statistics(backbone)  # before a checkpoint replaces the start weights
+    if run.measures_start_later and (state is None or record.start_left):
+        keep_start(run, backbone, 0)
     method, anchor = None, None
     for number, stage in enumerate(run.recipe.stages):
         for round_number in range(stage.rounds):
@@ -65,6 +68,8 @@ def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
             _average_with_start(run, backbone, number, stage.start_share, record)
     for tracker in trackers:
         tracker.finish()
+    if run.accelerator.is_main_process and not run.recipe.stages[0].keeps_start:
+        start_file(run, 0).unlink(missing_ok=True)
     assert method is not None
     return method, record
 
@@ -107,10 +112,6 @@ def _note(run: Run, what: str, known: list[Any], now: str | None) -> None:
         known.append(now)
 
 
-def _start_file(run: Run, number: int) -> Path:
-    return run.folder.notes / f"stage{number}_start.safetensors"
-
-
 def _anchor_of(
     run: Run, backbone: Backbone, number: int, stage: Stage, at_start: bool
 ) -> Anchor | None:
@@ -123,45 +124,14 @@ def _anchor_of(
         stage: Its settings.
         at_start: Whether no step of the stage was done yet.
     """
-    if not stage.start_share and not stage.start_distillation:
+    if not stage.keeps_start:
         return None
-    _keep_start(run, backbone, number, at_start)
+    keep_start(run, backbone, number, at_start)
     if not stage.start_distillation:
         return None
     start = copy.deepcopy(backbone)
-    start.model.load_state_dict(_start_weights(run, number))
+    start.model.load_state_dict(start_weights(run, number))
     return Anchor(start, stage.start_distillation)
-
-
-def _keep_start(run: Run, backbone: Backbone, number: int, at_start: bool) -> None:
-    """Write the weights that a stage starts from, once: a resumed run reads them.
-
-    The first stage starts from weights that every run of the recipe has again.
-
-    Raises:
-        ValueError: The file of a later stage that has begun is gone.
-    """
-    path = _start_file(run, number)
-    is_there = path.is_file()
-    run.accelerator.wait_for_everyone()
-    if not is_there and not at_start and number:
-        raise ValueError(f"{path} is gone; {RESTORE}")
-    if run.accelerator.is_main_process and not is_there:
-        write_tensors(path, backbone.model.state_dict())
-    run.accelerator.wait_for_everyone()
-
-
-def _start_weights(run: Run, number: int) -> dict[str, Tensor]:
-    """The weights that a stage started from.
-
-    Raises:
-        ValueError: Their file is damaged.
-    """
-    path = _start_file(run, number)
-    try:
-        return load_tensors(path)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}); {RESTORE}") from error
 
 
 @torch.no_grad()
@@ -169,7 +139,7 @@ def _average_with_start(
     run: Run, backbone: Backbone, number: int, share: float, record: Record
 ) -> None:
     """Weights <- share * start of the stage + (1 - share) * trained, and a measurement of these."""
-    start = _start_weights(run, number)
+    start = start_weights(run, number)
     for key, value in backbone.model.state_dict().items():
         if value.is_floating_point():
             value.lerp_(start[key].to(value.device), share)

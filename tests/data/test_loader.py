@@ -57,10 +57,12 @@ def test_views_depend_neither_on_workers_nor_on_where_one_starts(birds):
     dataset, order = ViewDataset(birds, views(), seed=3), Order(len(birds), 4, 3)
     whole = batches(dataset, order, range(6))
     from_the_middle = batches(dataset, order, range(4, 6))
-    with_workers = batches(dataset, order, range(6), num_workers=2)
+    with_threads = batches(dataset, order, range(6), num_workers=2)
+    with_processes = batches(dataset, order, range(6), num_workers=3)
     for a, b in [
         *zip(whole[4:], from_the_middle, strict=True),
-        *zip(whole, with_workers, strict=True),
+        *zip(whole, with_threads, strict=True),
+        *zip(whole, with_processes, strict=True),
     ]:
         assert torch.equal(a["images"], b["images"])
         assert torch.equal(a["index"], b["index"])

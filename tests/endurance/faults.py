@@ -87,7 +87,7 @@ LIVE = {
     "SIGINT": ([], stop(signal.SIGINT), [130]),
     "SIGHUP": ([], stop(signal.SIGHUP), [129]),
     "kill -9": ([], stop(signal.SIGKILL), [-9]),
-    "kill -9 of a loader worker": (["data.num_workers=2"], kill_worker, [2]),
+    "kill -9 of a loader worker": (["data.num_workers=3"], kill_worker, [2]),
     "SIGTERM, two processes": ([], stop(signal.SIGTERM), [143, 143]),
     "kill -9 of one of two processes": ([], one_rank(signal.SIGKILL), [-9, 2]),
 }

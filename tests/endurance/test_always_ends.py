@@ -15,6 +15,7 @@ import pytest
 from accelerate import Accelerator
 
 from fg_ssl_zoo.data.loader import Order, ViewDataset, image_loader, step_loader, worker_failure
+from fg_ssl_zoo.data.thread_loader import MOST_THREADS
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.signals import Signals
 from fg_ssl_zoo.pretrain import main
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 WORDS = [
     "backbone=test_resnet",
-    "data={name: drawn, image_size: 64, num_images: 16, num_classes: 4, num_workers: 2}",
+    "data={name: drawn, image_size: 64, num_images: 16, num_classes: 4, num_workers: 3}",
     "stages[0].method=simclr",
     "stages[0].options={hidden_size: 16, projection_size: 8}",
     "stages[0].train={steps: 100000, batch_size: 8, optimizer: sgd, lr: 0.01}",
@@ -44,22 +45,23 @@ class Views:
         return {"image": np.zeros((3, 2, 2), np.float32)}
 
 
-def load(images, error, loader):
-    """Go through a loader of two workers, and fail after the first batch where no worker does."""
+def load(images, error, loader, count):
+    """Go through a loader with workers, and fail after the first batch where no worker does."""
     views = Views(error)
     if loader == "step":
         dataset = ViewDataset(images, views, 0)
-        batches = step_loader(dataset, Order(16, 4, 0), range(99), num_workers=2)
+        batches = step_loader(dataset, Order(16, 4, 0), range(99), num_workers=count)
     else:
-        batches = image_loader(images, views, range(16), batch_size=2, num_workers=2)
+        batches = image_loader(images, views, range(16), batch_size=2, num_workers=count)
     for _ in batches:
         raise ArithmeticError("of the training process")
 
 
 @pytest.mark.parametrize("loader", ["step", "image"])
 @pytest.mark.parametrize("error", [None, KeyError("of a worker"), ValueError("of a worker")])
-def test_an_exception_with_workers_ends_the_process(birds, tmp_path, loader, error):
-    ended = end(start(load, birds, error, loader, log=tmp_path / "log"), tmp_path / "log")
+@pytest.mark.parametrize("count", [MOST_THREADS, MOST_THREADS + 1], ids=["threads", "processes"])
+def test_an_exception_with_workers_ends_the_process(birds, tmp_path, loader, error, count):
+    ended = end(start(load, birds, error, loader, count, log=tmp_path / "log"), tmp_path / "log")
     assert ended.code == 1
     assert ("of a worker" if error else "of the training process") in ended.text
     assert not ended.orphans
@@ -68,12 +70,12 @@ def test_an_exception_with_workers_ends_the_process(birds, tmp_path, loader, err
 
 
 def killed(tmp_path, who):
-    """Train with two workers and kill one of them, or the training process."""
+    """Train with three workers and kill one of them, or the training process."""
     log = tmp_path / "log"
     process = start(main, [*WORDS, f"output={tmp_path / 'run'}"], log=log)
     pid = process.pid
     wait_until(lambda: "step 0, eval" in log.read_text())  # the measurement had workers of its own
-    workers = wait_until(lambda: len(found := children(pid)) == 2 and found)
+    workers = wait_until(lambda: len(found := children(pid)) == 3 and found)
     wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") > 1)
     os.kill(workers[0].pid if who == "worker" else pid, signal.SIGKILL)
     return end(process, log)

@@ -113,9 +113,9 @@ def training_curves(
     lines: dict[str, list[Line]] = {}
     for key in LOGGED:
         for number, (name, log) in enumerate(logs.items()):
-            points = [
+            points = sorted(  # the start may be measured later than the first steps
                 (line["step"], line[key]) for line in log if np.isfinite(line.get(key, np.nan))
-            ]
+            )
             if points:
                 colour = colours[name][0] if name in colours else PALETTE[number % len(PALETTE)]
                 x, y = zip(*points, strict=True)

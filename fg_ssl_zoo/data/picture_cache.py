@@ -1,0 +1,147 @@
+"""Decoded pictures that are kept on disk and read through the page cache: `data.cache: true`.
+
+    FOLDER/PREFIX/FINGERPRINT   header of 16 bytes, then rows of RGB
+    FOLDER/bytes                how much all files have taken, under a lock
+
+A picture's fingerprint holds its path, size and time of change, and how it is reduced: a changed
+file is another picture. Files hold exactly what decoding gives, so a run is the same to the bit
+with and without them. Each is written beside and renamed: a process that is killed leaves no half
+picture, and two that decode the same one write the same bytes. Space is counted before a file is
+written, so a killed process can make the count too large and never too small. A full cache keeps
+what it has, and other pictures are decoded each time.
+"""
+
+import contextlib
+import hashlib
+import logging
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from jaxtyping import UInt8
+
+_MAGIC = b"fgssl-p1"
+_HEADER = struct.Struct("<8sII")
+"""Magic, height, width."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PictureCache:
+    """Decoded pictures of files.
+
+    Attributes:
+        folder: Is made when it is first needed; may be deleted at any time between runs.
+        most: Bytes that all files together may take.
+    """
+
+    folder: Path
+    most: int
+
+    def get(
+        self, path: str, how: object, decoded: Callable[[], UInt8[np.ndarray, "h w 3"]]
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture of a file, from the cache if it is there; else `decoded()`, which is kept.
+
+        The array may be written to; the file stays as it is.
+
+        Args:
+            path: Of the encoded picture.
+            how: How it is reduced; its `repr` is a part of the fingerprint.
+            decoded: Decodes it; its errors leave this method.
+        """
+        try:
+            found = os.stat(path)
+        except OSError:
+            return decoded()  # which says what is wrong
+        about = f"{os.path.abspath(path)}\0{found.st_size}\0{found.st_mtime_ns}\0{how!r}"
+        name = hashlib.blake2b(about.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+        file = self.folder / name[:2] / name[2:]
+        kept = _read(file)
+        if kept is not None:
+            return kept
+        image = decoded()
+        try:
+            if self._reserve(_HEADER.size + image.nbytes):
+                _write(file, image)
+        except OSError as error:
+            self._say_once(f"{file.parent} cannot be written ({error}); pictures are not kept")
+        return image
+
+    def _reserve(self, size: int) -> bool:
+        """Whether there is room for so many bytes, which are counted then."""
+        if self._state.get("full"):
+            return False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        count = self.folder / "bytes"
+        try:
+            with FileLock(f"{count}.lock", timeout=30):
+                used = _number(count)
+                if used + size > self.most:
+                    self._state["full"] = "yes"
+                    self._say_once(
+                        f"{self.folder} holds {used / 1e9:.1f} of data.cache_gb="
+                        f"{self.most / 1e9:g}; further pictures are decoded each time"
+                    )
+                    return False
+                count.write_text(f"{used + size}\n")
+        except Timeout as error:
+            raise OSError(f"another process has locked {count}") from error
+        return True
+
+    @cached_property
+    def _state(self) -> dict[str, str]:
+        return {}
+
+    def _say_once(self, line: str) -> None:
+        if "said" not in self._state:
+            self._state["said"] = line
+            _log.warning("data.cache: %s", line)
+
+
+def _number(path: Path) -> int:
+    """Of a file; 0 where there is none, all the files' where it was cut off."""
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        return sum(file.stat().st_size for file in path.parent.glob("??/*"))
+
+
+def _read(file: Path) -> UInt8[np.ndarray, "h w 3"] | None:
+    """The picture; `None` if it is not there, or not whole."""
+    try:
+        with file.open("rb") as opened:
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError):  # an empty file cannot be mapped
+        return None
+    if len(mapped) < _HEADER.size:
+        return None
+    magic, height, width = _HEADER.unpack_from(mapped)
+    if magic != _MAGIC or len(mapped) != _HEADER.size + 3 * height * width:
+        return None
+    return np.frombuffer(mapped, np.uint8, offset=_HEADER.size).reshape(height, width, 3)
+
+
+def _write(file: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Write beside and rename."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        with partial.open("wb") as opened:
+            opened.write(_HEADER.pack(_MAGIC, *image.shape[:2]))
+            opened.write(np.ascontiguousarray(image).data)
+        partial.replace(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise

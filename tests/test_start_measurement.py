@@ -1,0 +1,235 @@
+"""The measurement of a run's start: a sample before the first step, all pictures later, once."""
+
+import json
+import os
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from fg_ssl_zoo.backbones.backbone import create_backbone, weights_fingerprint
+from fg_ssl_zoo.config import Data, Monitor, load_recipe
+from fg_ssl_zoo.data.drawn import DrawnBirds
+from fg_ssl_zoo.data.folders import load_folder
+from fg_ssl_zoo.engine.log import PictureCount, drop_from
+from fg_ssl_zoo.evaluation.monitor import OnlineMonitor
+from fg_ssl_zoo.features.extract import evenly
+from fg_ssl_zoo.pretrain import main, pretrain, rounds
+from tests.pictures import write_photos
+from tests.test_pretrain import TINY, metrics
+
+SAMPLED = ["monitor.start_images=4", "monitor.every=100", "resume=auto"]
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A tiny recipe file, with a cache of measurements of its own."""
+    monkeypatch.chdir(tmp_path)
+    make = OnlineMonitor.__init__
+
+    def in_here(self, *arguments, **options):
+        make(self, *arguments, **{**options, "cache": tmp_path / "cache"})
+
+    monkeypatch.setattr(OnlineMonitor, "__init__", in_here)
+    path = tmp_path / "fgssl_test_resnet_drawn.simclr.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Weights of every measurement on all pictures, in order."""
+    weights, measure = [], OnlineMonitor.__call__
+
+    def noted(self, backbone, accelerator):
+        weights.append(weights_fingerprint(backbone))
+        return measure(self, backbone, accelerator)
+
+    monkeypatch.setattr(OnlineMonitor, "__call__", noted)
+    return weights
+
+
+def run_of(path):
+    results = json.loads((path / "results.json").read_text())
+    return results["rows"], results["curve"], metrics(path)
+
+
+def test_a_sample_before_the_first_step_and_the_start_row_on_all_pictures(
+    recipe, tmp_path, measured, capsys
+):
+    pretrain(load_recipe(recipe, ["output=all"]))
+    assert len(measured) == 2 + 1  # the start, after epoch 1, the end
+    (tmp_path / "cache").rename(tmp_path / "elsewhere")
+    pretrain(load_recipe(recipe, ["output=some", *SAMPLED]))
+    assert measured[3:] == [measured[0], measured[2]]  # at the end: the start, then the end
+    (rows, curve, _), (expected, whole, _) = run_of(tmp_path / "some"), run_of(tmp_path / "all")
+    assert rows == expected
+    assert curve[0].items() >= whole[0].items()
+    assert curve[0].keys() - whole[0].keys() == {
+        "sample/knn_top1", "sample/rankme", "sample/feature_std",
+    }  # fmt: skip
+    lines = metrics(tmp_path / "some")
+    assert [line["step"] for line in lines if "sample/rankme" in line] == [0]
+    assert [line["step"] for line in lines if "eval/rankme" in line] == [0, 3]
+    said = capsys.readouterr().out.split("output: some")[1]
+    said = [line for line in said.splitlines() if line.startswith("simclr: ")]
+    sample, start, end = (line for line in said if "loss" not in line)
+    assert sample.startswith("simclr: step 0, sample/knn_top1 ")
+    assert sample.endswith(
+        " (4 of 16 training and 4 of 4 test pictures)".replace("4 of 4", "all 4")
+    )
+    assert start.startswith("simclr: the start, eval/knn_top1 ")
+    assert start.endswith(" (all 16 training and all 4 test pictures)")
+    assert end.startswith("simclr: step 3, eval/knn_top1 ")
+    assert not (tmp_path / "some/notes/stage0_start.safetensors").exists()
+
+
+def test_a_second_run_from_the_same_weights_measures_its_start_from_the_file(
+    recipe, tmp_path, measured
+):
+    pretrain(load_recipe(recipe, ["output=one", *SAMPLED]))
+    count = len(measured)
+    pretrain(load_recipe(recipe, ["output=two", "stages.0.train.lr=0.1", *SAMPLED]))
+    assert len(measured) == count + 1  # the end alone
+    assert measured[-1] not in measured[:count]
+    (one, _, _), (two, curve, lines) = run_of(tmp_path / "one"), run_of(tmp_path / "two")
+    assert two[0] == one[0]
+    assert "sample/rankme" not in curve[0]  # known before the first step
+    assert lines[0]["step"] == 0
+    assert "eval/rankme" in lines[0]
+    pretrain(load_recipe(recipe, ["output=three", "seed=1", *SAMPLED]))
+    assert len(measured) == count + 3  # other weights, other start
+
+
+def test_nothing_is_measured_before_the_first_step_where_a_recipe_says_so(
+    recipe, tmp_path, monkeypatch, measured
+):
+    monkeypatch.setattr(OnlineMonitor, "sample", lambda *_: pytest.fail("measured"))
+    pretrain(load_recipe(recipe, ["output=none", "monitor.at_start=false", "monitor.every=100"]))
+    assert len(measured) == 2
+    rows, curve, lines = run_of(tmp_path / "none")
+    pretrain(load_recipe(recipe, ["output=all"]))
+    assert rows == run_of(tmp_path / "all")[0]
+    assert [line["step"] for line in curve] == [0, 3]
+    assert [line["step"] for line in lines if "eval/rankme" in line] == [0, 3]
+
+
+def test_a_stop_between_sample_and_start_changes_nothing(recipe, tmp_path, monkeypatch, capsys):
+    words = [*SAMPLED, "stages.0.train.checkpoint_every=0.5"]
+    main([str(recipe), "output=whole", *words])
+    (tmp_path / "cache").rename(tmp_path / "elsewhere")
+
+    def broken(run, backbone):
+        raise ValueError("cut off")
+
+    complete = rounds.complete_start
+    monkeypatch.setattr(rounds, "complete_start", broken)
+    with pytest.raises(SystemExit):
+        main([str(recipe), "output=cut", *words])
+    monkeypatch.setattr(rounds, "complete_start", complete)
+    assert (tmp_path / "cut/notes/stage0_start.safetensors").is_file()
+    capsys.readouterr()
+    main([str(recipe), "output=cut", *words])
+    assert "resume    " in capsys.readouterr().out
+    whole, cut = run_of(tmp_path / "whole"), run_of(tmp_path / "cut")
+    assert cut[:2] == whole[:2]
+    unclocked = [
+        [{k: v for k, v in line.items() if "/" in k and k != "train/loss"} for line in lines]
+        for lines in (whole[2], cut[2])
+    ]
+    assert unclocked[0] == unclocked[1]
+
+
+def test_a_start_that_is_measured_again_is_logged_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    sample, start, step = (
+        json.dumps(line) + "\n"
+        for line in (
+            {"step": 0, "sample/rankme": 1.0, "eval/part_miou": 0.5},
+            {"step": 0, "eval/rankme": 2.0},
+            {"step": 10, "train/loss": 1.0},
+        )
+    )
+    path.write_text(sample + step + start)
+    drop_from(path, first_step=11, measured=0)
+    assert path.read_text() == sample + step + start
+    drop_from(path, first_step=11, measured=0, start_left=True)
+    assert path.read_text() == sample + step
+
+
+@pytest.fixture
+def photos(tmp_path, birds):
+    write_photos(
+        tmp_path / "photos", birds, classes=True, split_of=lambda i: "test" if i < 6 else "train"
+    )
+    return tmp_path / "photos"
+
+
+def monitor_of(photos, cache, settings=None, **options):
+    train, test = load_folder(Data(path=str(photos)))
+    return OnlineMonitor(train, test, settings or Monitor(k=1), None, cache=cache, **options)
+
+
+def test_the_kept_start_is_found_by_weights_pictures_and_protocol_alone(photos, tmp_path):
+    accelerator, cache = Accelerator(cpu=True), tmp_path / "cache"
+    torch.manual_seed(0)
+    backbone = create_backbone("test_resnet", image_size=48)
+    monitor = monitor_of(photos, cache)
+    assert monitor.known_start(backbone, accelerator) is None
+    found = monitor.start(backbone, accelerator)
+    again = monitor_of(photos, cache)
+    assert again.known_start(backbone, accelerator) == found
+    assert again.used == monitor.used == {"train": 10, "test": 6}
+    for settings in (Monitor(k=2), Monitor(k=1, temperature=0.1), Monitor(k=1, max_images=5)):
+        assert monitor_of(photos, cache, settings).known_start(backbone, accelerator) is None
+    other = Monitor(k=1, every=3, start_images=7, early=0)  # decide when, not what
+    assert monitor_of(photos, cache, other).known_start(backbone, accelerator) == found
+    backbone.model.fc = None
+    with torch.no_grad():
+        next(backbone.parameters()).view(-1)[0] += 1
+    assert again.known_start(backbone, accelerator) is None
+    with torch.no_grad():
+        next(backbone.parameters()).view(-1)[0] -= 1
+    picture = next((photos / "test").rglob("*.png"))
+    os.utime(picture, (1, 1))
+    assert again.known_start(backbone, accelerator) is None
+
+
+def test_measurements_with_unreadable_pictures_are_not_kept(photos, tmp_path):
+    accelerator, cache = Accelerator(cpu=True), tmp_path / "cache"
+    next((photos / "test").rglob("*.png")).write_bytes(b"")
+    backbone = create_backbone("test_resnet", image_size=48)
+    monitor = monitor_of(photos, cache)
+    assert monitor.start(backbone, accelerator)
+    assert monitor.used["test"] == 5
+    assert monitor.known_start(backbone, accelerator) is None
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_costs_no_run(photos, tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file")
+    backbone = create_backbone("test_resnet", image_size=48)
+    assert monitor_of(photos, tmp_path / "cache").start(backbone, Accelerator(cpu=True))
+    (line,) = caplog.messages
+    assert line.startswith("the measurement of the start is not kept for other runs: ")
+
+
+def test_a_sample_is_spread_evenly_over_each_split(monkeypatch, tmp_path):
+    train, test = (DrawnBirds(32, num_classes=4, image_size=48, seed=seed) for seed in (0, 1))
+    monitor = OnlineMonitor(train, test, Monitor(start_images=5), None, cache=tmp_path)
+    read, get = [], DrawnBirds.__getitem__
+    monkeypatch.setattr(
+        DrawnBirds, "__getitem__", lambda self, index: read.append(index) or get(self, index)
+    )
+    monitor.sample(create_backbone("test_resnet", image_size=48), Accelerator(cpu=True))
+    assert read == 2 * evenly(32, 5)
+    assert monitor.read_last() == "5 of 32 training and 5 of 32 test pictures"
+
+
+def test_progress_is_a_line_every_so_often_and_nothing_after_the_last_picture(capsys):
+    count = PictureCount(5, shown=True, every=0)
+    for pictures in (2, 2, 1):
+        count.add(pictures)
+    count.close()
+    assert capsys.readouterr().out == "measuring: 2 of 5 pictures\nmeasuring: 4 of 5 pictures\n"
+    PictureCount(5, shown=False, every=0).add(2)
+    assert capsys.readouterr().out == ""
