@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fg_ssl_zoo.data.datasets import without_masks
 from fg_ssl_zoo.data.decode import max_pixels
 from fg_ssl_zoo.data.sample import CorruptImage, Images, Sample, Views, WrongMask
+from fg_ssl_zoo.progress import shown
 
 
 class TooManyCorruptImages(ValueError):
@@ -194,13 +195,22 @@ def step_loader(
 
 
 class _Loader(DataLoader[dict[str, Any]]):
-    """A loader whose failures are one line and whose workers end with their process."""
+    """A loader whose failures are one line and whose workers end with their process.
+
+    `title` stands in front of its progress bar; without one there is none.
+    """
+
+    title: str = ""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         before = set(multiprocessing.active_children())
         batches = super().__iter__()  # now: it draws a number, which a step's seed has to follow
         _kill_at_exit(set(multiprocessing.active_children()) - before)
-        return _with_short_errors(batches)
+        batches = _with_short_errors(batches)
+        if not self.title:
+            return batches
+        count, size = len(cast("Sized", self.sampler)), self.batch_size or 1
+        return shown(batches, count, self.title, size=size)
 
 
 def _with_short_errors(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -281,11 +291,20 @@ class _EveryImage(Dataset[dict[str, Any]]):
 
 
 def image_loader(
-    images: Images, views: Views, indices: Sequence[int], *, batch_size: int, num_workers: int
+    images: Images,
+    views: Views,
+    indices: Sequence[int],
+    *,
+    batch_size: int,
+    num_workers: int,
+    title: str = "pictures",
 ) -> DataLoader[dict[str, Any]]:
-    """Every image of `indices` once and in order; what cannot be decoded is left out."""
+    """Every image of `indices` once and in order; what cannot be decoded is left out.
+
+    On a terminal there is a progress bar behind `title`.
+    """
     max_pixels()  # as in `step_loader`
-    return _Loader(
+    loader = _Loader(
         _EveryImage(images, views),
         batch_size=batch_size,
         sampler=list(indices),
@@ -293,6 +312,8 @@ def image_loader(
         collate_fn=_collate_readable,
         worker_init_fn=_quiet_worker,
     )
+    loader.title = title
+    return loader
 
 
 def _collate_readable(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
