@@ -54,19 +54,20 @@ from fg_ssl_zoo.method import HasCompanions, Method
 from fg_ssl_zoo.methods import check_options, check_queue, long_queue, method_class
 from fg_ssl_zoo.ops.distributed import is_peer_failure
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
-from fg_ssl_zoo.pretrain.own_pictures import recipe_of_words
+from fg_ssl_zoo.pretrain.own_pictures import Splits, recipe_of_words
 from fg_ssl_zoo.pretrain.run import Run, open_run, prepare_backbone
 from fg_ssl_zoo.pretrain.stages import check_methods, options_on, run_stages
 
 _log = logging.getLogger(__name__)
 
 
-def pretrain(recipe: Recipe, summary: str | None = None) -> Backbone:
+def pretrain(recipe: Recipe, summary: str | None = None, splits: Splits | None = None) -> Backbone:
     """Train every stage of a recipe, or go on where it was stopped, and export the backbone.
 
     Args:
         recipe: What is trained.
         summary: Of the recipe, printed in the place of its YAML.
+        splits: Pictures of `recipe.data` where they are listed already.
 
     Returns:
         The trained backbone, in evaluation mode.
@@ -88,7 +89,7 @@ def pretrain(recipe: Recipe, summary: str | None = None) -> Backbone:
     switches, backbone = prepare_backbone(recipe)
     refuse_broken(backbone.model.state_dict(), f"init: {recipe.init}")
     accelerator = hardware.create_accelerator(switches)
-    train, test = load_splits(recipe.data, seed=recipe.seed)
+    train, test = splits or load_splits(recipe.data, seed=recipe.seed)
     _check_stages_on(recipe, train, accelerator)
     check_methods(recipe, backbone, train, accelerator)
     run = open_run(recipe, switches, accelerator, train, test, summary)
@@ -170,17 +171,18 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None
     try:
         refuse_empty(words)
         bound_hub_client()
-        recipe, summary = recipe_of_words(words)
+        recipe, summary, splits = recipe_of_words(words)
         if chosen.print_recipe:
             print(to_yaml(recipe), end="")  # noqa: T201
             return
         with ending_at_once(GO_ON):
-            pretrain(recipe, summary)
+            pretrain(recipe, summary, splits)
     except Interrupted as stopped:
         print(f"{stopped.message}{_launcher_note()}", file=sys.stderr)  # noqa: T201
         raise
     except KeyboardInterrupt:
-        print(f"stopped between checkpoints; {GO_ON}", file=sys.stderr)  # noqa: T201
+        said = f"stopped between checkpoints; {GO_ON}{_launcher_note()}"
+        print(said, file=sys.stderr)  # noqa: T201
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if (line := _line_of(error)) is None:
