@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fg_ssl_zoo.backbones.zoo import Place
 from fg_ssl_zoo.config import Data, RecipeError, load_recipe, parse_recipe, read_yaml
 from fg_ssl_zoo.data import datasets
 from fg_ssl_zoo.data.datasets import load_splits
+from fg_ssl_zoo.engine.signals import Interrupted
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.pretrain import main, own_pictures
 from fg_ssl_zoo.pretrain.choice import Machine, Pictures, Start, choose, describe
@@ -252,6 +254,26 @@ def test_labels_never_change_a_training(tmp_path, monkeypatch, birds, capsys):
         states.append(load_file(f"runs/{folder}/export/model.safetensors"))
     assert "RankMe, as nothing is labelled" in capsys.readouterr().out
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("stop", "message", "status"),
+    [
+        (KeyboardInterrupt(), "stopped between checkpoints; run the same", 130),
+        (Interrupted("stopped by SIGTERM after step 3", signal.SIGTERM), "after step 3", 143),
+    ],
+)
+def test_a_stopped_training_says_so_in_one_line(stop, message, status, photos, monkeypatch, capsys):
+    def stopped(*_):
+        raise stop
+
+    monkeypatch.setattr("fg_ssl_zoo.pretrain.pretrain", stopped)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "photos", "backbone=test_resnet"])
+    assert ended.value.code == status
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

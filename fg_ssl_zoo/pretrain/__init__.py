@@ -178,12 +178,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None
         with ending_at_once(GO_ON):
             pretrain(recipe, summary, splits)
     except Interrupted as stopped:
-        print(f"{stopped.message}{_launcher_note()}", file=sys.stderr)  # noqa: T201
-        raise
+        raise _said(stopped) from None
     except KeyboardInterrupt:
-        said = f"stopped between checkpoints; {GO_ON}{_launcher_note()}"
-        print(said, file=sys.stderr)  # noqa: T201
-        raise SystemExit(128 + signal.SIGINT) from None
+        between = f"stopped between checkpoints; {GO_ON}"
+        raise _said(Interrupted(between, signal.SIGINT)) from None
     except Exception as error:
         if (line := _line_of(error)) is None:
             raise
@@ -192,6 +190,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None
 
 
 GO_ON = "run the same command again to go on"
+
+
+def _said(stopped: Interrupted) -> Interrupted:
+    """The same, its message printed."""
+    print(f"{stopped.message}{_launcher_note()}", file=sys.stderr)  # noqa: T201
+    stopped.said = True
+    return stopped
 
 
 def _line_of(error: Exception) -> str | None:
