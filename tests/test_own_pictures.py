@@ -43,9 +43,10 @@ def photos(tmp_path, monkeypatch, birds):
 # --------------------------------------------------------------------------- the choice
 
 
-def test_a_start_is_distilled_from_itself_as_the_recipe_of_the_zoo_does_it():
+@pytest.mark.parametrize("data", ["cub", "cars"])  # both were measured: docs/own_pictures.md
+def test_a_start_is_distilled_from_itself_as_the_recipe_of_the_zoo_does_it(data):
     chosen = choose(pictures(), CPU, LITE)
-    ours = load_recipe("fgssl_efficientnet_lite1_cub.distillation")
+    ours = load_recipe(f"fgssl_efficientnet_lite1_{data}.distillation")
     (stage,), (theirs,) = chosen.stages, ours.stages
     assert chosen.name == "fgssl_efficientnet_lite1_garden.distillation"
     assert (chosen.backbone, chosen.init) == (ours.backbone, LITE.init)
@@ -54,6 +55,7 @@ def test_a_start_is_distilled_from_itself_as_the_recipe_of_the_zoo_does_it():
     for key in ("steps", "batch_size", "optimizer", "lr", "lr_scaling", "backbone_lr_scale",
                 "weight_decay", "warmup", "head_warmup"):  # fmt: skip
         assert getattr(stage.train, key) == getattr(theirs.train, key), key
+    assert theirs.options["teacher_size"] == 192
     assert stage.train.norm == "auto"  # which freezes the statistics of a start
 
 

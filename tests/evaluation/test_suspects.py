@@ -85,7 +85,7 @@ def test_the_command_writes_a_page_and_a_list_or_checks_itself(
     assert all(row["file"].startswith(row["folder"]) for row in rows)
     page = (tmp_path / "suspects.html").read_text(encoding="utf-8")
     assert page.count("<section>") == min(2, len(rows))
-    assert rows[0]["file"] in page
+    assert rows[0]["file"] in page.replace("<wbr>", "")  # a place for a line break is no text
     assert f"of {len(rows)} pictures" in printed
     (tmp_path / "suspects.csv").unlink()
     cli.main([*words, "--check", "0.1"])
