@@ -60,7 +60,7 @@ def rate(batches: Iterator[Any], count: int) -> float:
 
 def ours(names: list[Path], size: int) -> Iterator[torch.Tensor]:
     """Views of `simclr`, normalised."""
-    from fg_ssl_zoo.backbones.backbone import create_backbone
+    from fg_ssl_zoo.backbones.create import create_backbone
     from fg_ssl_zoo.data.folders import FolderImages
     from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
     from fg_ssl_zoo.data.views import RandomViews, augmentations_of

@@ -1,14 +1,16 @@
 """Go on with the self-supervised training of a published model, by transformers' Trainer.
 
     python examples/continue_pretraining.py OWNER/NAME photos
-    python examples/continue_pretraining.py runs/NAME/export photos
+    python examples/continue_pretraining.py runs/NAME/export photos --epochs 5
 
-Heads, teachers and queues of the method go on from where they were; the pictures need no labels.
-`continued/` then holds the method for the next time, and `continued/backbone.safetensors` its
-backbone, which a recipe takes as `init` and timm as `pretrained_cfg_overlay=dict(file=...)`.
+It needs fg_ssl_zoo, whose install brings transformers and accelerate. `photos` holds class folders,
+`train/` and `test/` with such folders, or pictures alone. Heads, teachers and queues of the method
+go on from where they were; labels are not read. `continued/` then holds the method for the next
+time, and `continued/backbone.safetensors` its backbone, which a recipe takes as `init` and timm as
+`pretrained_cfg_overlay=dict(file=...)`.
 """
 
-import sys
+import argparse
 from typing import Any
 
 from safetensors.torch import save_file
@@ -21,11 +23,25 @@ from fg_ssl_zoo.hf_pretraining import FollowTheStudent, collate_views, pictures_
 
 def main(
     name: str, photos: str, steps: int = 1000, batch_size: int = 64, out: str = "continued",
-    subfolder: str = "pretraining", **settings: Any,
+    subfolder: str = "pretraining", epochs: int | None = None, **settings: Any,
 ) -> list[float]:  # fmt: skip
-    """The loss of every step; `settings` are those of `TrainingArguments`."""
+    """The loss of every step.
+
+    Args:
+        name: A published model or an exported folder.
+        photos: Folder of the pictures.
+        steps: Of the training.
+        batch_size: Pictures of a step; all pictures where there are fewer.
+        out: Folder of the result.
+        subfolder: Of the method beside the published backbone.
+        epochs: Passes over the pictures in the place of `steps`.
+        **settings: Of `TrainingArguments`.
+    """
     model = AutoModelForPreTraining.from_pretrained(name, subfolder=subfolder)
     images = load_images(Data(path=photos), "train")
+    batch_size = min(batch_size, len(images))
+    if epochs is not None:
+        steps = epochs * len(images) // batch_size
     arguments = {
         "learning_rate": 1e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
         "save_strategy": "no", "logging_steps": 1, "report_to": "none", **settings,
@@ -48,6 +64,11 @@ def main(
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="of the model, as above")
+    parser.add_argument("photos", help="a folder")
+    parser.add_argument("--epochs", type=int, help="passes over the pictures (1000 steps)")
+    chosen = parser.parse_args()
+    main(chosen.name, chosen.photos, epochs=chosen.epochs)

@@ -10,10 +10,12 @@ import pytest
 
 import fg_ssl_zoo
 from fg_ssl_zoo import cli
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.cli.data import view_sheet
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.engine.loop import TrainingStopped
+from fg_ssl_zoo.hub.export import export
 
 SMALL = ["data.num_images=16", "data.num_classes=4", "data.image_size=64", "backbone=test_resnet"]
 
@@ -26,6 +28,29 @@ def test_show_writes_the_pictures_and_their_views(tmp_path, capsys):
     recipe = load_recipe(overrides=SMALL)
     np.testing.assert_array_equal(sheet, view_sheet(recipe, num_images=3, num_draws=2))
     assert sheet.shape[1] > sheet.shape[0]  # five pictures a row, three rows
+
+
+@pytest.mark.parametrize(
+    ("recipe", "titles"),
+    [
+        ("fgssl_resnet50_cub.simclr", ["epoch 1, view 1", "epoch 1, view 2", "epoch 2, view 1"]),
+        ("fgssl_resnet50_cub.distillation", ["epoch 1, view", "epoch 2, view"]),
+    ],
+)
+def test_every_column_of_the_sheet_has_a_title(recipe, titles, monkeypatch, tmp_path):
+    seen = {}
+    network = create_backbone("test_resnet", image_size=64)
+    export(network, tmp_path / "teacher", load_recipe(overrides=SMALL), {"rows": []})
+    monkeypatch.setattr(
+        "fg_ssl_zoo.data.contact_sheet.contact_sheet",
+        lambda rows, titles: seen.update(rows=rows, titles=titles),
+    )
+    taught = [f"stages.0.options.teacher={tmp_path / 'teacher'}"]
+    words = [*SMALL, "data.name=drawn", *(taught if "distillation" in recipe else [])]
+    view_sheet(load_recipe(recipe, overrides=words), num_images=2, num_draws=2)
+    assert seen["titles"][0] == "picture"
+    assert seen["titles"][1 : 1 + len(titles)] == titles
+    assert {len(row) for row in seen["rows"]} == {len(seen["titles"])}
 
 
 def test_list_names_every_set_with_its_terms(capsys):
@@ -44,6 +69,10 @@ def test_list_names_every_set_with_its_terms(capsys):
         (["data", "show", "data.imagesize=3"], "data.imagesize: unknown key; did you mean image_s"),
         (["data", "show", "data.path=~nobody-here/x"], "there is no home folder ~nobody-here"),
         (["data", "show", "--out", "/dev/null/x.png"], "--out: /dev/null cannot be written"),
+        (
+            ["eval", "x", "--data", __file__],
+            "test_cli.py is a file; a folder of pictures is needed",
+        ),
         (["eval", "x", "--data", ""], "an argument is empty (behind --data); is a variable not"),
         (["eval", "x", "--data=", "--out", "y"], "an argument is empty (--data=)"),
         (["eval", "x", "--data", "y", "--out", "/dev/null/x"], "--out: /dev/null/x cannot be wri"),

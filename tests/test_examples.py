@@ -79,6 +79,13 @@ def test_few_labels_beat_chance_on_features_that_were_never_trained(folder):
     assert main_of("classify_with_few_labels.py")(str(folder), shots=3) > 0.05
 
 
+def test_few_labels_of_own_class_folders_beat_chance(folder, unsplit, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["example", str(folder), str(unsplit), "--shots", "5"])
+    runpy.run_path(str(EXAMPLES / "classify_with_few_labels.py"), run_name="__main__")
+    assert "5 labels a class: " in (said := capsys.readouterr().out)
+    assert "(chance 25.0%)" in said
+
+
 def test_timm_fine_tunes(folder, photos):
     torch.manual_seed(0)
     main = main_of("finetune_with_timm.py")
@@ -117,6 +124,13 @@ def test_a_published_training_goes_on(folder, photos, tmp_path):
         assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0]), part
     found = create_backbone("test_resnet", init=str(tmp_path / "backbone.safetensors"))
     torch.testing.assert_close(found.model.state_dict(), after.backbone.model.state_dict())
+
+
+def test_a_published_training_goes_on_for_some_epochs(folder, unsplit, tmp_path):
+    losses = main_of("continue_pretraining.py")(
+        str(folder), str(unsplit), epochs=2, out=str(tmp_path), disable_tqdm=True, use_cpu=True
+    )
+    assert len(losses) == 2  # of 32 pictures, which are one batch
 
 
 def test_every_cell_of_the_notebook_runs(tmp_path, monkeypatch, capsys):

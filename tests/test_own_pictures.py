@@ -1,14 +1,20 @@
 """A folder in the place of a recipe: what is chosen for which pictures, machine and start."""
 
 import re
+import shutil
+import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fg_ssl_zoo import cli
 from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.backbones.weights.locate import Place
 from fg_ssl_zoo.config import Data, RecipeError, load_recipe, parse_recipe, read_yaml
+from fg_ssl_zoo.data import datasets
+from fg_ssl_zoo.data.datasets import load_splits
+from fg_ssl_zoo.engine.signals import Interrupted
 from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.pretrain import main, own_pictures
 from fg_ssl_zoo.pretrain.choice import Machine, Pictures, Start, choose, describe
@@ -37,9 +43,10 @@ def photos(tmp_path, monkeypatch, birds):
 # --------------------------------------------------------------------------- the choice
 
 
-def test_a_start_is_distilled_from_itself_as_the_recipe_of_the_zoo_does_it():
+@pytest.mark.parametrize("data", ["cub", "cars"])  # both were measured: docs/own_pictures.md
+def test_a_start_is_distilled_from_itself_as_the_recipe_of_the_zoo_does_it(data):
     chosen = choose(pictures(), CPU, LITE)
-    ours = load_recipe("fgssl_efficientnet_lite1_cub.distillation")
+    ours = load_recipe(f"fgssl_efficientnet_lite1_{data}.distillation")
     (stage,), (theirs,) = chosen.stages, ours.stages
     assert chosen.name == "fgssl_efficientnet_lite1_garden.distillation"
     assert (chosen.backbone, chosen.init) == (ours.backbone, LITE.init)
@@ -48,6 +55,7 @@ def test_a_start_is_distilled_from_itself_as_the_recipe_of_the_zoo_does_it():
     for key in ("steps", "batch_size", "optimizer", "lr", "lr_scaling", "backbone_lr_scale",
                 "weight_decay", "warmup", "head_warmup"):  # fmt: skip
         assert getattr(stage.train, key) == getattr(theirs.train, key), key
+    assert theirs.options["teacher_size"] == 192
     assert stage.train.norm == "auto"  # which freezes the statistics of a start
 
 
@@ -126,15 +134,19 @@ def test_few_pictures_are_measured_some_five_times_and_not_at_every_pass():
 
 
 def test_a_folder_is_measured(photos):
-    facts = measure(Data(path=str(photos)))
+    data = Data(path=str(photos))
+    facts = measure(data, load_splits(data))
     assert facts == Pictures(Data(name="photos", path=str(photos)), 12, 4, 4, 64)
 
 
 def test_a_folder_without_a_picture_that_can_be_read_is_refused(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"none of 24 pictures in .* can be read"):
-        measure(Data(path=str(tmp_path / "x")))
+    data = Data(path=str(tmp_path / "x"))
+    with pytest.raises(
+        ValueError, match=r"none of the 1 pictures that were looked at in .* can be read \(.*a\.jpg"
+    ):
+        measure(data, load_splits(data))
 
 
 def test_the_smallest_released_model_of_photographs_is_the_start(monkeypatch, tmp_path):
@@ -174,7 +186,7 @@ def test_a_folder_of_weights_tells_its_architecture_size_and_words(tmp_path):
 
 def test_overrides_come_after_the_choice_and_sizes_before_it(photos):
     words = ["photos/", "init=scratch", "stages.0.train.lr=0.1", "data.image_size=48", "seed=3"]
-    recipe, said = recipe_of_words(words)
+    recipe, said, _ = recipe_of_words(words)
     assert (recipe.data.image_size, recipe.seed, recipe.stages[0].train.lr) == (48, 3, 0.1)
     assert recipe.name == "fgssl_resnet18_photos.simclr"
     assert "rate      0.1 (adamw)" in said
@@ -182,7 +194,7 @@ def test_overrides_come_after_the_choice_and_sizes_before_it(photos):
 
 
 def test_every_line_of_the_summary_says_what_changes_it_and_that_is_understood(photos):
-    _, said = recipe_of_words(["photos", "init=scratch"])
+    _, said, _ = recipe_of_words(["photos", "init=scratch"])
     rows = said.splitlines()[1:-1]
     assert len(rows) == 10
     hows = [re.split(r"\s{2,}", row)[-1] for row in rows]
@@ -212,16 +224,72 @@ def test_a_folder_is_trained_on_with_ten_lines_and_no_yaml(photos, capsys):
     assert "is the folder of a run" in capsys.readouterr().err
 
 
+def test_the_pictures_are_listed_once_and_what_is_odd_about_them_is_said_once(
+    photos, capsys, caplog, monkeypatch
+):
+    (photos / "notes.txt").write_text("seen in May")
+    listed = []
+    load_folder = datasets.load_folder
+    monkeypatch.setattr(
+        datasets, "load_folder", lambda *a, **k: listed.append(a) or load_folder(*a, **k)
+    )
+    words = ["photos", "backbone=test_resnet", "stages.0.train.steps=1", "data.num_workers=0"]
+    cli.main(["train", *words, "seed=5"])
+    assert len(listed) == 1
+    assert caplog.text.count("left out are") == 1
+    cli.main(["data", "show", *words, "--images", "2"])
+    assert len(listed) == 2
+
+
+def test_labels_never_change_a_training(tmp_path, monkeypatch, birds, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_photos(
+        tmp_path / "sorted", birds, classes=True, split_of=lambda i: "test" if i >= 12 else "train"
+    )
+    (tmp_path / "flat").mkdir()
+    for path in (tmp_path / "sorted" / "train").rglob("*.png"):
+        shutil.copy(path, tmp_path / "flat" / f"{path.parent.name}__{path.name}")
+    states = []
+    for folder in ("sorted", "flat"):
+        words = [folder, "backbone=test_resnet", "stages.0.train.steps=3", "data.num_workers=0"]
+        cli.main(["train", *words, f"output=runs/{folder}", "data.image_size=48"])
+        states.append(load_file(f"runs/{folder}/export/model.safetensors"))
+    assert "RankMe, as nothing is labelled" in capsys.readouterr().out
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("stop", "message", "status"),
+    [
+        (KeyboardInterrupt(), "stopped between checkpoints; run the same", 130),
+        (Interrupted("stopped by SIGTERM after step 3", signal.SIGTERM), "after step 3", 143),
+    ],
+)
+def test_a_stopped_training_says_so_in_one_line(stop, message, status, photos, monkeypatch, capsys):
+    def stopped(*_):
+        raise stop
+
+    monkeypatch.setattr("fg_ssl_zoo.pretrain.pretrain", stopped)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "photos", "backbone=test_resnet"])
+    assert ended.value.code == status
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["photos", "fgssl_resnet50_cub.simclr"], "two recipes given"),
+        (["bird.jpg"], "bird.jpg is a picture; name the folder that holds the pictures"),
         (["photoz"], "neither a file, a known name nor a folder of pictures"),
         (["photos", "stages.0.train.lrr=1"], "did you mean lr"),
         (["photos", "init=dino"], "init: dino needs backbone=ARCHITECTURE"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(words, message, photos, capsys):
+    (photos.parent / "bird.jpg").write_bytes(b"no picture")
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train", *words])
     assert stopped.value.code == 2

@@ -7,7 +7,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fg_ssl_zoo.backbones.backbone import create_backbone, weights_fingerprint
+from fg_ssl_zoo.backbones.backbone import weights_fingerprint
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Data, Monitor, load_recipe
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.folders import load_folder

@@ -119,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(128 + signal.SIGINT) from None
     except SystemExit as ended:
         names = {128 + number: number.name for number in signal.Signals}
-        if ended.code in names:  # a training inside an evaluation
+        said = getattr(ended, "said", False)  # by the training itself
+        if ended.code in names and not said:  # a training inside an evaluation
             print(f"stopped by {names[ended.code]}; {GO_ON}", file=sys.stderr)
         raise
     except (ValueError, OSError, RuntimeError) as error:

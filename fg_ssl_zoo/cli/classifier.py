@@ -10,7 +10,10 @@ from fg_ssl_zoo.config import data_of, escaped, home_path
 
 if TYPE_CHECKING:
     from fg_ssl_zoo.data.inputs import GivenImages
+    from fg_ssl_zoo.data.sample import Images
+    from fg_ssl_zoo.evaluation.head import Head
     from fg_ssl_zoo.features.embedder import Embedder
+    from fg_ssl_zoo.features.extract import Features
 
 
 def add_verbs(verbs: Any) -> None:
@@ -18,8 +21,8 @@ def add_verbs(verbs: Any) -> None:
     classifier = verbs.add_parser(
         "classifier",
         help="train a classifier on few labels",
-        description="Train a linear classifier on the features of a backbone, and write it as a "
-        "folder for timm, transformers and onnxruntime.",
+        description="Train a classifier on a backbone, and write it as a folder for timm, "
+        "transformers and onnxruntime.",
     )
     classifier.add_argument("model", metavar="MODEL", help=MODEL)
     classifier.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
@@ -27,6 +30,14 @@ def add_verbs(verbs: Any) -> None:
         "--out", type=Path, required=True, metavar="FOLDER", help="new folder of the classifier"
     )
     classifier.add_argument("--shots", type=int, help="labelled images per class (default: all)")
+    classifier.add_argument(
+        "--head", choices=("linear", "finetune"), default="linear",
+        help="linear: on frozen features, in seconds (default); finetune: then train the whole "
+        "network with it",
+    )  # fmt: skip
+    classifier.add_argument(
+        "--epochs", type=float, help="passes over the images with --head finetune (default 20)"
+    )
     classifier.add_argument(
         "--image-size", type=int, help="input size in pixels (default: that of the model)"
     )
@@ -59,14 +70,22 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _classifier(chosen: argparse.Namespace) -> None:
-    from fg_ssl_zoo.data.datasets import load_splits
+    import torch
+
+    from fg_ssl_zoo.data.datasets import Subset, load_splits
     from fg_ssl_zoo.data.loader import resolve_num_workers
+    from fg_ssl_zoo.evaluation.finetuned import EPOCHS, fine_tuned
     from fg_ssl_zoo.evaluation.head import fit_head
     from fg_ssl_zoo.evaluation.protocols.low_shot import draw_shots
     from fg_ssl_zoo.features.cache import features_of
     from fg_ssl_zoo.features.embedder import load
+    from fg_ssl_zoo.features.extract import extract, ready, some, unreadable
     from fg_ssl_zoo.hub.classifier_folder import check_folder_of_classifier, write_classifier
 
+    if chosen.epochs is not None and chosen.head != "finetune":
+        raise ValueError("--epochs: only --head finetune has passes over the pictures")
+    if chosen.epochs is not None and not chosen.epochs > 0:
+        raise ValueError(f"--epochs: {chosen.epochs:g} is not above 0")
     if chosen.shots is not None and chosen.shots < 1:
         raise ValueError(f"--shots: {chosen.shots} is not 1 or more")
     check_folder_of_classifier(home_path(chosen.out))  # before the work
@@ -83,32 +102,62 @@ def _classifier(chosen: argparse.Namespace) -> None:
         for images in (train, test)
     )  # fmt: skip
     assert train_rows is not None
+    for images, found in ((train, train_rows), (test, test_rows)):
+        if images is not None and found is not None and (lines := unreadable(images, found)):
+            print(f"{len(lines)} pictures cannot be read and are left out: {some(lines)}")
     assert train_rows.labels is not None
     features, labels = train_rows.features, train_rows.labels
+    rows = torch.arange(len(labels))
     if chosen.shots:
         rows = draw_shots(labels.numpy(), chosen.shots, chosen.seed)
-        features, labels = features[rows], labels[rows]
-    head = fit_head(features, labels, train.classes)
-    accuracy = None
-    if test_rows is not None and test_rows.labels is not None:
-        predicted = head.probabilities(test_rows.features).argmax(dim=1).tolist()
-        right = [
-            head.classes[row] == train.classes[label]
-            for row, label in zip(predicted, test_rows.labels.tolist(), strict=True)
-        ]
-        accuracy = sum(right) / len(right)
-    if not embedder.accelerator.is_main_process:
+    head = fit_head(features[rows], labels[rows], train.classes)
+    backbone, accuracy, epochs = embedder.backbone, _accuracy(head, train, test_rows), None
+    is_main = embedder.accelerator.is_main_process
+    if is_main:
+        print(f"{len(head.classes)} classes, {len(rows)} labelled pictures", flush=True)
+        _say_accuracy(accuracy, test_rows, "")
+    if chosen.head == "finetune":
+        epochs = chosen.epochs or EPOCHS
+        labelled = Subset(train, train_rows.indices[rows].numpy())
+        backbone, head = fine_tuned(
+            backbone, head, labelled, embedder.accelerator,
+            epochs=epochs, seed=chosen.seed, num_workers=resolve_num_workers(data.num_workers),
+        )  # fmt: skip
+        if test is not None:
+            test_rows = extract(
+                ready(backbone, embedder.accelerator), test, embedder.accelerator,
+                crop_pct=embedder.crop_pct, num_workers=resolve_num_workers(data.num_workers),
+            )  # fmt: skip
+        accuracy = _accuracy(head, train, test_rows)
+        if is_main:
+            _say_accuracy(accuracy, test_rows, f" after {epochs:g} passes of fine-tuning")
+    if not is_main:
         return
-    embedder.backbone.crop_pct = embedder.crop_pct
+    print(f"writing {chosen.out}", flush=True)
+    backbone.crop_pct = embedder.crop_pct
     folder = write_classifier(
-        embedder.backbone, head.weight, head.bias, head.classes, chosen.out,
-        num_labelled=len(labels), accuracy=accuracy,
-        num_test=0 if test_rows is None else len(test_rows.features),
+        backbone, head.weight, head.bias, head.classes, chosen.out,
+        num_labelled=len(rows), accuracy=accuracy,
+        num_test=0 if test_rows is None else len(test_rows.features), finetuned_epochs=epochs,
     )  # fmt: skip
-    print(f"{len(head.classes)} classes, {len(labels)} labelled pictures")
-    if accuracy is not None and test_rows is not None:
-        print(f"accuracy on {len(test_rows.features)} other pictures: {accuracy:.1%}")
     print(f"{folder}: timm and transformers open it; its README.md shows how")
+
+
+def _accuracy(head: "Head", train: "Images", rows: "Features | None") -> float | None:
+    """Share of labelled pictures whose class is named; `None` where there are none."""
+    if rows is None or rows.labels is None:
+        return None
+    predicted = head.probabilities(rows.features).argmax(dim=1).tolist()
+    right = [
+        head.classes[row] == train.classes[label]
+        for row, label in zip(predicted, rows.labels.tolist(), strict=True)
+    ]
+    return sum(right) / len(right)
+
+
+def _say_accuracy(accuracy: float | None, rows: "Features | None", when: str) -> None:
+    if accuracy is not None and rows is not None:
+        print(f"accuracy on {len(rows.features)} other pictures{when}: {accuracy:.1%}", flush=True)
 
 
 def _predict(chosen: argparse.Namespace) -> None:
@@ -132,6 +181,8 @@ def _predict(chosen: argparse.Namespace) -> None:
     images = GivenImages(chosen.pictures)
     embedder = load(str(folder))
     features, which = _features(embedder, images, chosen.batch_size)
+    if not which:
+        raise ValueError(f"none of the {len(images)} pictures can be read; nothing is written")
     with torch.inference_mode():
         probabilities = linear.cpu()(features).softmax(dim=1)
     if not embedder.accelerator.is_main_process:

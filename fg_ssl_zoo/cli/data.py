@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
     from fg_ssl_zoo.config import Recipe
+    from fg_ssl_zoo.data.sample import Images
 
 
 def add_verbs(nouns: Any) -> None:
@@ -53,14 +56,24 @@ def _show_data(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.data.contact_sheet import save_png
     from fg_ssl_zoo.pretrain.own_pictures import recipe_of_words
 
-    recipe, _ = recipe_of_words(chosen.words)
-    sheet = view_sheet(recipe, num_images=chosen.images, num_draws=chosen.draws)
+    recipe, _, splits = recipe_of_words(chosen.words)
+    images = None if splits is None else splits[0]
+    sheet = view_sheet(recipe, num_images=chosen.images, num_draws=chosen.draws, images=images)
     save_png(chosen.out, sheet)
     print(f"{chosen.out}: the picture, then the views of {chosen.draws} epochs, an image a row")
 
 
-def view_sheet(recipe: "Recipe", *, num_images: int, num_draws: int) -> "np.ndarray":
-    """(h, w, 3) uint8: a row for each picture, itself and what the first stage sees of it."""
+def view_sheet(
+    recipe: "Recipe", *, num_images: int, num_draws: int, images: "Images | None" = None
+) -> "np.ndarray":
+    """(h, w, 3) uint8: a row for each picture, itself and what the first stage sees of it.
+
+    Args:
+        recipe: Of the views.
+        num_images: Rows.
+        num_draws: Epochs whose views are drawn.
+        images: Training pictures of `recipe.data` where they are listed already.
+    """
     from fg_ssl_zoo.backbones.create import create_backbone
     from fg_ssl_zoo.data.contact_sheet import contact_sheet
     from fg_ssl_zoo.data.datasets import load_splits
@@ -69,24 +82,35 @@ def view_sheet(recipe: "Recipe", *, num_images: int, num_draws: int) -> "np.ndar
     from fg_ssl_zoo.methods import create_method
     from fg_ssl_zoo.pretrain.stages import options_on
 
-    images, _ = load_splits(recipe.data, seed=recipe.seed)
+    if images is None:
+        images, _ = load_splits(recipe.data, seed=recipe.seed)
     stage, size = recipe.stages[0], recipe.data.image_size
     options = options_on(stage, images, where="stages[0].options")
     method = create_method(
         stage.method, create_backbone(recipe.backbone, image_size=size), **options
     )
     dataset = ViewDataset(images, method.views(size), recipe.seed)
-    rows = [
-        [images[index]["image"], *_pictures(dataset[epoch, index] for epoch in range(num_draws))]
-        for index in evenly(len(images), num_images)
-    ]
-    return contact_sheet(rows)
+    rows, titles = [], ["picture"]
+    for index in evenly(len(images), num_images):
+        seen = [_pictures(dataset[epoch, index]) for epoch in range(num_draws)]
+        rows.append([images[index]["image"], *(picture for draw in seen for _, picture in draw)])
+        names = [f"epoch {e}, {name}" for e, draw in enumerate(seen, 1) for name, _ in draw]
+        titles = max(titles, ["picture", *names], key=len)
+    return contact_sheet(rows, titles=titles)
 
 
-def _pictures(seen: Any) -> "list[np.ndarray]":
-    """Every uint8 picture in what views returned, also those stacked as (v, h, w, 3)."""
+def _pictures(sample: "Mapping[str, Any]") -> "list[tuple[str, np.ndarray]]":
+    """Every uint8 picture in what views returned, also those stacked as (v, h, w, 3), with a name.
+
+    The name is the key of the batch, with a number where there are several: `view 2`, `tile 7`.
+    """
     import numpy as np
 
-    arrays = [a for sample in seen for a in sample.values() if isinstance(a, np.ndarray)]
-    shown = [a for a in arrays if a.dtype == np.uint8 and a.shape[-1] == 3 and a.ndim >= 3]
-    return [picture for a in shown for picture in a.reshape(-1, *a.shape[-3:])]
+    found = []
+    for key, value in sample.items():
+        if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim >= 3:
+            stack = value.reshape(-1, *value.shape[-3:]) if value.shape[-1] == 3 else ()
+            name = {"images": "view", "tiles": "tile"}.get(key, key)
+            names = [f"{name} {i}" for i in range(1, len(stack) + 1)] if len(stack) > 1 else [name]
+            found += zip(names, stack, strict=False)
+    return found

@@ -56,6 +56,7 @@ def _suspects(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.evaluation.suspects import check_on_swapped, find_suspects
     from fg_ssl_zoo.features.cache import features_of
     from fg_ssl_zoo.features.embedder import load
+    from fg_ssl_zoo.features.extract import some, unreadable
 
     if chosen.check is not None and not 0 < chosen.check < 1:
         raise ValueError(f"--check: {chosen.check} is not between 0 and 1")
@@ -73,6 +74,8 @@ def _suspects(chosen: argparse.Namespace) -> None:
             embedder.backbone, images, embedder.accelerator, crop_pct=embedder.crop_pct,
             num_workers=resolve_num_workers(data.num_workers), cache=chosen.cache,
         )  # fmt: skip
+        if lines := unreadable(images, found):
+            print(f"{len(lines)} pictures cannot be read and are left out: {some(lines)}")
         assert found.labels is not None
         features.append(found.features)
         labels.append(found.labels)
@@ -128,10 +131,10 @@ def _write_csv(
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  color-scheme: light dark; }
+  color-scheme: light dark; overflow-wrap: break-word; }
 section { border-top: 1px solid #8886; padding: .5rem 0; } figure { display: inline-block;
-  margin: .2rem; width: 7rem; vertical-align: top; font-size: .75rem; overflow-wrap: anywhere; }
-img { max-width: 100%; } h2 { font-size: 1rem; margin: .3rem 0; overflow-wrap: anywhere; }
+  margin: .2rem; width: 7rem; vertical-align: top; font-size: .75rem; }
+img { max-width: 100%; } h2 { font-size: 1rem; margin: .3rem 0; }
 .suspect img { outline: 3px solid #c62828; }
 """
 
@@ -144,15 +147,14 @@ def _page(
     num_pictures: int,
 ) -> str:
     """Self-contained HTML: each suspect in red, its nearest neighbours beside it."""
-    from html import escape
-
     from fg_ssl_zoo.config import encodable
     from fg_ssl_zoo.data.datasets import image_name
+    from fg_ssl_zoo.evaluation.report.templates import breakable
 
     def figure(row: int, label: int, kind: str) -> str:
         return (
             f'<figure class="{kind}"><img alt="" src="{_thumbnail(*places[row])}">'
-            f"<figcaption>{escape(classes[label])}</figcaption></figure>"
+            f"<figcaption>{breakable(classes[label])}</figcaption></figure>"
         )
 
     def label_of(row: int) -> int:
@@ -161,8 +163,9 @@ def _page(
         return int(images.labels[index])
 
     sections = "".join(
-        f"<section><h2>{rank}. {escape(image_name(*places[s.row]))}: "
-        f"{escape(classes[s.label])}, or {escape(classes[s.suggested])}? ({s.suspicion:.2f})</h2>"
+        f"<section><h2>{rank}. {breakable(image_name(*places[s.row]))}: "
+        f"{breakable(classes[s.label])}, or {breakable(classes[s.suggested])}? "
+        f"({s.suspicion:.2f})</h2>"
         + figure(s.row, s.label, "suspect")
         + "".join(figure(row, label_of(row), "") for row in s.neighbours[:BESIDE])
         + "</section>\n"

@@ -45,7 +45,7 @@ from fg_ssl_zoo.config.paths import (
     unescaped,
 )
 from fg_ssl_zoo.config.plain import RecipeError, below, read_flow, untyped
-from fg_ssl_zoo.config.ranges import Count, Positive, Share, Weight
+from fg_ssl_zoo.config.ranges import Count, Positive, Seed, Share, Weight
 from fg_ssl_zoo.config.recipe import (
     CROP_PCT,
     Data,
@@ -82,6 +82,7 @@ __all__ = [
     "Positive",
     "Recipe",
     "RecipeError",
+    "Seed",
     "Share",
     "Speed",
     "Stage",

@@ -145,7 +145,7 @@ def data_of(words: Sequence[str]) -> Data:
     """The `data:` of a command line: a folder or a name, and `key=value`s in any order.
 
     Raises:
-        RecipeError: As `load_recipe`, or neither folder nor name, or two of them.
+        RecipeError: As `load_recipe`, or neither folder nor name, a file, or two of them.
     """
     places = [word for word in words if not is_override(word)]
     if len(places) > 1:
@@ -156,6 +156,10 @@ def data_of(words: Sequence[str]) -> Data:
         if not place:
             raise RecipeError("--data is empty; it names a folder or a data set")
         path = home_path(place)
+        if os.path.isfile(path) and path.suffix:
+            raise RecipeError(
+                f"--data {printable(place)} is a file; a folder of pictures is needed"
+            )
         is_path = os.path.isdir(path) or "/" in place
         content |= {"name": path.resolve().name, "path": str(path)} if is_path else {"name": place}
     return parse_words(Data, filter(is_override, words), "data", **content)

@@ -10,6 +10,9 @@ Count = Annotated[int, Ge(1)]
 Positive = Annotated[float, Gt(0)]
 """Above 0."""
 
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+"""Below 2^32, as numpy's."""
+
 Share = Annotated[float, Ge(0), Le(1)]
 """From 0 to 1, both included."""
 

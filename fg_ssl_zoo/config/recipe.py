@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Len, MinLen
 
 from fg_ssl_zoo.config.paths import home_path, wrong_name
-from fg_ssl_zoo.config.ranges import Count, Positive, Share, Weight
+from fg_ssl_zoo.config.ranges import Count, Positive, Seed, Share, Weight
 from fg_ssl_zoo.config.validate import Check
 
 CROP_PCT = 0.875
@@ -291,7 +291,7 @@ class Recipe:
     backbone_options: dict[str, Any] = field(default_factory=dict)
     init: str = "scratch"
     data: Data = field(default_factory=Data)
-    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
+    seed: Seed = 0
     output: str | None = None
     resume: Literal["auto", "never"] = "auto"
     overwrite: bool = False

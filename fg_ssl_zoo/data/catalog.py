@@ -88,7 +88,8 @@ def find_entry(name: str) -> Entry:
     """
     if name in CATALOG:
         return CATALOG[name]
+    known = nearest(name, ["drawn", *CATALOG])
     raise ValueError(
-        f"data.name: unknown data set '{name}'{nearest(name, ['drawn', *CATALOG])} "
+        f"data.name: unknown data set '{name}'{known}{'' if known.endswith('?') else '.'} "
         "For pictures of your own give data.path=FOLDER or data.hub_id=OWNER/NAME"
     )

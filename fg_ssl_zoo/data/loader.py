@@ -39,6 +39,7 @@ from fg_ssl_zoo.data.sample import (
 )
 from fg_ssl_zoo.data.slots import Room, SlotCollate, SlotReader, stacked
 from fg_ssl_zoo.data.thread_loader import MOST_THREADS, ThreadLoader
+from fg_ssl_zoo.progress import shown
 
 PREFETCH = 4
 """Batches that each loader process makes ahead."""
@@ -326,31 +327,41 @@ class _EveryImage(Dataset[dict[str, Any]]):
 
 
 def image_loader(
-    images: Images, views: Views, indices: Sequence[int], *, batch_size: int, num_workers: int
-) -> Loader:
+    images: Images,
+    views: Views,
+    indices: Sequence[int],
+    *,
+    batch_size: int,
+    num_workers: int,
+    title: str = "pictures",
+) -> Iterator[dict[str, Any]]:
     """Every image of `indices` once and in order; what cannot be decoded is left out.
 
-    Workers are as in `step_loader`: a process with threads is not to be forked.
+    Workers are as in `step_loader`: a process with threads is not to be forked. On a terminal there
+    is a progress bar behind `title`.
     """
     max_pixels()  # as in `step_loader`
     every = _EveryImage(images, views)
+    loader: Loader
     if 0 < num_workers <= MOST_THREADS:
-        return ThreadLoader(
+        loader = ThreadLoader(
             every,
             BatchSampler(list(indices), batch_size, drop_last=False),
             collate=_collate_readable,
             num_threads=num_workers,
             prefetch_factor=2,
         )
-    return _Loader(
-        every,
-        batch_size=batch_size,
-        sampler=list(indices),
-        num_workers=num_workers,
-        collate_fn=SlotCollate(_collate_readable, 3) if num_workers else _collate_readable,
-        worker_init_fn=_quiet_worker,
-        prefetch_factor=2 if num_workers else None,
-    )
+    else:
+        loader = _Loader(
+            every,
+            batch_size=batch_size,
+            sampler=list(indices),
+            num_workers=num_workers,
+            collate_fn=SlotCollate(_collate_readable, 3) if num_workers else _collate_readable,
+            worker_init_fn=_quiet_worker,
+            prefetch_factor=2 if num_workers else None,
+        )
+    return shown(loader, len(indices), title, size=batch_size)
 
 
 def _collate_readable(rows: Sequence[dict[str, Any]], room: Room | None = None) -> dict[str, Any]:

@@ -228,7 +228,12 @@ def hashes_of(images: Images, num_workers: int = 0) -> Hashes:
         ValueError: There is none.
     """
     loader = image_loader(
-        images, hash_view, range(len(images)), batch_size=64, num_workers=num_workers
+        images,
+        hash_view,
+        range(len(images)),
+        batch_size=64,
+        num_workers=num_workers,
+        title="hashes",
     )
     batches = [batch for batch in loader if batch]
     if not batches:

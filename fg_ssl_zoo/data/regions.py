@@ -178,7 +178,7 @@ def segment_notes(
     notes = torch.zeros(len(images), NOTE_SIDE, NOTE_SIDE, dtype=torch.uint8)
     loader = image_loader(
         images, _Noted(segments), range(me, len(images), world),
-        batch_size=32, num_workers=resolve_num_workers("auto", world),
+        batch_size=32, num_workers=resolve_num_workers("auto", world), title="masks",
     )  # fmt: skip
     for batch in loader:
         if batch:

@@ -42,11 +42,14 @@ if hasattr(os, "register_at_fork"):
 
 
 class Interrupted(SystemExit):
-    """A signal ended the process; the message says what was kept and how to go on."""
+    """A signal ended the process; the message says what was kept and how to go on.
+
+    `said` is set once the message is printed, so that nobody prints another one.
+    """
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(128 + number)
-        self.message = message
+        self.message, self.said = message, False
 
 
 class Signals:

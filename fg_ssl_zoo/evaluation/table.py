@@ -168,7 +168,19 @@ def _below(results: Results) -> list[str]:
         f"{metric}: no picture is scored ({why})."
         for metric, why in results.get("unscored", {}).items()
     ]
-    return [floors(results), LEGEND, *unreadable_lines(results), *notes]
+    sizes = [line for line in [sizes_line(results)] if line]
+    return [floors(results), LEGEND, *sizes, *unreadable_lines(results), *notes]
+
+
+def sizes_line(results: Results) -> str:
+    """What to say of rows whose models read pictures of different sizes; empty where none do."""
+    sizes = sorted({row["image_size"] for row in results["rows"]})
+    if len(sizes) < 2:
+        return ""
+    return (
+        f"Each model reads pictures at its own size ({', '.join(map(str, sizes))} px), and more "
+        "pixels help any of them: --image-size N compares all at one size."
+    )
 
 
 def unreadable_lines(results: Results) -> list[str]:

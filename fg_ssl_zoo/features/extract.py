@@ -118,7 +118,7 @@ def stream(
     """
     loader = image_loader(
         images, centre_view(backbone, crop_pct), indices,
-        batch_size=batch_size, num_workers=num_workers,
+        batch_size=batch_size, num_workers=num_workers, title="features",
     )  # fmt: skip
     with evaluating(backbone):
         for batch in loader:

@@ -32,8 +32,7 @@ tags: [image-classification, timm, transformers]
 
 # {title}
 
-A linear classifier on the features of `{model}`, fitted by logistic regression on {num_labelled}
-labelled pictures. {score}
+{how} {score}
 
 ```python
 from transformers import pipeline
@@ -64,6 +63,7 @@ def write_classifier(
     num_labelled: int,
     accuracy: float | None = None,
     num_test: int = 0,
+    finetuned_epochs: float | None = None,
 ) -> Path:
     """Write the folder; an earlier classifier there is replaced once the new one is complete.
 
@@ -76,6 +76,8 @@ def write_classifier(
         num_labelled: Pictures it was fitted on.
         accuracy: 0..1, on other pictures, where there are any.
         num_test: How many those were.
+        finetuned_epochs: Passes over the labelled pictures in which backbone and classifier were
+            trained together; `None` for a classifier on frozen features.
 
     Returns:
         The folder, as an absolute path.
@@ -99,8 +101,9 @@ def write_classifier(
             )  # fmt: skip
             export_onnx(whole, part / ONNX, labels=classes)
         card = _CARD.format(
-            license=_license_line(config), title=folder.name, model=_named(backbone.init),
-            num_labelled=num_labelled, num_classes=len(classes), folder=folder.name,
+            license=_license_line(config), title=folder.name,
+            how=_how(_named(backbone.init), num_labelled, finetuned_epochs),
+            num_classes=len(classes), folder=folder.name,
             score=_score(accuracy, num_test), classes=", ".join(classes),
             onnx="`model.onnx` gives logits; its metadata hold `labels`, mean and std.\n\n"
             if has_onnx else "",
@@ -170,6 +173,19 @@ def _named(init: str) -> str:
     """A model without the folders of this machine."""
     place = home_path(init.removeprefix("local-dir:"))
     return place.resolve().name if place.exists() else init
+
+
+def _how(model: str, num_labelled: int, epochs: float | None) -> str:
+    """How it was made, for the card."""
+    if epochs is None:
+        return (
+            f"A linear classifier on the features of `{model}`, fitted by logistic regression on "
+            f"{num_labelled}\nlabelled pictures."
+        )
+    return (
+        f"`{model}` and a linear classifier, fine-tuned together for {epochs:g} passes over "
+        f"{num_labelled}\nlabelled pictures."
+    )
 
 
 def _score(accuracy: float | None, num_test: int) -> str:

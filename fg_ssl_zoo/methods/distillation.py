@@ -304,7 +304,12 @@ def _features_of_all(teacher: Backbone, images: Images, accelerator: Accelerator
     found = torch.zeros(len(images), teacher.num_features)
     workers = resolve_num_workers("auto", world_size())
     for batch in image_loader(
-        images, CentreView(**teacher.centre_view), mine, batch_size=64, num_workers=workers
+        images,
+        CentreView(**teacher.centre_view),
+        mine,
+        batch_size=64,
+        num_workers=workers,
+        title="teacher",
     ):
         if batch:
             pixels = batch["image"].to(accelerator.device)

@@ -72,6 +72,7 @@ class Pixels:
             [index for block in blocks for index in self.indices(block)],
             batch_size=BLOCK,  # all blocks but the last one of the set are full
             num_workers=self.num_workers,
+            title="parts",
         )
         for block, batch in zip(blocks, loader, strict=True):
             if not batch:

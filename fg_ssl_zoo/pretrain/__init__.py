@@ -54,19 +54,20 @@ from fg_ssl_zoo.method import HasCompanions, Method
 from fg_ssl_zoo.methods import check_options, check_queue, long_queue, method_class
 from fg_ssl_zoo.ops.distributed import is_peer_failure
 from fg_ssl_zoo.pretrain.export import export_backbone, export_companion, pretraining_of
-from fg_ssl_zoo.pretrain.own_pictures import recipe_of_words
+from fg_ssl_zoo.pretrain.own_pictures import Splits, recipe_of_words
 from fg_ssl_zoo.pretrain.run import Run, open_run, prepare_backbone
 from fg_ssl_zoo.pretrain.stages import check_methods, options_on, run_stages
 
 _log = logging.getLogger(__name__)
 
 
-def pretrain(recipe: Recipe, summary: str | None = None) -> Backbone:
+def pretrain(recipe: Recipe, summary: str | None = None, splits: Splits | None = None) -> Backbone:
     """Train every stage of a recipe, or go on where it was stopped, and export the backbone.
 
     Args:
         recipe: What is trained.
         summary: Of the recipe, printed in the place of its YAML.
+        splits: Pictures of `recipe.data` where they are listed already.
 
     Returns:
         The trained backbone, in evaluation mode.
@@ -88,7 +89,7 @@ def pretrain(recipe: Recipe, summary: str | None = None) -> Backbone:
     switches, backbone = prepare_backbone(recipe)
     refuse_broken(backbone.model.state_dict(), f"init: {recipe.init}")
     accelerator = hardware.create_accelerator(switches)
-    train, test = load_splits(recipe.data, seed=recipe.seed)
+    train, test = splits or load_splits(recipe.data, seed=recipe.seed)
     _check_stages_on(recipe, train, accelerator)
     check_methods(recipe, backbone, train, accelerator)
     run = open_run(recipe, switches, accelerator, train, test, summary)
@@ -170,18 +171,17 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None
     try:
         refuse_empty(words)
         bound_hub_client()
-        recipe, summary = recipe_of_words(words)
+        recipe, summary, splits = recipe_of_words(words)
         if chosen.print_recipe:
             print(to_yaml(recipe), end="")  # noqa: T201
             return
         with ending_at_once(GO_ON):
-            pretrain(recipe, summary)
+            pretrain(recipe, summary, splits)
     except Interrupted as stopped:
-        print(f"{stopped.message}{_launcher_note()}", file=sys.stderr)  # noqa: T201
-        raise
+        raise _said(stopped) from None
     except KeyboardInterrupt:
-        print(f"stopped between checkpoints; {GO_ON}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(128 + signal.SIGINT) from None
+        between = f"stopped between checkpoints; {GO_ON}"
+        raise _said(Interrupted(between, signal.SIGINT)) from None
     except Exception as error:
         if (line := _line_of(error)) is None:
             raise
@@ -193,6 +193,13 @@ GO_ON = "run the same command again to go on"
 
 NO_MEMORY = "can't allocate memory"
 """What torch says in a RuntimeError when the machine has no memory left."""
+
+
+def _said(stopped: Interrupted) -> Interrupted:
+    """The same, its message printed."""
+    print(f"{stopped.message}{_launcher_note()}", file=sys.stderr)  # noqa: T201
+    stopped.said = True
+    return stopped
 
 
 def _line_of(error: Exception) -> str | None:

@@ -4,11 +4,11 @@ measure, this_machine, the_start    pictures, hardware, weights to start from
 recipe_of_words                     a command line -> recipe, and what was chosen (`choice.py`)
 """
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from fg_ssl_zoo.config import (
     Data,
     Recipe,
     RecipeError,
+    Seed,
     home_path,
     is_override,
     overridden,
@@ -30,6 +31,7 @@ from fg_ssl_zoo.config import (
     recipe_of,
 )
 from fg_ssl_zoo.data.datasets import load_splits
+from fg_ssl_zoo.data.listing import SUFFIXES
 from fg_ssl_zoo.data.loader import usable_cores
 from fg_ssl_zoo.data.sample import CorruptImage, Images
 from fg_ssl_zoo.features.extract import evenly
@@ -39,17 +41,29 @@ MEASURED = 24
 """Pictures whose sides are read."""
 
 
-def measure(data: Data, *, seed: int = 0) -> Pictures:
-    """Numbers and sizes of a folder's pictures; what is odd about it is logged by the run.
+Splits = tuple[Images, Images | None]
+"""Pictures to learn from, and labelled ones to measure by: what `load_splits` returns."""
+
+
+def measure(data: Data, splits: Splits) -> Pictures:
+    """Numbers and sizes of a folder's pictures.
+
+    Args:
+        data: Of the recipe.
+        splits: Its pictures.
 
     Raises:
-        ValueError: As `load_splits`, or none of the pictures can be read.
+        ValueError: None of the pictures can be read.
     """
-    with _silent():
-        train, test = load_splits(data, seed=seed)
-    sides = list(_short_sides(train))
+    train, test = splits
+    looked_at = evenly(len(train), MEASURED)
+    lost: list[str] = []
+    sides = list(_short_sides(train, looked_at, lost))
     if not sides:
-        raise ValueError(f"data.path: none of {MEASURED} pictures in {data.path} can be read")
+        raise ValueError(
+            f"data.path: none of the {len(looked_at)} pictures that were looked at in {data.path} "
+            f"can be read ({lost[0]}); replace or remove them"
+        )
     return Pictures(
         data=data,
         num_train=len(train),
@@ -59,24 +73,13 @@ def measure(data: Data, *, seed: int = 0) -> Pictures:
     )
 
 
-def _short_sides(images: Images) -> Iterator[int]:
-    for index in evenly(len(images), MEASURED):
+def _short_sides(images: Images, indices: Sequence[int], lost: list[str]) -> Iterator[int]:
+    """Pixels of these pictures; what is wrong with unreadable ones is added to `lost`."""
+    for index in indices:
         try:
             yield min(images[index]["image"].shape[:2])
-        except CorruptImage:
-            continue
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without the warnings on the pictures, which the run repeats when it opens them."""
-    log = logging.getLogger("fg_ssl_zoo.data")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
+        except CorruptImage as error:
+            lost.append(str(error))
 
 
 def this_machine() -> Machine:
@@ -134,8 +137,29 @@ def _bytes(folder: Path) -> int:
 # --------------------------------------------------------------------------- command line
 
 
-def recipe_of_words(words: Sequence[str]) -> tuple[Recipe, str | None]:
-    """The recipe of a command line, and what was chosen where it names a folder of pictures.
+class Chosen(NamedTuple):
+    """What a command line means.
+
+    Attributes:
+        recipe: What is trained.
+        summary: Ten lines on what was chosen; `None` where the words name a recipe.
+        splits: Pictures of the folder, listed once for choice and run; `None` likewise.
+    """
+
+    recipe: Recipe
+    summary: str | None = None
+    splits: Splits | None = None
+
+
+@dataclass(frozen=True)
+class _Seed:
+    """The one key of a recipe, beside `data`, that decides which pictures are listed."""
+
+    seed: Seed = 0
+
+
+def recipe_of_words(words: Sequence[str]) -> Chosen:
+    """The recipe of a command line, chosen where it names a folder of pictures.
 
     Args:
         words: A recipe or a folder of pictures, and overrides in any order.
@@ -143,9 +167,14 @@ def recipe_of_words(words: Sequence[str]) -> tuple[Recipe, str | None]:
     Raises:
         ValueError: As `recipe_of`, or there are no pictures in the folder.
     """
+    for word in words:
+        if not is_override(word) and is_picture(home_path(word)):
+            raise RecipeError(
+                f"{printable(word)} is a picture; name the folder that holds the pictures"
+            )
     folders = [word for word in words if is_folder(word)]
     if len(folders) != 1 or any(not is_override(w) and w not in folders for w in words):
-        return recipe_of(words), None  # says what is wrong with two of them
+        return Chosen(recipe_of(words))  # says what is wrong with two of them
     (folder,) = folders
     if (home_path(folder) / "recipe.yaml").is_file():
         raise RecipeError(
@@ -156,11 +185,18 @@ def recipe_of_words(words: Sequence[str]) -> tuple[Recipe, str | None]:
     given = dict(word.split("=", 1) for word in overrides)
     of_data = [word.removeprefix("data.") for word in overrides if word.startswith("data.")]
     data = parse_words(Data, of_data, "data", path=folder)
-    pictures, machine = measure(data), this_machine()
+    of_seed = [word for word in overrides if word.startswith("seed=")]
+    splits = load_splits(data, seed=parse_words(_Seed, of_seed, "").seed)
+    pictures, machine = measure(data, splits), this_machine()
     start = the_start(given.get("init"), given.get("backbone"))
     size = data.image_size if "data.image_size" in given else None
     recipe = overridden(choose(pictures, machine, start, image_size=size), overrides)
-    return recipe, describe(recipe, pictures, machine)
+    return Chosen(recipe, describe(recipe, pictures, machine), splits)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a path is that of a picture, by its suffix."""
+    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def is_folder(word: str) -> bool:

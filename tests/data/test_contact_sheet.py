@@ -32,6 +32,21 @@ def test_captions_stay_in_their_strip():
         contact_sheet([[RED], [BLUE]], ["one"])
 
 
+def test_titles_stand_above_their_columns_in_whole_words():
+    bare = contact_sheet([[RED, BLUE]], cell=64)
+    sheet = contact_sheet([[RED, BLUE]], cell=64, titles=["picture", "epoch 1, view 2"])
+    above = 2 * CAPTION  # "epoch 1," and "view 2", of which each fits into 64 pixels
+    assert sheet.shape[0] == bare.shape[0] + above
+    np.testing.assert_array_equal(sheet[GAP + above :], bare[GAP:])
+    strip = sheet[: GAP + above]
+    edge = GAP + 64
+    assert (strip[:CAPTION, :edge] == 255).all()  # one line, right above its picture
+    assert (strip[CAPTION:, :edge] < 255).any()
+    assert (strip[:CAPTION, edge:] < 255).any()
+    with pytest.raises(ValueError, match="titles: 1 for 2 columns"):
+        contact_sheet([[RED, BLUE]], titles=["picture"])
+
+
 def test_save_png_keeps_the_colours(tmp_path):
     sheet = contact_sheet([[RED, BLUE]])
     save_png(tmp_path / "new" / "sheet.png", sheet)

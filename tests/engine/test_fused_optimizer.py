@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from fg_ssl_zoo.backbones.backbone import create_backbone
+from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.optim import create_optimizer

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from fg_ssl_zoo import cli
 from fg_ssl_zoo.backbones.create import create_backbone
-from fg_ssl_zoo.evaluation.head import fit_head
+from fg_ssl_zoo.evaluation.finetuned import fine_tuned
+from fg_ssl_zoo.evaluation.head import Head, fit_head
 from fg_ssl_zoo.hub import classifier_folder
 from fg_ssl_zoo.hub.classifier_folder import write_classifier
 from fg_ssl_zoo.hub.onnx_file import run_onnx
@@ -59,8 +61,9 @@ def fit(*words):
               "--out", "model", "--cache", "cache", *words])  # fmt: skip
 
 
-def test_five_labels_become_a_classifier_that_a_colleague_runs(photos, birds, capsys):
-    fit("--shots", "3")
+@pytest.mark.parametrize("head", ["linear", "finetune"])
+def test_five_labels_become_a_classifier_that_a_colleague_runs(head, photos, birds, capsys):
+    fit("--shots", "3", "--head", head, *(["--epochs", "2"] if head == "finetune" else []))
     printed = capsys.readouterr().out
     assert "4 classes, 12 labelled pictures" in printed
     folder = photos.parent / "model"
@@ -68,7 +71,9 @@ def test_five_labels_become_a_classifier_that_a_colleague_runs(photos, birds, ca
     assert sorted(names) == sorted(birds.classes)
     card = (folder / "README.md").read_text(encoding="utf-8")
     accuracy = re.search(r"Accuracy on 4 other pictures: ([\d.]+) %", card)[1]
-    assert f"accuracy on 4 other pictures: {float(accuracy):.1f}%" in printed
+    when = " after 2 passes of fine-tuning" if head == "finetune" else ""
+    assert f"accuracy on 4 other pictures{when}: {float(accuracy):.1f}%" in printed
+    assert ("fine-tuned together for 2 passes over 12" in card) == (head == "finetune")
 
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert model.pretrained_cfg["label_names"] == names
@@ -105,6 +110,31 @@ def test_five_labels_become_a_classifier_that_a_colleague_runs(photos, birds, ca
     assert score == pytest.approx(float(accuracy) / 100)
 
 
+def test_a_fine_tuned_head_starts_as_the_linear_one_and_the_backbone_is_left_alone(birds):
+    backbone = create_backbone("test_resnet", image_size=32).eval()
+    before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
+    labels = torch.from_numpy(birds.labels)
+    present = labels.unique()
+    weight = torch.randn(len(present), backbone.num_features)
+    head = Head(weight, torch.zeros(len(present)), tuple(birds.classes[c] for c in present))
+    accelerator = Accelerator(cpu=True)
+
+    tuned, same = fine_tuned(backbone, head, birds, accelerator, epochs=1e-9)  # one step, rate 0
+    torch.testing.assert_close(same.weight, weight, atol=1e-4, rtol=1e-3)
+    assert same.classes == head.classes
+
+    tuned, moved = fine_tuned(backbone, head, birds, accelerator, epochs=4)
+    torch.testing.assert_close(backbone.model.state_dict(), before, rtol=0, atol=0)
+    assert not torch.equal(moved.weight, weight)
+    after = tuned.model.state_dict()
+    statistics = [key for key in before if "running" in key]
+    assert statistics
+    for key in statistics:  # few pictures would replace them by their own
+        torch.testing.assert_close(after[key], before[key], rtol=0, atol=0)
+    assert any(not torch.equal(after[key], before[key]) for key in before)
+    assert not tuned.training
+
+
 def accuracy_of(names, rows):
     return float(np.mean([f"/{row['class']}/" in row["file"] for row in rows.values()]))
 
@@ -134,6 +164,23 @@ def test_pictures_that_cannot_be_read_are_counted(photos, capsys, birds, without
     words = ["predict", "model", "photos/broken.jpg", "photos/one.png", "--out", "p.csv"]
     cli.main(words)
     assert "p.csv: 1 pictures; 1 cannot be read" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "model", "photos/broken.jpg", "--out", "q.csv"])
+    assert "none of the 1 pictures can be read" in capsys.readouterr().err
+    assert not (photos.parent / "q.csv").exists()
+
+
+def test_pictures_of_zero_bytes_are_named_and_no_picture_is_an_error(photos, capsys, without_onnx):
+    first, *others = sorted((photos / "train").rglob("*.png"))
+    first.write_bytes(b"")
+    fit()
+    assert "1 pictures cannot be read and are left out: " in (said := capsys.readouterr().out)
+    assert f"{first.name}: the file is empty" in said
+    for path in others:
+        path.write_bytes(b"")
+    with pytest.raises(SystemExit):
+        fit("--out", "y")
+    assert "none of the 12 pictures of photos can be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -142,6 +189,25 @@ def test_pictures_that_cannot_be_read_are_counted(photos, capsys, birds, without
         (["predict", "photos", "photos", "--out", "x.csv"], "holds a config.json"),
         (["predict", "photos", "photos", "--out", "x.txt"], "the suffix is .csv"),
         (["classifier", "x", "--data", "photos", "--out", "m", "--shots", "0"], "--shots: 0"),
+        (
+            ["classifier", "x", "--data", "photos", "--out", "m", "--epochs", "3"],
+            "only --head fine",
+        ),
+        (
+            [
+                "classifier",
+                "x",
+                "--data",
+                "photos",
+                "--out",
+                "m",
+                "--head",
+                "finetune",
+                "--epochs",
+                "0",
+            ],
+            "--epochs: 0 is not above 0",
+        ),
         (["classifier", "x", "--data", "photos/train/", "--out", "photos"], "photos holds test"),
     ],
 )

@@ -36,7 +36,12 @@ def points_of(images: Images, view: CentreView, num_workers: int = 0) -> Float[T
         ValueError: A visible keypoint lies outside of its picture.
     """
     loader = image_loader(
-        images, PointsInCrop(view), range(len(images)), batch_size=256, num_workers=num_workers
+        images,
+        PointsInCrop(view),
+        range(len(images)),
+        batch_size=256,
+        num_workers=num_workers,
+        title="keypoints",
     )
     batches = [batch for batch in loader if batch]
     whole, indices = (torch.cat([batch[key] for batch in batches]) for key in ("whole", "index"))

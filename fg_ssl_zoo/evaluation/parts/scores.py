@@ -252,7 +252,12 @@ def keypoints_of(images: Images) -> Float[Tensor, "n k 3"]:
     names = keypoints_known(images)
     points = torch.zeros(len(images), len(names), 3)
     loader = image_loader(
-        images, PointsInCrop(CentreView(size=1)), range(len(images)), batch_size=256, num_workers=0
+        images,
+        PointsInCrop(CentreView(size=1)),
+        range(len(images)),
+        batch_size=256,
+        num_workers=0,
+        title="keypoints",
     )
     for batch in loader:
         if batch:

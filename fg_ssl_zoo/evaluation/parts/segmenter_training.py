@@ -18,6 +18,7 @@ from fg_ssl_zoo.evaluation.parts.segmenter import PartSegmentation, Segmenter, m
 from fg_ssl_zoo.evaluation.parts.truth import PartView
 from fg_ssl_zoo.ops.distributed import world_size
 from fg_ssl_zoo.ops.schedules import cosine
+from fg_ssl_zoo.progress import shown
 
 JITTER = Augmentation(
     crop_scale=(1.0, 1.0), jitter=0.5, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.0,
@@ -132,7 +133,7 @@ def _loss(logits: Float[Tensor, "b c h w"], truth: Tensor, *, exclusive: bool) -
 def _rows(few: Few, options: PartSegmentation, seed: int) -> Iterator[tuple[int, list[int]]]:
     """Step and rows of its batch; what is left of a pass is dropped."""
     order = Order(len(few.images), min(options.batch_size, len(few.images)), seed)
-    for step in range(options.steps):
+    for step in shown(range(options.steps), options.steps, "steps"):
         yield step, [row for _, row in order(step)]
 
 

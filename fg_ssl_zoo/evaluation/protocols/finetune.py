@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from annotated_types import Ge, Lt
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.maps import parameters_behind, train_up_to_last_map
 from fg_ssl_zoo.config import Count, Positive, Train, Weight
 from fg_ssl_zoo.data.loader import ViewDataset
-from fg_ssl_zoo.data.sample import Sample, Views, refuse_single_pictures
+from fg_ssl_zoo.data.sample import Images, Sample, Views, refuse_single_pictures
 from fg_ssl_zoo.data.views import Augmentation, RandomViews
 from fg_ssl_zoo.engine.hardware import is_convolutional
 from fg_ssl_zoo.engine.loop import Fit, fit
@@ -104,23 +105,10 @@ def finetune(task: Task, options: Finetune = STANDARD) -> list[Outcome]:
     counts = class_counts(task)
     torch.manual_seed(task.seed)
     method = Classifier(copy.deepcopy(task.backbone), counts, options).to(task.accelerator.device)
-    size = task.backbone.image_size
-    train = replace(options.train, batch_size=min(options.batch_size, len(task.train_images)))
-    processes, device = task.accelerator.num_processes, task.accelerator.device
-    check_batch(method.train(), train, processes, device, where="finetune")
-    with tempfile.TemporaryDirectory() as scratch:
-        job = Fit(
-            train=train,
-            dataset=ViewDataset(task.train_images, method.views(size), task.seed),
-            accelerator=task.accelerator,
-            folder=RunFolder(Path(scratch)),
-            num_workers=task.num_workers,
-            channels_last=is_convolutional(method.backbone.model),
-            title="finetune",
-        )
-        fit(method, job)
-    task.accelerator.free_memory()
-    method.eval()  # the head too: its dropout has no part in a score
+    train = train_classifier(
+        method, task.train_images, options.train, task.accelerator,
+        seed=task.seed, num_workers=task.num_workers,
+    )  # fmt: skip
     found = extract(
         method.backbone,
         task.test_images,
@@ -137,6 +125,47 @@ def finetune(task: Task, options: Finetune = STANDARD) -> list[Outcome]:
         "seed": task.seed,
     }
     return [classified("finetune_top1", predicted, task.test, settings)]
+
+
+def train_classifier(
+    method: "Classifier",
+    images: Images,
+    train: Train,
+    accelerator: Accelerator,
+    *,
+    seed: int,
+    num_workers: int,
+) -> Train:
+    """Train a classifier and put it into evaluation mode, the head with its dropout too.
+
+    Args:
+        method: On the device.
+        images: Labelled pictures.
+        train: Settings; batches are of all pictures where there are fewer.
+        accelerator: Device, precision and processes.
+        seed: Of order and crops.
+        num_workers: Loader processes.
+
+    Returns:
+        The settings, with the batch size that was used.
+    """
+    train = replace(train, batch_size=min(train.batch_size, len(images)))
+    processes = accelerator.num_processes
+    check_batch(method.train(), train, processes, accelerator.device, where="finetune")
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Fit(
+            train=train,
+            dataset=ViewDataset(images, method.views(method.backbone.image_size), seed),
+            accelerator=accelerator,
+            folder=RunFolder(Path(scratch)),
+            num_workers=num_workers,
+            channels_last=is_convolutional(method.backbone.model),
+            title="finetune",
+        )
+        fit(method, job)
+    accelerator.free_memory()
+    method.eval()
+    return train
 
 
 def class_counts(task: Task) -> Int64[Tensor, " c"]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fg_ssl_zoo.evaluation.protocol import Outcome, Protocol, Task, classified, labels_of
 from fg_ssl_zoo.metrics import Metric
 from fg_ssl_zoo.ops.schedules import cosine
+from fg_ssl_zoo.progress import shown
 
 RATES = (0.1, 1.0, 10.0, 30.0)
 EPOCHS, BATCH_SIZE, MOMENTUM = 100, 256, 0.9
@@ -59,7 +60,7 @@ def sgd_logits(
     pace = torch.tensor(rates)[:, None, None]
     optimizer = torch.optim.SGD([weight, bias], lr=1.0, momentum=MOMENTUM)
     generator = torch.Generator().manual_seed(seed)
-    for epoch in range(EPOCHS):
+    for epoch in shown(range(EPOCHS), EPOCHS, "epochs"):
         for rows in torch.randperm(len(train), generator=generator).split(BATCH_SIZE):
             logits = train[rows] @ weight + bias  # (r, b, c)
             target = labels[rows].expand(len(rates), -1)

@@ -9,6 +9,7 @@ from fg_ssl_zoo.config import Count
 from fg_ssl_zoo.evaluation.protocol import Outcome, Protocol, Task, labels_of
 from fg_ssl_zoo.evaluation.protocols.linear import logistic_regression
 from fg_ssl_zoo.metrics import LOW_SHOT_1, LOW_SHOT_5, LOW_SHOT_10, Metric
+from fg_ssl_zoo.progress import shown
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def low_shot(task: Task, options: LowShot = STANDARD) -> list[Outcome]:
     outcomes = []
     for count in (shot for shot in options.shots if shot <= largest):
         right = []
-        for seed in task.draw_seeds(options.draws):
+        title = f"{count} labels a class"
+        for seed in shown(task.draw_seeds(options.draws), options.draws, title):
             rows = draw_shots(labels.numpy(), count, seed)
             features, few = task.train.features[rows], labels[rows]
             predicted, _ = logistic_regression(features, few, task.test.features)

@@ -6,7 +6,15 @@ from typing import Any
 
 from fg_ssl_zoo.evaluation.evaluate import Evaluation
 from fg_ssl_zoo.evaluation.protocols import metric
-from fg_ssl_zoo.evaluation.table import ALPHA, Results, as_plain, best, metrics_of, p_value
+from fg_ssl_zoo.evaluation.table import (
+    ALPHA,
+    Results,
+    as_plain,
+    best,
+    metrics_of,
+    p_value,
+    sizes_line,
+)
 
 
 @dataclass(frozen=True)
@@ -26,10 +34,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Titles, and for each model its name, its input size in pixels and a cell for each title."""
+    """All numbers.
+
+    Attributes:
+        titles: Of the metrics, each with a second line.
+        rows: For each model its name, its input size in pixels and a cell for each title.
+        sizes: What to say where these sizes differ; empty where they are equal.
+    """
 
     titles: list[tuple[str, str]]
     rows: list[tuple[str, int, list[Cell]]]
+    sizes: str = ""
 
 
 def results_table(evaluation: Evaluation) -> Table:
@@ -43,6 +58,7 @@ def results_table(evaluation: Evaluation) -> Table:
             (row["name"], row["image_size"], [_cell(results, row, name) for name in metrics])
             for row in results["rows"]
         ],
+        sizes_line(results),
     )
 
 

@@ -1,10 +1,12 @@
 """The templates of the pages, which lie beside this file; every name they are given is escaped."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 
 def rendered(template: str, content: Mapping[str, Any]) -> str:
@@ -22,4 +24,16 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f} %"
+    environment.filters["breakable"] = breakable
     return environment.get_template(template).render(content)
+
+
+def breakable(name: object) -> Markup:
+    """A name as HTML that may be broken behind `_ . - / @ ,` and at spaces.
+
+    It breaks nowhere else, and not before the suffix of a file.
+    """
+    return Markup("<wbr>").join(escape(piece) for piece in _PIECES.split(str(name)))
+
+
+_PIECES = re.compile(r"(?<=[\w)][_/@,-])(?=\w)|(?<=\w\.)(?=\w)(?!\w{1,4}$)")  # not in `1.jpg`

@@ -147,7 +147,9 @@ def test_the_command_writes_a_page_of_several_models(tmp_path, capsys):
         "--discovery", "num_parts=3", "size=16", "sample=1000",
     ])  # fmt: skip
     html = page_of(tmp_path / "out")
-    assert "by test_resnet, untrained, then test_vit, untrained" in html
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
+    said = html.replace("<wbr>", "")  # a place for a line break is no text
+    assert "by test_resnet, untrained, then test_vit, untrained" in said
     assert html.count("<td>0.") + html.count("<td>-0.") == 4  # masks of drawn birds are known
     assert "index.html" in capsys.readouterr().out
 

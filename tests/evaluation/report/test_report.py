@@ -1,117 +1,27 @@
 import json
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.create import create_backbone
-from fg_ssl_zoo.cli import main
-from fg_ssl_zoo.config import Data
-from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, Row
-from fg_ssl_zoo.evaluation.report import attribution, bokeh_figures, curves
+from fg_ssl_zoo.evaluation.report import attribution, bokeh_figures
 from fg_ssl_zoo.evaluation.report.confusion import class_scores, confused_pairs
 from fg_ssl_zoo.evaluation.report.curves import below_starts, colours_of, training_curves
 from fg_ssl_zoo.evaluation.report.inspected_model import readable
-from fg_ssl_zoo.evaluation.report.page import write_report
 from fg_ssl_zoo.evaluation.report.sections import choose_queries
 from fg_ssl_zoo.evaluation.report.templates import rendered
 from fg_ssl_zoo.evaluation.report.tsne import plane
 from fg_ssl_zoo.ops.neighbours import nearest
+from tests.pages import EVIL, NASTY, Page, check_closed
 
-EVIL, NASTY = "<script>alert(1)", "x & y <b>'\"@file"
 SUPERVISED = {"results", "labels", "confused", "classes"}
 ALWAYS = {"glance", "map", "neighbours", "looks"}
-
-
-class Page(HTMLParser):
-    """What a browser would see: ids, references, alternative texts, scripts and words."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.ids, self.references, self.scripts, self.words = set(), [], [], []
-        self.without_alt, self.styles, self.policy, self._inside = 0, [], "", ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        if attrs.get("http-equiv") == "Content-Security-Policy":
-            self.policy = attrs["content"]
-        self.ids |= {attrs["id"]} if "id" in attrs else set()
-        self.references += [attrs[key] for key in ("src", "href", "action", "data") if key in attrs]
-        self.references += re.findall(r"url\(([^)]*)\)", attrs.get("style") or "")
-        self.without_alt += tag == "img" and not attrs.get("alt")
-        self._inside = tag if tag in ("script", "style") else ""
-
-    def handle_endtag(self, tag):
-        self._inside = ""
-
-    def handle_data(self, data):
-        place = {"script": self.scripts, "style": self.styles}.get(self._inside, self.words)
-        place.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-
-def check_closed(page):
-    """Nothing on the page points outside of it."""
-    assert "default-src 'none'" in page.policy
-    css = "".join(page.styles)
-    assert "@import" not in css
-    assert not re.findall(r"url\(", css)
-    for reference in page.references:
-        assert reference.startswith(("#", "data:")), reference[:80]
-    for script in page.scripts:
-        assert not re.search(r"\bimport\s*\(?\s*['\"]https?:", script)
-
-
-def save_birds(folder, names):
-    birds = DrawnBirds(40, num_classes=4, image_size=48, seed=3)
-    for index in range(len(birds)):
-        sample = birds[index]
-        path = folder / names[sample["label"]] / f"bird_{index:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), cv2.cvtColor(sample["image"], cv2.COLOR_RGB2BGR))
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    """A page about two untrained models and birds of which two have nasty names."""
-    place = tmp_path_factory.mktemp("labelled")
-    save_birds(place / "birds", ["001.Black_Finch", "002.Red_Wren", NASTY, EVIL])
-    return write_report(
-        ["test_resnet@scratch", "test_vit@scratch"],
-        Data(path=str(place / "birds")),
-        Accelerator(cpu=True),
-        image_size=48,
-        cache=place / "cache",
-    )
-
-
-@pytest.fixture(scope="module")
-def unlabelled(tmp_path_factory):
-    """A page about a transformer that logged its training, and birds without labels."""
-    place = tmp_path_factory.mktemp("unlabelled")
-    save_birds(place / "birds", [".", ".", ".", "."])
-    out = place / "pages" / "page.html"
-    words = ["--data", str(place / "birds"), "--image-size", "48", "--cache", str(place / "cache")]
-    lines = [{"step": 0, "eval/rankme": 12.0}, {"step": 9, "eval/rankme": 8.0}]
-    (place / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curves, "run_folder", lambda words: place)
-        main(["report", "test_vit@scratch", *words, "--out", str(out)])
-    return out.read_text(encoding="utf-8")
 
 
 def test_a_labelled_page_has_every_section_and_both_models(labelled):
@@ -131,7 +41,8 @@ def test_a_number_below_its_start_says_so_at_the_top(start, is_below):
     line = SimpleNamespace(x=[], y=[], name="", colour="", dashed=False)
     html = rendered("page.html.jinja", {
         "title": "x", "data_name": "d", "num_models": 1, "num_seen": 2, "num_mapped": 2,
-        "classes": [], "table": {"titles": [], "rows": []}, "pairs": [], "bars": [], "curves": [],
+        "classes": [], "table": {"titles": [], "rows": [], "sizes": ""}, "pairs": [], "bars": [],
+        "curves": [],
         "label_lines": [line], "below": [], "neighbourhoods": [], "looks": [], "looks_note": "",
         "glance": {"numbers": [number], "chance": 0.1}, "made": {}, "script": "", "bokeh": "",
         "plots": {"labels": "", "map": ""}, "legend": "",
@@ -368,28 +279,3 @@ def test_a_start_has_the_colour_of_its_model_and_models_differ():
 def test_class_names_are_shown_without_numbers_where_they_stay_different():
     assert readable(["001.Black_footed_Albatross", "Wren"]) == ["Black footed Albatross", "Wren"]
     assert readable(["1.a", "2.a"]) == ["1.a", "2.a"]
-
-
-@pytest.mark.slow
-def test_a_browser_asks_the_network_for_nothing_and_reports_no_error(labelled, tmp_path):
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.fail("this test opens the page in Chromium: apt-get install chromium")
-    page = tmp_path / "page.html"
-    page.write_text(labelled, encoding="utf-8")
-    quiet = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    ]  # fmt: skip
-    done = subprocess.run(
-        [
-            chromium, *quiet, "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=8000", "--dump-dom", page.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert "Most confused" in done.stdout
-    assert any("document idle" in line for line in said)  # Bokeh has drawn
-    # The page's own policy refuses every request, and a refusal is an error on the console.
-    assert not [line for line in said if re.search("error|uncaught|refused|policy", line, re.I)]
