@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -234,3 +236,12 @@ def test_progress_is_a_line_every_so_often_and_nothing_after_the_last_picture(ca
     assert capsys.readouterr().out == "measuring: 2 of 5 pictures\nmeasuring: 4 of 5 pictures\n"
     PictureCount(5, shown=False, every=0).add(2)
     assert capsys.readouterr().out == ""
+
+
+def test_a_training_run_imports_no_library_of_the_evaluation():
+    """They take as long as torch, in the processor time to the first step."""
+    code = "import fg_ssl_zoo.pretrain, sys; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    heavy = {"sklearn", "scipy.stats", "pandas", "transformers", "datasets", "matplotlib", "bokeh"}
+    assert not heavy & set(ended.stdout.split())

@@ -1,12 +1,14 @@
-"""How sure a number is, and whether one model is better than another on the same pictures."""
+"""How sure a number is, and whether one model is better than another on the same pictures.
+
+scipy and scikit-learn are imported where they are used: a training run needs neither, and they take
+as long to import as torch.
+"""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64, Num
-from scipy.stats import bootstrap
-from sklearn.metrics import f1_score
 from torch import Tensor
 
 DRAWS = 2000
@@ -25,6 +27,8 @@ def bootstrap_interval(
         level: Share of the resampled means inside.
         seed: Of the draws.
     """
+    from scipy.stats import bootstrap
+
     scored = values[~np.isnan(values)]
     if len(scored) == 1:  # nothing to draw from
         return float(scored[0]), float(scored[0])
@@ -91,6 +95,8 @@ def per_class_mean(values: Float64[np.ndarray, " m"], labels: Int64[np.ndarray, 
 
 def macro_f1(predicted: Int64[np.ndarray, " m"], labels: Int64[np.ndarray, " m"]) -> float:
     """Mean F1 over the classes that occur in the test split."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(labels, predicted, labels=np.unique(labels), average="macro"))
 
 
