@@ -1,9 +1,11 @@
 """What a run says: a progress bar, `metrics.jsonl`, and Accelerate's trackers."""
 
+import functools
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,6 +143,19 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return record if isinstance(record["step"], int) else None
     except (ValueError, TypeError, LookupError):
         return None
+
+
+@functools.cache
+def quiet_writer() -> None:
+    """TensorBoard's thread prints no traceback of a disk error, which it raises again in a run."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        of_tensorboard = type(failed.thread).__module__.startswith("tensorboard.")
+        if not (of_tensorboard and issubclass(failed.exc_type, OSError)):
+            before(failed)
+
+    threading.excepthook = hook
 
 
 def tell(text: str) -> None:

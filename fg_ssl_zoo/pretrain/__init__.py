@@ -45,7 +45,7 @@ from fg_ssl_zoo.data.decode import max_pixels
 from fg_ssl_zoo.data.loader import Order, worker_failure
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint, hardware
-from fg_ssl_zoo.engine.log import check_trackers
+from fg_ssl_zoo.engine.log import check_trackers, quiet_writer
 from fg_ssl_zoo.engine.loop import TrainingStopped, refuse_broken
 from fg_ssl_zoo.engine.optim import check_optimizer
 from fg_ssl_zoo.engine.signals import Interrupted, ending_at_once
@@ -237,3 +237,4 @@ def _quiet_libraries() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     logging.getLogger("timm").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.ERROR)
+    quiet_writer()

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 
 import pytest
@@ -164,6 +165,20 @@ def test_a_run_whose_output_nobody_reads_stops_with_a_checkpoint(tmp_path):
     (line,) = ended.text.splitlines()[-1:]
     assert line.startswith("stopped by SIGHUP after step 11 of 24; checkpoint ")
     assert max(checkpoint.positions(tmp_path / "run" / "checkpoints")).step == 11
+
+
+def test_the_thread_of_tensorboard_prints_no_traceback_of_a_disk(monkeypatch):
+    heard = []
+    monkeypatch.setattr(threading, "excepthook", heard.append)
+    log.quiet_writer.__wrapped__()
+    for module, error, told in (
+        ("tensorboard.summary.writer", OSError(2, "gone"), 0),
+        ("tensorboard.summary.writer", ValueError(), 1),
+        ("mine", OSError(), 2),
+    ):
+        thread = type("Writer", (threading.Thread,), {"__module__": module})()
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, None, thread)))
+        assert len(heard) == told
 
 
 def test_without_a_run_a_closed_pipe_is_an_error(monkeypatch):
