@@ -153,7 +153,7 @@ def test_what_is_said_of_the_new_model_stays_and_other_training_keeps_the_licenc
         ("overwrite=yes", "overwrite: should be true or false, got 'yes'"),
         ("output=a\0b", "output: should be text without a zero byte"),
         ("hub.tags=birds", "hub.tags: should be a list, as [a, b], got 'birds'"),
-        ("hub.tags=[a] # b", "hub.tags: '# b' behind the end of '[a]'"),
+        ("hub.tags=[a] # b", "hub.tags: unexpected '# b' after '[a]'"),
         ("data={name: a, name: b}", "data, line 1: duplicate key 'name'"),
         ("backbone_options={a: &a [*a]}", "the anchor holds itself"),
         ("backbone_options={a: !!python/name:os.system }", "the tag"),

@@ -1,33 +1,33 @@
-"""The `fgssl` command: thin verbs over the functions below, one module for each noun.
+"""Pretrain, evaluate, use and publish backbones for fine-grained recognition.
 
 Train
-  fgssl train FOLDER                               pretrain a backbone on pictures, without labels
-  fgssl data show [RECIPE] [key.path=value ...]    a contact sheet of what the method will see
-  fgssl data list                                  the data sets known by name
+  fgssl train FOLDER                               pretrain a backbone on images, without labels
+  fgssl data show [RECIPE] [key.path=value ...]    draw the views that a method is trained on
+  fgssl data list                                  list the data sets known by name
 
-Evaluate and look
-  fgssl eval MODEL... --data DATA                  scores of backbones, in one table
-  fgssl report MODEL... --data DATA                a page that shows why
-  fgssl parts MODEL... --data DATA --out FOLDER    pictures of the parts that it sees
+Evaluate
+  fgssl eval MODEL... --data DATA                  compute scores of backbones, in one table
+  fgssl report MODEL... --data DATA                write a page with scores, errors and neighbours
+  fgssl parts MODEL... --data DATA --out FOLDER    draw the parts that a backbone distinguishes
 
 Use a backbone
-  fgssl classifier MODEL --data DATA --out FOLDER  a classifier from few labels, as a folder
-  fgssl predict FOLDER PICTURES --out x.csv        its classes and probabilities for pictures
-  fgssl embed MODEL --data DATA --out x.parquet    features of all pictures, in a file
-  fgssl search MODEL --index x.parquet --query P   the nearest pictures of that file
-  fgssl export-onnx MODEL --out FILE.onnx          a backbone as an ONNX file
+  fgssl classifier MODEL --data DATA --out FOLDER  train a classifier on few labels
+  fgssl predict FOLDER IMAGES --out x.csv          write the classes that it predicts
+  fgssl embed MODEL --data DATA --out x.parquet    write the features of all images into a file
+  fgssl search MODEL --index x.parquet --query P   find the nearest images in that file
+  fgssl export-onnx MODEL --out FILE.onnx          write a backbone as an ONNX file
 
-Check pictures and labels
-  fgssl suspects MODEL --data DATA                 pictures that may lie in the wrong folder
-  fgssl compare-splits --data DATA                 test pictures that training has seen
+Check images and labels
+  fgssl suspects MODEL --data DATA                 list images that may have a wrong label
+  fgssl compare-splits --data DATA                 find test images that are also training images
 
 Get and publish models
-  fgssl list                                       every published name, and where it comes from
-  fgssl info NAME                                  the card of a model
+  fgssl list                                       list all models and where their weights are
+  fgssl info NAME                                  print the card of a model
   fgssl pull NAME...                               download models for offline use
   fgssl publish FOLDER... --org OWNER              upload trained models to the Hub
 
-`fgssl eval --help` names the options of that verb.
+Every verb describes its options, for example `fgssl eval --help`.
 """
 
 import argparse

@@ -16,22 +16,45 @@ if TYPE_CHECKING:
 def add_verbs(verbs: Any) -> None:
     """Give the two commands."""
     classifier = verbs.add_parser(
-        "classifier", help="fit a linear classifier on few labels and write it as a folder"
+        "classifier",
+        help="train a classifier on few labels",
+        description="Train a linear classifier on the features of a backbone, and write it as a "
+        "folder for timm, transformers and onnxruntime.",
     )
     classifier.add_argument("model", metavar="MODEL", help=MODEL)
     classifier.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
-    classifier.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder")
-    classifier.add_argument("--shots", type=int, help="labelled pictures of each class; all others")
-    classifier.add_argument("--image-size", type=int, help="pixels; the model's own by default")
-    classifier.add_argument("--seed", type=int, default=0, help="of the choice of --shots")
-    classifier.add_argument("--cache", type=Path, help="folder for feature files")
+    classifier.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="new folder of the classifier"
+    )
+    classifier.add_argument("--shots", type=int, help="labelled images per class (default: all)")
+    classifier.add_argument(
+        "--image-size", type=int, help="input size in pixels (default: that of the model)"
+    )
+    classifier.add_argument(
+        "--seed", type=int, default=0, help="seed of the selection of --shots (default 0)"
+    )
+    classifier.add_argument(
+        "--cache", type=Path, help="folder of cached features (default: the Hugging Face cache)"
+    )
     classifier.set_defaults(run=_classifier, out_folders=("out", "cache"))
 
-    predict = verbs.add_parser("predict", help="classes and probabilities of pictures, as CSV")
-    predict.add_argument("model", metavar="FOLDER", help="of fgssl classifier, or one like it")
-    predict.add_argument("pictures", nargs="+", metavar="PICTURE", help="files or folders")
-    predict.add_argument("--out", type=Path, required=True, help="a .csv file")
-    predict.add_argument("--batch-size", type=int, default=64)
+    predict = verbs.add_parser(
+        "predict",
+        help="write the classes that a classifier predicts",
+        description="Write the predicted class and all probabilities of images into a CSV file.",
+    )
+    predict.add_argument(
+        "model",
+        metavar="FOLDER",
+        help="folder that fgssl classifier wrote, or one with the same files",
+    )
+    predict.add_argument(
+        "pictures", nargs="+", metavar="IMAGE", help="image files or folders of images"
+    )
+    predict.add_argument("--out", type=Path, required=True, help="the .csv file to write")
+    predict.add_argument(
+        "--batch-size", type=int, default=64, help="images in one forward pass (default 64)"
+    )
     predict.set_defaults(run=_predict, out_files=("out",))
 
 

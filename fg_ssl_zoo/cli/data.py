@@ -12,17 +12,31 @@ if TYPE_CHECKING:
 
 def add_verbs(nouns: Any) -> None:
     """Give the command `fgssl data`."""
-    data = nouns.add_parser("data", help="look at pictures before training on them")
+    data = nouns.add_parser(
+        "data",
+        help="list data sets, or draw views",
+        description="List data sets, or draw the views of a method.",
+    )
     verbs = data.add_subparsers(required=True, metavar="list | show")
 
-    listing = verbs.add_parser("list", help="the data sets known by name")
+    listing = verbs.add_parser("list", help="list the data sets known by name")
     listing.set_defaults(run=_list_data)
 
-    show = verbs.add_parser("show", help="a contact sheet of what the method will see")
+    show = verbs.add_parser(
+        "show",
+        help="draw the views that a method is trained on",
+        description="Draw the views that a method is trained on, one image of the data per row.",
+    )
     show.add_argument("words", nargs="*", metavar="FOLDER, RECIPE or key.path=value")
-    show.add_argument("--images", type=int, default=8, help="rows of the sheet (default 8)")
-    show.add_argument("--draws", type=int, default=3, help="epochs to draw views of (default 3)")
-    show.add_argument("--out", type=Path, default=Path("views.png"), help="default views.png")
+    show.add_argument(
+        "--images", type=int, default=8, help="number of images, one per row (default 8)"
+    )
+    show.add_argument(
+        "--draws", type=int, default=3, help="number of epochs whose views are drawn (default 3)"
+    )
+    show.add_argument(
+        "--out", type=Path, default=Path("views.png"), help="image to write (default views.png)"
+    )
     show.set_defaults(run=_show_data, out_files=("out",))
 
 

@@ -15,33 +15,57 @@ DATA = "a folder or a name (fgssl data list), and key=value such as num_images=5
 
 def add_verbs(verbs: Any) -> None:
     """Give the two commands."""
-    embed = verbs.add_parser("embed", help="write the features of all pictures into a file")
+    embed = verbs.add_parser(
+        "embed",
+        help="write the features of all images into a file",
+        description="Write the features of all images of a data set into a file.",
+    )
     embed.add_argument("model", metavar="MODEL", help=MODEL)
     embed.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
     embed.add_argument(
-        "--out", type=Path, required=True, help="a .parquet, .npz or .safetensors file"
+        "--out", type=Path, required=True, help="the .parquet, .npz or .safetensors file to write"
     )
-    embed.add_argument("--split", choices=("train", "test"), help="this split only")
-    embed.add_argument("--image-size", type=int, help="pixels; the model's own by default")
-    embed.add_argument("--batch-size", type=_count, default=128)
+    embed.add_argument(
+        "--split", choices=("train", "test"), help="write this split only (default: both)"
+    )
+    embed.add_argument(
+        "--image-size", type=int, help="input size in pixels (default: that of the model)"
+    )
+    embed.add_argument(
+        "--batch-size", type=_count, default=128, help="images in one forward pass (default 128)"
+    )
     embed.add_argument(
         "--precision", choices=("auto", "fp32", "bf16"), default="auto",
-        help="of the forward passes; auto follows the hardware. What is stored is float32",
+        help="precision of the forward passes (default auto: by the hardware); features are "
+        "stored as float32",
     )  # fmt: skip
-    embed.add_argument("--seed", type=int, default=0, help="of drawn pictures and of num_images")
-    embed.add_argument("--overwrite", action="store_true", help="replace an earlier file")
+    embed.add_argument(
+        "--seed", type=int, default=0, help="seed of drawn images and of num_images (default 0)"
+    )
+    embed.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     embed.set_defaults(run=_embed, out_files=("out",))
 
-    search = verbs.add_parser("search", help="the nearest pictures of an embedding file")
+    search = verbs.add_parser(
+        "search",
+        help="find the nearest images in a file of features",
+        description="Find the images of an index whose features are nearest to those of a query.",
+    )
     search.add_argument("model", metavar="MODEL", help=MODEL)
     search.add_argument(
-        "--index", type=Path, required=True, help="a .parquet file of fgssl embed with this model"
+        "--index",
+        type=Path,
+        required=True,
+        help="a .parquet file that fgssl embed wrote with this model",
     )
     search.add_argument(
-        "--query", nargs="+", required=True, metavar="PICTURE", help="files or folders"
+        "--query",
+        nargs="+",
+        required=True,
+        metavar="IMAGE",
+        help="image files or folders of images",
     )
-    search.add_argument("--k", type=_count, default=8, help="neighbours (default 8)")
-    search.add_argument("--out", type=Path, help="a .png with the query and its neighbours")
+    search.add_argument("--k", type=_count, default=8, help="number of neighbours (default 8)")
+    search.add_argument("--out", type=Path, help="a .png file that shows queries and neighbours")
     search.set_defaults(run=_search, out_files=("out",))
 
 

@@ -14,13 +14,22 @@ if TYPE_CHECKING:
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl eval`."""
-    eval_ = verbs.add_parser("eval", help="score backbones on labelled pictures")
+    eval_ = verbs.add_parser(
+        "eval",
+        help="compute scores of backbones",
+        description="Compute scores of backbones on a data set and print them as one table. "
+        "docs/evaluation.md describes the protocols and their options.",
+    )
     add_models(eval_)
-    eval_.add_argument("--no-untrained", action="store_true", help="without the untrained rows")
+    eval_.add_argument(
+        "--no-untrained",
+        action="store_true",
+        help="leave out the rows of the networks before training",
+    )
     eval_.add_argument(
         "--out",
         type=Path,
-        help="folder for results.json, results.csv, results.md; a stopped command goes on from it",
+        help="folder for results.json, .csv and .md; a stopped command continues from it",
     )
     eval_.add_argument(
         "--card", type=Path, metavar="RUN", help="write the table into this run's results and card"
@@ -41,7 +50,7 @@ def add_protocols(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "--protocols", nargs="+", default=list(DEFAULT), metavar="P",
-        help=f"of {' '.join(PROTOCOLS)} (default {' '.join(DEFAULT)})",
+        help=f"protocols to compute: {' '.join(PROTOCOLS)} (default {' '.join(DEFAULT)})",
     )  # fmt: skip
     for name, record in PROTOCOLS.items():
         if record.options:
@@ -56,15 +65,19 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models", nargs="+", metavar="MODEL",
         help="a run or exported folder, hf-hub:OWNER/NAME, a timm or fgssl name, "
-        "ARCHITECTURE@scratch, ARCHITECTURE@FILE.safetensors; #3 at the end reads feature map 3",
+        "ARCHITECTURE@scratch, ARCHITECTURE@FILE.safetensors; #3 at the end uses feature map 3",
     )  # fmt: skip
     parser.add_argument(
         "--data", nargs="+", required=True, metavar="DATA",
-        help="a folder or a name (fgssl data list), and key=value such as num_images=500",
+        help="a folder or a name of fgssl data list; then keys such as num_images=500",
     )  # fmt: skip
-    parser.add_argument("--image-size", type=int, help="pixels; each model's own by default")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cache", type=Path, help="folder for feature files")
+    parser.add_argument(
+        "--image-size", type=int, help="input size in pixels (default: that of each model)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random draws (default 0)")
+    parser.add_argument(
+        "--cache", type=Path, help="folder of cached features (default: the Hugging Face cache)"
+    )
 
 
 def common(chosen: argparse.Namespace, accelerator: "Accelerator") -> dict[str, Any]:

@@ -7,12 +7,20 @@ from typing import Any
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl export-onnx`."""
-    command = verbs.add_parser("export-onnx", help="write a backbone as an ONNX file")
+    command = verbs.add_parser(
+        "export-onnx",
+        help="write a backbone as an ONNX file",
+        description="Write a backbone as an ONNX file that computes pooled features.",
+    )
     command.add_argument(
         "model", metavar="MODEL", help="a run, an exported folder, a timm or fgssl name, hf-hub:..."
     )
-    command.add_argument("--out", required=True, type=Path, metavar="FILE", help="FILE.onnx")
-    command.add_argument("--image-size", type=int, help="side in pixels; the model's own otherwise")
+    command.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="the .onnx file to write"
+    )
+    command.add_argument(
+        "--image-size", type=int, help="input size in pixels (default: that of the model)"
+    )
     command.set_defaults(run=_export, out_files=("out",))
 
 

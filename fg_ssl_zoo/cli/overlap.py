@@ -25,25 +25,36 @@ COLUMNS = (
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl compare-splits`."""
     compare = verbs.add_parser(
-        "compare-splits", help="near-duplicates between training and test pictures"
+        "compare-splits",
+        help="find test images that are also training images",
+        description="Find near-duplicates between training and test images.",
     )
     compare.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
     compare.add_argument(
         "--against", nargs="+", metavar="DATA",
-        help="test pictures of another set (all of it, where it has no test pictures)",
+        help="compare with the test images of another data set (all its images, if it has no test "
+        "split)",
     )  # fmt: skip
-    compare.add_argument("--model", help=f"also by features: {MODEL}")
-    compare.add_argument("--image-size", type=int, help="pixels; the model's own by default")
+    compare.add_argument("--model", help=f"also compare features of this model: {MODEL}")
     compare.add_argument(
-        "--bits", type=_bits, help="of 256 in which hashes may differ (default 40)"
+        "--image-size", type=int, help="input size in pixels (default: that of the model)"
     )
-    compare.add_argument("--cosine", type=_cosine, help="of similar features (default 0.95)")
-    compare.add_argument("--out", type=Path, help="a .csv file of all pairs")
-    compare.add_argument("--sheet", type=Path, help=f"a .png of the first {ON_SHEET} pairs")
+    compare.add_argument(
+        "--bits",
+        type=_bits,
+        help="largest number of the 256 bits in which hashes may differ (default 40)",
+    )
+    compare.add_argument(
+        "--cosine", type=_cosine, help="smallest cosine similarity of features (default 0.95)"
+    )
+    compare.add_argument("--out", type=Path, help="a .csv file with all pairs")
+    compare.add_argument("--sheet", type=Path, help=f"a .png file with the first {ON_SHEET} pairs")
     compare.add_argument(
         "--card", type=Path, metavar="RUN", help="write the result into this run's results and card"
     )
-    compare.add_argument("--cache", type=Path, help="folder for feature files")
+    compare.add_argument(
+        "--cache", type=Path, help="folder of cached features (default: the Hugging Face cache)"
+    )
     compare.set_defaults(run=_compare, out_files=("out", "sheet"), out_folders=("cache",))
 
 

@@ -10,17 +10,26 @@ from fg_ssl_zoo.config import data_of, home_path, parse_words
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl parts`."""
-    parts = verbs.add_parser("parts", help="pictures of the parts that a backbone sees")
+    parts = verbs.add_parser(
+        "parts",
+        help="draw the parts that a backbone distinguishes",
+        description="Discover parts by clustering the features of backbones, and draw them.",
+    )
     add_models(parts)
-    parts.add_argument("--out", type=Path, default=Path("parts"), help="folder (default parts)")
-    parts.add_argument("--pictures", type=int, default=300, help="at most (default 300)")
+    parts.add_argument(
+        "--out", type=Path, default=Path("parts"), help="folder to write (default parts)"
+    )
+    parts.add_argument(
+        "--pictures", type=int, default=300, help="largest number of images (default 300)"
+    )
     parts.add_argument(
         "--discovery", nargs="+", default=[], metavar="KEY=VALUE",
-        help="num_parts (default 15 for a CNN, 5 for a ViT), scope (dataset, image), layers, "
+        help="options of the discovery: num_parts (default 15 for a CNN, 5 for a ViT), "
+        "scope (dataset, image), layers, "
         "foreground, size, stride, threshold, votes, heads, pca, sample, restarts, smooth, seed",
     )  # fmt: skip
     parts.add_argument(
-        "--card", type=Path, metavar="RUN", help="show the grid of parts on this run's card"
+        "--card", type=Path, metavar="RUN", help="put the figure of parts on this run's card"
     )
     parts.set_defaults(run=_parts, out_folders=("out", "cache"))
 

@@ -11,30 +11,38 @@ if TYPE_CHECKING:
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl publish`."""
-    publish = verbs.add_parser("publish", help="upload trained models to the Hub")
-    publish.add_argument(
-        "folders", nargs="+", metavar="FOLDER", type=Path,
-        help="a run, its export, or a released folder; several make the whole zoo: published/*",
-    )  # fmt: skip
-    where = publish.add_mutually_exclusive_group()
-    where.add_argument("--repo", metavar="OWNER/NAME", help="where to, for one folder")
-    where.add_argument("--org", help="owner; each model keeps its name")
-    where.add_argument(
-        "--to", type=Path, metavar="FOLDER",
-        help="no upload: write the released form, in half precision, to FOLDER/NAME",
-    )  # fmt: skip
-    publish.add_argument(
-        "--license", help="SPDX name, as cc-by-nc-4.0, where the recipe has no hub.license"
+    publish = verbs.add_parser(
+        "publish",
+        help="upload trained models to the Hub",
+        description="Check trained models and upload them to the Hub, one commit for each model.",
     )
     publish.add_argument(
-        "--about", metavar="TEXT", help="with --to: what the card says first, as which pictures"
+        "folders", nargs="+", metavar="FOLDER", type=Path,
+        help="a run, its export, or a released folder; several folders are allowed: published/*",
+    )  # fmt: skip
+    where = publish.add_mutually_exclusive_group()
+    where.add_argument("--repo", metavar="OWNER/NAME", help="repository, for a single folder")
+    where.add_argument("--org", help="owner of the repositories; each model keeps its name")
+    where.add_argument(
+        "--to", type=Path, metavar="FOLDER",
+        help="do not upload: write the release, in half precision, to FOLDER/NAME",
+    )  # fmt: skip
+    publish.add_argument(
+        "--license", help="SPDX name such as cc-by-nc-4.0, if the recipe has no hub.license"
+    )
+    publish.add_argument(
+        "--about",
+        metavar="TEXT",
+        help="with --to: first sentence of the card, for example on which images it was trained",
     )
     publish.add_argument(
         "--backbone-only", action="store_true",
-        help="leave pretraining/ out, with which others could go on with the training",
+        help="leave out pretraining/, which others need to continue the training",
     )  # fmt: skip
-    publish.add_argument("--private", action="store_true", help="make new repositories private")
-    publish.add_argument("--dry-run", action="store_true", help="check all, send nothing")
+    publish.add_argument(
+        "--private", action="store_true", help="create new repositories as private"
+    )
+    publish.add_argument("--dry-run", action="store_true", help="run all checks, send nothing")
     publish.set_defaults(run=_publish, out_folders=("to",))
 
 

@@ -10,9 +10,16 @@ from fg_ssl_zoo.config import data_of, encodable
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl report`."""
-    report = verbs.add_parser("report", help="a page that shows why a backbone is good or bad")
+    report = verbs.add_parser(
+        "report",
+        help="write a page with scores, errors and neighbours",
+        description="Write one HTML page with the scores of backbones, the classes they confuse, "
+        "and nearest neighbours.",
+    )
     add_models(report)
-    report.add_argument("--out", type=Path, default=Path("report.html"), help="the page")
+    report.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="page to write (default report.html)"
+    )
     report.set_defaults(run=_report, out_files=("out",), out_folders=("cache",))
 
 

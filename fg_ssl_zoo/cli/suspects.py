@@ -21,22 +21,30 @@ COLUMNS = ("rank", "file", "folder", "suggested", "suspicion")
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl suspects`."""
     suspects = verbs.add_parser(
-        "suspects", help="pictures whose neighbours disagree with the folder they lie in"
+        "suspects",
+        help="list images that may have a wrong label",
+        description="List images whose nearest neighbours have another class than their folder.",
     )
     suspects.add_argument("model", metavar="MODEL", help=MODEL)
     suspects.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
     suspects.add_argument(
         "--out", type=Path, default=Path("suspects.html"),
-        help="the page; the list of all lies beside it as .csv (default suspects.html)",
+        help="page to write (default suspects.html); the complete list is the .csv beside it",
     )  # fmt: skip
-    suspects.add_argument("--show", type=int, default=100, help="on the page (default 100)")
+    suspects.add_argument(
+        "--show", type=int, default=100, help="number of images on the page (default 100)"
+    )
     suspects.add_argument(
         "--check", type=float, metavar="SHARE",
-        help="write nothing; swap this share of the labels, as 0.03, and say how many are found",
+        help="write nothing; swap this share of the labels (such as 0.03) and count those found",
     )  # fmt: skip
-    suspects.add_argument("--image-size", type=int, help="pixels; the model's own by default")
-    suspects.add_argument("--seed", type=int, default=0, help="of --check")
-    suspects.add_argument("--cache", type=Path, help="folder for feature files")
+    suspects.add_argument(
+        "--image-size", type=int, help="input size in pixels (default: that of the model)"
+    )
+    suspects.add_argument("--seed", type=int, default=0, help="seed of --check (default 0)")
+    suspects.add_argument(
+        "--cache", type=Path, help="folder of cached features (default: the Hugging Face cache)"
+    )
     suspects.set_defaults(run=_suspects, out_files=("out",), out_folders=("cache",))
 
 

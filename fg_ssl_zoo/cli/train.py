@@ -8,13 +8,15 @@ def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl train`."""
     train = verbs.add_parser(
         "train",
-        help="pretrain a backbone on a folder of pictures",
-        description="What `accelerate launch train.py` does, in one process.",
+        help="pretrain a backbone on a folder of images",
+        description="Pretrain a backbone in one process, without a launcher.",
     )
-    train.add_argument("--print-recipe", action="store_true", help="print the YAML and stop")
+    train.add_argument(
+        "--print-recipe", action="store_true", help="print the complete recipe as YAML and stop"
+    )
     train.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="FOLDER, RECIPE or key.path=value",
-        help="pictures, for which a recipe is chosen, or a recipe; then overrides such as "
+        help="a folder of images, which gets a recipe of its own, or a recipe; overrides such as "
         "stages.0.train.steps=200",
     )  # fmt: skip
     train.set_defaults(run=_train)

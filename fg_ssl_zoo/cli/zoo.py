@@ -1,4 +1,4 @@
-"""`fgssl list`, `fgssl info` and `fgssl pull`: what models there are, and where."""
+"""`fgssl list`, `fgssl info` and `fgssl pull`: find and download models."""
 
 import argparse
 import json
@@ -9,24 +9,37 @@ NAME = "fgssl_BACKBONE_DATA[.METHOD][@REVISION], see fgssl list"
 
 def add_verbs(verbs: Any) -> None:
     """Give the three commands."""
-    listing = verbs.add_parser("list", help="models with weights, and how to train the others")
-    listing.add_argument("--all", action="store_true", help="recipes without weights in the table")
-    listing.add_argument("--json", action="store_true", help="one list of objects")
+    listing = verbs.add_parser(
+        "list",
+        help="list all models and where their weights are",
+        description="List all models, their scores, and where their weights would come from; for a "
+        "model without weights, the command that trains it.",
+    )
+    listing.add_argument(
+        "--all", action="store_true", help="also list recipes without weights in the table"
+    )
+    listing.add_argument("--json", action="store_true", help="print a JSON list")
     listing.add_argument("--offline", action="store_true", help="do not ask the Hub")
     listing.set_defaults(run=_list)
 
-    info = verbs.add_parser("info", help="the card of a model")
+    info = verbs.add_parser(
+        "info", help="print the card of a model", description="Print the card of a model."
+    )
     info.add_argument("name", metavar="NAME", help=NAME)
-    info.add_argument("--json", action="store_true", help="its header and results instead")
+    info.add_argument("--json", action="store_true", help="print its header and results as JSON")
     info.set_defaults(run=_info)
 
-    pull = verbs.add_parser("pull", help="download models for offline use")
+    pull = verbs.add_parser(
+        "pull",
+        help="download models for offline use",
+        description="Download models into the Hub's cache, for offline use.",
+    )
     pull.add_argument("names", nargs="+", metavar="NAME", help=NAME)
     pull.add_argument(
         "--pretraining", action="store_true",
-        help="also heads and teachers, to go on with the training",
+        help="also download heads and teachers, to continue the training",
     )  # fmt: skip
-    pull.add_argument("--json", action="store_true", help="one list of objects")
+    pull.add_argument("--json", action="store_true", help="print a JSON list")
     pull.set_defaults(run=_pull)
 
 

@@ -60,7 +60,7 @@ def read_flow(text: str, where: str) -> Any:
     """
     found, end = _read(text, where)
     if end != len(text.rstrip()):
-        raise RecipeError(f"{where}: {text[end:].strip()!r} behind the end of {text[:end]!r}")
+        raise RecipeError(f"{where}: unexpected {text[end:].strip()!r} after {text[:end]!r}")
     return found
 
 
@@ -91,7 +91,9 @@ def untyped(value: Any, path: str) -> Any:
         raise RecipeError(f"{path}: should be a finite number, got {value}")
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise RecipeError(f"{path}: plain data is needed, got a {type(value).__name__}")
+    raise RecipeError(
+        f"{path}: should be a number, a text, a list or a mapping, got a {type(value).__name__}"
+    )
 
 
 def write_plain(content: Any) -> str:

@@ -222,8 +222,8 @@ class Speed:
             a CPU.
         keep_memory: Whether glibc keeps large memory blocks instead of returning them to the system
             after each step.
-        threads: Threads of each process when training on a CPU; at most 16, or 4 for each core of
-            the machine.
+        threads: Threads of each process when training on a CPU; at most 16 or four times the number
+            of cores, whichever is larger.
     """
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -238,7 +238,8 @@ class Recipe:
     """All settings of one pretrained model; its file name is its timm name and Hub name.
 
     Attributes:
-        name: `fgssl_BACKBONE_DATA.METHOD`; the file name without its suffix.
+        name: `fgssl_BACKBONE_DATA.METHOD`. A recipe file need not set it: it is the name of the
+            file without its suffix.
         backbone: Name of any timm model.
         backbone_options: Keyword arguments of the timm constructor (`zero_init_last`, `channels`);
             the export contains them.

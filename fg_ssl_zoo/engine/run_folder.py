@@ -71,7 +71,7 @@ WRITTEN = re.compile(
     rf"|notes/({AT}|shown_{AT}|(shown_)?stage\d+_(end|start))\.(safetensors({PART})?|part)"
     rf"|pictures/{AT}_step\d+\.png({PART})?"
     r"|tensorboard/(.*/)?events\.out\.tfevents\.[^/]*"
-    rf"|(export(_\w+)?|\.export(_\w+)?\.\d+(\.old)?)/(pretraining/)?({EXPORTED})"
+    rf"|(export(_\w+)?|\.export(_\w+)?\.\d+(\.old)?)/(pretraining/)?({EXPORTED})({PART})?"
 )
 """Files of a run, below its folder; `overwrite` deletes these and no others."""
 

@@ -5,8 +5,10 @@ that are logged, and where steps are slow so often that `AGREE_WITHIN` seconds l
 """
 
 import contextlib
+import math
 import os
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -16,6 +18,9 @@ from torch import Tensor
 
 AGREE_WITHIN = 4.0
 """Seconds after which several processes ask each other again: a scheduler grants ten or more."""
+
+AT_ONCE = 1.0
+"""Seconds in which a signal counts once: `timeout` and schedulers send it to process and group."""
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
@@ -47,6 +52,8 @@ class Interrupted(SystemExit):
 class Signals:
     """Turns signals into a wish to stop after the step; a second one stops at once.
 
+    One that comes within `AT_ONCE` of the first is the same one.
+
     The end of the launcher that started this process counts as SIGTERM, as it cannot pass one on.
 
     Args:
@@ -58,7 +65,7 @@ class Signals:
         self.next = 1
 
     def __enter__(self) -> "Signals":
-        self.number = 0
+        self.number, self.came = 0, 0.0
         self.at_once = False
         self.launcher = _parent if any(name in os.environ for name in LAUNCHERS) else None
         self.before = _handle(NUMBERS, self._note)
@@ -68,7 +75,10 @@ class Signals:
         _restore(self.before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        again, self.number = self.number, number
+        now, again = time.monotonic(), bool(self.number)
+        if again and now - self.came < AT_ONCE:
+            return
+        self.number, self.came = number, now
         if again or self.at_once:
             raise KeyboardInterrupt
 
@@ -125,8 +135,13 @@ def ending_at_once(message: str) -> Iterator[None]:
     Args:
         message: How to go on.
     """
+    came = -math.inf
 
     def end(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if (now := time.monotonic()) - came < AT_ONCE:
+            return
+        came = now
         raise Interrupted(f"stopped by {signal.Signals(number).name}; {message}", number)
 
     before = _handle([number for number in NUMBERS if number != signal.SIGINT], end)

@@ -117,7 +117,7 @@ def evaluate(
     for name in options:
         if name not in chosen:
             raise ValueError(
-                f"options of {name}, which is not run; add it to the protocols {chosen}"
+                f"options are given for {name}, which is not among the protocols {chosen}; add it"
             )
     train, test = scored_splits(data, chosen, seed)
     crop_pct = data.crop_pct if crop_pct is None else crop_pct
@@ -159,7 +159,7 @@ def evaluate(
         unscored |= lacking
         rows.append(_row(candidate, outcomes, crop_pct, seed))
     if task is None:
-        raise ValueError("no model is given; name one or more")
+        raise ValueError("no model is given; name at least one")
     return Evaluation(
         data=_about(task, labels),
         rows=rows,
@@ -197,7 +197,7 @@ def labelled_splits(data: Data, seed: int = 0) -> tuple[Images, Images]:
     lacking = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
     if lacking:
         names = ", ".join(test.classes[label] for label in lacking[:5])
-        raise ValueError(f"{len(lacking)} test classes have no training pictures: {names}")
+        raise ValueError(f"{len(lacking)} test classes have no training images: {names}")
     return train, test
 
 
@@ -213,7 +213,7 @@ def scored_splits(data: Data, protocols: Sequence[str], seed: int = 0) -> tuple[
     if found["train"].labels is not None:
         return labelled_splits(data, seed)
     if "test" not in found:
-        raise ValueError(f"{found['train'].name} has no test pictures; put some into test/")
+        raise ValueError(f"{found['train'].name} has no test images; put some into test/")
     return found["train"], found["test"]
 
 

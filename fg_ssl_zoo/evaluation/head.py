@@ -49,7 +49,7 @@ def fit_head(
     """
     present = labels.unique()
     if len(present) < 2:
-        raise ValueError("a classifier tells classes apart; the labelled pictures have one")
+        raise ValueError("a classifier needs 2 classes or more; the labelled images have one")
     fit = LogisticRegression(C=1.0, max_iter=MAX_ITERATIONS)
     fit.fit(features.numpy(), labels.numpy())
     weight, bias = fit.coef_, fit.intercept_

@@ -33,7 +33,7 @@ class Task:
         accelerator: Device and precision, likewise.
         crop_pct: Of the centre crop that the features saw; the model's own when not given.
         num_workers: Loader processes.
-        seed: Of every draw.
+        seed: Seed of every random draw.
         unreadable: Split -> a line for each picture without features.
     """
 

@@ -58,7 +58,7 @@ def find_suspects(
         ValueError: There are fewer than two pictures.
     """
     if len(features) < 2:
-        raise ValueError("neighbours are asked for; there is one picture")
+        raise ValueError("the data hold one image, which has no neighbours; 2 or more are needed")
     x, num_classes = F.normalize(features.float(), dim=1), int(labels.max()) + 1
     found = []
     for start in range(0, len(x), chunk):

@@ -22,6 +22,7 @@ card say.
 import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ from fg_ssl_zoo.backbones.weights.folder import (
     write_network,
 )
 from fg_ssl_zoo.config import (
+    PARTIAL,
     Recipe,
     home_path,
     in_use,
@@ -342,7 +344,8 @@ def check_replaceable(folder: Path) -> None:
         ValueError: What it holds.
     """
     found = names_in(folder, "export writes a folder")
-    foreign = sorted(name for name in found if not is_part_of_export(name))
+    left = re.compile(rf"(\.\d+)?{re.escape(PARTIAL)}$")  # by a command that was killed
+    foreign = sorted(name for name in found if not is_part_of_export(left.sub("", name)))
     if foreign or (found and not {CONFIG, RECIPE} <= found):
         raise ValueError(
             f"{folder} holds {', '.join(foreign[:3] or sorted(found))}, which no export wrote; "

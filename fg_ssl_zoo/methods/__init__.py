@@ -1,4 +1,4 @@
-"""Pretext methods: one file, one paper. A file in this folder is a method, nothing lists them."""
+"""The pretraining methods: one file for each paper. A file in this folder is a method."""
 
 import importlib
 import inspect
@@ -66,7 +66,7 @@ def check_options(name: str, options: Mapping[str, Any], where: str = "options")
     needed = [n for n, p in known.items() if p.default is p.empty and n != "num_classes"]
     for option in needed:  # `num_classes` is decided by the data
         if option not in options:
-            raise RecipeError(f"{where}.{option}: {name} needs it")
+            raise RecipeError(f"{where}.{option}: {name} requires this option")
     return {
         option: parse(known[option].annotation, value, where=f"{where}.{option}")
         for option, value in options.items()
@@ -156,12 +156,12 @@ def complete_options(
         return dict(options)
     if images.labels is None:
         raise RecipeError(
-            f"{name} learns from labels and {images.name} has none; put each class into a folder "
-            "of its own, or take a method that needs none, such as simclr"
+            f"{name} is trained on labels and {images.name} has none; put each class into a folder "
+            "of its own, or use a method without labels, such as simclr"
         )
     found = len(images.classes)
     if found < 2:
-        raise RecipeError(f"{name} tells classes apart and {images.name} has {found}; 2 would do")
+        raise RecipeError(f"{name} needs 2 classes or more and {images.name} has {found}")
     refuse_single_pictures(images.labels, images.classes, name)
     given = options.get("num_classes", found)
     if given != found:

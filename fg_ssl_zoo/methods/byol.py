@@ -1,4 +1,4 @@
-"""BYOL: from one view of a picture, predict what a slow copy of the network says of the other.
+"""BYOL: from one view of an image, predict the teacher's projection of the other view.
 
 Paper: Grill et al., 2020 (arXiv 2006.07733).
 
@@ -9,14 +9,14 @@ Paper: Grill et al., 2020 (arXiv 2006.07733).
     teacher    <- m teacher + (1 - m) student, after each step (eq. 1), with
                m = 1 - (1 - m0) (cos(pi k / K) + 1) / 2 at step k of K
 
-Student and teacher are the paper's online and target networks. There are no negatives: what keeps
-all pictures from being told alike are the predictor and the slow teacher. `train/z_std` shows
-whether they do: 1 / sqrt(projection_size) in good health, 0 after a collapse.
+Student and teacher are the paper's online and target networks. There are no negatives; the
+predictor and the slow teacher prevent a collapse. `train/z_std` is about 1 / sqrt(projection_size)
+in normal training and 0 after a collapse.
 
-Deviations: norms see both views of the batch together (theirs: one view at a time); the teacher
-starts as a copy of the student (theirs: another random draw), and its running statistics follow the
-student's; hidden layers have no bias before their norm, which would cancel it; colour jitter is one
-affine map (see `data/views.py`).
+Deviations: BatchNorms see both views of the batch together (paper: one view at a time). The teacher
+starts as a copy of the student (paper: another random initialisation), and its running statistics
+follow the student's. Hidden layers have no bias before their norm, which would cancel it. Colour
+jitter is one affine map (see `data/views.py`).
 """
 
 from typing import Any

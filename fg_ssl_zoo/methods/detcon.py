@@ -1,21 +1,21 @@
-"""DetCon-B: the regions of a picture are found again in its other view, among all others.
+"""DetCon-B: match the regions of an image between its two views, against all other regions.
 
 Paper: Henaff, Koppula, Alayrac, van den Oord, Vinyals & Carreira, 2021 (arXiv 2103.10957).
 
-    annotate   regions of each picture: Felzenszwalb's segments, before training
-    views      two random views; the regions are cut with the picture
+    annotate   regions of each image: Felzenszwalb's segments, before training
+    views      two random views; the regions are cropped with the image
     pool       h_m = mean of the last feature map under region m
     student    p_m = predictor(projector(h_m))
     teacher    t_m = projector(h_m) of a moving average of the student's weights
     loss       `ops/region_contrast.py`, eq. 3: p_m of one view against t_m of the other; all other
-               regions of all pictures of all processes are negatives
+               regions of all images of all processes are negatives
 
-Deviations: the regions to compare are drawn once, among those that both views show (theirs: by each
-network and view on its own, so that a region may lack its positive); a picture of a single region
-has no weight; segments are found on a picture of 256 pixels, with a scale that follows its area,
-and kept at 64 x 64; the views keep colour by default (`preset: paper` takes BYOL's, as they do);
-the teacher's running statistics follow the student's, and it starts as a copy of it; norms see both
-views of the batch together (theirs: one view at a time).
+Deviations: the regions to compare are drawn once, among those that both views show (official code:
+for each network and view, so that a region may have no positive). An image with a single region has
+weight 0. Segments are computed on an image of at most 256 pixels, with a scale that follows its
+area, and stored at 64 x 64. The views keep colour by default; `preset: paper` uses BYOL's, as the
+paper does. The teacher starts as a copy of the student, and its running statistics follow the
+student's. BatchNorms see both views of the batch together (official code: one view at a time).
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""DINO: a student that sees a part names what a slower self makes of the whole.
+"""DINO: the student predicts, from crops of an image, the teacher's output for the large crops.
 
 Paper: Caron, Touvron, Misra, Jegou, Mairal, Bojanowski & Joulin, 2021 (arXiv 2104.14294).
 

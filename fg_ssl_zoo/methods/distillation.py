@@ -1,9 +1,9 @@
-"""Distillation: a network of any kind learns the features of a good one, without labels.
+"""Distillation: train a network of any architecture on the features of another, without labels.
 
 Papers: Hinton, Vinyals & Dean, 2015 (arXiv 1503.02531) for the logits; Romero et al., 2015 (arXiv
 1412.6550) for the maps.
 
-    views      one random view of a picture; teacher and student may read it at different sizes
+    views      one random view of an image; teacher and student may read it at different sizes
     teacher    pooled features f, maps F_s with s cells a side, class logits t; fixed
     student    pooled features h and maps H_s, the last map with about as many cells
     target     x' = (x - mean) / (std + 1e-3) per channel, over the batch of all processes
@@ -12,12 +12,12 @@ Papers: Hinton, Vinyals & Dean, 2015 (arXiv 1503.02531) for the logits; Romero e
     logits     L_l = T^2 KL(softmax(t / T) || softmax(linear(h) / T))
     loss       (a L_f + b L_m + c L_l) / (a + b * number of maps + c)
 
-The linear heads are thrown away after the stage. A student without feature maps in timm learns
-from features (and logits) alone. With `targets: cached` the teacher reads every picture once, as
-evaluation does, and the student learns these features from random views; there are no maps then.
+The linear heads are discarded after the stage. A student without feature maps in timm is trained on
+pooled features (and logits) alone. With `targets: cached` the teacher reads the centre crop of
+every image once, and the student predicts these features from random views; maps are not used then.
 
-Our choice: the standardised error (without it the channels with the largest scale are learnt and
-the others are not), the weights, and maps of strides 8 and more only.
+Our choice: the standardised error (without it, only the channels with the largest scale are
+learned), the weights, and maps of stride 8 or more only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,11 +45,11 @@ from fg_ssl_zoo.ops.distributed import mean_over_processes, rank, sum_over_proce
 Size = Annotated[int, Ge(16)]
 
 FINEST = 8
-"""Smallest stride of a map that is learnt: finer ones hold edges, which any network learns."""
+"""Smallest stride of a map that is compared: finer maps show edges, which any network learns."""
 
 
 class Distillation(Method):
-    """A student that learns what a fixed teacher says of the same view.
+    """A student that is trained to predict the features of a fixed teacher for the same view.
 
     Args:
         backbone: The student, which is trained.
@@ -105,7 +105,9 @@ class Distillation(Method):
         if targets == "cached":
             map_weight = 0.0
         if not feature_weight + logit_weight:  # or what lies behind the maps has no gradient
-            raise ValueError("feature_weight, logit_weight: one of them has to be above 0")
+            raise ValueError(
+                "feature_weight and logit_weight are both 0; one of them must be above 0"
+            )
         self.cached, self.temperature = targets == "cached", temperature
         self.feature_weight, self.map_weight = feature_weight, map_weight
         self.logit_weight = logit_weight
@@ -113,12 +115,14 @@ class Distillation(Method):
         self.size = student_size or backbone.image_size
         if self.size != backbone.image_size and backbone.patch_size is not None:
             raise ValueError(
-                f"student_size: {backbone.name} reads pictures of {backbone.image_size} pixels only"
+                f"student_size: {backbone.name} accepts images of {backbone.image_size} pixels only"
             )
         taught = open_teacher(teacher, teacher_size or self.size, teacher_size is None)
         classifier = open_classifier(teacher) if logit_weight else None
         if logit_weight and classifier is None:
-            raise ValueError(f"logit_weight: teacher '{teacher}' has no classifier; 0 would do")
+            raise ValueError(
+                f"logit_weight: teacher '{teacher}' has no classifier; set 0, or name another one"
+            )
         self._outside = (taught, classifier)  # a tuple: neither in the state nor in the export
         self.pairs = self._pairs(taught) if map_weight else []
         widths = [(a, b) for _, _, a, b in self.pairs]
@@ -235,7 +239,7 @@ def open_teacher(words: str, size: int | None, may_be_own: bool) -> Backbone:
         ValueError: No such model, one without trained weights, or a size that it cannot read.
     """
     if words.endswith("@scratch"):
-        raise ValueError(f"teacher: '{words}' is untrained; name a model that has weights")
+        raise ValueError(f"teacher: '{words}' has random weights; name a trained model")
     try:
         teacher = open_backbone(words, image_size=size)
     except ValueError as error:

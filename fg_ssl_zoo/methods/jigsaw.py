@@ -1,18 +1,19 @@
-"""Jigsaw: name the order in which the nine tiles of a picture were shown.
+"""Jigsaw: classify the order in which the nine tiles of an image are shown.
 
 Paper: Breiki, Ridzuan & Grandhe, 2021 (arXiv 2107.13973), after Noroozi & Favaro, 2016 (arXiv
 1603.09246).
 
-    views      the centre of the picture as 3 x 3 tiles, each cropped at random inside its cell and
+    views      the centre of the image as 3 x 3 tiles, each cropped at random inside its cell and
                made darker or brighter, in the order p of a fixed set
     features   f(tile), the same backbone for all tiles
     loss       cross entropy of W [f(t_p(1)); ...; f(t_p(9))] against the number of p
 
-The gap between tiles and the brightness of each keep the network from matching edges and shades.
+The gaps between tiles and the brightness changes prevent the network from matching edges and
+shades.
 
-Deviations: the set of orders is chosen greedily for its smallest Hamming distance (the code at hand
-only asks that an order and its neighbour differ everywhere); dropout is off in evaluation (theirs
-stays on); pixels are normalised with the mean and std that every later use has (theirs are not).
+Deviations: the orders are chosen greedily to maximise the smallest Hamming distance (the official
+code only requires that successive orders differ in every place). Dropout is off in evaluation
+(official code: on). Pixels are normalised with the mean and std of later use (official code: not).
 """
 
 from collections.abc import Mapping
@@ -104,14 +105,14 @@ class Jigsaw(Method):
         if image_size % GRID or image_size < GRID:
             fitting = max(GRID, round(image_size / GRID) * GRID)
             raise ValueError(
-                f"data.image_size: {image_size} has no {GRID} equal tiles; {fitting} would"
+                f"data.image_size: {image_size} is not a multiple of {GRID}; {fitting} is"
             )
         patch = self.backbone.patch_size or 1
         tile = round(image_size // GRID * TILE) // patch * patch
         if not tile:
             raise ValueError(
-                f"data.image_size: a tile of {image_size} pixels is below a patch of {patch}; "
-                f"{GRID * int(np.ceil(patch / TILE))} would do"
+                f"data.image_size: with {image_size} pixels, a tile is smaller than a patch of "
+                f"{patch} pixels; {GRID * int(np.ceil(patch / TILE))} would do"
             )
         return Tiles(image_size, tile, self.orders, self.brightness)
 

@@ -1,4 +1,4 @@
-"""LCR: learn to tell where the contrastive loss looks, and pool the features there.
+"""LCR: predict the Grad-CAM of the contrastive loss, and pool the features with it.
 
 Paper: Shu, van den Hengel & Liu: Learning Common Rationale to Improve Self-Supervised
 Representation for Fine-Grained Visual Recognition Problems, CVPR 2023. Code: `GANPerf/LCR`.

@@ -1,4 +1,4 @@
-"""MoCo v2: a view finds its partner among thousands of keys that earlier batches have left.
+"""MoCo v2: match two views of an image against a queue of keys of earlier batches.
 
 Papers: He, Fan, Wu, Xie & Girshick, 2020 (arXiv 1911.05722), with the head and the views of Chen,
 Fan, Girshick & He, 2020 (arXiv 2003.04297).
@@ -12,16 +12,17 @@ Fan, Girshick & He, 2020 (arXiv 2003.04297).
 
 Student and teacher are the papers' query encoder and key encoder.
 
-Deviations: BatchNorm. In one batch a query and its key share statistics, and the keys in the queue
-do not, so that a network can tell its own key by them. The official code shuffles the key's
-pictures among its GPUs, so that a query and its key are normalised in different groups. Here norms
-are synchronised instead: over all processes, or in the single process, the whole batch is one
-group. The trace of one picture in it shrinks with the batch and is not gone (the official code on
-one GPU would have the same). The head has no norm, and a ViT has none of this kind. Running
-statistics of the teacher follow the student's. Also: the batch need not divide the queue; the
-teacher's momentum rises (`momentum_end`), since 0.999 from the start is slow where an epoch has 50
-steps; each view may be query and key (`symmetric`); biases and norms have no weight decay (theirs
-have it as all parameters do); colour jitter is one affine map (see `data/views.py`).
+Deviations in BatchNorm: in one batch, a query and its key share batch statistics, and the keys in
+the queue have others, so that a network could recognise its own key by them. The official code
+shuffles the images of the keys among GPUs to prevent this. Here the statistics are synchronised
+over all processes instead. The influence of one image on the statistics of a whole batch is small
+but not zero, as in the official code on one GPU. The head has no norm, and a ViT has no BatchNorm.
+Running statistics of the teacher follow the student's.
+
+Other deviations: the batch need not divide the queue. The teacher's momentum rises
+(`momentum_end`), since a constant 0.999 is slow if an epoch has 50 steps. Each view may be query
+and key (`symmetric`). Biases and norms have no weight decay (official code: all parameters have
+it). Colour jitter is one affine map (see `data/views.py`).
 """
 
 from collections.abc import Mapping

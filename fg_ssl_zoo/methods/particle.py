@@ -1,4 +1,4 @@
-"""PARTICLE: discover parts by clustering, contrast them across views, discover better ones.
+"""PARTICLE: discover parts by clustering, then contrast them across views; repeat.
 
 Paper: Saha & Maji, 2023 (arXiv 2309.13822). A stage with `rounds: 3` repeats the two steps.
 
@@ -16,17 +16,18 @@ Paper: Saha & Maji, 2023 (arXiv 2309.13822). A stage with `rounds: 3` repeats th
                over the targets t of all parts, pictures and views but q's own part in its own view
     ViT        L = L_parts + L_DINO between the same two views (`layers/distillation.py`)
 
-Discovery is `parts/discovery.py`, L_parts `ops/region_contrast.py`. A picture of a single part has
-no weight, and views without a common part no positive: both count 0.
+Discovery is in `parts/discovery.py`, L_parts in `ops/region_contrast.py`. An image with a single
+part and views without a common part contribute 0 to the loss.
 
-Deviations: parts are drawn with replacement among those that both views show, once for both
-networks (theirs draws for each, and absent ones too, whose zeros are each other's positives); the
-teacher has running statistics of its own, and its momentum rises to 1 (theirs stays at 0.996 for a
-CNN, after less in the first 2,240 steps); norms see both views of the batch together (theirs: one
-view at a time); biases and norms have no weight decay, nor have a ViT's class token and position
-embeddings (theirs have it as all parameters do); targets are those of all processes; views keep
-colour (`preset: paper` is theirs, with solarisation from 128 on; 0.5 on bytes inverts all); heads
-learn faster than a ViT's backbone (theirs, at 2.5e-8, hardly moves either).
+Deviations from the released code: parts are drawn with replacement among those that both views
+show, once for both networks (release: for each network, and absent parts too, whose zero features
+are then positives of each other). The teacher has running statistics of its own, and its momentum
+rises to 1 (release: 0.996 for a CNN, and less in the first 2,240 steps). BatchNorms see both views
+of the batch together (release: one view at a time). Biases, norms, and a ViT's class token and
+position embeddings have no weight decay (release: all parameters have it). Targets are those of all
+processes. Views keep colour; `preset: paper` uses the release's, with solarisation from 128 on
+(release: 0.5 on bytes, which inverts everything). The heads have a higher learning rate than a
+ViT's backbone (release: 2.5e-8, at which neither changes noticeably).
 """
 
 from collections.abc import Iterator, Mapping
@@ -75,7 +76,7 @@ def values_for(backbone: Backbone, source: str) -> dict[str, Any]:
 class Particle(Method, FindsParts):
     """PARTICLE around a backbone.
 
-    What is not given depends on the network and on `values`; docs/methods.md has the table.
+    Defaults of options that are not given depend on the network and on `values` (docs/methods.md).
 
     Args:
         backbone: The network to train; gives the features that are clustered, and the last feature

@@ -1,4 +1,4 @@
-"""PMG: learn from small tiles at early stages and from the whole picture at the end, with labels.
+"""PMG: train early stages on jigsaws of small tiles and the last on whole images, with labels.
 
 Paper: Du, Chang, Bhunia, Xie, Ma, Song & Guo, 2020 (arXiv 2003.03836). The supervised reference.
 
@@ -8,7 +8,7 @@ Paper: Du, Chang, Bhunia, Xie, Ma, Song & Guo, 2020 (arXiv 2003.03836). The supe
     whole      2 CE(classifier([e_1(x); e_2(x); e_3(x)]), y)
     name       the class with the largest sum of the four classifiers' logits on x
 
-Small tiles leave an early stage nothing but detail to go by; what it finds is built upon later.
+An early stage can use only the details of small tiles; later stages build on its features.
 
 Deviations: one step for the sum of the four losses (`updates: together`), where the paper makes
 four steps on each batch, every one from the weights that the last has left. `updates: in_turn`
@@ -184,12 +184,14 @@ def _stages(backbone: Backbone, count: int, stages: tuple[int, ...] | None) -> l
         stages = tuple((k + 1) * depth // count - 1 for k in range(count))
     found = list(range(-count, 0)) if stages is None else list(stages)
     if len(found) != count:
-        raise ValueError(f"stages: {len(found)} feature maps for {count} grids; one each is needed")
+        raise ValueError(
+            f"stages: {len(found)} feature maps for {count} grids; give one for each grid"
+        )
     numbers = [number + depth if number < 0 else number for number in found]
     if not all(0 <= number < depth for number in numbers):
         raise ValueError(f"stages: {backbone.name} has {depth} feature maps; there is no {found}")
     if numbers != sorted(set(numbers)):
-        raise ValueError(f"stages: {found} do not rise; {sorted(set(numbers))} do")
+        raise ValueError(f"stages: {found} is not in rising order; {sorted(set(numbers))} is")
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""Reconstruction: a decoder learns what the features of a fixed backbone tell of a picture.
+"""Reconstruction: train a decoder to restore an image from the features of a fixed backbone.
 
 The first stage of the staged form of `synthesized_pairs`, and a way to look at features by itself.
 Our choice; the paper behind that method (arXiv 2407.14676) trains all parts on one loss.
@@ -8,8 +8,8 @@ Our choice; the paper behind that method (arXiv 2407.14676) trains all parts on 
     decode     g(h), `layers/pixel_decoder.py`
     loss       mean squared error of g(h) and the view, in normalised pixels
 
-The backbone's norms work as in training, with the statistics of the batch, so that the decoder
-reads what it will read in the next stage; the running statistics stay as they are.
+The backbone's BatchNorms use the statistics of the batch, as in training, so that the decoder gets
+the same features as in the next stage. The running statistics are not updated.
 """
 
 from collections.abc import Mapping

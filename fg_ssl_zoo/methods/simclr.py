@@ -1,4 +1,4 @@
-"""SimCLR: two views of one picture are closer to each other than to any other picture.
+"""SimCLR: two views of an image are closer to each other than to the views of other images.
 
 Paper: Chen, Kornblith, Norouzi & Hinton, 2020 (arXiv 2002.05709).
 
@@ -12,8 +12,8 @@ The pairs beside the original one are those of SSL-Cassava (Breiki, Ridzuan & Gr
 patches exchanged, ... (`data/augment.py`). `preset: paper` takes the views of its notebooks, which
 crop in the first two pairs only.
 
-Deviations: colour jitter is one affine map (see `data/views.py`); the edit of a pair is drawn anew
-in every epoch, where the paper's code made it once per picture.
+Deviations: colour jitter is one affine map (see `data/views.py`). The edit of a pair is drawn again
+in every epoch; the paper's code drew it once per image.
 """
 
 from collections.abc import Mapping

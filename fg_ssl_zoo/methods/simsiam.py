@@ -1,4 +1,4 @@
-"""SimSiam: from one view of a picture, predict what the same network says of the other.
+"""SimSiam: from one view of an image, predict the network's own projection of the other view.
 
 Paper: Chen & He, 2021 (arXiv 2011.10566).
 

@@ -1,4 +1,4 @@
-"""SRGAN: restore a picture so that a second network takes it for a true one.
+"""SRGAN: restore an image such that a discriminator cannot distinguish it from a real one.
 
 Papers: Breiki, Ridzuan & Grandhe, 2021 (arXiv 2107.13973), second stage of its SRGAN, after Ledig
 et al., 2017 (arXiv 1609.04802).

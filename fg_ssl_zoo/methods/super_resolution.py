@@ -1,4 +1,4 @@
-"""Super-resolution: restore a picture from one of a quarter of its side, pixel by pixel.
+"""Super-resolution: restore an image from a copy of a quarter of its side, by squared error.
 
 Papers: Breiki, Ridzuan & Grandhe, 2021 (arXiv 2107.13973), first stage of its SRGAN, after Ledig
 et al., 2017 (arXiv 1609.04802).

@@ -1,4 +1,4 @@
-"""Synthesized pairs (LDF-style): two decoded pictures that differ only where it does not matter.
+"""Synthesized pairs (LDF-style): pairs of decoded images that differ in weak dimensions only.
 
 Paper: Wang, Liu, Figueroa Weston, Tian & Li, ECCV 2024 (arXiv 2407.14676), later called LDF. No
 code was released, so this is LDF-style and not LDF.
@@ -155,8 +155,8 @@ class SynthesizedPairs(Method, DrawsPictures):
     ) -> None:
         super().__init__(backbone)
         if per_sample and random_share:
-            raise ValueError("random_share: a random S is the same for all images; per_sample "
-                             "is for a chosen one, and random_share=0 would do")  # fmt: skip
+            raise ValueError("random_share: a random S is the same for all images, so it cannot be "
+                             "used with per_sample=true; random_share=0 would do")  # fmt: skip
         d, k = backbone.num_features, projection_size or (128 if base == "moco" else 2048)
         self.base: ContrastiveBase | PredictiveBase
         self.queue = self.pair_queue = None

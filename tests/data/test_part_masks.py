@@ -84,7 +84,7 @@ def test_a_wrong_mask_costs_those_alone_who_need_masks_a_picture(tmp_path):
         seen = ViewDataset(images, given, seed=0)[0, 1]
         assert seen["index"] == 2
         assert "b.png: (6, 8); the picture needs uint8 (8, 8)" in seen["corrupt"][0]
-        with pytest.raises(ValueError, match=r"1 part masks do not fit their pictures: .*b\.png"):
+        with pytest.raises(ValueError, match=r"1 part masks do not fit their images: .*b\.png"):
             mask_contingency(torch.zeros(3, 4, 4, dtype=torch.uint8), images, 2)
         assert part_agreement(torch.arange(48).reshape(3, 4, 4) % 3, images) == {}
 

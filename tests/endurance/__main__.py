@@ -174,8 +174,6 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     rows = []
-    if hasattr(signal, "SIGHUP"):  # a command that `nohup` starts ignores it, and its runs would
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         if chosen.kills:

@@ -55,6 +55,7 @@ def wait_until(true, seconds=60, every=0.05):
 
 def _inside(function, arguments, log):
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what `nohup` starts ignores it
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -11,7 +11,7 @@ from tests.endurance.faults import Row
 from tests.endurance.processes import children
 from tests.endurance.runs import Run
 
-MOST_GROWTH = {"main": 4.0, "workers": 4.0}
+MOST_GROWTH = {"main": 2.0, "workers": 2.0}
 """MB between the second window and the last that the allocator alone may account for."""
 
 

@@ -1,11 +1,13 @@
 """Faults of other kinds: foreign checkpoints, links, closed pipes, processes that differ."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
 import socket
 import sys
+import time
 
 import pytest
 import torch
@@ -127,6 +129,14 @@ def test_what_a_kill_between_the_two_renames_of_an_export_left_is_replaced(run):
     assert not list(run.glob(".export*"))
 
 
+def test_what_a_killed_command_left_in_an_export_is_no_foreign_file(run):
+    for words in ([], ["overwrite=true"]):
+        for name in ("results.json.partial", "README.md.123.partial"):
+            (run / "export" / name).touch()
+        main([*SHORT, f"output={run}", *words])
+        assert not list((run / "export").glob("*.partial"))
+
+
 # --------------------------------------------------------------------------- output and memory
 
 
@@ -135,7 +145,7 @@ def unread(words):
     read, write = os.pipe()
     os.dup2(write, 1)
     sys.stdout = os.fdopen(1, "w", buffering=1)
-    seed_step = loop.seed_step
+    seed_step, init = loop.seed_step, log.Progress.__init__
 
     def close_and_seed(seed, position, step, rank):
         if step == 3:
@@ -143,7 +153,7 @@ def unread(words):
         seed_step(seed, position, step, rank)
 
     loop.seed_step = close_and_seed
-    log.Progress.__init__.__kwdefaults__["every"] = 0
+    log.Progress.__init__ = lambda self, *a, **b: init(self, *a, **{**b, "every": 0})
     main(words)
 
 
@@ -161,6 +171,14 @@ def test_without_a_run_a_closed_pipe_is_an_error(monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
     with pytest.raises(BrokenPipeError):
         log.tell("a line")
+
+
+def test_a_clock_that_is_set_back_changes_no_weight(whole, tmp_path, monkeypatch):
+    clock = itertools.count(2e9, -3600)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    main([*SHORT, f"output={tmp_path / 'run'}"])
+    one, two = (folder / "export" / "model.safetensors" for folder in (whole, tmp_path / "run"))
+    assert one.read_bytes() == two.read_bytes()
 
 
 @pytest.mark.parametrize("error", [

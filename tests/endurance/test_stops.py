@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from fg_ssl_zoo.config import Data
-from fg_ssl_zoo.engine import checkpoint, hardware, loop
+from fg_ssl_zoo.engine import checkpoint, hardware, loop, signals
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import fit
 from fg_ssl_zoo.engine.signals import AGREE_WITHIN, Interrupted, Signals, ending_at_once
@@ -57,6 +57,48 @@ def test_a_stop_before_the_first_step_says_so(tmp_path, birds):
     with pytest.raises(Interrupted) as stopped:
         fit(method, job)
     assert stopped.value.message.startswith("stopped by SIGHUP before a step. Run the same command")
+
+
+def twice(tmp_path, birds, monkeypatch):
+    """Training to which SIGTERM comes twice in its second step."""
+    seed_step = loop.seed_step
+
+    def seed_and_stop(seed, position, step, rank):
+        for _ in range(2 * (step == 1)):
+            signal.raise_signal(signal.SIGTERM)
+        seed_step(seed, position, step, rank)
+
+    monkeypatch.setattr(loop, "seed_step", seed_and_stop)
+    method = method_for()
+    fit(method, job_in(tmp_path, birds, method))
+
+
+def test_a_signal_to_process_and_group_counts_once(tmp_path, birds, monkeypatch):
+    with pytest.raises(Interrupted, match="143"):
+        twice(tmp_path, birds, monkeypatch)
+    assert checkpoint.newest(tmp_path / "checkpoints")[0] == Position(step=2)
+
+
+def test_a_second_signal_after_a_while_stops_at_once(tmp_path, birds, monkeypatch):
+    monkeypatch.setattr(signals, "AT_ONCE", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        twice(tmp_path, birds, monkeypatch)
+
+
+def tidy_up(done):
+    with ending_at_once("go on"):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            done.append(True)
+
+
+def test_a_repeated_signal_does_not_disturb_what_is_tidied_up():
+    done = []
+    with pytest.raises(Interrupted):
+        tidy_up(done)
+    assert done
 
 
 def test_outside_of_training_a_signal_unwinds():

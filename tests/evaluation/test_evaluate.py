@@ -267,7 +267,10 @@ def test_every_count_is_what_was_used_and_unreadable_pictures_are_named(
             "data.num_imags: unknown key; did you mean num_images",
         ),
         (["--data", "drawn", "cub"], "--data names one folder or data set, not drawn and cub"),
-        (["--finetune", "epochs=3"], "options of finetune, which is not run; add it to the prot"),
+        (
+            ["--finetune", "epochs=3"],
+            "options are given for finetune, which is not among the protocols",
+        ),
         (
             ["--protocols", "finetune", "--finetune", "class_weight=inverse"],
             "finetune.class_weight: unknown key; did you mean class_weights",

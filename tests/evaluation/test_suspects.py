@@ -67,7 +67,7 @@ def test_swapped_labels_of_well_separated_classes_are_the_list():
 
 
 def test_one_picture_has_no_neighbours():
-    with pytest.raises(ValueError, match="there is one picture"):
+    with pytest.raises(ValueError, match="one image, which has no neighbours"):
         find_suspects(torch.ones(1, 3), torch.zeros(1, dtype=torch.int64))
 
 

@@ -35,7 +35,7 @@ def test_the_head_gives_the_probabilities_of_scikit_learn(num_classes):
 def test_a_class_without_labels_is_left_out_and_one_class_refused():
     features, labels = torch.randn(9, 4), torch.tensor([0, 2] * 4 + [0])
     assert fit_head(features, labels, ["a", "b", "c"]).classes == ("a", "c")
-    with pytest.raises(ValueError, match="the labelled pictures have one"):
+    with pytest.raises(ValueError, match="the labelled images have one"):
         fit_head(features, torch.zeros(9, dtype=torch.int64), ["a"])
 
 

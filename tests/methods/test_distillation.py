@@ -197,7 +197,9 @@ def test_a_recipe_without_a_teacher_is_one_line_before_any_work(tmp_path):
         "output": str(tmp_path / "run"),
         "stages": [{"method": "distillation"}],
     }
-    with pytest.raises(ValueError, match=r"^stages\[0\].options.teacher: distillation needs it$"):
+    with pytest.raises(
+        ValueError, match=r"^stages\[0\].options.teacher: distillation requires this option$"
+    ):
         pretrain(parse_recipe(recipe))
     assert not (tmp_path / "run").exists()
 
@@ -220,5 +222,5 @@ def test_a_convolutional_student_may_read_smaller_pictures_and_a_transformer_may
     method({"images": torch.zeros(4, 1, 64, 64, 3, dtype=torch.uint8)})
     assert seen == [48]
     transformer = create_backbone("test_vit", image_size=64)
-    with pytest.raises(ValueError, match="student_size: test_vit reads pictures of 64 pixels only"):
+    with pytest.raises(ValueError, match="student_size: test_vit accepts images of 64 pixels only"):
         create_method("distillation", transformer, teacher=teacher_words(), student_size=32)

@@ -100,9 +100,13 @@ def test_a_vit_reads_tiles_through_interpolated_positions_and_its_own_size_as_be
 @pytest.mark.parametrize(
     ("backbone", "size", "message"),
     [
-        ("test_resnet", 64, r"64 has no 3 equal tiles; 63 would"),
-        ("test_resnet", 2, r"2 has no 3 equal tiles; 3 would"),
-        ("test_vit", 48, r"a tile of 48 pixels is below a patch of 16; 57 would do"),
+        ("test_resnet", 64, r"64 is not a multiple of 3; 63 is"),
+        ("test_resnet", 2, r"2 is not a multiple of 3; 3 is"),
+        (
+            "test_vit",
+            48,
+            r"with 48 pixels, a tile is smaller than a patch of 16 pixels; 57 would do",
+        ),
     ],
 )
 def test_a_size_that_does_not_fit_names_one_that_does(backbone, size, message):

@@ -233,9 +233,9 @@ def test_the_stages_are_the_last_three_of_a_cnn_or_those_asked_for():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stages": [3, 4]}, r"stages: 2 feature maps for 3 grids; one each is needed"),
+        ({"stages": [3, 4]}, r"stages: 2 feature maps for 3 grids; give one for each grid"),
         ({"stages": [3, 4, 9]}, r"stages: test_resnet has 5 feature maps; there is no \[3, 4, 9\]"),
-        ({"stages": [4, 3, 2]}, r"stages: \[4, 3, 2\] do not rise; \[2, 3, 4\] do"),
+        ({"stages": [4, 3, 2]}, r"stages: \[4, 3, 2\] is not in rising order; \[2, 3, 4\] is"),
         ({"updates": "four"}, r"options.updates: .*'together' or 'in_turn'"),
         ({"num_classes": 1}, r"options.num_classes"),
     ],
@@ -272,7 +272,7 @@ def test_pictures_without_labels_are_refused_before_anything_is_trained(
     with pytest.raises(SystemExit):
         main([str(recipe), "data.path=photos", "data.name=garden", "data.num_images=null"])
     error = capsys.readouterr().err
-    assert "pmg learns from labels and garden has none; put each class into a folder" in error
+    assert "pmg is trained on labels and garden has none; put each class into a folder" in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
 
@@ -280,7 +280,7 @@ def test_pictures_without_labels_are_refused_before_anything_is_trained(
 def test_one_class_alone_is_refused(birds):
     alike = copy.copy(birds)
     alike.classes = ["robin"]
-    with pytest.raises(ValueError, match="pmg tells classes apart and drawn has 1; 2 would do"):
+    with pytest.raises(ValueError, match="pmg needs 2 classes or more and drawn has 1"):
         complete_options("pmg", {}, alike)
 
 

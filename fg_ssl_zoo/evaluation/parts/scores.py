@@ -182,7 +182,9 @@ def mask_contingency(maps: PartMaps, images: Images, num_parts: int) -> Int64[Te
     for index in usable(images, range(len(images))):
         mask = images[index].get("part_mask")
         if mask is None:
-            raise ValueError(f"{images.name}: found parts are scored against parts without overlap")
+            raise ValueError(
+                f"{images.name}: discovered parts cannot be compared with part masks that overlap"
+            )
         there = stretched(maps[index], *mask.shape)
         counts[index] = contingency(there.flatten(), torch.from_numpy(mask).flatten(), shape)
     return counts

@@ -87,13 +87,13 @@ def usable(images: Images, indices: Iterable[int]) -> list[int]:
         good.append(index)
     if wrong:
         raise ValueError(
-            f"{images.name}: {len(wrong)} part masks do not fit their pictures: {wrong[0]}"
+            f"{images.name}: {len(wrong)} part masks do not fit their images: {wrong[0]}"
         )
     if unknown:
         found = ", ".join(f"{value} in {n} pictures" for value, n in sorted(unknown.items())[:5])
         raise ValueError(
-            f"{images.name}: part masks hold numbers without a name: {found}; its parts are 1 to "
-            f"{num_parts} ({part_names(images)[0]}, ...), and 0 is none"
+            f"{images.name}: part masks contain numbers without a name: {found}; its parts are "
+            f"1 to {num_parts} ({part_names(images)[0]}, ...), and 0 is none"
         )
     return good
 
@@ -112,7 +112,7 @@ def refuse_no_parts(images: Images, indices: Iterable[int]) -> None:
         mask = _mask_of(images[index])
         if mask is not None and mask.any():
             return
-    raise ValueError(f"{images.name}: its part masks show background alone")
+    raise ValueError(f"{images.name}: its part masks contain background only")
 
 
 def _mask_of(sample: Sample) -> np.ndarray | None:
@@ -150,8 +150,8 @@ class PartView:
         assert mask is not None  # `usable` has seen it
         if self.cut_bottom >= len(image):
             raise ValueError(
-                f"part_segmentation.cut_bottom: {self.cut_bottom} rows of a picture of "
-                f"{len(image)} rows; fewer would do"
+                f"part_segmentation.cut_bottom: {self.cut_bottom} rows cannot be cut off an "
+                f"image of {len(image)} rows; fewer would do"
             )
         truth = self._truth(mask)
         if self.cut_bottom:

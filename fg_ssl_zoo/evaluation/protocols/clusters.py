@@ -1,4 +1,4 @@
-"""Clusters: does k-means on frozen features find the classes?
+"""Clusters: agreement of k-means on frozen features with the classes.
 
     fgssl eval MODEL --data DATA --protocols clusters --clusters draws=10
 

@@ -1,7 +1,7 @@
-"""Fine-tuning: the network, or its end, with a new classifier, by the loop that pretrains.
+"""Fine-tuning: train the network, or its last stage, with a new classifier.
 
 Protocol (our choice, stated with each number): SGD with momentum 0.9, 0.01 for the backbone and 0.1
-for the classifier, batch 64, 50 epochs, cosine; random crops of at least a third and mirror images.
+for the classifier, batch 64, 50 epochs, cosine; random crops of at least a third, random flips.
 
     fgssl eval MODEL --data DATA --protocols finetune --finetune train_what=last_stage epochs=20
 
@@ -146,10 +146,10 @@ def class_counts(task: Task) -> Int64[Tensor, " c"]:
         ValueError: There are no labels, all are the same, or a class has one picture.
     """
     if task.train.labels is None:
-        raise ValueError("finetune learns from labels; put each class into a folder of its own")
+        raise ValueError("finetune needs labels; put each class into a folder of its own")
     counts = task.train.labels.bincount(minlength=len(task.classes))
     if (counts > 0).sum() < 2:
-        raise ValueError("finetune tells classes apart; the training pictures have one, 2 would do")
+        raise ValueError("finetune needs 2 classes or more; the training images have one")
     refuse_single_pictures(task.train.labels.numpy(), task.classes, "finetune")
     return counts
 

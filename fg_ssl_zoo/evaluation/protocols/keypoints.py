@@ -1,4 +1,4 @@
-"""Keypoint probe: where are beak, tail, left leg? A ridge regression on the last feature map.
+"""Keypoint probe: ridge regression of keypoint positions from the last feature map.
 
     fgssl eval MODEL --data cub --protocols keypoints --keypoints shots=[10,50] draws=3
 

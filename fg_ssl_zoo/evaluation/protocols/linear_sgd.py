@@ -1,4 +1,4 @@
-"""Linear probe by SGD, with a learning rate chosen on a part of the training pictures.
+"""Linear probe by SGD, with a learning rate chosen on a part of the training images.
 
 Batch size, epochs and momentum are LCR's (arXiv 2303.01669); the rate is the best of four on a
 tenth of train, never on test.

@@ -1,4 +1,4 @@
-"""Few labels: logistic regression on 1, 2, 5 and 10 pictures a class, over several draws."""
+"""Few labels: logistic regression on 1, 2, 5 and 10 images per class, over several draws."""
 
 from dataclasses import dataclass
 

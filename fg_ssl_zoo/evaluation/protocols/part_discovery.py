@@ -1,4 +1,4 @@
-"""Part discovery as a protocol: are the parts that a frozen backbone shows the ones that we know?
+"""Part discovery: agreement of parts found by clustering frozen features with annotated parts.
 
     fgssl eval MODEL --data cub --protocols part_discovery --part-discovery num_parts=20
 

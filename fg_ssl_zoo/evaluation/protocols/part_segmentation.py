@@ -1,4 +1,4 @@
-"""Few-shot part segmentation: a small decoder learns parts from 1 to 150 masks.
+"""Few-shot part segmentation: train a small decoder on 1 to 150 part masks.
 
     fgssl eval MODEL --data carparts --protocols part_segmentation --part-segmentation steps=200
 
@@ -80,7 +80,9 @@ def part_segmentation(task: Task, options: PartSegmentation = STANDARD) -> list[
     """
     names, table = merged(part_names(task.train_images), options.drop_words)
     if part_names(task.test_images) != part_names(task.train_images):
-        raise ValueError(f"{task.test_images.name}: test and training masks name other parts")
+        raise ValueError(
+            f"{task.test_images.name}: test and training masks differ in their part names"
+        )
     view = PartView(
         task.backbone.image_size,
         tuple(table),
@@ -284,8 +286,8 @@ def chosen_by_folds(
     count = len(passes[0])
     if count < 2 * FOLDS:
         raise ValueError(
-            f"part_segmentation.protocol: particle makes {FOLDS} folds of the test pictures; there "
-            f"are {count}, {2 * FOLDS} would do"
+            f"part_segmentation.protocol: particle splits the test images into {FOLDS} folds; "
+            f"there are {count} images, {2 * FOLDS} would do"
         )
     fold_of = np.random.default_rng([seed, count]).permutation(count) % FOLDS
     found = []
@@ -342,8 +344,8 @@ PROTOCOL = Protocol(
         Metric("part_miou_{}", "part masks", detail="mIoU, {} pictures", main=True),
         Metric("part_miou_{}_fg", "part masks", detail="mIoU, {} pictures, objects"),
     ),
-    summary="a small decoder is trained on the part masks of N images; mean IoU, background "
-    "included and without it (`_fg`) (as PARTICLE)",
+    summary="a small decoder is trained on the part masks of N images; mean IoU with background, "
+    "and without it (`_fg`) (as PARTICLE)",
     options=PartSegmentation,
     needs_labels=False,
     reads="network",

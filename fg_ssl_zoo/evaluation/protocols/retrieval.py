@@ -1,4 +1,4 @@
-"""Retrieval among the test pictures, each query left out: Rank-1, Rank-5 and mAP.
+"""Retrieval among the test images, without the query itself: Rank-1, Rank-5 and mAP.
 
 Protocol: LCR (arXiv 2303.01669): cosine similarity, the test split against itself. Average
 precision is the mean, over the ranks of the relevant pictures, of the precision at that rank.

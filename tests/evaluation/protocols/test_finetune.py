@@ -236,10 +236,10 @@ def test_a_batch_of_one_picture_is_refused_for_a_network_with_batch_norm(task):
 
 def test_labels_that_say_nothing_are_refused(task):
     unlabelled = replace(task, train=replace(task.train, labels=None))
-    with pytest.raises(ValueError, match="finetune learns from labels; put each class into a fo"):
+    with pytest.raises(ValueError, match="finetune needs labels; put each class into a fo"):
         finetune(unlabelled)
     alike = replace(task, train=replace(task.train, labels=torch.zeros(16, dtype=torch.int64)))
-    with pytest.raises(ValueError, match="the training pictures have one, 2 would do"):
+    with pytest.raises(ValueError, match="2 classes or more; the training images have one"):
         finetune(alike)
     labels = task.train.labels.clone()
     labels[labels == 2] = 1

@@ -276,7 +276,9 @@ def test_independent_parts_of_exclusive_masks_and_merged_maps(birds):
 
 
 def test_something_must_be_left_of_a_picture():
-    with pytest.raises(ValueError, match="cut_bottom: 24 rows of a picture of 24 rows; fewer"):
+    with pytest.raises(
+        ValueError, match="cut_bottom: 24 rows cannot be cut off an image of 24 rows"
+    ):
         PartView(24, (0, 1, 1), exclusive=False, cut_bottom=24)(Overlapping()[0])
 
 
@@ -385,7 +387,7 @@ def test_each_fold_picks_for_the_other_four():
         best = max(float(mean_iou_values(p[inside]).mean()) for p in passes)
         assert mean_iou_values(chosen[inside]).mean() == best
     with pytest.raises(
-        ValueError, match="particle makes 5 folds of the test pictures; there are 9"
+        ValueError, match="particle splits the test images into 5 folds; there are 9"
     ):
         chosen_by_folds([p[:9] for p in passes], seed=0)
 
@@ -465,7 +467,7 @@ def test_wrong_masks_are_refused_with_counts(birds, tmp_path):
     def shorter(mask, index):
         return mask[:-2] if index in (3, 5) else mask
 
-    with pytest.raises(ValueError, match=r"2 part masks do not fit their pictures: picture 3 of"):
+    with pytest.raises(ValueError, match=r"2 part masks do not fit their images: picture 3 of"):
         usable(Masks(birds, shorter), range(16))
 
     def unknown(mask, index):
@@ -482,7 +484,7 @@ def test_wrong_masks_are_refused_with_counts(birds, tmp_path):
 
 def test_masks_of_nothing_but_background_are_refused_before_anything_is_learnt(birds, tmp_path):
     task = task_of(birds, Masks(birds, lambda mask, _: 0 * mask), cache=tmp_path)
-    with pytest.raises(ValueError, match="drawn: its part masks show background alone"):
+    with pytest.raises(ValueError, match="drawn: its part masks contain background only"):
         part_segmentation(task, options=QUICK)
 
 
