@@ -50,6 +50,7 @@ class Method(nn.Module, ABC):
 
     Attributes:
         papers: Citation lines of the method, for the card.
+        figures: Results that papers report for the method, for the card; a line each.
         needs_labels: Whether it learns from labels; `num_classes` is then an option, which the data
             decides.
         has_outside_teacher: Whether it learns from a network that its state does not hold. Then
@@ -59,6 +60,7 @@ class Method(nn.Module, ABC):
     """
 
     papers: ClassVar[tuple[str, ...]] = ()
+    figures: ClassVar[tuple[str, ...]] = ()
     needs_labels: ClassVar[bool] = False
     has_outside_teacher: ClassVar[bool] = False
     negatives: Literal["none", "process", "all"] = "none"
@@ -69,8 +71,8 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
-        """What papers report of the method with these options, for the card; a line each."""
-        return ()
+        """`figures`; a method whose figures depend on its options overrides this."""
+        return cls.figures
 
     @classmethod
     def outside_teachers(cls, options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -98,6 +98,12 @@ class DINO(Method, HasCompanions):
         "Caron, Touvron, Misra, Jégou, Mairal, Bojanowski, Joulin: Emerging Properties in "
         "Self-Supervised Vision Transformers. ICCV 2021, arXiv 2104.14294.",
     )
+    figures = (
+        "74.5 % kNN and 77.0 % linear, ViT-S/16 on ImageNet with 65,536 prototypes (official "
+        "repository)",
+        "67.5 % kNN and 75.3 % linear, ResNet-50 on ImageNet with 65,536 prototypes (official "
+        "repository)",
+    )
 
     def __init__(
         self,
@@ -140,15 +146,6 @@ class DINO(Method, HasCompanions):
             teacher_warmup=teacher_warmup,
             centre_momentum=centre_momentum,
             freeze_last_layer=freeze_last_layer,
-        )
-
-    @classmethod
-    def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
-        """The authors' figures on ImageNet."""
-        where = "on ImageNet with 65,536 prototypes (official repository)"
-        return (
-            f"74.5 % kNN and 77.0 % linear, ViT-S/16 {where}",
-            f"67.5 % kNN and 75.3 % linear, ResNet-50 {where}",
         )
 
     def side_of_local_crops(self, image_size: int) -> int:

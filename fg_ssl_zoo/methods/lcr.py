@@ -84,6 +84,14 @@ class LCR(Method, DrawsPictures, HasCompanions):
         "Chen, Fan, Girshick, He: Improved Baselines with Momentum Contrastive Learning. "
         "arXiv 2003.04297, 2020.",
     )
+    figures = (
+        "71.31 % linear top-1 on CUB-200-2011, ResNet-50 from supervised ImageNet weights, "
+        "attention-weighted pooling, best epoch on the test set (the paper, quoted in GANPerf/LCR "
+        "issue 2)",
+        "64.71 % and 66.85 % in reruns of its code by others (GANPerf/LCR issues 2, 5, 7)",
+        "68.17 % with the start weights in the paper, 63.76 % and 63.85 % in reruns (GANPerf/"
+        "LCR issues 2, 6)",
+    )
 
     def __init__(
         self,
@@ -110,18 +118,6 @@ class LCR(Method, DrawsPictures, HasCompanions):
         self.attention_weight = attention_weight
         self.attention_channels = attention_channels
         self.augmentations = augmentations_of(preset, augmentation, paper="moco_v2")
-
-    @classmethod
-    def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
-        """The paper's figure, those of others with its code, and that of the start weights."""
-        where = "linear top-1 on CUB-200-2011, ResNet-50 from supervised ImageNet weights"
-        return (
-            f"71.31 % {where}, attention-weighted pooling, best epoch on the test set (the paper, "
-            "quoted in GANPerf/LCR issue 2)",
-            "64.71 % and 66.85 % in reruns of its code by others (GANPerf/LCR issues 2, 5, 7)",
-            "68.17 % with the start weights in the paper, 63.76 % and 63.85 % in reruns (GANPerf/"
-            "LCR issues 2, 6)",
-        )
 
     def views(self, image_size: int) -> Views:
         """Two views: `images` (2, s, s, 3)."""

@@ -25,7 +25,6 @@ and key (`symmetric`). Biases and norms have no weight decay (official code: all
 it). Colour jitter is one affine map (see `data/views.py`).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -76,6 +75,11 @@ class MoCo(Method):
         "Chen, Fan, Girshick, He: Improved Baselines with Momentum Contrastive Learning. "
         "arXiv 2003.04297, 2020.",
     )
+    figures = (
+        "67.5 % linear on ImageNet, ResNet-50, 200 epochs (facebookresearch/moco)",
+        "68.3 % linear on CUB, ResNet-50 from supervised ImageNet weights (table of LCR, "
+        "CVPR 2023); 59.92 % in a rerun (GANPerf/LCR, issue 2)",
+    )
 
     def __init__(
         self,
@@ -99,15 +103,6 @@ class MoCo(Method):
         self.momentum, self.momentum_end = momentum, momentum_end
         self.symmetric = symmetric
         self.augmentations = augmentations_of(preset, augmentation, paper="moco_v2")
-
-    @classmethod
-    def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
-        """ImageNet from the official repository, birds from the tables around LCR."""
-        return (
-            "67.5 % linear on ImageNet, ResNet-50, 200 epochs (facebookresearch/moco)",
-            "68.3 % linear on CUB, ResNet-50 from supervised ImageNet weights (table of LCR, "
-            "CVPR 2023); 59.92 % in a rerun (GANPerf/LCR, issue 2)",
-        )
 
     def views(self, image_size: int) -> Views:
         """Two views: `images` (2, s, s, 3)."""

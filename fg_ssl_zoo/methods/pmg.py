@@ -21,7 +21,7 @@ backbone's mean and std (theirs 0.5); norms and biases are not decayed.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -71,6 +71,10 @@ class PMG(Method, Classifies):
         "Du, Chang, Bhunia, Xie, Ma, Song, Guo: Fine-Grained Visual Classification via Progressive "
         "Multi-Granularity Training of Jigsaw Patches. ECCV 2020, arXiv 2003.03836.",
     )
+    figures = (
+        "88 % accuracy on 5 classes of cassava leaves (arXiv 2107.13973)",
+        "89.6 % on CUB-200-2011 with an ImageNet start at 448 px (authors, five runs)",
+    )
 
     def __init__(
         self,
@@ -101,14 +105,6 @@ class PMG(Method, Classifies):
         self.backbone_rate = backbone_rate
         self.turn: Tensor
         self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
-
-    @classmethod
-    def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
-        """The figures of the cassava paper and of PMG's authors."""
-        return (
-            "88 % accuracy on 5 classes of cassava leaves (arXiv 2107.13973)",
-            "89.6 % on CUB-200-2011 with an ImageNet start at 448 px (authors, five runs)",
-        )
 
     def views(self, image_size: int) -> Views:
         """`image` (s, s, 3), `label`, and `order_8`, `order_4`, `order_2`.
