@@ -5,7 +5,7 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fg_ssl_zoo.cli.embed import DATA, MODEL
+from fg_ssl_zoo.cli.arguments import add_cache, add_image_size, add_model_and_data, add_verb
 from fg_ssl_zoo.config import data_of, escaped, home_path
 
 if TYPE_CHECKING:
@@ -18,14 +18,13 @@ if TYPE_CHECKING:
 
 def add_verbs(verbs: Any) -> None:
     """Give the two commands."""
-    classifier = verbs.add_parser(
+    classifier = add_verb(
+        verbs,
         "classifier",
-        help="train a classifier on few labels",
-        description="Train a classifier on a backbone, and write it as a folder for timm, "
-        "transformers and onnxruntime.",
+        "Train a classifier on a backbone, and write it as a folder for timm, transformers and "
+        "onnxruntime.",
     )
-    classifier.add_argument("model", metavar="MODEL", help=MODEL)
-    classifier.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
+    add_model_and_data(classifier)
     classifier.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="new folder of the classifier"
     )
@@ -38,21 +37,17 @@ def add_verbs(verbs: Any) -> None:
     classifier.add_argument(
         "--epochs", type=float, help="passes over the images with --head finetune (default 20)"
     )
-    classifier.add_argument(
-        "--image-size", type=int, help="input size in pixels (default: that of the model)"
-    )
+    add_image_size(classifier)
     classifier.add_argument(
         "--seed", type=int, default=0, help="seed of the selection of --shots (default 0)"
     )
-    classifier.add_argument(
-        "--cache", type=Path, help="folder of cached features (default: the Hugging Face cache)"
-    )
+    add_cache(classifier)
     classifier.set_defaults(run=_classifier, out_folders=("out", "cache"))
 
-    predict = verbs.add_parser(
+    predict = add_verb(
+        verbs,
         "predict",
-        help="write the classes that a classifier predicts",
-        description="Write the predicted class and all probabilities of images into a CSV file.",
+        "Write the predicted class and all probabilities of images into a CSV file.",
     )
     predict.add_argument(
         "model",

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fg_ssl_zoo.cli.arguments import add_verb
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -15,20 +17,14 @@ if TYPE_CHECKING:
 
 def add_verbs(nouns: Any) -> None:
     """Give the command `fgssl data`."""
-    data = nouns.add_parser(
-        "data",
-        help="list data sets, or draw views",
-        description="List data sets, or draw the views of a method.",
-    )
+    data = add_verb(nouns, "data", "List data sets, or draw the views of a method.")
     verbs = data.add_subparsers(required=True, metavar="list | show")
 
     listing = verbs.add_parser("list", help="list the data sets known by name")
     listing.set_defaults(run=_list_data)
 
-    show = verbs.add_parser(
-        "show",
-        help="draw the views that a method is trained on",
-        description="Draw the views that a method is trained on, one image of the data per row.",
+    show = add_verb(
+        verbs, "show", "Draw the views that a method is trained on, one image of the data per row."
     )
     show.add_argument("words", nargs="*", metavar="FOLDER, RECIPE or key.path=value")
     show.add_argument(

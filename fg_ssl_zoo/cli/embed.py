@@ -4,33 +4,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from fg_ssl_zoo.cli.arguments import MODEL, add_image_size, add_model_and_data, add_verb
 from fg_ssl_zoo.config import Speed, data_of
-
-MODEL = (
-    "a run or exported folder, hf-hub:OWNER/NAME, a timm or fgssl name, ARCHITECTURE@scratch, "
-    "ARCHITECTURE@FILE.safetensors"
-)
-DATA = "a folder or a name (fgssl data list), and key=value such as num_images=500"
 
 
 def add_verbs(verbs: Any) -> None:
     """Give the two commands."""
-    embed = verbs.add_parser(
-        "embed",
-        help="write the features of all images into a file",
-        description="Write the features of all images of a data set into a file.",
-    )
-    embed.add_argument("model", metavar="MODEL", help=MODEL)
-    embed.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
+    embed = add_verb(verbs, "embed", "Write the features of all images of a data set into a file.")
+    add_model_and_data(embed)
     embed.add_argument(
         "--out", type=Path, required=True, help="the .parquet, .npz or .safetensors file to write"
     )
     embed.add_argument(
         "--split", choices=("train", "test"), help="write this split only (default: both)"
     )
-    embed.add_argument(
-        "--image-size", type=int, help="input size in pixels (default: that of the model)"
-    )
+    add_image_size(embed)
     embed.add_argument(
         "--batch-size", type=_count, default=128, help="images in one forward pass (default 128)"
     )
@@ -45,10 +33,10 @@ def add_verbs(verbs: Any) -> None:
     embed.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     embed.set_defaults(run=_embed, out_files=("out",))
 
-    search = verbs.add_parser(
+    search = add_verb(
+        verbs,
         "search",
-        help="find the nearest images in a file of features",
-        description="Find the images of an index whose features are nearest to those of a query.",
+        "Find the images of an index whose features are nearest to those of a query.",
     )
     search.add_argument("model", metavar="MODEL", help=MODEL)
     search.add_argument(

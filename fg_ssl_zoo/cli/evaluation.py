@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fg_ssl_zoo.cli.arguments import add_cache, add_image_size, add_verb
 from fg_ssl_zoo.config import data_of, encodable, parse_words, write_whole
 
 if TYPE_CHECKING:
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl eval`."""
-    eval_ = verbs.add_parser(
+    eval_ = add_verb(
+        verbs,
         "eval",
-        help="compute scores of backbones",
-        description="Compute scores of backbones on a data set and print them as one table. "
+        "Compute scores of backbones on a data set and print them as one table. "
         "docs/evaluation.md describes the protocols and their options.",
     )
     add_models(eval_)
@@ -71,13 +72,9 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         "--data", nargs="+", required=True, metavar="DATA",
         help="a folder or a name of fgssl data list; then keys such as num_images=500",
     )  # fmt: skip
-    parser.add_argument(
-        "--image-size", type=int, help="input size in pixels (default: that of each model)"
-    )
+    add_image_size(parser, "that of each model")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random draws (default 0)")
-    parser.add_argument(
-        "--cache", type=Path, help="folder of cached features (default: the Hugging Face cache)"
-    )
+    add_cache(parser)
 
 
 def common(chosen: argparse.Namespace, accelerator: "Accelerator") -> dict[str, Any]:

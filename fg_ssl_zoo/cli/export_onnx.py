@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from fg_ssl_zoo.cli.arguments import add_image_size, add_verb
+
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl export-onnx`."""
-    command = verbs.add_parser(
-        "export-onnx",
-        help="write a backbone as an ONNX file",
-        description="Write a backbone as an ONNX file that computes pooled features.",
+    command = add_verb(
+        verbs, "export-onnx", "Write a backbone as an ONNX file that computes pooled features."
     )
     command.add_argument(
         "model", metavar="MODEL", help="a run, an exported folder, a timm or fgssl name, hf-hub:..."
@@ -18,9 +18,7 @@ def add_verbs(verbs: Any) -> None:
     command.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="the .onnx file to write"
     )
-    command.add_argument(
-        "--image-size", type=int, help="input size in pixels (default: that of the model)"
-    )
+    add_image_size(command)
     command.set_defaults(run=_export, out_files=("out",))
 
 

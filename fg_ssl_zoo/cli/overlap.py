@@ -5,7 +5,8 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fg_ssl_zoo.cli.embed import DATA, MODEL, check_png
+from fg_ssl_zoo.cli.arguments import DATA, MODEL, add_cache, add_image_size, add_verb
+from fg_ssl_zoo.cli.embed import check_png
 from fg_ssl_zoo.config import Data, data_of, escaped, printable
 
 if TYPE_CHECKING:
@@ -24,10 +25,8 @@ COLUMNS = (
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl compare-splits`."""
-    compare = verbs.add_parser(
-        "compare-splits",
-        help="find test images that are also training images",
-        description="Find near-duplicates between training and test images.",
+    compare = add_verb(
+        verbs, "compare-splits", "Find near-duplicates between training and test images."
     )
     compare.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
     compare.add_argument(
@@ -36,9 +35,7 @@ def add_verbs(verbs: Any) -> None:
         "split)",
     )  # fmt: skip
     compare.add_argument("--model", help=f"also compare features of this model: {MODEL}")
-    compare.add_argument(
-        "--image-size", type=int, help="input size in pixels (default: that of the model)"
-    )
+    add_image_size(compare)
     compare.add_argument(
         "--bits",
         type=_bits,
@@ -52,9 +49,7 @@ def add_verbs(verbs: Any) -> None:
     compare.add_argument(
         "--card", type=Path, metavar="RUN", help="write the result into this run's results and card"
     )
-    compare.add_argument(
-        "--cache", type=Path, help="folder of cached features (default: the Hugging Face cache)"
-    )
+    add_cache(compare)
     compare.set_defaults(run=_compare, out_files=("out", "sheet"), out_folders=("cache",))
 
 

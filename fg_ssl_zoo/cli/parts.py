@@ -4,16 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from fg_ssl_zoo.cli.arguments import add_verb
 from fg_ssl_zoo.cli.evaluation import add_models, common
 from fg_ssl_zoo.config import data_of, home_path, parse_words
 
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl parts`."""
-    parts = verbs.add_parser(
-        "parts",
-        help="draw the parts that a backbone distinguishes",
-        description="Discover parts by clustering the features of backbones, and draw them.",
+    parts = add_verb(
+        verbs, "parts", "Discover parts by clustering the features of backbones, and draw them."
     )
     add_models(parts)
     parts.add_argument(

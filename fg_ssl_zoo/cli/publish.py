@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fg_ssl_zoo.cli.arguments import add_verb
+
 if TYPE_CHECKING:
     from fg_ssl_zoo.hub.checks import Checked
 
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl publish`."""
-    publish = verbs.add_parser(
+    publish = add_verb(
+        verbs,
         "publish",
-        help="upload trained models to the Hub",
-        description="Check trained models and upload them to the Hub, one commit for each model.",
+        "Check trained models and upload them to the Hub, one commit for each model.",
     )
     publish.add_argument(
         "folders", nargs="+", metavar="FOLDER", type=Path,

@@ -4,16 +4,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from fg_ssl_zoo.cli.arguments import add_verb
 from fg_ssl_zoo.cli.evaluation import add_models, common
 from fg_ssl_zoo.config import data_of, encodable
 
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl report`."""
-    report = verbs.add_parser(
+    report = add_verb(
+        verbs,
         "report",
-        help="write a page with scores, errors and neighbours",
-        description="Write one HTML page with the scores of backbones, the classes they confuse, "
+        "Write one HTML page with the scores of backbones, the classes they confuse, "
         "and nearest neighbours.",
     )
     add_models(report)

@@ -5,7 +5,7 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fg_ssl_zoo.cli.embed import DATA, MODEL
+from fg_ssl_zoo.cli.arguments import add_cache, add_image_size, add_model_and_data, add_verb
 from fg_ssl_zoo.config import data_of, escaped, printable
 
 if TYPE_CHECKING:
@@ -20,13 +20,12 @@ COLUMNS = ("rank", "file", "folder", "suggested", "suspicion")
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl suspects`."""
-    suspects = verbs.add_parser(
+    suspects = add_verb(
+        verbs,
         "suspects",
-        help="list images that may have a wrong label",
-        description="List images whose nearest neighbours have another class than their folder.",
+        "List images whose nearest neighbours have another class than their folder.",
     )
-    suspects.add_argument("model", metavar="MODEL", help=MODEL)
-    suspects.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
+    add_model_and_data(suspects)
     suspects.add_argument(
         "--out", type=Path, default=Path("suspects.html"),
         help="page to write (default suspects.html); the complete list is the .csv beside it",
@@ -38,13 +37,9 @@ def add_verbs(verbs: Any) -> None:
         "--check", type=float, metavar="SHARE",
         help="write nothing; swap this share of the labels (such as 0.03) and count those found",
     )  # fmt: skip
-    suspects.add_argument(
-        "--image-size", type=int, help="input size in pixels (default: that of the model)"
-    )
+    add_image_size(suspects)
     suspects.add_argument("--seed", type=int, default=0, help="seed of --check (default 0)")
-    suspects.add_argument(
-        "--cache", type=Path, help="folder of cached features (default: the Hugging Face cache)"
-    )
+    add_cache(suspects)
     suspects.set_defaults(run=_suspects, out_files=("out",), out_folders=("cache",))
 
 

@@ -3,14 +3,12 @@
 import argparse
 from typing import Any
 
+from fg_ssl_zoo.cli.arguments import add_verb
+
 
 def add_verbs(verbs: Any) -> None:
     """Give the command `fgssl train`."""
-    train = verbs.add_parser(
-        "train",
-        help="pretrain a backbone on a folder of images",
-        description="Pretrain a backbone in one process, without a launcher.",
-    )
+    train = add_verb(verbs, "train", "Pretrain a backbone in one process, without a launcher.")
     train.add_argument(
         "--print-recipe", action="store_true", help="print the complete recipe as YAML and stop"
     )

@@ -4,15 +4,17 @@ import argparse
 import json
 from typing import Any
 
+from fg_ssl_zoo.cli.arguments import add_verb
+
 NAME = "fgssl_BACKBONE_DATA[.METHOD][@REVISION], see fgssl list"
 
 
 def add_verbs(verbs: Any) -> None:
     """Give the three commands."""
-    listing = verbs.add_parser(
+    listing = add_verb(
+        verbs,
         "list",
-        help="list all models and where their weights are",
-        description="List all models, their scores, and where their weights would come from; for a "
+        "List all models, their scores, and where their weights would come from; for a "
         "model without weights, the command that trains it.",
     )
     listing.add_argument(
@@ -22,18 +24,12 @@ def add_verbs(verbs: Any) -> None:
     listing.add_argument("--offline", action="store_true", help="do not ask the Hub")
     listing.set_defaults(run=_list)
 
-    info = verbs.add_parser(
-        "info", help="print the card of a model", description="Print the card of a model."
-    )
+    info = add_verb(verbs, "info", "Print the card of a model.")
     info.add_argument("name", metavar="NAME", help=NAME)
     info.add_argument("--json", action="store_true", help="print its header and results as JSON")
     info.set_defaults(run=_info)
 
-    pull = verbs.add_parser(
-        "pull",
-        help="download models for offline use",
-        description="Download models into the Hub's cache, for offline use.",
-    )
+    pull = add_verb(verbs, "pull", "Download models into the Hub's cache, for offline use.")
     pull.add_argument("names", nargs="+", metavar="NAME", help=NAME)
     pull.add_argument(
         "--pretraining", action="store_true",

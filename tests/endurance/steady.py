@@ -14,6 +14,9 @@ from tests.endurance.runs import Run
 MOST_GROWTH = {"main": 2.0, "workers": 2.0}
 """MB between the second window and the last that the allocator alone may account for."""
 
+LOADERS = 3
+"""Fewer would be threads of the training process."""
+
 
 @dataclass
 class Samples:
@@ -48,13 +51,13 @@ class Samples:
 
 
 def steady(root, steps, count=8, every=0.1):
-    """Train for so many steps with two loader processes; a row, and a table of the windows.
+    """Train for so many steps with `LOADERS` loader processes; a row, and a table of the windows.
 
     The steps are divided into `count` windows; the first is the warm-up. From the second to the
     last, memory may grow by `MOST_GROWTH`, and neither files nor threads at all.
     """
     words = [
-        "data.num_workers=2", f"stages[0].train.steps={steps}", "stages[0].train.lr=0.01",
+        f"data.num_workers={LOADERS}", f"stages[0].train.steps={steps}", "stages[0].train.lr=0.01",
         f"stages[0].train.checkpoint_every={steps // 32}", f"monitor.every={steps // 16}",
     ]  # fmt: skip
     run = Run(root / "steady", *words)
@@ -63,13 +66,13 @@ def steady(root, steps, count=8, every=0.1):
     while run.is_alive:
         with contextlib.suppress(psutil.Error):
             loaders = [loader for loader in loaders if loader.is_running()]
-            if len(loaders) < 2 and run.logged:  # those of the first measurement have ended
-                loaders = children(process)[:2]
-        if len(loaders) == 2 and (done := run.logged) < steps:
+            if len(loaders) < LOADERS and run.logged:  # those of the first measurement have ended
+                loaders = children(process)[:LOADERS]
+        if len(loaders) == LOADERS and (done := run.logged) < steps:
             windows[done * count // steps].take(process, loaders)
         time.sleep(every)
     ended = run.end()
-    row = Row(f"memory, files, threads over {steps} steps, two loader processes", steps)
+    row = Row(f"memory, files, threads over {steps} steps, {LOADERS} loader processes", steps)
     row.take(ended)
     seen = [window.row() for window in windows if window.main]
     row.message = f"{len(seen)} of {count} windows" if len(seen) < count else growth(seen)
