@@ -1,6 +1,6 @@
 """Processor time and memory of the ways to load pictures beside a training process.
 
-    python benchmarks/loader.py FOLDER [--image-size 224] [--batches 40] [--only WAY ...]
+    python benchmarks/loader.py FOLDER [--image-size 224] [--batches 40] [--only slots]
 
     process    in the training process
     threads    two threads of it

@@ -19,7 +19,7 @@ from fg_ssl_zoo.evaluation.monitor import OnlineMonitor
 from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.pretrain import main, pretrain, rounds
 from tests.pictures import write_photos
-from tests.test_pretrain import TINY, metrics
+from tests.test_pretrain import RECIPE, metrics
 
 SAMPLED = ["monitor.start_images=4", "monitor.every=100", "resume=auto"]
 
@@ -35,7 +35,7 @@ def recipe(tmp_path, monkeypatch):
 
     monkeypatch.setattr(OnlineMonitor, "__init__", in_here)
     path = tmp_path / "fgssl_test_resnet_drawn.simclr.yaml"
-    path.write_text(TINY)
+    path.write_text(RECIPE)
     return path
 
 

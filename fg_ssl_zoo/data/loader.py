@@ -337,31 +337,38 @@ def image_loader(
 ) -> Iterator[dict[str, Any]]:
     """Every image of `indices` once and in order; what cannot be decoded is left out.
 
-    Workers are as in `step_loader`: a process with threads is not to be forked. On a terminal there
-    is a progress bar behind `title`.
+    On a terminal there is a progress bar behind `title`.
+    """
+    loader = loader_of_all(images, views, indices, batch_size=batch_size, num_workers=num_workers)
+    return shown(loader, len(indices), title, size=batch_size)
+
+
+def loader_of_all(
+    images: Images, views: Views, indices: Sequence[int], *, batch_size: int, num_workers: int
+) -> Loader:
+    """What `image_loader` shows the progress of.
+
+    Workers are as in `step_loader`: a process with threads is not to be forked.
     """
     max_pixels()  # as in `step_loader`
     every = _EveryImage(images, views)
-    loader: Loader
     if 0 < num_workers <= MOST_THREADS:
-        loader = ThreadLoader(
+        return ThreadLoader(
             every,
             BatchSampler(list(indices), batch_size, drop_last=False),
             collate=_collate_readable,
             num_threads=num_workers,
             prefetch_factor=2,
         )
-    else:
-        loader = _Loader(
-            every,
-            batch_size=batch_size,
-            sampler=list(indices),
-            num_workers=num_workers,
-            collate_fn=SlotCollate(_collate_readable, 3) if num_workers else _collate_readable,
-            worker_init_fn=_quiet_worker,
-            prefetch_factor=2 if num_workers else None,
-        )
-    return shown(loader, len(indices), title, size=batch_size)
+    return _Loader(
+        every,
+        batch_size=batch_size,
+        sampler=list(indices),
+        num_workers=num_workers,
+        collate_fn=SlotCollate(_collate_readable, 3) if num_workers else _collate_readable,
+        worker_init_fn=_quiet_worker,
+        prefetch_factor=2 if num_workers else None,
+    )
 
 
 def _collate_readable(rows: Sequence[dict[str, Any]], room: Room | None = None) -> dict[str, Any]:

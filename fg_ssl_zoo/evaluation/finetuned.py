@@ -1,4 +1,4 @@
-"""A backbone and its linear classifier, fine-tuned together: `fgssl classifier --head finetune`.
+"""A backbone and its linear classifier, fine-tuned together (`--head finetune`).
 
 The classifier starts as the logistic regression on the frozen features, so that the first steps do
 not distort them (Kumar et al., 2022, arXiv 2202.10054: linear probing, then fine-tuning).

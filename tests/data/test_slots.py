@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from fg_ssl_zoo.data import loader as loader_module
-from fg_ssl_zoo.data.loader import PREFETCH, Order, ViewDataset, collate, image_loader, step_loader
+from fg_ssl_zoo.data.loader import (
+    PREFETCH,
+    Order,
+    ViewDataset,
+    collate,
+    image_loader,
+    loader_of_all,
+    step_loader,
+)
 from fg_ssl_zoo.data.slots import _READERS, Filled, SlotReader, stacked
 from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from tests.pictures import SomeCorrupt
@@ -115,7 +123,7 @@ def test_prefetching_is_what_the_slots_were_counted_for(birds):
     dataset = ViewDataset(birds, views, seed=1)
     for made in (
         step_loader(dataset, Order(16, 4, 1), range(3), num_workers=3),
-        image_loader(birds, views, [0, 1], batch_size=1, num_workers=3),
+        loader_of_all(birds, views, [0, 1], batch_size=1, num_workers=3),
     ):
         assert isinstance(made.collate_fn, loader_module.SlotCollate)
         assert len(made.collate_fn.slots) == made.prefetch_factor + 1

@@ -15,7 +15,7 @@ from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import CheckpointError, Position
 from fg_ssl_zoo.engine.log import JsonlTracker, drop_from
 from fg_ssl_zoo.engine.run_folder import RunFolder, RunFolderTaken
-from fg_ssl_zoo.pretrain import stages
+from fg_ssl_zoo.pretrain import start_weights
 from fg_ssl_zoo.pretrain.run import Run
 from tests.endurance.faults import no_space
 from tests.endurance.processes import end, start
@@ -229,8 +229,8 @@ def test_a_stage_that_has_begun_needs_the_weights_it_started_from(tmp_path):
     weights = create_backbone("test_resnet", image_size=32)
     path = tmp_path / "notes" / "stage1_start.safetensors"
     with pytest.raises(ValueError, match=r"stage1_start.safetensors is gone; it cannot be .*over"):
-        stages._keep_start(run, weights, 1, at_start=False)
-    stages._keep_start(run, weights, 1, at_start=True)
+        start_weights.keep_start(run, weights, 1, at_start=False)
+    start_weights.keep_start(run, weights, 1, at_start=True)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"stage1_start.safetensors cannot be read .*restore"):
-        stages._start_weights(run, 1)
+        start_weights.start_weights(run, 1)

@@ -35,7 +35,7 @@ def test_options_are_described_as_they_are_typed():
     options = {option.name: option for option in options_of(PROTOCOLS["finetune"].options)}
     assert options["weight_decay"].default == "0.0001"
     assert options["head"].choices == ("linear", "mlp", "paper")
-    assert options["epochs"].text == "Passes over the training pictures."
+    assert options["epochs"].text == "Passes over the training images."
     discovery = {option.name: option for option in options_of(PROTOCOLS["part_discovery"].options)}
     assert discovery["layers"].default == "null"
     assert discovery["stride"].text == discovery["layers"].text  # one line for both

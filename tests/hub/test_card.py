@@ -73,7 +73,7 @@ def test_every_setting_is_told(backbone):
     for told in (
         "A test_resnet",
         "random weights",
-        "cub pictures of 96 px",
+        "cub images of 96 px",
         "| init | scratch |",
         "5994 images, fingerprint `f1n9e2`",
         "| steps | 180, 11520 images seen |",
@@ -105,12 +105,12 @@ def test_the_card_says_which_pictures_were_seen(backbone):
     card = render_card(backbone, recipe_of(), RESULTS)
     assert "the 5994 of split `train` of cub" in card
     assert "split `test` (5794 images), which pretraining did not read" in card
-    assert "no picture of ImageNet" in card
+    assert "no other images, such as ImageNet, influenced" in card
     card = render_card(backbone, recipe_of(init="r160_in1k"), RESULTS)
-    assert "It started from `r160_in1k`" in card
-    assert "overlap with the test pictures" in card
+    assert "the training images of `r160_in1k`" in card
+    assert "overlap with the test images" in card
     same = recipe_of(data={"name": "cub", "test_split": "train"})
-    assert "on the **same** pictures" in render_card(backbone, same, RESULTS)
+    assert "on the **same** images" in render_card(backbone, same, RESULTS)
 
 
 def test_the_card_says_what_training_and_test_pictures_have_in_common(backbone):
@@ -153,7 +153,7 @@ def test_what_fgssl_eval_measured_stands_in_a_table_of_its_own(backbone):
     )
     assert "### Measured on garden" in card
     assert "60 training and 40 test images of 12 classes" in card
-    assert "cub pictures of 96 px. Twelve gardens.\nIt started" in card
+    assert "cub images of 96 px. Twelve gardens.\nIt started" in card
     assert "None were measured" not in card
 
 
@@ -169,10 +169,10 @@ def test_the_row_before_training_is_told_by_its_weights(backbone):
         "The start row is the same network before the first step, with the weights of `runs/a`."
         in card
     )
-    assert "The start row shows what the start alone brings." in card
+    assert "The start row shows the scores of the start weights alone." in card
     card = render_card(backbone, recipe_of(init="runs/a"), {**RESULTS, "rows": rows[1:]})
     assert "before the first step" not in card
-    assert "start alone" not in card
+    assert "start weights alone" not in card
 
 
 def test_a_model_of_ours_that_training_continued_from_is_linked(backbone):

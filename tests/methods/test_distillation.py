@@ -134,11 +134,14 @@ def test_two_processes_equal_one(tmp_path):
     ("options", "said"),
     [
         ({"teacher": "runs/nothing"}, "teacher: no model 'runs/nothing'"),
-        ({"teacher": "test_resnet@scratch"}, "teacher: 'test_resnet@scratch' is untrained"),
+        (
+            {"teacher": "test_resnet@scratch"},
+            "teacher: 'test_resnet@scratch' has random weights; name a trained",
+        ),
         ({"teacher": "TEACHER", "logit_weight": 1.0}, "logit_weight: teacher .* no classifier"),
         (
             {"teacher": "TEACHER", "feature_weight": 0.0},
-            "feature_weight, logit_weight: one of",
+            "feature_weight and logit_weight are both 0; one of",
         ),
         ({"teacher": "VIT", "teacher_size": 40}, "teacher: .*40 is not divisible by the patch"),
     ],
