@@ -14,10 +14,11 @@ from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Data, Monitor, load_recipe
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.folders import load_folder
-from fg_ssl_zoo.engine.log import PictureCount, drop_from
+from fg_ssl_zoo.engine.log import drop_from
 from fg_ssl_zoo.evaluation.monitor import OnlineMonitor
 from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.pretrain import main, pretrain, rounds
+from fg_ssl_zoo.progress import shown
 from tests.pictures import write_photos
 from tests.test_pretrain import RECIPE, metrics
 
@@ -228,13 +229,11 @@ def test_a_sample_is_spread_evenly_over_each_split(monkeypatch, tmp_path):
     assert monitor.read_last() == "5 of 32 training and 5 of 32 test pictures"
 
 
-def test_progress_is_a_line_every_so_often_and_nothing_after_the_last_picture(capsys):
-    count = PictureCount(5, shown=True, every=0)
-    for pictures in (2, 2, 1):
-        count.add(pictures)
-    count.close()
+def test_progress_is_a_line_every_so_often_and_nothing_after_the_last_picture(capsys, monkeypatch):
+    assert list(shown("abc", 5, "measuring", size=2, lines_every=0)) == ["a", "b", "c"]
     assert capsys.readouterr().out == "measuring: 2 of 5 pictures\nmeasuring: 4 of 5 pictures\n"
-    PictureCount(5, shown=False, every=0).add(2)
+    monkeypatch.setenv("RANK", "1")
+    assert list(shown("abc", 5, "measuring", size=2, lines_every=0)) == ["a", "b", "c"]
     assert capsys.readouterr().out == ""
 
 

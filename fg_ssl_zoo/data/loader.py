@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -36,6 +36,7 @@ from fg_ssl_zoo.data.sample import (
     Sample,
     Views,
     WrongMask,
+    reduction_of,
 )
 from fg_ssl_zoo.data.slots import Room, SlotCollate, SlotReader, stacked
 from fg_ssl_zoo.data.thread_loader import MOST_THREADS, ThreadLoader
@@ -161,25 +162,28 @@ class ViewDataset(Dataset[dict[str, Any]]):
 
 def _read_for_training(images: Images, index: int, views: Views) -> Sample:
     """As `_read`; reduced, and from the cache of pictures, where the source can do that."""
-    if not isinstance(images, ReadsForTraining):
-        return _read(images, index, views)
-    reduction = getattr(views, "reduction", None)
-    try:
-        return images.for_training(index, reduction)
-    except WrongMask:
-        if getattr(views, "reads_masks", False):
-            raise
-        return cast(ReadsForTraining, without_masks(images)).for_training(index, reduction)
+    reduction = reduction_of(views)
+
+    def read(source: Images) -> Sample:
+        if isinstance(source, ReadsForTraining):
+            return source.for_training(index, reduction)
+        return source[index]
+
+    return _without_wrong_mask(images, views, read)
 
 
 def _read(images: Images, index: int, views: Views) -> Sample:
+    return _without_wrong_mask(images, views, lambda source: source[index])
+
+
+def _without_wrong_mask(images: Images, views: Views, read: Callable[[Images], Sample]) -> Sample:
     """A picture; that its part mask is wrong matters only to views that read masks."""
     try:
-        return images[index]
+        return read(images)
     except WrongMask:
         if isinstance(views, ReadsMasks) and views.reads_masks:
             raise
-        return without_masks(images)[index]
+        return read(without_masks(images))
 
 
 def collate(rows: Sequence[dict[str, Any]], room: Room | None = None) -> dict[str, Any]:
@@ -216,23 +220,35 @@ def step_loader(
     """
     max_pixels()  # a wrong one is refused here: an error in a worker comes with a traceback
     share = _Share(order, steps, rank, world, parts)
+    return _loader(dataset, share, collate, num_workers, PREFETCH, pin_memory)
+
+
+def _loader(
+    dataset: Dataset[dict[str, Any]],
+    batches: Sampler[list[Any]],
+    collate: Callable[..., dict[str, Any]],
+    num_workers: int,
+    prefetch: int,
+    pin_memory: bool = False,
+) -> Loader:
+    """Batches by no helper, threads or processes; a process with threads is not to be forked."""
     if 0 < num_workers <= MOST_THREADS:
         return ThreadLoader(
             dataset,
-            share,
+            batches,
             collate=collate,
             num_threads=num_workers,
-            prefetch_factor=PREFETCH,
+            prefetch_factor=prefetch,
             pin_memory=pin_memory,
         )
     return _Loader(
         dataset,
-        batch_sampler=share,
+        batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=SlotCollate(collate, PREFETCH + 1) if num_workers else collate,
+        collate_fn=SlotCollate(collate, prefetch + 1) if num_workers else collate,
         pin_memory=pin_memory,
         worker_init_fn=_quiet_worker,
-        prefetch_factor=PREFETCH if num_workers else None,
+        prefetch_factor=prefetch if num_workers else None,
     )
 
 
@@ -334,41 +350,23 @@ def image_loader(
     batch_size: int,
     num_workers: int,
     title: str = "pictures",
+    lines_every: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Every image of `indices` once and in order; what cannot be decoded is left out.
 
-    On a terminal there is a progress bar behind `title`.
+    `title` and `lines_every` are those of `progress.shown`.
     """
     loader = loader_of_all(images, views, indices, batch_size=batch_size, num_workers=num_workers)
-    return shown(loader, len(indices), title, size=batch_size)
+    return shown(loader, len(indices), title, size=batch_size, lines_every=lines_every)
 
 
 def loader_of_all(
     images: Images, views: Views, indices: Sequence[int], *, batch_size: int, num_workers: int
 ) -> Loader:
-    """What `image_loader` shows the progress of.
-
-    Workers are as in `step_loader`: a process with threads is not to be forked.
-    """
+    """What `image_loader` shows the progress of; workers as in `step_loader`."""
     max_pixels()  # as in `step_loader`
-    every = _EveryImage(images, views)
-    if 0 < num_workers <= MOST_THREADS:
-        return ThreadLoader(
-            every,
-            BatchSampler(list(indices), batch_size, drop_last=False),
-            collate=_collate_readable,
-            num_threads=num_workers,
-            prefetch_factor=2,
-        )
-    return _Loader(
-        every,
-        batch_size=batch_size,
-        sampler=list(indices),
-        num_workers=num_workers,
-        collate_fn=SlotCollate(_collate_readable, 3) if num_workers else _collate_readable,
-        worker_init_fn=_quiet_worker,
-        prefetch_factor=2 if num_workers else None,
-    )
+    batches = BatchSampler(list(indices), batch_size, drop_last=False)
+    return _loader(_EveryImage(images, views), batches, _collate_readable, num_workers, 2)
 
 
 def _collate_readable(rows: Sequence[dict[str, Any]], room: Room | None = None) -> dict[str, Any]:

@@ -33,9 +33,6 @@ Views = Callable[[Sample, np.random.Generator], dict[str, Any]]
 
 All randomness comes from the generator, which is seeded by (seed, epoch, index): what is drawn
 depends neither on workers nor on processes nor on resuming.
-
-Views with an attribute `reduction` (`data.reduction.Reduction` or `None`) are given pictures that
-are reduced so far, where the source can do that.
 """
 
 
@@ -115,6 +112,19 @@ class ReadsMasks(Protocol):
 
 
 @runtime_checkable
+class Reduces(Protocol):
+    """Views that do not need all pixels of a large picture.
+
+    Attributes:
+        reduction: Width and height in pixels -> by how much a picture may be reduced while it is
+            decoded, as `data.reduction.Reduction`; `None` keeps the size.
+    """
+
+    @property
+    def reduction(self) -> Callable[[int, int], int] | None: ...
+
+
+@runtime_checkable
 class ReadsForTraining(Protocol):
     """A source that reads pictures in another way for training."""
 
@@ -136,6 +146,11 @@ def parts_known(images: Images) -> list[str]:
 def keypoints_known(images: Images) -> list[str]:
     """Names of the keypoints that the pictures carry; empty without keypoints."""
     return images.keypoints if isinstance(images, HasKeypoints) else []
+
+
+def reduction_of(views: Views) -> Callable[[int, int], int] | None:
+    """How far these views let a picture be reduced while it is decoded."""
+    return views.reduction if isinstance(views, Reduces) else None
 
 
 # --------------------------------------------------------------------------- what is wrong with one

@@ -2,8 +2,6 @@
 
 import functools
 import json
-import os
-import signal
 import sys
 import threading
 import time
@@ -23,6 +21,7 @@ from tqdm import tqdm
 
 from fg_ssl_zoo.config import naming, nearest, printable, set_aside, write_whole
 from fg_ssl_zoo.engine.run_folder import RunFolder
+from fg_ssl_zoo.progress import tell
 
 
 def open_trackers(
@@ -158,22 +157,6 @@ def quiet_writer() -> None:
     threading.excepthook = hook
 
 
-def tell(text: str) -> None:
-    """Print a line; where nobody reads it any more, a run stops as at the end of its terminal.
-
-    Raises:
-        BrokenPipeError: No run that handles signals is under way.
-    """
-    try:
-        print(text, flush=True)  # noqa: T201
-    except BrokenPipeError:
-        hangup = getattr(signal, "SIGHUP", signal.SIGTERM)
-        if signal.getsignal(hangup) == signal.SIG_DFL:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at the end
-        signal.raise_signal(hangup)
-
-
 class Meter:
     """Loss, images/s and the share of time spent waiting for data, since the last reading."""
 
@@ -249,30 +232,4 @@ class Progress:
 
     def close(self) -> None:
         """Leave the bar as it stands."""
-        self.bar.close()
-
-
-class PictureCount:
-    """Progress of a measurement: a bar on a terminal; elsewhere a line every `every` seconds."""
-
-    def __init__(self, total: int, *, shown: bool, every: float = 15) -> None:
-        self.total, self.done, self.every = total, 0, every
-        self.terminal = shown and sys.stderr.isatty()
-        self.plain = shown and not self.terminal
-        self.bar = tqdm(
-            total=total, desc="measuring", disable=not self.terminal, unit="picture", leave=False
-        )
-        self.printed = time.monotonic()
-
-    def add(self, pictures: int) -> None:
-        """So many more have been read."""
-        self.done += pictures
-        self.bar.update(pictures)
-        now = time.monotonic()
-        if self.plain and now - self.printed >= self.every and self.done < self.total:
-            self.printed = now
-            print(f"measuring: {self.done} of {self.total} pictures", flush=True)  # noqa: T201
-
-    def close(self) -> None:
-        """Remove the bar."""
         self.bar.close()

@@ -162,8 +162,8 @@ class Fit:
     def _tell_measure(self, found: Mapping[str, float], step: int, when: str) -> None:
         self.accelerator.log(dict(found), step=step)
         values = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
-        on = f" ({self.measured_on()})" if self.measured_on() else ""
-        self.progress.say(f"{self.title}: {when}, {values}{on}")
+        on = self.measured_on()
+        self.progress.say(f"{self.title}: {when}, {values}{f' ({on})' if on else ''}")
 
     def forward(self, wrapped: nn.Module, method: Method, batch: Batch) -> MethodOutput:
         """The method's loss, with the anchor's term where there is one."""

@@ -19,7 +19,6 @@ from fg_ssl_zoo.data.datasets import file_state, fingerprint
 from fg_ssl_zoo.data.decode import max_pixels
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.data.tensor_cache import as_text, cache_file, read_tensors, write_tensors
-from fg_ssl_zoo.engine.log import PictureCount
 from fg_ssl_zoo.engine.loop import TrainingStopped
 from fg_ssl_zoo.features.extract import (
     Features,
@@ -37,6 +36,9 @@ from fg_ssl_zoo.ops.spectrum import feature_std, rankme
 
 RANK_IMAGES = 2048
 """Pictures that RankMe reads; its value depends on the number, so it is fixed."""
+
+SAID_EVERY = 15.0
+"""Seconds between lines on how far a measurement is, where there is no terminal."""
 
 COLLAPSED_STD = 1e-3
 """Feature std below which features are one point; 1 is evenly spread, untrained is 0.1 and more."""
@@ -75,7 +77,6 @@ class OnlineMonitor:
         settings: The recipe's.
         crop_pct: Of the centre crop; the model's own when not given.
         num_workers: Loader processes.
-        shown: Whether this process says how far a measurement is.
         cache: Folder of kept measurements; `assets/fg_ssl_zoo` of the Hugging Face cache by
             default.
         named: Unreadable pictures that were warned of.
@@ -87,7 +88,6 @@ class OnlineMonitor:
     settings: Monitor
     crop_pct: float | None
     num_workers: int = 0
-    shown: bool = False
     cache: Path | None = None
     named: set[str] = field(default_factory=set)
     used: dict[str, int] = field(default_factory=dict)
@@ -122,7 +122,7 @@ class OnlineMonitor:
 
     def start(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:
         """What `__call__` gives for start weights, from its file if it was measured before."""
-        about = self._about(backbone, accelerator)
+        about = self._about(backbone, accelerator) if accelerator.is_main_process else {}
         found = self.known_start(backbone, accelerator, about)
         if found is None:
             found = self(backbone, accelerator)
@@ -191,22 +191,11 @@ class OnlineMonitor:
     def _measured(
         self, backbone: Backbone, accelerator: Accelerator, most: int | None
     ) -> dict[str, float]:
-        splits = (self.train, self.test if self.train.labels is not None else None)
-        total = sum(len(evenly(len(images), most)) for images in splits if images is not None)
-        count = PictureCount(total, shown=self.shown)
-        try:
-            return self._scores(backbone, accelerator, most, count)
-        finally:
-            count.close()
-
-    def _scores(
-        self, backbone: Backbone, accelerator: Accelerator, most: int | None, count: PictureCount
-    ) -> dict[str, float]:
-        train = self._features(backbone, self.train, accelerator, most, count)
+        train = self._features(backbone, self.train, accelerator, most)
         measured = {}
         looked_at = train.features
         if self.test is not None and train.labels is not None:
-            test = self._features(backbone, self.test, accelerator, most, count)
+            test = self._features(backbone, self.test, accelerator, most)
             looked_at = test.features
             if test.labels is not None:
                 measured["eval/knn_top1"] = knn_top1(
@@ -250,12 +239,7 @@ class OnlineMonitor:
         return _as_sample(found) if sample else found
 
     def _features(
-        self,
-        backbone: Backbone,
-        images: Images,
-        accelerator: Accelerator,
-        most: int | None,
-        count: PictureCount,
+        self, backbone: Backbone, images: Images, accelerator: Accelerator, most: int | None
     ) -> Features:
         found = extract(
             backbone,
@@ -264,7 +248,8 @@ class OnlineMonitor:
             crop_pct=self.crop_pct,
             max_images=most,
             num_workers=self.num_workers,
-            told=count.add,
+            title="measuring",
+            lines_every=SAID_EVERY,
         )
         if bad := int((~found.features.isfinite()).any(dim=1).sum()):
             raise TrainingStopped(

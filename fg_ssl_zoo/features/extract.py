@@ -56,7 +56,8 @@ def extract(
     batch_size: int = 128,
     num_workers: int = 0,
     read: Read = Backbone.__call__,
-    told: Callable[[int], None] | None = None,
+    title: str = "features",
+    lines_every: float | None = None,
 ) -> Features:
     """Pooled features in evaluation mode; each process takes a share, every process gets all.
 
@@ -69,7 +70,8 @@ def extract(
         batch_size: Of the forward passes.
         num_workers: Loader processes.
         read: What is taken from the backbone; its pooled features by default.
-        told: Called with the number of pictures, of all processes together, that each batch added.
+        title: Of the progress.
+        lines_every: As of `progress.shown`.
     """
     mine = evenly(len(images), max_images)[rank() :: world_size()]
     features, indices = torch.zeros(0, backbone.num_features), torch.zeros(0, dtype=torch.int64)
@@ -77,13 +79,12 @@ def extract(
     for rows, which in stream(
         backbone, images, accelerator, mine,
         crop_pct=crop_pct, batch_size=batch_size, num_workers=num_workers, read=read,
+        title=title, lines_every=lines_every,
     ):  # fmt: skip
         if not done:  # made once: what is kept between the passes splits the memory they use again
             features, indices = rows.new_empty(len(mine), rows.shape[1]), which.new_empty(len(mine))
         features[done : done + len(rows)], indices[done : done + len(rows)] = rows, which
         done += len(rows)
-        if told is not None:
-            told(len(rows) * world_size())
     features, indices = features[:done], indices[:done]
     if world_size() > 1:
         gathered = gather_object([(features, indices)])
@@ -109,6 +110,8 @@ def stream(
     batch_size: int = 128,
     num_workers: int = 0,
     read: Read = Backbone.__call__,
+    title: str = "features",
+    lines_every: float | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Features of these pictures in this process, a batch at a time; arguments as `extract`.
 
@@ -118,7 +121,7 @@ def stream(
     """
     loader = image_loader(
         images, centre_view(backbone, crop_pct), indices,
-        batch_size=batch_size, num_workers=num_workers, title="features",
+        batch_size=batch_size, num_workers=num_workers, title=title, lines_every=lines_every,
     )  # fmt: skip
     with evaluating(backbone):
         for batch in loader:

@@ -11,7 +11,7 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Recipe, Stage
 from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.loader import Order, ViewDataset
-from fg_ssl_zoo.data.tensor_cache import load_tensors, write_tensors
+from fg_ssl_zoo.data.tensor_cache import write_tensors
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import Fit, fit, total_steps
 from fg_ssl_zoo.engine.record import Record
@@ -21,7 +21,7 @@ from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.layers.anchor import Anchor
 from fg_ssl_zoo.method import FindsParts, Method
 from fg_ssl_zoo.pretrain.run import Run
-from fg_ssl_zoo.pretrain.start_weights import RESTORE, start_weights
+from fg_ssl_zoo.pretrain.start_weights import RESTORE, read_kept, start_weights
 
 SHOWN = 48
 """Pictures whose parts are kept to be looked at."""
@@ -134,10 +134,7 @@ def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
     name = f"stage{at.stage}_round{at.round}"
     path = run.folder.notes / f"{name}.safetensors"
     if at.step and path.is_file():
-        try:
-            return load_tensors(path)
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read ({error}); {RESTORE}") from error
+        return read_kept(path)
     notes = method.annotate(run.train, run.accelerator)
     if notes and at.step:
         raise ValueError(f"{path} is gone; {RESTORE}")
@@ -175,7 +172,12 @@ def steps_before(run: Run, at: Position) -> int:
     """Optimizer steps of the rounds before a position."""
     before = 0
     for number, stage in enumerate(run.recipe.stages[: at.stage + 1]):
-        order = Order(len(run.train), stage.train.batch_size, run.recipe.seed)
         rounds = at.round if number == at.stage else stage.rounds
-        before += rounds * total_steps(stage.train, order)
+        before += rounds * steps_of(run, stage)
     return before
+
+
+def steps_of(run: Run, stage: Stage) -> int:
+    """Optimizer steps of one round."""
+    order = Order(len(run.train), stage.train.batch_size, run.recipe.seed)
+    return total_steps(stage.train, order)

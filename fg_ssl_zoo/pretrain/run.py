@@ -14,11 +14,11 @@ from fg_ssl_zoo.data.datasets import fingerprint
 from fg_ssl_zoo.data.loader import resolve_num_workers
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import hardware
-from fg_ssl_zoo.engine.log import tell
 from fg_ssl_zoo.engine.optim import describe_lr
 from fg_ssl_zoo.engine.provenance import commit
 from fg_ssl_zoo.engine.run_folder import RunFolder
 from fg_ssl_zoo.evaluation.monitor import OnlineMonitor
+from fg_ssl_zoo.progress import tell
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,18 @@ def open_run(
         ValueError: The processes do not see the same recipe and pictures, or the folder holds a run
             of another recipe or of other pictures; nothing in it was touched.
     """
-    free = replace(recipe, output=None, data=replace(recipe.data, path=None))  # of each machine
-    pictures = [None if images is None else fingerprint(images) for images in (train, test)]
-    refuse_differences(accelerator, "the same recipe", to_yaml(free))
-    refuse_differences(
-        accelerator, "the same pictures: bring the folders of all machines to one state", pictures
-    )
+    if accelerator.num_processes > 1:
+        free = replace(recipe, output=None, data=replace(recipe.data, path=None))  # of each machine
+        pictures = [None if images is None else fingerprint(images) for images in (train, test)]
+        refuse_differences(accelerator, "the same recipe", to_yaml(free))
+        same = "the same pictures: bring the folders of all machines to one state"
+        refuse_differences(accelerator, same, pictures)
     folder = RunFolder(recipe.folder)
     if accelerator.is_main_process:
         folder.claim(recipe, {"train": train, "test": test})
     accelerator.wait_for_everyone()
     workers = resolve_num_workers(recipe.data.num_workers, accelerator.num_processes)
-    shown = accelerator.is_main_process
-    monitor = OnlineMonitor(train, test, recipe.monitor, recipe.data.crop_pct, workers, shown)
+    monitor = OnlineMonitor(train, test, recipe.monitor, recipe.data.crop_pct, workers)
     run = Run(recipe, folder, accelerator, train, test, switches, monitor, commit())
     run.say(_headline(run, summary))
     return run

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Recipe, Stage
-from fg_ssl_zoo.data.loader import Order
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import open_trackers
-from fg_ssl_zoo.engine.loop import total_steps
 from fg_ssl_zoo.engine.record import Record
 from fg_ssl_zoo.hub.pretraining import saved_state
 from fg_ssl_zoo.layers.anchor import Anchor
@@ -24,7 +22,7 @@ from fg_ssl_zoo.layers.frozen import norms_with_statistics
 from fg_ssl_zoo.method import Method, check_batch, train_mode
 from fg_ssl_zoo.methods import complete_options, create_method
 from fg_ssl_zoo.pretrain.inherit import inherit, inherit_saved
-from fg_ssl_zoo.pretrain.rounds import run_round, steps_before
+from fg_ssl_zoo.pretrain.rounds import run_round, steps_before, steps_of
 from fg_ssl_zoo.pretrain.run import Run, refuse_differences
 from fg_ssl_zoo.pretrain.start_weights import keep_start, start_file, start_weights
 
@@ -84,8 +82,7 @@ def _refuse_foreign(run: Run, at: Position, state: Mapping[str, Any]) -> None:
     stages = run.recipe.stages
     fits = at.stage < len(stages) and at.round < stages[at.stage].rounds
     if fits:
-        order = Order(len(run.train), stages[at.stage].train.batch_size, run.recipe.seed)
-        fits = at.step <= total_steps(stages[at.stage].train, order)
+        fits = at.step <= steps_of(run, stages[at.stage])
     known = {field.name for field in fields(Record)}
     if not fits or not {"method", "optimizer", "record"} <= state.keys():
         why = "the recipe has no such step"

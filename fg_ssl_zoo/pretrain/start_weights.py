@@ -1,4 +1,4 @@
-"""The weights that the stages of a run started from, in the folder of its notes."""
+"""Tensors of a run that cannot be computed again: the weights that its stages started from."""
 
 from pathlib import Path
 
@@ -40,12 +40,16 @@ def keep_start(run: Run, backbone: Backbone, number: int, at_start: bool = True)
 
 
 def start_weights(run: Run, number: int) -> dict[str, Tensor]:
-    """The weights that a stage started from.
+    """The weights that a stage started from; errors as `read_kept`."""
+    return read_kept(start_file(run, number))
+
+
+def read_kept(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file among the run's notes.
 
     Raises:
-        ValueError: Their file is damaged.
+        ValueError: It is damaged.
     """
-    path = start_file(run, number)
     try:
         return load_tensors(path)
     except ValueError as error:
