@@ -30,7 +30,8 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.create import create_backbone, open_backbone
 from fg_ssl_zoo.config import data_of, load_recipe
 from fg_ssl_zoo.data.datasets import load_images
-from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
+from fg_ssl_zoo.data.loader import ViewDataset, step_loader
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.hub.export import export
 

@@ -28,7 +28,8 @@ import torch
 from fg_ssl_zoo.config import Data, Speed
 from fg_ssl_zoo.data import loader
 from fg_ssl_zoo.data.datasets import load_splits
-from fg_ssl_zoo.data.loader import Order, ViewDataset, collate, step_loader
+from fg_ssl_zoo.data.loader import ViewDataset, collate, step_loader
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.engine import hardware
 

@@ -62,7 +62,8 @@ def ours(names: list[Path], size: int) -> Iterator[torch.Tensor]:
     """Views of `simclr`, normalised."""
     from fg_ssl_zoo.backbones.create import create_backbone
     from fg_ssl_zoo.data.folders import FolderImages
-    from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
+    from fg_ssl_zoo.data.loader import ViewDataset, step_loader
+    from fg_ssl_zoo.data.order import Order
     from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 
     images = FolderImages("/", [str(name.resolve())[1:] for name in names], name="peers")

@@ -24,7 +24,8 @@ from torch import Tensor
 from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Recipe, load_recipe
 from fg_ssl_zoo.data.datasets import load_splits
-from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
+from fg_ssl_zoo.data.loader import ViewDataset, step_loader
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions

@@ -46,7 +46,8 @@ from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.backbones.maps import accept_any_size
 from fg_ssl_zoo.config import Speed, parse_words
 from fg_ssl_zoo.data.drawn import DrawnBirds
-from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
+from fg_ssl_zoo.data.loader import ViewDataset, step_loader
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.engine import hardware
 from fg_ssl_zoo.engine.provenance import commit, describe_hardware, versions
 from fg_ssl_zoo.method import Method

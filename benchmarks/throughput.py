@@ -20,7 +20,8 @@ from accelerate.utils import send_to_device
 from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Recipe, recipe_of
 from fg_ssl_zoo.data.datasets import load_splits
-from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
+from fg_ssl_zoo.data.loader import ViewDataset, step_loader
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.engine import hardware
 from fg_ssl_zoo.engine.optim import create_optimizer
 from fg_ssl_zoo.engine.provenance import describe_hardware

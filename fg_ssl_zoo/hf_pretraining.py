@@ -34,7 +34,8 @@ from transformers import (
 from transformers.utils.generic import ModelOutput
 
 from fg_ssl_zoo.backbones.create import create_backbone
-from fg_ssl_zoo.data.loader import Order, ViewDataset, collate
+from fg_ssl_zoo.data.loader import ViewDataset, collate
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.hub.pretraining import MODEL_TYPE, check_pretraining_config
 from fg_ssl_zoo.method import Method, lack_of_pictures, options_of_saved

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Train
-from fg_ssl_zoo.data.loader import pictures_of_a_pass
+from fg_ssl_zoo.data.order import pictures_of_a_pass
 from fg_ssl_zoo.data.sample import Images, Views
 from fg_ssl_zoo.layers.batch_norm import norms_of_batches, synchronises
 from fg_ssl_zoo.layers.frozen import keep_statistics, norms_of

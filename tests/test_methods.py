@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Train
-from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
+from fg_ssl_zoo.data.loader import ViewDataset, step_loader
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.views import Augmentation, augmentations_of
 from fg_ssl_zoo.method import check_batch
 from fg_ssl_zoo.methods import METHODS, create_method

@@ -17,7 +17,7 @@ from fg_ssl_zoo.cli import main as publish
 from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.data import tensor_cache
 from fg_ssl_zoo.data.datasets import load_splits
-from fg_ssl_zoo.data.loader import Order
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.loop import fit
 from fg_ssl_zoo.evaluation.candidates import candidates

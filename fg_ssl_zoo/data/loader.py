@@ -14,7 +14,6 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any, cast
@@ -28,6 +27,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from fg_ssl_zoo.data.datasets import without_masks
 from fg_ssl_zoo.data.decode import max_pixels
+from fg_ssl_zoo.data.order import Order, Share
 from fg_ssl_zoo.data.sample import (
     CorruptImage,
     Images,
@@ -48,85 +48,6 @@ PREFETCH = 4
 
 class TooManyCorruptImages(ValueError):
     """More than one picture in a hundred cannot be decoded."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """Which images a step sees.
-
-    Attributes:
-        num_images: Of the data set.
-        batch_size: Of all processes together; the rest of an epoch is dropped.
-        seed: Of the permutations.
-    """
-
-    num_images: int
-    batch_size: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.batch_size > self.num_images:
-            raise ValueError(
-                f"train.batch_size: {self.batch_size} is more than the {self.num_images} "
-                f"training images; {self.num_images} or less would do"
-            )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Full batches of one pass."""
-        return self.num_images // self.batch_size
-
-    def __call__(self, step: int) -> list[tuple[int, int]]:
-        """(epoch, index) of every image of a step."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        start = within * self.batch_size
-        order = _permutation(self.num_images, self.seed, epoch)[start : start + self.batch_size]
-        return [(epoch, int(index)) for index in order]
-
-
-@functools.lru_cache(maxsize=1)
-def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """Order of the images in an epoch; kept while its steps are asked for one after the other."""
-    return np.random.default_rng([seed, epoch]).permutation(num_images)
-
-
-def pictures_of_a_pass(batch_size: int, world: int, parts: int, where: str = "train") -> int:
-    """Pictures that one process shows its network in one forward pass.
-
-    Args:
-        batch_size: Of one optimizer step, all processes together.
-        world: Processes.
-        parts: The batch is accumulated from so many.
-        where: Path of the settings, for the error.
-
-    Raises:
-        ValueError: Processes and parts do not divide the batch.
-    """
-    if batch_size % (world * parts):
-        raise ValueError(
-            f"{where}.batch_size: {batch_size} is not divisible by {world} processes "
-            f"x {parts} accumulated parts"
-        )
-    return batch_size // (world * parts)
-
-
-class _Share(Sampler[list[tuple[int, int]]]):
-    """This process's rows of every step in [first, last), in `parts` batches a step."""
-
-    def __init__(self, order: Order, steps: range, rank: int, world: int, parts: int) -> None:
-        self.rows = pictures_of_a_pass(order.batch_size, world, parts)
-        self.order, self.steps, self.parts = order, steps, parts
-        self.rank, self.world = rank, world
-
-    def __len__(self) -> int:
-        return len(self.steps) * self.parts
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in self.steps:
-            drawn = self.order(step)
-            for part in range(self.parts):
-                start = (part * self.world + self.rank) * self.rows
-                yield drawn[start : start + self.rows]
 
 
 class ViewDataset(Dataset[dict[str, Any]]):
@@ -219,7 +140,7 @@ def step_loader(
     Up to `MOST_THREADS` workers are threads, more of them processes.
     """
     max_pixels()  # a wrong one is refused here: an error in a worker comes with a traceback
-    share = _Share(order, steps, rank, world, parts)
+    share = Share(order, steps, rank, world, parts)
     return _loader(dataset, share, collate, num_workers, PREFETCH, pin_memory)
 
 

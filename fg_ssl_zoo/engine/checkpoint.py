@@ -96,6 +96,27 @@ def _what_failed(error: BaseException, path: Path) -> str:
     return disk_error(OSError(found.errno, found.strerror, str(path)))
 
 
+def load_into(owner: Any, state: Mapping[str, Any], key: str, path: Path) -> None:
+    """Give a method or an optimizer its part of a checkpoint.
+
+    Args:
+        owner: Takes it by `load_state_dict`.
+        state: Of the checkpoint.
+        key: Of the part.
+        path: Of the file, for the error.
+
+    Raises:
+        CheckpointError: It is of another method or network.
+    """
+    try:
+        owner.load_state_dict(state[key])
+    except (RuntimeError, ValueError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} is no checkpoint of this run ({key}: {reason}); remove it from the folder"
+        ) from error
+
+
 def not_finite(state: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor that holds a NaN or an infinity, if any."""
     floats = {k: v for k, v in state.items() if v.is_floating_point() and v.numel()}

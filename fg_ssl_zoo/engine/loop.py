@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from fg_ssl_zoo.config import Train
 from fg_ssl_zoo.data.loader import (
-    Order,
     TooManyCorruptImages,
     ViewDataset,
     resolve_num_workers,
     step_loader,
 )
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import Meter, Progress
@@ -301,11 +301,12 @@ def fit(method: Method, job: Fit) -> None:
         nn.Module.to(method, memory_format=torch.channels_last)
     if accelerator.num_processes > 1:
         synchronise(method, accelerator.device)
+    saved = job.folder.checkpoints / job.start.file_name
     if job.state:
-        _load(method, job, "method")
+        checkpoint.load_into(method, job.state, "method", saved)
     wrapped, optimizer = accelerator.prepare(method, create_optimizer(method, train))
     if job.state:
-        _load(optimizer, job, "optimizer")
+        checkpoint.load_into(optimizer, job.state, "optimizer", saved)
     source = f"checkpoint {job.start.file_name}" if job.state else "the weights to start from"
     refuse_broken(method.state_dict(), source)
     train_mode(method, train, job.started_norms)
@@ -383,23 +384,6 @@ def fit(method: Method, job: Fit) -> None:
                 meter.reset()
                 job.save(method, optimizer, done)
     job.progress.close()
-
-
-def _load(owner: Any, job: Fit, key: str) -> None:
-    """Take over a part of the checkpoint.
-
-    Raises:
-        CheckpointError: It is of another method or network.
-    """
-    assert job.state is not None
-    try:
-        owner.load_state_dict(job.state[key])
-    except (RuntimeError, ValueError, LookupError, TypeError) as error:
-        path = job.folder.checkpoints / job.start.file_name
-        reason = " ".join(str(error).split())[:200]
-        raise checkpoint.CheckpointError(
-            f"{path} is no checkpoint of this run ({key}: {reason}); remove it from the folder"
-        ) from error
 
 
 def seed_step(seed: int, position: Position, step: int, rank: int) -> None:

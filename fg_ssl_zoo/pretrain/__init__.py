@@ -42,7 +42,8 @@ from fg_ssl_zoo.config import (
 )
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.decode import max_pixels
-from fg_ssl_zoo.data.loader import Order, worker_failure
+from fg_ssl_zoo.data.loader import worker_failure
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint, hardware
 from fg_ssl_zoo.engine.log import check_trackers, quiet_writer

@@ -10,7 +10,8 @@ from torch import Tensor
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Recipe, Stage
 from fg_ssl_zoo.data.datasets import Subset
-from fg_ssl_zoo.data.loader import Order, ViewDataset
+from fg_ssl_zoo.data.loader import ViewDataset
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.tensor_cache import write_tensors
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import Fit, fit, total_steps

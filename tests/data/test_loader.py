@@ -4,13 +4,13 @@ import torch
 
 from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import (
-    Order,
     TooManyCorruptImages,
     ViewDataset,
     image_loader,
     resolve_num_workers,
     step_loader,
 )
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from tests.pictures import SomeCorrupt
 

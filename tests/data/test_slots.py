@@ -9,13 +9,13 @@ import torch
 from fg_ssl_zoo.data import loader as loader_module
 from fg_ssl_zoo.data.loader import (
     PREFETCH,
-    Order,
     ViewDataset,
     collate,
     image_loader,
     loader_of_all,
     step_loader,
 )
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.slots import _READERS, Filled, SlotReader, stacked
 from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from tests.pictures import SomeCorrupt

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fg_ssl_zoo.data.fixed_views import CentreView
-from fg_ssl_zoo.data.loader import Order, ViewDataset, collate, image_loader, step_loader
+from fg_ssl_zoo.data.loader import ViewDataset, collate, image_loader, step_loader
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.thread_loader import ThreadLoader
 from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from tests.data.test_slots import assert_equal

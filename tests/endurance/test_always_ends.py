@@ -14,7 +14,8 @@ import psutil
 import pytest
 from accelerate import Accelerator
 
-from fg_ssl_zoo.data.loader import Order, ViewDataset, image_loader, step_loader, worker_failure
+from fg_ssl_zoo.data.loader import ViewDataset, image_loader, step_loader, worker_failure
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.thread_loader import MOST_THREADS
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.signals import Signals

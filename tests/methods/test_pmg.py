@@ -12,7 +12,8 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Monitor, load_recipe
 from fg_ssl_zoo.data.drawn import DrawnBirds
-from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
+from fg_ssl_zoo.data.loader import ViewDataset, step_loader
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.evaluation.monitor import OnlineMonitor
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.methods import complete_options, create_method

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fg_ssl_zoo.data.loader import Order
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.data.views import Augmentation, draw_view, render
 from fg_ssl_zoo.evaluation.parts.segmenter import PartSegmentation, Segmenter, map_pictures

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import Train, parse_words
-from fg_ssl_zoo.data.loader import Order, ViewDataset, step_loader
+from fg_ssl_zoo.data.loader import ViewDataset, step_loader
+from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.engine.optim import create_optimizer
 from fg_ssl_zoo.evaluation.evaluate import make_task
 from fg_ssl_zoo.evaluation.protocols import finetune as module
