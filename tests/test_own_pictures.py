@@ -149,11 +149,13 @@ def test_a_folder_without_a_picture_that_can_be_read_is_refused(tmp_path):
         measure(data, load_splits(data))
 
 
-def test_the_smallest_released_model_of_photographs_is_the_start(monkeypatch, tmp_path):
-    names = ["fgssl_resnet50_cub.distillation", "fgssl_efficientnet_lite1_cub.distillation"]
-    for name, size in zip(names, (200, 100), strict=True):
+def test_the_smallest_released_model_that_saw_most_photographs_is_the_start(monkeypatch, tmp_path):
+    names = ["fgssl_resnet50_cub.distillation", "fgssl_efficientnet_lite1_cars.distillation",
+             "fgssl_efficientnet_lite1_cub.distillation"]  # fmt: skip
+    for name, size, seen in zip(names, (200, 100, 100), (9000, 20, 30), strict=True):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"x" * size)
+        (tmp_path / name / "results.json").write_text(f'{{"data": {{"num_train": {seen}}}}}')
     stock = {
         **{name.partition(".")[0]: own_pictures.STOCK[name.partition(".")[0]]._replace(
             sha256={"distillation": "0" * 64}) for name in names},
