@@ -31,6 +31,9 @@ from fg_ssl_zoo.features.cache import features_of
 from fg_ssl_zoo.features.extract import few_unreadable, ready, unreadable
 from fg_ssl_zoo.ops.distributed import world_size
 
+Splits = tuple[Images, Images | None]
+"""Training and test images, as `load_splits` returns them."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -86,6 +89,7 @@ def evaluate(
     seed: int = 0,
     cache: Path | None = None,
     unfinished: Path | None = None,
+    splits: Splits | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Score every model with every protocol on the same pictures.
@@ -103,7 +107,9 @@ def evaluate(
             and an export the start of that run, to the bit; else random weights.
         seed: Of all draws, and of random weights where no recipe tells another.
         cache: Folder of feature files.
-        unfinished: Folder of scores; those of an earlier try that was stopped are not made again.
+        unfinished: Folder of the scores that a stopped call has completed; they are not computed
+            again.
+        splits: The images of `data`, if `load_splits` has already read them.
         say: Called with a line before each piece of work.
 
     Raises:
@@ -119,7 +125,7 @@ def evaluate(
             raise ValueError(
                 f"options are given for {name}, which is not among the protocols {chosen}; add it"
             )
-    train, test = scored_splits(data, chosen, seed)
+    train, test = scored_splits(data, chosen, seed, splits)
     crop_pct = data.crop_pct if crop_pct is None else crop_pct
     for name in chosen:
         PROTOCOLS[name].check(train, test)
@@ -182,13 +188,15 @@ def evaluate(
     )
 
 
-def labelled_splits(data: Data, seed: int = 0) -> tuple[Images, Images]:
-    """Training and test pictures that protocols can score.
+def labelled_splits(
+    data: Data, seed: int = 0, splits: Splits | None = None
+) -> tuple[Images, Images]:
+    """Training and test images that protocols can score; `splits` as for `evaluate`.
 
     Raises:
-        ValueError: No labels, no test pictures, or test classes that training lacks.
+        ValueError: No labels, no test images, or test classes without training images.
     """
-    train, test = load_splits(data, seed)
+    train, test = splits or load_splits(data, seed)
     if train.labels is None or test is None or test.labels is None:
         raise ValueError(
             f"{train.name} has no labels; put each class into a folder of its own. Without labels, "
@@ -201,20 +209,25 @@ def labelled_splits(data: Data, seed: int = 0) -> tuple[Images, Images]:
     return train, test
 
 
-def scored_splits(data: Data, protocols: Sequence[str], seed: int = 0) -> tuple[Images, Images]:
-    """Training and test pictures for these protocols, some of which need no class labels.
+def scored_splits(
+    data: Data, protocols: Sequence[str], seed: int = 0, splits: Splits | None = None
+) -> tuple[Images, Images]:
+    """Training and test images for these protocols, some of which need no class labels.
 
     Raises:
-        ValueError: As `labelled_splits`; or no test pictures.
+        ValueError: As for `labelled_splits`; or no test images.
     """
     if any(PROTOCOLS[name].needs_labels for name in protocols):
-        return labelled_splits(data, seed)
-    found = all_splits(data, seed=seed)
-    if found["train"].labels is not None:
-        return labelled_splits(data, seed)
-    if "test" not in found:
-        raise ValueError(f"{found['train'].name} has no test images; put some into test/")
-    return found["train"], found["test"]
+        return labelled_splits(data, seed, splits)
+    if splits is None:
+        found = all_splits(data, seed=seed)
+        splits = found["train"], found.get("test")
+    train, test = splits
+    if train.labels is not None:
+        return labelled_splits(data, seed, splits)
+    if test is None:
+        raise ValueError(f"{train.name} has no test images; put some into test/")
+    return train, test
 
 
 def make_task(

@@ -66,7 +66,7 @@ def write_report(
         inspected = unlabelled_model(models[0], train, accelerator, **how)
         evaluation = None
     else:
-        evaluation = evaluate(models, data, accelerator, say=say, **how)
+        evaluation = evaluate(models, data, accelerator, splits=(train, test), say=say, **how)
         inspected = labelled_model(models[0], evaluation, train, test, accelerator, cache=cache)
     content = page_content(models, inspected, evaluation, train.name, say)
     return rendered("page.html.jinja", content)
