@@ -65,7 +65,7 @@ DRAWN, CUB = "fgssl_resnet18_drawn.simclr", "fgssl_resnet50_cub.simclr"
         (DRAWN, ["data.name=garden"], "fgssl_resnet18_garden.simclr", "garden"),
         (DRAWN, ["data.path=x", "data.name=my jay"], "fgssl_resnet18_my_jay.simclr", "my jay"),
         (CUB, ["data.path=photos"], "fgssl_resnet50_photos.simclr", "photos"),
-        (CUB, ["data.path=CUB", "data.name=cub"], CUB, "cub"),  # says that these are the pictures
+        (CUB, ["data.path=CUB", "data.name=cub"], CUB, "cub"),  # says that these are the images
         (CUB, ["data.path=photos", "name=mine"], "mine", "photos"),
     ],
 )  # fmt: skip

@@ -165,7 +165,7 @@ def test_one_picture_for_a_device_is_refused_in_training_and_scored_in_evaluatio
     model = opened(saved(method, "simclr", tmp_path))
     one = {key: value[:1] for key, value in inputs_of(batch_for(method, birds)).items()}
     assert model(**one).loss == 0
-    with pytest.raises(ValueError, match=r"^per_device_train_batch_size: 1 is 1 picture .* others"):
+    with pytest.raises(ValueError, match=r"^per_device_train_batch_size: 1 is 1 image .* others"):
         model.train()(**one)
 
 

@@ -1,4 +1,4 @@
-"""`fgssl data list` and `fgssl data show`: pictures before anything is trained on them."""
+"""`fgssl data list` and `fgssl data show`: images before anything is trained on them."""
 
 import argparse
 from pathlib import Path
@@ -56,19 +56,19 @@ def _show_data(chosen: argparse.Namespace) -> None:
     images = None if splits is None else splits[0]
     sheet = view_sheet(recipe, num_images=chosen.images, num_draws=chosen.draws, images=images)
     save_png(chosen.out, sheet)
-    print(f"{chosen.out}: the picture, then the views of {chosen.draws} epochs, an image a row")
+    print(f"{chosen.out}: the image, then the views of {chosen.draws} epochs, an image a row")
 
 
 def view_sheet(
     recipe: "Recipe", *, num_images: int, num_draws: int, images: "Images | None" = None
 ) -> "np.ndarray":
-    """(h, w, 3) uint8: a row for each picture, itself and what the first stage sees of it.
+    """(h, w, 3) uint8: a row for each image, itself and what the first stage sees of it.
 
     Args:
-        recipe: Of the views.
+        recipe: Recipe whose views are drawn.
         num_images: Rows.
         num_draws: Epochs whose views are drawn.
-        images: Training pictures of `recipe.data` where they are listed already.
+        images: Training images of `recipe.data` where they are listed already.
     """
     from fg_ssl_zoo.backbones.create import create_backbone
     from fg_ssl_zoo.data.contact_sheet import contact_sheet
@@ -96,7 +96,7 @@ def view_sheet(
 
 
 def _pictures(sample: "Mapping[str, Any]") -> "list[tuple[str, np.ndarray]]":
-    """Every uint8 picture in what views returned, also those stacked as (v, h, w, 3), with a name.
+    """Every uint8 image in what views returned, also those stacked as (v, h, w, 3), with a name.
 
     The name is the key of the batch, with a number where there are several: `view 2`, `tile 7`.
     """

@@ -1,4 +1,4 @@
-"""`fgssl embed` and `fgssl search`: features of many pictures, and the nearest of them."""
+"""`fgssl embed` and `fgssl search`: features of many images, and the nearest of them."""
 
 import argparse
 from pathlib import Path
@@ -102,9 +102,9 @@ def _embed(chosen: argparse.Namespace) -> None:
         print("nothing to do: all parts were there")
     elif done.found:
         print(f"went on after {done.found} complete parts")
-    print(f"{done.path}: {done.num_rows} pictures, {embedder.backbone.num_features} features each")
+    print(f"{done.path}: {done.num_rows} images, {embedder.backbone.num_features} features each")
     if done.skipped:
-        print(f"{done.path}.skipped.txt: {len(done.skipped)} pictures that cannot be read")
+        print(f"{done.path}.skipped.txt: {len(done.skipped)} images that cannot be read")
 
 
 def _search(chosen: argparse.Namespace) -> None:
@@ -132,7 +132,7 @@ def _search(chosen: argparse.Namespace) -> None:
         pictures = [queries[number]["image"] for number in range(len(queries))]
         rows, missing = sheet_rows(index, pictures, found)
         save_png(chosen.out, contact_sheet(rows, captions))
-        lost = f"; {missing} pictures were not found and are white" if missing else ""
+        lost = f"; {missing} images were not found and are white" if missing else ""
         print(f"{chosen.out}: a row for each query, the query first{lost}")
 
 

@@ -30,7 +30,7 @@ def _export(chosen: argparse.Namespace) -> None:
     compared = export_onnx(backbone, chosen.out)
     side = "any size" if takes_any_size(backbone) else f"{backbone.image_size} px only"
     print(f"{chosen.out}: {chosen.out.stat().st_size / 1e6:.1f} MB, any batch, {side}; "
-          f"{backbone.num_features} features of pictures normalised with mean "
+          f"{backbone.num_features} features of images normalised with mean "
           f"{tuple(round(m, 4) for m in backbone.mean)} and std "
           f"{tuple(round(s, 4) for s in backbone.std)}")  # fmt: skip
     print("its features are torch's" if compared else

@@ -1,4 +1,4 @@
-"""`fgssl parts`: what parts does a backbone see? Pictures to look at."""
+"""`fgssl parts`: what parts does a backbone see? Images to look at."""
 
 import argparse
 from pathlib import Path
@@ -52,10 +52,10 @@ def _parts(chosen: argparse.Namespace) -> None:
         **common(chosen, accelerator),
     )
     if accelerator.is_main_process:
-        print(f"{page}: a page for the browser, and its pictures beside it")
+        print(f"{page}: a page for the browser, and its images beside it")
         if own:
             names = ", ".join(_named(model, own) for model in chosen.models)
-            about = f"Pictures of {chosen.data[0]} and the parts that {names} finds without labels"
+            about = f"Images of {chosen.data[0]} and the parts that {names} finds without labels"
             print(f"{add_picture(own, page.with_name('grid.png'), about)}: shows them")
 
 

@@ -1,4 +1,4 @@
-"""`fgssl train`: pretrain on a folder of pictures or by a recipe, in one process."""
+"""`fgssl train`: pretrain on a folder of images or by a recipe, in one process."""
 
 import argparse
 from typing import Any

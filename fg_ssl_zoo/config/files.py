@@ -59,7 +59,7 @@ def find_recipe(recipe: str | Path) -> Path:
     if name in known:
         return known[name]
     raise RecipeError(
-        f"no recipe '{printable(recipe)}': neither a file, a known name nor a folder of pictures"
+        f"no recipe '{printable(recipe)}': neither a file, a known name nor a folder of images"
         f"{nearest(name, known)}"
     )
 
@@ -157,9 +157,7 @@ def data_of(words: Sequence[str]) -> Data:
             raise RecipeError("--data is empty; it names a folder or a data set")
         path = home_path(place)
         if os.path.isfile(path) and path.suffix:
-            raise RecipeError(
-                f"--data {printable(place)} is a file; a folder of pictures is needed"
-            )
+            raise RecipeError(f"--data {printable(place)} is a file; a folder of images is needed")
         is_path = os.path.isdir(path) or "/" in place
         content |= {"name": path.resolve().name, "path": str(path)} if is_path else {"name": place}
     return parse_words(Data, filter(is_override, words), "data", **content)
@@ -234,10 +232,10 @@ def short_name(backbone: str) -> str:
 
 
 _PICTURES = ("name", "path", "hub_id", "columns", "train_split", "test_split")
-"""Keys of `data` that say which pictures are trained on."""
+"""Keys of `data` that say which images are trained on."""
 
 _TRAINING = ("stages", "seed", "init")
-"""Keys of a recipe that make other weights of the same network from the same pictures."""
+"""Keys of a recipe that make other weights of the same network from the same images."""
 
 _OF_PUBLISHED = ("repo", "license", "sha256")
 """Keys of `hub` that belong to the published model and to no other."""
@@ -248,10 +246,10 @@ def _renamed(
 ) -> dict[str, Any]:
     """The recipe without what belongs to the published model, if it makes another one.
 
-    Other pictures or another network have another name, no licence and no hash.
+    Other images or another network have another name, no licence and no hash.
 
     Args:
-        published: As it stands in the file, with its name.
+        published: Content of the recipe file, with its name.
         used: With the overrides.
         given: Keys that were overridden; what the user says of the new model stays.
     """
@@ -272,7 +270,7 @@ def _renamed(
 
 
 def _training_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Key -> value of what else decides the weights: how many pictures, and of which size, too."""
+    """Key -> value of what else decides the weights: how many images, and of which size, too."""
     data = {key: value for key, value in _mapping(content, "data").items() if key != "num_workers"}
     return {"data": data, **{key: content.get(key) for key in _TRAINING}}
 
@@ -288,7 +286,7 @@ def _without(
 
 
 def _model_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value of what makes the pictures and the network."""
+    """Dotted key -> value of what makes the images and the network."""
     data = _mapping(content, "data")
     pictures = {f"data.{key}": data[key] for key in _PICTURES if data.get(key) is not None}
     network = {key: content[key] for key in ("backbone", "backbone_options") if content.get(key)}
@@ -347,8 +345,8 @@ def _apply(content: dict[str, Any], override: str, into: Any, where: str = "") -
     """Set one `path=value` in nested plain data; missing mappings on the way are made.
 
     Args:
-        content: Is changed.
-        override: As it was typed.
+        content: Changed in place.
+        override: The override as typed.
         into: Annotation of `content`: the type of the key decides what the value means.
         where: Path of `content`, for the error.
     """

@@ -185,10 +185,10 @@ class Stage:
 class Monitor:
     """Measurements during training: at step 0, every `every` epochs and at the end.
 
-    The first step does not wait for a measurement of all pictures: only a sample is read before it,
-    and its scores are logged as `sample/...`. The start is measured on all pictures together with
+    The first step does not wait for a measurement of all images: only a sample is read before it,
+    and its scores are logged as `sample/...`. The start is measured on all images together with
     the first later measurement. The result is kept for other runs of this user from the same
-    weights on the same pictures.
+    weights on the same images.
 
     Attributes:
         at_start: Whether anything is measured before the first step.

@@ -1,14 +1,14 @@
-"""Embed a whole data set into one file, which an interruption at any time cannot break.
+"""Embed a whole data set into one file; an interruption at any time does not damage it.
 
-    x.parquet.parts/00000.parquet   some thousand pictures each, written under another name first
-    x.parquet.parts/about.json      model, weights, data, input: who may go on here
-    x.parquet                       the parts, joined when all are there; they are then removed
-    x.parquet.skipped.txt           pictures that cannot be decoded, where there are any
+    x.parquet.parts/00000.parquet   some thousand images each, renamed when complete
+    x.parquet.parts/about.json      model, weights, data, input: what a continued run must match
+    x.parquet                       all parts joined at the end; the parts are then removed
+    x.parquet.skipped.txt           unreadable images, if there are any
 
-What lies in a part depends on its number alone, and a batch lies in one part. So neither the number
-of processes nor the places where a run was stopped can be seen in the file: processes take turns at
-the parts, and what is missing is made. A part whose pictures were replaced under their names counts
-as missing, in a complete file too; a part keeps sizes, times and one hash of its pictures for that.
+The content of a part depends only on its number, and no batch crosses parts. The file is therefore
+the same for any number of processes and after any interruption: processes take turns at the
+missing parts. A part whose images were replaced counts as missing, also in a complete file; each
+part stores sizes, times and a hash of its images to detect this.
 """
 
 import hashlib
@@ -52,22 +52,22 @@ from fg_ssl_zoo.features.extract import any_readable, stream, why_unreadable
 from fg_ssl_zoo.ops.distributed import rank, world_size
 
 PART_ROWS = 2048
-"""Pictures of a part: what an interruption costs at most, for each process."""
+"""Images of a part; an interruption loses at most one part per process."""
 
 FREE = ("model", "data", "root", "result", "parts")
-"""What may differ when a file goes on: names of the same weights and pictures, and the outcome."""
+"""Keys that may differ if a file is continued: names of the same weights and images, results."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What became of it.
+    """The result of `embed`.
 
     Attributes:
         path: The file.
-        num_rows: Pictures in it.
-        skipped: A line for each picture that cannot be decoded.
-        found: Parts that an earlier run had left; all of them where the file was complete.
-        made: Parts that this run added, of all processes.
+        num_rows: Number of images in it.
+        skipped: A line for each unreadable image.
+        found: Number of parts from earlier runs; all parts if the file was complete.
+        made: Number of parts that this run added, over all processes.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Part:
-    """Pictures `first` to `last` - 1 of a split."""
+    """Images `first` to `last` - 1 of a split."""
 
     number: int
     split: str
@@ -88,7 +88,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of its file."""
         return f"{self.number:05}.parquet"
 
 
@@ -104,22 +104,22 @@ def embed(
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Embedded:
-    """Write the embeddings of all pictures, in their order; go on where an earlier call stopped.
+    """Write the embeddings of all images in their order; continues an interrupted call.
 
     Args:
-        embedder: The backbone, with device, precision and crop.
-        splits: Name of the split -> its pictures, labelled or not.
+        embedder: The backbone with device, precision and crop.
+        splits: Name of the split -> its images, labelled or not.
         out: A .parquet, .npz or .safetensors file.
-        model: What the user calls it; for the file's description.
-        batch_size: Of the forward passes.
-        part_rows: Pictures of a part, rounded up to whole batches.
-        num_workers: Loader processes.
-        overwrite: Drop what an earlier call has left at `out`.
-        say: Called with a line for each part that is written, and about pictures that changed.
+        model: The user's name of the model, for the description in the file.
+        batch_size: Batch size of the forward passes.
+        part_rows: Images of a part, rounded up to whole batches.
+        num_workers: Number of loader processes.
+        overwrite: Whether an existing output at `out` is replaced.
+        say: Called with a line for each part that is written, and about changed images.
 
     Raises:
-        ValueError: Another suffix, an output of another model or of other pictures, features that
-            are not finite, or not one readable picture; the message says what to do.
+        ValueError: Another suffix, an output of another model or of other images, features that
+            are not finite, or no readable image. The message says what to do.
     """
     out = home_path(out)
     if out.suffix not in SUFFIXES:
@@ -138,10 +138,10 @@ def embed(
     kept, stale = ({}, 0) if overwrite else _kept(out, folder, parts, splits)
     complete = out.exists() and len(kept) == len(parts)
     undone = [part for part in parts if part not in kept]
-    everyone()  # nobody writes before everybody has looked
+    everyone()  # no process writes before all have looked
     if not complete:
         if stale:
-            say(f"pictures of {stale} of {len(parts)} parts have changed; these are made again")
+            say(f"images of {stale} of {len(parts)} parts have changed and are computed again")
         if rank() == 0:
             _open(out, folder, about, overwrite)
             _restore(out, folder, kept)
@@ -153,7 +153,7 @@ def embed(
         made = [part_about(folder / part.name) for part in parts]
         skipped = [line for found in made for line in found["skipped"]]
         if len(skipped) == sum(len(images) for images in splits.values()):
-            raise ValueError(f"none of the {len(skipped)} pictures can be read; {skipped[0]}")
+            raise ValueError(f"none of the {len(skipped)} images can be read; {skipped[0]}")
         if rank() == 0:
             _finish(out, folder, parts, {**about, "parts": made}, skipped)
         everyone()
@@ -163,7 +163,7 @@ def embed(
 def _describe(
     embedder: Embedder, splits: Mapping[str, Images], model: str, part_rows: int
 ) -> dict[str, Any]:
-    """All that decides the content, and names for it."""
+    """Everything that determines the content, and the names of model and data."""
     backbone = embedder.backbone
     return {
         "format": FORMAT,
@@ -180,7 +180,7 @@ def _describe(
 
 
 def _which(images: Images) -> str:
-    """Twelve hex digits of names, order and labels; what the files hold is kept with each part."""
+    """Twelve hex digits of names, order and labels; file contents are stored with each part."""
     if image_root(images) is None:
         return fingerprint(images)
     labels = None if images.labels is None else images.labels.tolist()
@@ -198,21 +198,21 @@ def _plan(splits: Mapping[str, Images], part_rows: int) -> list[Part]:
     return [Part(number, *which) for number, which in enumerate(ranges)]
 
 
-# --------------------------------------------------------------------------- who may go on
+# --------------------------------------------------------------------------- continuing
 
 
 def _check_earlier(out: Path, folder: Path, about: dict[str, Any], overwrite: bool) -> None:
-    """Refuse a file or parts that are not of this embedding."""
+    """Refuse an existing file, or parts, of another embedding."""
     if out.exists():
         found = read_about(out)
         if found is None:
-            raise ValueError(f"{out} is there and not a file of `fgssl embed`; choose another")
+            raise ValueError(f"{out} exists and is not a file of `fgssl embed`; choose another")
         if not overwrite:
             _check_same(out, found, about)
     if folder.exists() and any(folder.iterdir()):
         found = _read_json(folder / "about.json")
         if found is None:
-            raise ValueError(f"{folder} holds files that are no parts of `fgssl embed`")
+            raise ValueError(f"{folder} holds files that `fgssl embed` did not write")
         if not overwrite:
             _check_same(folder, found, about)
 
@@ -242,7 +242,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _open(out: Path, folder: Path, about: dict[str, Any], overwrite: bool) -> None:
-    """Make the folder of the parts this embedding's; what was never completed is removed."""
+    """Create the folder of parts; incomplete files are removed."""
     if overwrite:
         out.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
@@ -258,9 +258,9 @@ def _open(out: Path, folder: Path, about: dict[str, Any], overwrite: bool) -> No
 def _kept(
     out: Path, folder: Path, parts: list[Part], splits: Mapping[str, Images]
 ) -> tuple[dict[Part, Path], int]:
-    """Parts whose pictures are as they were, with the file they lie in; how many are not so.
+    """Parts whose images are unchanged, with their file; and the number of changed parts.
 
-    Only a .parquet file can give a part of it back.
+    Single parts can be restored only from a .parquet file.
     """
     complete = (read_about(out) or {}).get("parts") or []
     kept, stale = {}, 0
@@ -284,14 +284,14 @@ def _pictures(splits: Mapping[str, Images], part: Part) -> Subset:
 
 
 def _state(images: Images) -> dict[str, str]:
-    """Of the pictures of a part: sizes and times of their files, and what they hold."""
+    """Sizes and times of the files of a part, and a hash of their content."""
     return {"files": file_state(images), "content": content_of(images)}
 
 
 def _is_current(about: Mapping[str, Any], splits: Mapping[str, Images], part: Part) -> bool:
-    """Whether the pictures are as they were; equal content is enough, so that copies are.
+    """Whether the images are unchanged; equal content is enough, so a copied folder is unchanged.
 
-    A picture that could not be read and can be now is not as it was.
+    An image that was unreadable and is readable now counts as a change.
     """
     if any_readable(splits[part.split], about.get("missing", ())):
         return False
@@ -302,7 +302,7 @@ def _is_current(about: Mapping[str, Any], splits: Mapping[str, Images], part: Pa
 
 
 def _restore(out: Path, folder: Path, kept: Mapping[Part, Path]) -> None:
-    """Write the unchanged parts of a complete file as parts again, and remove changed ones."""
+    """Write the unchanged parts of a complete file as single parts, and remove changed ones."""
     wanted = {part.name for part in kept}
     for path in folder.glob("*.parquet"):
         if path.name not in wanted:
@@ -323,7 +323,7 @@ def _fill(
     batch_size: int,
     num_workers: int,
 ) -> Iterator[Part]:
-    """Write these parts; one loader serves all parts of a split."""
+    """Write these parts; all parts of a split share one loader."""
     labelled = any(images.labels is not None for images in splits.values())
     for split, group in groupby(parts, key=lambda part: part.split):
         images, wanted = splits[split], list(group)
@@ -355,8 +355,8 @@ def _write(
     if len(bad):
         names = ", ".join(image_name(images, int(index)) for index in bad[:5])
         raise ValueError(
-            f"the features of {len(bad)} pictures of this part are not finite: {names}; "
-            "are the weights broken?"
+            f"the features of {len(bad)} images of this part are not finite: {names}; "
+            "check the weights"
         )
     table = part_table(
         features,
@@ -383,7 +383,7 @@ def _skipped_file(out: Path) -> Path:
 def _finish(
     out: Path, folder: Path, parts: list[Part], about: dict[str, Any], skipped: list[str]
 ) -> None:
-    """The list of what was skipped, then the file, then no parts any more."""
+    """Write the list of skipped images, then the file; then remove the parts."""
     names = _skipped_file(out)
     names.unlink(missing_ok=True)
     if skipped:

@@ -20,11 +20,11 @@ USAGE = """\
 {imports}import timm
 from transformers import AutoImageProcessor, AutoModel
 
-# timm: model(transform(picture)[None]) is one row of {num_features} features
+# timm: model(transform(image)[None]) is one row of {num_features} features
 model = timm.create_model({timm_name}, pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 
-# transformers: model(**processor(picture)).pooler_output is the same row
+# transformers: model(**processor(image)).pooler_output is the same row
 processor = AutoImageProcessor.from_pretrained({transformers_name})
 model = AutoModel.from_pretrained({transformers_name})
 """
@@ -35,7 +35,7 @@ IMPORT = "import fg_ssl_zoo  # gives timm this architecture\n"
 ACCURACIES = {KNN: "knn", LINEAR: "linear"}
 """Metrics that go into the card's model-index -> their protocol in the results."""
 
-NOT_COMPARED = "Near-duplicates between pretraining and test pictures: not checked"
+NOT_COMPARED = "Near-duplicates between pretraining and test images: not checked"
 """Where the results hold no `overlap`; `fgssl compare-splits` finds it."""
 
 _LABELS = ("name", "init")
@@ -62,7 +62,7 @@ def usage_by_name(name: str, repo: str) -> str:
     """The one line that loads a published model where fg_ssl_zoo is installed.
 
     Args:
-        name: Of the model; a recipe of `hub_configs/` is a name of timm.
+        name: Name of the model; the name of a recipe in `hub_configs/` is a timm name.
         repo: `OWNER/NAME`, which may be another's than the name stands for.
     """
     ours = published_as(name)
@@ -167,7 +167,7 @@ def card_data(recipe: Recipe, results: Mapping[str, Any]) -> ModelCardData:
 
 
 def _hub_id(recipe: Recipe, results: Mapping[str, Any]) -> str | None:
-    """Id of the pictures on the Hub; a local folder wins over it, as in `load_splits`."""
+    """Id of the images on the Hub; a local folder wins over it, as in `load_splits`."""
     own = None if recipe.data.path else recipe.data.hub_id
     return results.get("data", {}).get("hub_id") or own
 
@@ -235,7 +235,7 @@ def _row_before(results: Mapping[str, Any]) -> str:
 
 
 def _knn_protocol(results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How the kNN scores were made; empty where there are none, as for unlabelled pictures."""
+    """How the kNN scores were made; empty where there are none, as for unlabelled images."""
     scored = any(row.get("knn_top1") is not None for row in results.get("rows", ()))
     return results.get("protocol", {}).get("knn", {}) if scored else {}
 

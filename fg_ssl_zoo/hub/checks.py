@@ -3,7 +3,7 @@
 files       nothing but what an export writes, no links, nothing that looks like a token
 network     timm builds it from config.json, and its features are those of the trained backbone
 pretraining of that backbone, where there is one
-licence     chosen by somebody, and no wider than the terms of the pictures
+licence     chosen by somebody, and no wider than the terms of the images
 results     every accuracy with the protocol that it was measured by
 card        its header is what the Hub reads, with the same licence
 """
@@ -63,8 +63,8 @@ class Checked:
     Attributes:
         folder: The export itself.
         recipe: With the licence that was chosen.
-        results: As in `results.json`.
-        config: As in `config.json`.
+        results: Content of `results.json`.
+        config: Content of `config.json`.
         backbone: Built by timm from the folder, in evaluation mode.
     """
 
@@ -111,18 +111,18 @@ def check(
 
 
 def check_license(recipe: Recipe, results: Mapping[str, Any] | None = None) -> None:
-    """Refuse weights without a licence, and one that allows what the pictures forbid.
+    """Refuse weights without a licence, and one that allows what the images forbid.
 
     Args:
-        recipe: Names licence and pictures.
-        results: Of the run, which knows the pictures' terms too.
+        recipe: Names licence and images.
+        results: Results of the run, which contain the terms of the images.
 
     Raises:
-        ValueError: With the terms of the pictures.
+        ValueError: With the terms of the images.
     """
     entry = CATALOG.get(recipe.data.name)
     terms = (results or {}).get("data", {}).get("terms") or (entry.terms if entry else None)
-    said = f"the pictures of {recipe.data.name}: {terms or 'terms unknown to us, ask their owner'}"
+    said = f"the images of {recipe.data.name}: {terms or 'terms unknown to us, ask their owner'}"
     license = recipe.hub.license
     if not license:
         raise ValueError(f"hub.license is missing ({said}); choose one with --license")

@@ -68,15 +68,15 @@ def write_classifier(
     """Write the folder; an earlier classifier there is replaced once the new one is complete.
 
     Args:
-        backbone: Whose pooled features the classifier reads; is left as it is.
-        weight: Of the classifier.
-        bias: Of the classifier.
-        classes: Their names, in the order of the rows.
+        backbone: Backbone whose pooled features the classifier reads; not changed.
+        weight: Weight of the classifier.
+        bias: Bias of the classifier.
+        classes: Class names in the order of the rows.
         folder: New, empty, or an earlier classifier.
-        num_labelled: Pictures it was fitted on.
-        accuracy: 0..1, on other pictures, where there are any.
+        num_labelled: Images it was fitted on.
+        accuracy: 0..1, on other images, where there are any.
         num_test: How many those were.
-        finetuned_epochs: Passes over the labelled pictures in which backbone and classifier were
+        finetuned_epochs: Passes over the labelled images in which backbone and classifier were
             trained together; `None` for a classifier on frozen features.
 
     Returns:
@@ -180,15 +180,15 @@ def _how(model: str, num_labelled: int, epochs: float | None) -> str:
     if epochs is None:
         return (
             f"A linear classifier on the features of `{model}`, fitted by logistic regression on "
-            f"{num_labelled}\nlabelled pictures."
+            f"{num_labelled}\nlabelled images."
         )
     return (
         f"`{model}` and a linear classifier, fine-tuned together for {epochs:g} passes over "
-        f"{num_labelled}\nlabelled pictures."
+        f"{num_labelled}\nlabelled images."
     )
 
 
 def _score(accuracy: float | None, num_test: int) -> str:
     if accuracy is None:
-        return "It was not scored on other pictures."
-    return f"Accuracy on {num_test} other pictures: {100 * accuracy:.1f} %."
+        return "It was not scored on other images."
+    return f"Accuracy on {num_test} other images: {100 * accuracy:.1f} %."

@@ -78,7 +78,7 @@ def export(
     """Write a published folder; an older export there is replaced once the new one is complete.
 
     Args:
-        backbone: Is left as it is.
+        backbone: Not changed.
         folder: New, empty, or an earlier export.
         recipe: Resolved; names the model.
         results: What `results.json` will hold; the card shows its `rows`.
@@ -113,7 +113,7 @@ def amend_results(folder: str | Path, entries: Mapping[str, Any]) -> Path:
     """Add entries to the results of an exported folder and render its card anew.
 
     Args:
-        folder: As `export` returned it, or the folder of its run.
+        folder: Folder that `export` returned, or the folder of its run.
         entries: Keys of `results.json` with their new content.
 
     Returns:
@@ -132,10 +132,10 @@ def amend_results(folder: str | Path, entries: Mapping[str, Any]) -> Path:
 
 
 def add_picture(folder: str | Path, picture: str | Path, caption: str) -> Path:
-    """Show a picture on the card of an exported folder, of its parts or neighbours for instance.
+    """Show an image on the card of an exported folder, of its parts or neighbours for instance.
 
     Args:
-        folder: As `export` returned it, or the folder of its run.
+        folder: Folder that `export` returned, or the folder of its run.
         picture: A PNG file.
         caption: What it shows.
 
@@ -155,11 +155,11 @@ def add_picture(folder: str | Path, picture: str | Path, caption: str) -> Path:
 def add_evaluation(folder: str | Path, evaluation: Mapping[str, Any]) -> Path:
     """Put the table of an evaluation on the card of an exported folder.
 
-    An earlier one on pictures of the same name is replaced. The first row is the folder's model,
+    An earlier one on images of the same name is replaced. The first row is the folder's model,
     and gets its name.
 
     Args:
-        folder: As `export` returned it, or the folder of its run.
+        folder: Folder that `export` returned, or the folder of its run.
         evaluation: What the results file of `fgssl eval` holds.
 
     Returns:
@@ -221,7 +221,7 @@ def usage_lines(folder: str | Path) -> str:
     """The Python lines that load an exported folder with timm and with transformers.
 
     Args:
-        folder: As `export` returned it.
+        folder: Folder that `export` returned.
     """
     folder = home_path(folder).resolve()
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -251,7 +251,7 @@ def stock_config(
 
     Args:
         backbone: As for `model_config`.
-        tag: Of the pretrained configuration.
+        tag: Tag of the pretrained configuration.
         crop_pct: Share of the shorter side that the centre crop keeps.
         license: SPDX name, if any.
     """
@@ -280,7 +280,7 @@ def trace(backbone: Backbone) -> list[float]:
     """Length of the feature of one pattern, and a few of its numbers: what tells networks apart.
 
     Args:
-        backbone: Is left as it is.
+        backbone: Not changed.
     """
     size = backbone.image_size
     device = next(backbone.parameters()).device
@@ -305,7 +305,7 @@ def check_rebuilds(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
     """Refuse weights that are not, key by key and shape by shape, those of the stock model.
 
     Args:
-        config: As in `config.json`.
+        config: Content of `config.json`.
         weights: timm's keys.
 
     Raises:
@@ -360,7 +360,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     If anything fails, the older one stands and nothing else is left.
 
     Args:
-        folder: As an absolute path; need not be there.
+        folder: Absolute path; it need not exist.
     """
     part = folder.with_name(f".{folder.name}.{os.getpid()}")  # a sibling: the swap is a rename
     shutil.rmtree(part, ignore_errors=True)  # of a killed process that had the same number

@@ -39,10 +39,10 @@ class Entry:
 
     Attributes:
         name: Architecture and tag: timm's name, the recipe's and the Hub's.
-        backbone, method, data, init, image_size: Of its recipe.
-        parameters: Of the backbone.
+        backbone, method, data, init, image_size: Values of its recipe.
+        parameters: Number of parameters of the backbone.
         knn, linear: Accuracies in 0..1, where its results are at hand.
-        bytes: Of the weights, where they are on this machine.
+        bytes: Size of the weights in bytes, if they are on this machine.
         source: `folder`, `checkout`, `cache`, `Hub`, or why there is none.
         place: The folder or the repository.
     """

@@ -40,7 +40,7 @@ def export_onnx(backbone: Backbone, file: str | Path, labels: Sequence[str] = ()
     """Write the file, and compare it with torch where onnxruntime is installed.
 
     Args:
-        backbone: Is left as it is.
+        backbone: Not changed.
         file: `FILE.onnx`; is replaced.
         labels: Names of the classes, if the network gives their logits.
 
@@ -80,7 +80,7 @@ def export_onnx(backbone: Backbone, file: str | Path, labels: Sequence[str] = ()
 
 
 def takes_any_size(backbone: Backbone) -> bool:
-    """Whether one file can read pictures of every size.
+    """Whether one file can read images of every size.
 
     TensorFlow's padding is computed from the size, layer by layer: torch's exporter follows the
     nested formulas of a free size without end.
@@ -108,7 +108,7 @@ def check_onnx(backbone: Backbone, file: Path) -> None:
     """Refuse a file whose features are not those of torch, for several batches and sizes.
 
     Args:
-        backbone: That it was written from.
+        backbone: Backbone that the file was written from.
         file: ONNX.
 
     Raises:
@@ -128,7 +128,7 @@ def check_onnx(backbone: Backbone, file: Path) -> None:
 
 
 def run_onnx(file: Path, images: Float[np.ndarray, "b 3 h w"]) -> Float[np.ndarray, "b d"]:
-    """Features, or logits, of normalised pictures by onnxruntime on the CPU.
+    """Features, or logits, of normalised images by onnxruntime on the CPU.
 
     Raises:
         ValueError: onnxruntime is not installed.

@@ -50,7 +50,7 @@ class Pretraining:
 
     Attributes:
         method: A key of `METHODS`.
-        options: All keywords of its constructor, as plain data.
+        options: All keyword arguments of its constructor, as plain data.
         state: Its state dict.
     """
 
@@ -63,8 +63,8 @@ def write_pretraining(folder: Path, network: Mapping[str, Any], found: Pretraini
     """Write `folder/pretraining/`.
 
     Args:
-        folder: Of an export that is being written.
-        network: As in its `config.json`.
+        folder: Folder of an export that is being written.
+        network: Content of its `config.json`.
         found: Nothing of its state may share memory; safetensors refuses that.
     """
     config = {
@@ -125,7 +125,7 @@ def check_belongs(folder: Path, network: Mapping[str, Any], weights: Mapping[str
 
     Args:
         folder: With `pretraining/` in it.
-        network: As in its `config.json`.
+        network: Content of its `config.json`.
         weights: timm's keys.
 
     Raises:

@@ -74,7 +74,7 @@ def push(found: Checked, repo: str, *, private: bool = False, dry_run: bool = Fa
     Args:
         found: A checked folder.
         repo: `OWNER/NAME`; is made where it is missing.
-        private: Of a repository that is made now.
+        private: Whether a new repository is private.
         dry_run: Stop before the first request.
 
     Raises:
@@ -167,7 +167,7 @@ def loading_lines(found: Checked, repo: str) -> list[str]:
 
     Args:
         found: What was uploaded.
-        repo: Where to.
+        repo: Repository to upload to.
     """
     by_timm = f'timm.create_model("hf-hub:{repo}", pretrained=True)'
     ours = usage_by_name(found.recipe.name, repo)

@@ -57,7 +57,7 @@ def release(
         folder: An exported folder, or the folder of a run.
         root: `published/` of a checkout, or any folder to be FG_SSL_ZOO_DIR.
         license: SPDX name for weights whose recipe has none.
-        about: What its card says first, such as which pictures it was trained on.
+        about: What its card says first, such as which images it was trained on.
         largest_file: Bytes of a file of weights, before it is split.
 
     Returns:
@@ -101,9 +101,9 @@ def release(
 
 
 def anywhere(recipe: Recipe) -> Recipe:
-    """The recipe without what holds for one machine: folder of the pictures, processes, threads.
+    """The recipe without what holds for one machine: folder of the images, processes, threads.
 
-    The pictures themselves are told by the fingerprint in the results.
+    The images themselves are told by the fingerprint in the results.
     """
     data = replace(
         recipe.data,
@@ -151,7 +151,7 @@ def pin(recipe_file: Path, sha256: str) -> bool:
 
     Args:
         recipe_file: A YAML file whose `hub:` is `{...}` on one line, or missing.
-        sha256: Of the released weights.
+        sha256: SHA-256 of the released weights.
 
     Returns:
         Whether it stands there now; a file of another form is left alone.

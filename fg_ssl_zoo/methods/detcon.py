@@ -72,7 +72,7 @@ class DetCon(Method):
             `{grayscale: 0}`.
 
     Raises:
-        ValueError: Segments are wanted and scikit-image is not installed, or the pictures are too
+        ValueError: Segments are wanted and scikit-image is not installed, or the images are too
             small for the backbone.
     """
 
@@ -123,7 +123,7 @@ class DetCon(Method):
         """`regions` (n, 64, 64) of the segments; grids and given masks need no note.
 
         Raises:
-            ValueError: The data set has no masks, or a single region in every picture.
+            ValueError: The data set has no masks, or a single region in every image.
         """
         if isinstance(self.regions, Segments):
             return {"regions": segment_notes(images, self.regions, accelerator)}

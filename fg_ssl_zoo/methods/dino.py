@@ -51,7 +51,7 @@ _LOCAL = replace(_GLOBAL, blur=0.5, blur_sigma=(0.1 * 224 / 96, 2.0 * 224 / 96))
 _ALONE = (0.14, 1.0)  # scale of global crops without local ones, as that repository advises
 
 LOCAL_SCALES = {"paper": (0.05, 0.4), "fine_grained": (0.15, 0.4)}
-"""Area of a local crop as a share of the picture; other presets have that of `fine_grained`.
+"""Area of a local crop as a share of the image; other presets have that of `fine_grained`.
 
 Ours: by CUB's keypoints, 15 % of the paper's local crops show no part of the bird and could be
 named by their background only; of these 6 % do, and they still leave out half of the parts.
@@ -156,7 +156,7 @@ class DINO(Method, HasCompanions):
         if self.local_size not in (None, fitting):
             kind = f"a multiple of the patch size {step}" if step > 1 else "a number of pixels"
             raise ValueError(
-                f"local_size: {self.local_size} is not {kind} up to the pictures' {image_size}; "
+                f"local_size: {self.local_size} is not {kind} up to the images' {image_size}; "
                 f"{fitting} is"
             )
         return fitting

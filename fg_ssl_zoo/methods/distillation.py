@@ -155,7 +155,7 @@ class Distillation(Method):
         return RandomViews(size, (self.augmentation,), (None,))
 
     def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
-        """`teacher` (n, d): the teacher's features of each picture, where they are cached."""
+        """`teacher` (n, d): the teacher's features of each image, where they are cached."""
         if not self.cached:
             return {}
         return {"teacher": _features_of_all(self.teacher, images, accelerator)}
@@ -231,8 +231,8 @@ def open_teacher(words: str, size: int | None, may_be_own: bool) -> Backbone:
     """The teacher in evaluation mode, without gradient.
 
     Args:
-        words: As `open_backbone` takes them.
-        size: Side of its pictures in pixels; its own when not given.
+        words: Text for `open_backbone`.
+        size: Side of its images in pixels; its own when not given.
         may_be_own: Whether a teacher that cannot read this size reads its own instead.
 
     Raises:
@@ -283,7 +283,7 @@ def _with_cells(x: Float[Tensor, "b c _ _"], cells: Sequence[int]) -> Float[Tens
 
 
 def _maps_by_cells(backbone: Backbone, size: int) -> dict[int, tuple[int, int]]:
-    """Cells a side, of a picture of `size` -> number of the last map that has them, its width."""
+    """Cells a side, of an image of `size` -> number of the last map that has them, its width."""
     if not hasattr(backbone.model, "forward_intermediates"):
         return {}
     device = next(backbone.parameters()).device
@@ -295,9 +295,9 @@ def _maps_by_cells(backbone: Backbone, size: int) -> dict[int, tuple[int, int]]:
 
 @torch.inference_mode()
 def _features_of_all(teacher: Backbone, images: Images, accelerator: Accelerator) -> Tensor:
-    """Features (n, d) of every picture in evaluation's view, equal on every process.
+    """Features (n, d) of every image in evaluation's view, equal on every process.
 
-    Those of a picture that cannot be read stay 0; the loop replaces such a picture and its notes.
+    Those of an image that cannot be read stay 0; the loop replaces such an image and its notes.
     """
     teacher.to(accelerator.device)
     mine = list(range(len(images)))[rank() :: world_size()]

@@ -136,7 +136,7 @@ def standardised(tiles: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Cuts a picture into tiles and shows them in a random order of a set.
+    """Cuts an image into tiles and shows them in a random order of a set.
 
     Attributes:
         size: Side of the square that is cut, in pixels.

@@ -3,7 +3,7 @@
 Paper: Shu, van den Hengel & Liu: Learning Common Rationale to Improve Self-Supervised
 Representation for Fine-Grained Visual Recognition Problems, CVPR 2023. Code: `GANPerf/LCR`.
 
-    views      two independent draws of one picture; the first is the query's, the second the key's
+    views      two independent draws of one image; the first is the query's, the second the key's
     map        A, the last features of the backbone; h is their mean over the positions
     contrast   L_C, MoCo v2: q = projector(h); k of the teacher; negatives from a queue
     target     G = relu(sum_c A_c dL_C/dA_c) at every position, a constant
@@ -51,7 +51,7 @@ from fg_ssl_zoo.ops.gradcam import gradcam, gradient_at, min_max
 from fg_ssl_zoo.ops.schedules import cosine
 
 PICTURES = 8
-"""Rows of the picture for the eye."""
+"""Rows of the image for the eye."""
 
 
 class LCR(Method, DrawsPictures, HasCompanions):

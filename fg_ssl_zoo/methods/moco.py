@@ -3,7 +3,7 @@
 Papers: He, Fan, Wu, Xie & Girshick, 2020 (arXiv 1911.05722), with the head and the views of Chen,
 Fan, Girshick & He, 2020 (arXiv 2003.04297).
 
-    views      two independent draws of one picture
+    views      two independent draws of one image
     query      q = projector(backbone(first view))
     key        k = teacher(second view), without gradient
     loss       InfoNCE of q, its own k, and the keys in the queue (eq. 1)

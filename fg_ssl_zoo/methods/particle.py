@@ -3,8 +3,8 @@
 Paper: Saha & Maji, 2023 (arXiv 2309.13822). A stage with `rounds: 3` repeats the two steps.
 
     annotate   f(x) = features of pixel x: a CNN's hypercolumn, a ViT's keys; k-means over all x
-               (of a picture, or of the whole set); part map of a picture = number of its cluster
-    views      two random views v of a picture b; its part map is cut and mirrored with it
+               (of an image, or of the whole set); part map of an image = number of its cluster
+    views      two random views v of an image b; its part map is cut and mirrored with it
     pool       h_m = mean of the last feature map F under part m of the cut map
     student    q_m = predictor(projector(h_m))
     teacher    t_m = projector(h_m) of a moving average of the student's weights
@@ -13,7 +13,7 @@ Paper: Saha & Maji, 2023 (arXiv 2309.13822). A stage with `rounds: 3` repeats th
                l(v, b, i) = -w / |P| sum_{j in P} log softmax(q_vbi . t / tau)_ubj
                w          = [|P| > 0] / number of draws of this part in (v, b)
                L_parts    = mean_bi l(1, b, i) + mean_bi l(2, b, i)
-               over the targets t of all parts, pictures and views but q's own part in its own view
+               over the targets t of all parts, images and views but q's own part in its own view
     ViT        L = L_parts + L_DINO between the same two views (`layers/distillation.py`)
 
 Discovery is in `parts/discovery.py`, L_parts in `ops/region_contrast.py`. An image with a single
@@ -115,7 +115,7 @@ class Particle(Method, FindsParts):
             `{grayscale: 0}`.
 
     Raises:
-        ValueError: Options that no discovery can have, or pictures too small for the backbone.
+        ValueError: Options that no discovery can have, or images too small for the backbone.
     """
 
     papers = (
@@ -192,7 +192,7 @@ class Particle(Method, FindsParts):
     def parts(
         self, images: Images, accelerator: Accelerator, learn_from: Images | None = None
     ) -> Tensor | None:
-        """The same numbered from 1, where numbers mean the same in all pictures."""
+        """The same numbered from 1, where numbers mean the same in all images."""
         if self.discovery.scope != "dataset":
             return None
         found = self._discover(images, accelerator, learn_from)

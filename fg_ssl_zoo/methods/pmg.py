@@ -12,11 +12,11 @@ An early stage can use only the details of small tiles; later stages build on it
 
 Deviations: one step for the sum of the four losses (`updates: together`), where the paper makes
 four steps on each batch, every one from the weights that the last has left. `updates: in_turn`
-makes its four steps, each on a batch of its own, so that a pass over the pictures holds a quarter
-of the paper's. A head sees only the pictures it learns from, and so do its BatchNorm statistics
-(the code at hand sends all pictures through all heads). The crop is a square of 448/550 of the
-shorter side without padding (theirs squeezes the picture to a square first and pads by 8 pixels);
-each picture has an order of its own (`per_sample`; theirs has one a batch); pixels have the
+makes its four steps, each on a batch of its own, so that a pass over the images holds a quarter
+of the paper's. A head sees only the images it learns from, and so do its BatchNorm statistics
+(the code at hand sends all images through all heads). The crop is a square of 448/550 of the
+shorter side without padding (theirs squeezes the image to a square first and pads by 8 pixels);
+each image has an order of its own (`per_sample`; theirs has one a batch); pixels have the
 backbone's mean and std (theirs 0.5); norms and biases are not decayed.
 """
 
@@ -147,13 +147,13 @@ class PMG(Method, Classifies):
         return MethodOutput(loss, metrics)
 
     def embed(self, images: Float[Tensor, "b 3 h w"], k: int | None = None) -> list[Tensor]:
-        """`e_k` (b, e) of stage `k` of normalised pictures, of all stages when it is not given."""
+        """`e_k` (b, e) of stage `k` of normalised images, of all stages when it is not given."""
         chosen = range(len(self.stages)) if k is None else [k]
         maps = self.backbone.feature_maps(images, [self.stages[i] for i in chosen])
         return [self.blocks[i](found).amax((2, 3)) for i, found in zip(chosen, maps, strict=True)]
 
     def classify(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
-        """Sum of the logits of all classifiers on whole pictures: the paper's combined score."""
+        """Sum of the logits of all classifiers on whole images: the paper's combined score."""
         parts = self.embed(images)
         seen = [*parts, torch.cat(parts, dim=1)]
         return torch.stack([f(e) for f, e in zip(self.classifiers, seen, strict=True)]).sum(dim=0)
@@ -217,7 +217,7 @@ def classifier(width: int, hidden: int, num_classes: int) -> nn.Sequential:
 def shuffle_tiles(
     images: UInt8[Tensor, "b h w c"], orders: Int64[Tensor, "b t"]
 ) -> UInt8[Tensor, "b h w c"]:
-    """Tile `orders[b, i]` of each picture at place i of its grid, row by row."""
+    """Tile `orders[b, i]` of each image at place i of its grid, row by row."""
     b, h, w, c = images.shape
     n = math.isqrt(orders.shape[1])
     tiles = images.reshape(b, n, h // n, n, w // n, c).transpose(2, 3).flatten(1, 2)
@@ -240,7 +240,7 @@ class LabelledPuzzle:
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
         """What is read of one sample."""
-        assert "label" in sample  # pretrain refuses pictures without labels
+        assert "label" in sample  # pretrain refuses images without labels
         height, width = sample["image"].shape[:2]
         side = max(1, round(min(height, width) * CROP))
         y, x = (int(generator.integers(0, room - side + 1)) for room in (height, width))

@@ -3,7 +3,7 @@
 The first stage of the staged form of `synthesized_pairs`, and a way to look at features by itself.
 Our choice; the paper behind that method (arXiv 2407.14676) trains all parts on one loss.
 
-    views      one draw of the picture
+    views      one draw of the image
     features   h = backbone(view), pooled; the backbone is fixed
     decode     g(h), `layers/pixel_decoder.py`
     loss       mean squared error of g(h) and the view, in normalised pixels
@@ -68,13 +68,13 @@ class Reconstruction(Method, DrawsPictures):
         return MethodOutput(loss, {"train/psnr": psnr(seen.clamp(0, 1), wanted)})
 
     def decode(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
-        """g(h) of normalised pictures, in float32."""
+        """g(h) of normalised images, in float32."""
         with torch.no_grad(), unremembered(self.backbone):
             h = self.backbone(view)
         return self.decoder(h).float()
 
     def picture(self, batch: Batch) -> UInt8[Tensor, "p q 3"]:
-        """A row a picture: it, g(h), and their difference.
+        """A row an image: it, g(h), and their difference.
 
         In evaluation mode, so with the backbone's running statistics: of one that starts from
         scratch, and has none yet, the decoder can make little here.

@@ -2,13 +2,13 @@
 
 Paper: Chen, Kornblith, Norouzi & Hinton, 2020 (arXiv 2002.05709).
 
-    views      two independent draws of one picture
+    views      two independent draws of one image
     features   h = backbone(view)
     project    z = projector(h)
     loss       NT-Xent over the views of all processes (eq. 1)
 
 The pairs beside the original one are those of SSL-Cassava (Breiki, Ridzuan & Grandhe, 2021, arXiv
-2107.13973): one of the two views is drawn from the picture after a power law, with holes, with two
+2107.13973): one of the two views is drawn from the image after a power law, with holes, with two
 patches exchanged, ... (`data/augment.py`). `preset: paper` takes the views of its notebooks, which
 crop in the first two pairs only.
 

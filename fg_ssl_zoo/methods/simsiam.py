@@ -2,12 +2,12 @@
 
 Paper: Chen & He, 2021 (arXiv 2011.10566).
 
-    views      two independent draws of one picture
+    views      two independent draws of one image
     project    z = projector(backbone(view))
     predict    p = predictor(z)
     loss       -(cos(p0, stop(z1)) + cos(p1, stop(z0))) / 2 (eq. 4)
 
-There are neither negatives nor a teacher: what keeps all pictures from being told alike are the
+There are neither negatives nor a teacher: what keeps all images from being told alike are the
 predictor and the gradient that stops. `train/z_std` shows whether they do: 1 / sqrt(d) of `z` in
 good health, 0 after a collapse (section 4.1). The predictor keeps the peak learning rate
 throughout (`--fix-pred-lr` of the official code).

@@ -5,7 +5,7 @@ et al., 2017 (arXiv 1609.04802).
 
     views           high: a random crop; low: the same crop, bicubic, a quarter of the side
     generator       G(low) = decoder(last feature map of the backbone(low), low)
-    discriminator   D, `backbones/networks/srgan.py`: a logit, high for a picture that looks true
+    discriminator   D, `backbones/networks/srgan.py`: a logit, high for an image that looks true
     perceptual      phi, ImageNet features of VGG-19 up to its last ReLU (`features[:36]`)
 
     L_G = MSE(G(low), high) + 0.006 MSE(phi(G(low)), phi(high)) + 0.001 BCE(D(G(low)), 1)

@@ -3,7 +3,7 @@
 Paper: Wang, Liu, Figueroa Weston, Tian & Li, ECCV 2024 (arXiv 2407.14676), later called LDF. No
 code was released, so this is LDF-style and not LDF.
 
-    views        two independent draws of one picture
+    views        two independent draws of one image
     contrast     L_C, of MoCo v2 or SimSiam; h = backbone(view)
     select       S, the dimensions of h that vary least over the data or that L_C heeds least
     perturb      h' = h outside S; in S h' = h + noise, ... (`layers/weak_dimensions.py`)
@@ -13,7 +13,7 @@ code was released, so this is LDF-style and not LDF.
     loss         L_C + alpha L_R + nu L_Cp
 
 L_Cp teaches the encoder alone: a decoder that heard of it would learn to leave S out of its
-pictures. Nu waits for the decoder. Synthesized keys have a queue of their own, since among real
+images. Nu waits for the decoder. Synthesized keys have a queue of their own, since among real
 ones they would be told by their blur.
 
 Confirmed by the paper's abstract: the two criteria, that these dimensions alone are perturbed, the
@@ -21,7 +21,7 @@ decoder, and the invariance that is learnt; by a summary of it: the three terms 
 two bases. Everything else is our choice: every layer, number and schedule.
 
 Deviations from the plainest reading: a pair is decoded with the decoder's running statistics, so
-that its pictures differ by what h and h' differ by and by nothing else in the batch, and it leaves
+that its images differ by what h and h' differ by and by nothing else in the batch, and it leaves
 the backbone's running statistics alone, which so stay those of photographs. Perturbed features are
 cut at zero where the batch has none below it (a trunk that ends in ReLU). Norms see both views of
 SimSiam together, and those of several processes are synchronised, as for the two methods.
@@ -56,7 +56,7 @@ from fg_ssl_zoo.ops.image_quality import psnr, side_by_side
 from fg_ssl_zoo.ops.schedules import cosine, ramp
 
 PICTURES = 8
-"""Rows of the picture for the eye."""
+"""Rows of the image for the eye."""
 
 
 class SynthesizedPairs(Method, DrawsPictures):
@@ -250,7 +250,7 @@ class SynthesizedPairs(Method, DrawsPictures):
     def agree_on_pairs(
         self, original: Float[Tensor, "b 3 s s"], changed: Float[Tensor, "b 3 s s"]
     ) -> Float[Tensor, ""]:
-        """L_Cp: the base loss of decoded pictures, in random roles, and with their own queue."""
+        """L_Cp: the base loss of decoded images, in random roles, and with their own queue."""
         count = len(original) * world_size()
         drawn = own_share_of_first(torch.rand((count, 1, 1, 1), device=original.device))
         first = torch.where(drawn < 0.5, original, changed)
@@ -272,7 +272,7 @@ class SynthesizedPairs(Method, DrawsPictures):
         self.nu.fill_(self.pair_weight * ramp(progress, *self.pair_rise))
 
     def picture(self, batch: Batch) -> UInt8[Tensor, "p q 3"]:
-        """A row a picture: it, g(h), g(h'), their difference, Grad-CAM of what is kept and of S."""
+        """A row an image: it, g(h), g(h'), their difference, Grad-CAM of what is kept and of S."""
         first, second = self.backbone.normalize(batch["images"].transpose(0, 1))
         with torch.enable_grad():
             base = self.base(self.backbone, first, second, self.queue)

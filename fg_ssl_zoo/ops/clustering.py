@@ -1,7 +1,7 @@
-"""k-means for many sets of points at once, such as the pixels of each picture of a batch.
+"""k-means for many sets of points at once, such as the pixels of each image of a batch.
 
 Sources: Lloyd, 1982; Arthur & Vassilvitskii, 2007 (k-means++), with as many trials of each draw as
-scikit-learn's `KMeans`. On the pixels of a picture it is two to three times as fast
+scikit-learn's `KMeans`. On the pixels of an image it is two to three times as fast
 (`benchmarks/clustering.py`): most steps are taken on a part of the points, and a set is done when
 its inertia hardly falls, where scikit-learn waits for the centres to rest.
 """
@@ -51,12 +51,12 @@ def kmeans(
     Args:
         features: b sets of n points; one large set is a batch of one. A second copy is made.
         num_clusters: `k`.
-        seeds: Of each set; results depend on nothing else that is random.
+        seeds: One seed for each set, the only source of randomness.
         cosine: Points and centres are brought to length one (spherical k-means).
         coarse: Cluster every `coarse`-th point first and start from there. Neighbouring pixels are
             alike, so few steps on all points remain. Left out where it would leave too few points.
         restarts: Starts of which the best is kept; judged on the coarse points where there are.
-        max_iterations: Of each stage; 300 in scikit-learn.
+        max_iterations: Largest number of iterations of each stage; 300 in scikit-learn.
         tolerance: A set is done when a step lowers its inertia by no more than this share. With
             3e-4 inertia stays within half a per cent of scikit-learn's.
 

@@ -40,8 +40,8 @@ def info_nce(
     ln(1 + k) where all vectors are equal.
 
     Args:
-        queries: Of this process's images.
-        keys: Of the same images, in the same order; without gradient in MoCo.
+        queries: Queries of this process's images.
+        keys: Keys of the same images, in the same order; without gradient in MoCo.
         negatives: The queue; of length 1 already.
         temperature: Divides the cosine similarities.
     """

@@ -30,12 +30,12 @@ def signs_of_collapse(targets: Float[Tensor, "g b k"], loss: Tensor) -> dict[str
     """Entropies in nats of what the teacher says, and what the student has left to learn.
 
     `teacher_entropy` is 0 where one output has won and ln k where all are alike; the batch's mean
-    distribution has no more than it where all pictures get one answer. The divergence of student
+    distribution has no more than it where all images get one answer. The divergence of student
     and teacher is 0 after either collapse (section 5.3 of the paper).
 
     Args:
         targets: The teacher's distributions.
-        loss: Their cross entropy with the student's.
+        loss: Cross entropy of the teacher's outputs and the student's.
     """
     entropy = torch.special.entr(targets).sum(-1).mean()
     return {

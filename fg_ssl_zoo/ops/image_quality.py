@@ -1,4 +1,4 @@
-"""How close two pictures are: PSNR and SSIM of pixels in 0..1, and strips to judge by eye."""
+"""How close two images are: PSNR and SSIM of pixels in 0..1, and strips to judge by eye."""
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ K1, K2 = 0.01, 0.03
 """Shares of the range that keep SSIM's two quotients from 0 / 0."""
 
 LEAST_ERROR = 1e-10
-"""Mean squared error below which pictures count as equal: no PSNR is above 100 dB."""
+"""Mean squared error below which images count as equal: no PSNR is above 100 dB."""
 
 
 def psnr(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
-    """Peak signal-to-noise ratio, -10 log10(MSE) in dB of each picture, averaged over pictures."""
+    """Peak signal-to-noise ratio, -10 log10(MSE) in dB of each image, averaged over images."""
     error = (a.float() - b.float()).square().flatten(1).mean(1)
     return -10 * error.clamp_min(LEAST_ERROR).log10().mean()
 
@@ -30,7 +30,7 @@ def ssim(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tens
         (2 m_a m_b + c1) (2 s_ab + c2) / ((m_a^2 + m_b^2 + c1) (s_a^2 + s_b^2 + c2))
 
     with means m and (co)variances s under a Gaussian window of 11 pixels and sigma 1.5, at all
-    places where the window lies inside the picture; c = (0.01)^2 and (0.03)^2.
+    places where the window lies inside the image; c = (0.01)^2 and (0.03)^2.
 
     Args:
         a: In 0..1; no side below 11 pixels.
@@ -59,7 +59,7 @@ def _local_mean(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
 def quality(
     restored: Float[Tensor, "b c h w"], true: Float[Tensor, "b c h w"]
 ) -> dict[str, Float[Tensor, ""]]:
-    """`train/psnr` and `train/ssim` of pictures that are first cut to 0..1; without gradient."""
+    """`train/psnr` and `train/ssim` of images that are first cut to 0..1; without gradient."""
     shown = restored.detach().float().clamp(0, 1)
     return {"train/psnr": psnr(shown, true), "train/ssim": ssim(shown, true)}
 
@@ -70,7 +70,7 @@ def strip(
     high: UInt8[Tensor, "b s s 3"],
     most: int = 8,
 ) -> UInt8[Tensor, "p q 3"]:
-    """One row for each picture: the small one with its pixels repeated, the restored, the true."""
+    """One row for each image: the small one with its pixels repeated, the restored, the true."""
     side = high.shape[1]
     repeated = F.interpolate(low[:most].movedim(-1, 1).float(), size=(side, side)).movedim(1, -1)
     pixels = (restored[:most].float().clamp(0, 1) * 255).round().movedim(1, -1)
@@ -79,6 +79,6 @@ def strip(
 
 
 def side_by_side(*columns: Float[Tensor, "b 3 s s"], most: int = 8) -> UInt8[Tensor, "p q 3"]:
-    """One row for each picture, one column for each argument; pixels are cut to 0..1."""
+    """One row for each image, one column for each argument; pixels are cut to 0..1."""
     rows = torch.cat([column[:most].float().clamp(0, 1) for column in columns], dim=3)
     return (rows * 255).round().byte().movedim(1, -1).flatten(0, 1)

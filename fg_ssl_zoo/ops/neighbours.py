@@ -43,11 +43,11 @@ def knn_predict(
 
     Args:
         train: Features that vote; any length, they are normalised here.
-        labels: Their classes.
+        labels: Class numbers.
         test: Features to classify.
         num_classes: Classes there are.
         k: Neighbours.
-        temperature: Of the weights.
+        temperature: Temperature of the weights.
         chunk: Test rows at a time.
     """
     bank = F.normalize(train, dim=-1)

@@ -27,7 +27,7 @@ def maximal_hamming(num_tiles: int, count: int, seed: int = 0) -> UInt8[np.ndarr
     Args:
         num_tiles: At most 9: all permutations are looked at.
         count: How many.
-        seed: Of the first one and of the ties.
+        seed: Seed of the first one and of the ties.
     """
     generator = np.random.default_rng(seed)
     every = np.array(list(permutations(range(num_tiles))), dtype=np.uint8)
@@ -129,7 +129,7 @@ def split_tiles(image: UInt8[np.ndarray, "h w c"], n: int) -> UInt8[np.ndarray, 
 
 
 def join_tiles(tiles: UInt8[np.ndarray, "t th tw c"]) -> UInt8[np.ndarray, "h w c"]:
-    """The picture that `split_tiles` took apart."""
+    """The image that `split_tiles` took apart."""
     n = round(len(tiles) ** 0.5)
     height, width, channels = tiles.shape[1:]
     grid = tiles.reshape(n, n, height, width, channels).swapaxes(1, 2)

@@ -1,4 +1,4 @@
-"""Contrast of regions instead of whole pictures (DetCon, PARTICLE).
+"""Contrast of regions instead of whole images (DetCon, PARTICLE).
 
     vote_cells       region numbers of pixels -> the commonest one of every cell of a feature map
     sample_regions   which regions of two views are compared
@@ -6,7 +6,7 @@
     region_contrast  the same region in the other view against all others
     num_compared     how many different regions that was, for the log
 
-The first two work on arrays and belong to the data path, where what is drawn depends on the picture
+The first two work on arrays and belong to the data path, where what is drawn depends on the image
 and the epoch only; the others work on tensors.
 """
 
@@ -19,7 +19,7 @@ from fg_ssl_zoo.ops.distributed import gather, rank
 from fg_ssl_zoo.ops.similarity import unit
 
 MOST_REGIONS = 256
-"""Regions of one picture: their numbers are 0..255."""
+"""Regions of one image: their numbers are 0..255."""
 
 _OUT = -1e9
 """A logit that counts as left out; finite, since a row may have no other."""
@@ -53,7 +53,7 @@ def sample_regions(
 
     Args:
         first: Region of every cell of the first view.
-        second: Of the second view.
+        second: Features of the second view.
         num_samples: 16 in DetCon, 10 in PARTICLE.
         generator: Gives `num_samples` numbers, whatever the views show.
     """
@@ -95,16 +95,16 @@ def region_contrast(
     own region in u. The mean over positives of -log softmax is divided by how often the region was
     drawn in v, and is 0 where u has no positive.
 
-    2 ln(2 b s - 1) where all vectors are equal and the s regions of a picture differ. Computed in
+    2 ln(2 b s - 1) where all vectors are equal and the s regions of an image differ. Computed in
     float32 or better.
 
     Args:
-        predictions: Of the student, by view, picture of this process and drawn region.
-        targets: Of the teacher, without gradient.
-        ids: Which regions were drawn; they are compared within a picture only.
+        predictions: Predictions of the student, by view, image of this process and drawn region.
+        targets: Targets of the teacher, without gradient.
+        ids: Which regions were drawn; they are compared within an image only.
         temperature: Divides the cosine similarities.
-        weights: Of the pictures; 1 by default.
-        local_negatives: Whether other regions of the same picture are negatives.
+        weights: Weights of the images; 1 by default.
+        local_negatives: Whether other regions of the same image are negatives.
         gather_targets: Whether targets are those of all processes, or of this one alone.
     """
     q, t = unit(predictions), unit(targets)
@@ -136,7 +136,7 @@ def _one_way(
 ) -> Float[Tensor, "b s"]:
     """Weighted cross entropy of every query; the keys are the other view's, then its own view's.
 
-    `before` pictures of other processes come first among the keys.
+    `before` images of other processes come first among the keys.
     """
     b, s, _ = queries.shape
     logits = (queries.flatten(0, 1) @ keys.T / temperature).view(b, s, 2, -1, s)
@@ -158,11 +158,11 @@ def _equal(a: Integer[Tensor, "b s"], b: Integer[Tensor, "b s"]) -> Bool[Tensor,
 
 
 def num_compared(ids: Int64[Tensor, "2 b s"], weights: Float[Tensor, " b"]) -> Float[Tensor, ""]:
-    """Mean number of different regions that a picture contributes; 0 where views share none.
+    """Mean number of different regions that an image contributes; 0 where views share none.
 
     Args:
         ids: Drawn by `sample_regions`: the same ones in both views, or none in common.
-        weights: Of the pictures.
+        weights: Weights of the images.
     """
     first, second = ids.sort(dim=-1).values
     different = 1 + (first.diff(dim=-1) != 0).sum(dim=-1)

@@ -36,6 +36,6 @@ def spread(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """How far unit rows differ: their standard deviation over the batch, averaged over the axes.
 
     1 / sqrt(d) for directions that fill the sphere, 0 for a network that says the same of every
-    picture (SimSiam, section 4.1).
+    image (SimSiam, section 4.1).
     """
     return unit(z).std(dim=0, correction=0).mean()

@@ -12,7 +12,7 @@ def rankme(features: Float[Tensor, "n d"], eps: float = 1e-7) -> float:
     Garrido et al., 2023 (arXiv 2210.02885). From 1 (collapsed) to min(n, d).
 
     Args:
-        features: Of n images, n well above d for a stable value.
+        features: Features of n images, n well above d for a stable value.
         eps: Added to every share, as in the paper.
     """
     values = torch.linalg.svdvals(features.double())

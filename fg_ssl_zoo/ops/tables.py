@@ -13,8 +13,8 @@ def markdown_table(
     """A table of markdown.
 
     Args:
-        titles: Of the columns.
-        rows: Their cells.
+        titles: Titles of the columns.
+        rows: Cells of each row.
         words: Columns from the left that hold words; numbers in the others are set to the right.
         spaced: Spaces in the rule, as the cards that are published have it.
     """

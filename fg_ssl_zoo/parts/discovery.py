@@ -1,20 +1,20 @@
-"""Part discovery: cluster the features of every pixel, for each picture or for the whole set.
+"""Part discovery: cluster the features of every pixel, for each image or for the whole set.
 
 Paper: Saha & Maji, 2023 (PARTICLE, arXiv 2309.13822), section on part discovery.
 
     features    hypercolumns of a CNN, keys of a ViT (`backbones/hypercolumns.py`)
     foreground  (ViT) clusters that the class token looks at (`parts/foreground.py`)
-    centres     k-means on the (foreground) features: of a picture, or of a sample of the set
+    centres     k-means on the (foreground) features: of an image, or of a sample of the set
     maps        the part whose centre is nearest, after distances were brought to the map's size
 
-Pictures are read in blocks (`parts/pixels.py`), and process r takes the blocks r, r + world, ...: a
+Images are read in blocks (`parts/pixels.py`), and process r takes the blocks r, r + world, ...: a
 block is the same work whoever does it, so the maps do not depend on the number of processes to the
-bit. All that is random is seeded by (seed, name of the picture).
+bit. All that is random is seeded by (seed, name of the image).
 
 Deviations from the release: k-means with fewer restarts, whose draws are the same in every run; a
-set-wide clustering sees a sample of each picture instead of chunks of 30 in folder order;
+set-wide clustering sees a sample of each image instead of chunks of 30 in folder order;
 saliency comes from the same pass as the keys, not from one of its own; a cluster needs votes of the
-pictures in which it appears, not of all; the most salient cluster is the object where none passes;
+images in which it appears, not of all; the most salient cluster is the object where none passes;
 a majority filter instead of a dense CRF.
 """
 
@@ -73,34 +73,34 @@ def discover_parts(
     num_workers: int = 0,
     cache: Path | None = None,
 ) -> UInt8[Tensor, "n m m"]:
-    """Part of every pixel of every picture, a row each, equal on all processes.
+    """Part of every pixel of every image, a row each, equal on all processes.
 
-    A map covers the whole picture, stretched to a square. Without `foreground` parts are 0 to
-    num_parts - 1; with it they are 1 to num_parts, and 0 is background. A picture of one colour has
+    A map covers the whole image, stretched to a square. Without `foreground` parts are 0 to
+    num_parts - 1; with it they are 1 to num_parts, and 0 is background. An image of one colour has
     a map of zeros: it has no parts. So has one that cannot be decoded, which nobody reads, as the
-    loader takes another picture instead.
+    loader takes another image instead.
 
     Args:
-        backbone: Not wrapped; reads pictures of its own size.
-        images: n pictures.
+        backbone: Not wrapped; reads images of its own size.
+        images: n images.
         accelerator: Its device and precision are used.
         how: The defaults of `Discovery` when not given.
-        learn_from: Other pictures that the clusters come from, so that numbers mean the same in
-            both sets (scope `dataset` only); the pictures themselves when not given.
+        learn_from: Other images that the clusters come from, so that numbers mean the same in
+            both sets (scope `dataset` only); the images themselves when not given.
         num_workers: Loader processes.
-        cache: Folder where maps are kept under a fingerprint of weights, pictures and options;
+        cache: Folder where maps are kept under a fingerprint of weights, images and options;
             `assets/fg_ssl_zoo` of the Hugging Face cache by default. An interrupted discovery goes
             on from there.
 
     Raises:
-        ValueError: More parts than a picture has features, a layer or an option that the network
+        ValueError: More parts than an image has features, a layer or an option that the network
             does not have, or features that are not finite.
     """
     how = how or Discovery()
     if how.foreground and backbone.patch_size is None:
         raise ValueError(f"foreground: {backbone.name} has no attention; foreground=False would do")
     if learn_from is not None and how.scope != "dataset":
-        raise ValueError(f"scope: '{how.scope}' learns nothing from other pictures; dataset does")
+        raise ValueError(f"scope: '{how.scope}' learns nothing from other images; dataset does")
     others = None if learn_from is images else learn_from
     work = _Work(backbone, images, accelerator, how, num_workers, cache, others)
     accelerator.wait_for_everyone()
@@ -120,19 +120,19 @@ def discover_parts(
     if accelerator.is_main_process:
         work.store.finish({"maps": parts, **(work.store.read("centres") or {})})
         seconds = time.perf_counter() - began
-        _log.info("parts     %d pictures in %.0f s (scope %s)", len(parts), seconds, how.scope)
+        _log.info("parts     %d images in %.0f s (scope %s)", len(parts), seconds, how.scope)
     accelerator.wait_for_everyone()
     return parts
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """Some pixels of n pictures.
+    """Some pixels of n images.
 
     Attributes:
         features: (n, p, d), on the CPU as the others.
         saliency: (n, p), where the foreground is wanted.
-        images: (n,) numbers of the pictures.
+        images: (n,) numbers of the images.
     """
 
     features: Tensor
@@ -140,7 +140,7 @@ class _Sample:
     images: Tensor
 
     def first(self, count: int) -> "_Sample":
-        """Of the first pictures."""
+        """Of the first images."""
         salient = None if self.saliency is None else self.saliency[:count]
         return _Sample(self.features[:count], salient, self.images[:count])
 
@@ -151,7 +151,7 @@ def _state(images: Images) -> list[str]:
 
 @dataclass(eq=False)
 class _Work(Pixels):
-    """One discovery: its pictures, its share of the blocks and its files."""
+    """One discovery: its images, its share of the blocks and its files."""
 
     cache: Path | None
     learn_from: Images | None = None
@@ -197,10 +197,10 @@ class _Work(Pixels):
         return {key: whole[key] for key in whole.keys() - {"maps"}} or None
 
     def _sample(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Features (s, d), saliency (s,) and picture (s,) of some pixels of every picture."""
+        """Features (s, d), saliency (s,) and image (s,) of some pixels of every image."""
         gathered: list[_Sample] = [one for one in gather_object([self._own_sample()]) if one]
         if not gathered:
-            raise ValueError(f"{self.images.name}: none of the pictures can be decoded")
+            raise ValueError(f"{self.images.name}: none of the images can be decoded")
         images, order = torch.cat([one.images for one in gathered]).sort()
         device, pixels = self.accelerator.device, gathered[0].features.shape[1]
         features = torch.cat([one.features for one in gathered])[order].flatten(0, 1).to(device)
@@ -209,7 +209,7 @@ class _Work(Pixels):
         return features, saliency, images.repeat_interleave(pixels)
 
     def _own_sample(self) -> "_Sample | None":
-        """Of this process's pictures; `None` if it has none that can be decoded.
+        """Of this process's images; `None` if it has none that can be decoded.
 
         Filled into tensors that were made once: small ones that stay between the blocks' large ones
         would keep the C library from using that memory again (22 GB for a ResNet-50's layer3).
@@ -307,7 +307,7 @@ class _Work(Pixels):
                 features, self.how.num_parts, seeds, coarse=4, restarts=self.how.restarts
             )
             found = self._nearest(features, clusters.centres, clusters.centres[:, :0])
-        else:  # every picture has its own number of centres
+        else:  # every image has its own number of centres
             found = torch.cat(
                 [
                     self._map_of_one(features[row], saliency[row], self.seed(index))

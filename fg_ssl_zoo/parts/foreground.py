@@ -34,15 +34,15 @@ def split_foreground(
     threshold: float,
     votes: float,
 ) -> Split:
-    """Cluster the points and call those clusters foreground that are salient in most pictures.
+    """Cluster the points and call those clusters foreground that are salient in most images.
 
     Args:
-        features: Points of one or many pictures.
-        saliency: Of the points, in 0..1.
-        images: Which picture each point is of.
-        seed: Of k-means.
-        threshold: A cluster is salient in a picture when its points' mean saliency there is above.
-        votes: Share of the pictures in which it has points that must find it salient.
+        features: Points of one or many images.
+        saliency: Saliency of each point, in 0..1.
+        images: Which image each point is of.
+        seed: Seed of k-means.
+        threshold: A cluster is salient in an image when its points' mean saliency there is above.
+        votes: Share of the images in which it has points that must find it salient.
     """
     found = elbow(features, seed)
     labels, num_clusters = found.labels[0].cpu(), found.centres.shape[1]
@@ -61,7 +61,7 @@ def salient_clusters(
     threshold: float,
     votes: float,
 ) -> Bool[Tensor, " k"]:
-    """Clusters that enough pictures find salient; where none is, the most salient one."""
+    """Clusters that enough images find salient; where none is, the most salient one."""
     num_images = int(images.max()) + 1
     cells = images * num_clusters + labels
     zeros = torch.zeros(num_images * num_clusters, dtype=torch.float64)
@@ -81,7 +81,7 @@ def salient_clusters(
 def saliency_of(
     attention: Float[Tensor, "b heads h w"], heads: tuple[int, ...] | None
 ) -> Float[Tensor, "b _"]:
-    """Mean attention of the chosen heads, from 0 to 1 within each picture: (b, h * w).
+    """Mean attention of the chosen heads, from 0 to 1 within each image: (b, h * w).
 
     Raises:
         ValueError: A head that the network does not have.

@@ -15,20 +15,20 @@ class Discovery:
 
     Attributes:
         num_parts: `k`; 15 for CNNs and 5 for ViTs in the released code.
-        scope: `image` clusters each picture by itself, so that numbers mean nothing outside it (the
-            released code for ResNet); `dataset` gives a part the same number in all pictures.
+        scope: `image` clusters each image by itself, so that numbers mean nothing outside it (the
+            released code for ResNet); `dataset` gives a part the same number in all images.
         layers: As `hypercolumns` takes them. When empty, the network's own (`default_layers`) for
             scope `image`, and the deepest of them alone for `dataset`: over a whole set shallow
             maps sort pixels by colour and edge (NMI with the keypoints of 64 birds 0.12 with
             layer3 to maxpool, 0.34 with layer3; ResNet-18, ImageNet weights).
         normalize: Bring each layer to length one.
         size: Side of the part maps in pixels; a CNN is clustered at this size, a ViT at its own.
-        stride: Of a ViT's patches in pixels; less than the patch size makes them overlap.
+        stride: Step of a ViT's patches in pixels; less than the patch size makes them overlap.
         foreground: Part 0 is background, and parts are found within the rest (ViT only).
         threshold: Mean saliency above which a cluster is salient; 0.065 in the release.
-        votes: Share of pictures that must find it so; 0.75 in the release.
-        heads: Whose attention is saliency; all when not given (0, 2, 4, 5 of DINO's ViT-S in the
-            release).
+        votes: Share of images that must find it so; 0.75 in the release.
+        heads: Heads whose attention is the saliency; all when not given (0, 2, 4, 5 of DINO's
+            ViT-S in the release).
         pca: Cluster this many principal components of the sample (scope `dataset` only).
         sample: Pixels that are clustered, of the whole set (scope `dataset` only).
         restarts: Starts of k-means, of which the best is kept; 10 in the release.
@@ -67,7 +67,7 @@ class Discovery:
         if self.scope not in ("image", "dataset"):
             raise ValueError(f"scope: '{self.scope}' is neither image nor dataset")
         if self.scope == "image" and self.pca is not None:
-            raise ValueError("pca: needs scope=dataset; one picture has no components of the set")
+            raise ValueError("pca: needs scope=dataset; one image has no components of the set")
         if self.smooth < 1 or self.smooth % 2 == 0:
             raise ValueError(f"smooth: {self.smooth} is no odd number of pixels; 1, 3, 5 would do")
 
@@ -78,7 +78,7 @@ def discovery_for(
     """15 parts for a CNN; 5 and the background for a ViT.
 
     Args:
-        backbone: Whose features are clustered.
+        backbone: Backbone whose features are clustered.
         changes: Fields of `Discovery` with other values.
         released: The values of cvl-umass/PARTICLE instead of ours. Their ViT-S/8 cut patches 4
             pixels apart: half a patch.

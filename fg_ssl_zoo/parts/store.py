@@ -1,10 +1,10 @@
 """Part maps that are computed once, and go on where they were interrupted.
 
     CACHE/FINGERPRINT.safetensors              all maps, when all are there
-    CACHE/FINGERPRINT/block_12.safetensors     maps of a block of pictures
+    CACHE/FINGERPRINT/block_12.safetensors     maps of a block of images
     CACHE/FINGERPRINT/centres.safetensors      centres of the whole set
 
-The fingerprint covers all that decides the maps: weights, pictures, options, precision.
+The fingerprint covers all that decides the maps: weights, images, options, precision.
 """
 
 import shutil

@@ -3,11 +3,11 @@
 accelerate launch train.py [RECIPE or FOLDER] [key.path=value ...]
 python -m fg_ssl_zoo.pretrain [RECIPE or FOLDER] [key.path=value ...]
 
-    own_pictures  a recipe for a folder of pictures, chosen by their number and the machine
+    own_pictures  a recipe for a folder of images, chosen by their number and the machine
     run        what all stages share, and how it is opened
     stages     stage after stage around one backbone
     inherit    what a stage takes over besides
-    rounds     notes on the pictures, then training
+    rounds     notes on the images, then training
     results    the record: rows before and after, protocol, all that could move a number
     export     that record and the networks, as folders
 """
@@ -67,8 +67,8 @@ def pretrain(recipe: Recipe, summary: str | None = None, splits: Splits | None =
 
     Args:
         recipe: What is trained.
-        summary: Of the recipe, printed in the place of its YAML.
-        splits: Pictures of `recipe.data` where they are listed already.
+        summary: Text that is printed instead of the recipe's YAML.
+        splits: Images of `recipe.data` where they are listed already.
 
     Returns:
         The trained backbone, in evaluation mode.
@@ -115,7 +115,7 @@ def _train_and_export(run: Run, backbone: Backbone) -> None:
 
 
 def _check_stages(recipe: Recipe) -> None:
-    """Refuse what cannot fit any data, before weights and pictures are fetched."""
+    """Refuse what cannot fit any data, before weights and images are fetched."""
     check_backbone_options(recipe.backbone_options)
     check_trackers(recipe.trackers)
     for number, stage in enumerate(recipe.stages):
@@ -133,7 +133,7 @@ def _check_stages(recipe: Recipe) -> None:
 
 
 def _check_stages_on(recipe: Recipe, train: Images, accelerator: Accelerator) -> None:
-    """Refuse what does not fit these pictures, before the run's folder is touched."""
+    """Refuse what does not fit these images, before the run's folder is touched."""
     for number, stage in enumerate(recipe.stages):
         where = f"stages[{number}].options"
         options = check_options(stage.method, options_on(stage, train, where), where)
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None
         "words",
         nargs="*",
         metavar="RECIPE, FOLDER or key.path=value",
-        help="a recipe (file or name) or a folder of pictures, for which a recipe is chosen, and "
+        help="a recipe (file or name) or a folder of images, for which a recipe is chosen, and "
         "overrides such as stages.0.train.steps=200",
     )
     parser.add_argument("--print-recipe", action="store_true", help="print the YAML and stop")

@@ -1,9 +1,9 @@
-"""The choice of a recipe for a folder of pictures: method, start, size, batch, steps and rate.
+"""The choice of a recipe for a folder of images: method, start, size, batch, steps and rate.
 
     choose      facts -> Recipe; a pure function that names its sources
     describe    ten lines: what was chosen, and how to change it
 
-With a start, the network is distilled from itself at one and a half times the picture size:
+With a start, the network is distilled from itself at one and a half times the image size:
 contrastive methods at usual rates make good features worse (docs/zoo.md). From random weights it is
 SimCLR with the settings chosen on CUB (docs/recipes.md).
 """
@@ -17,10 +17,10 @@ from timm.models import is_model_in_modules
 from fg_ssl_zoo.config import Data, Monitor, Recipe, Stage, Train, recipe_files, short_name
 
 SMALL_SET = 1000
-"""Training pictures below which a ResNet-18 is trained from random weights, not a ResNet-50."""
+"""Training images below which a ResNet-18 is trained from random weights, not a ResNet-50."""
 
 SIMCLR_MEMORY = 0.2
-"""GiB of GPU memory that a picture of 224 px, seen twice, needs in a step of ResNet-50 in bf16."""
+"""GiB of GPU memory that an image of 224 px, seen twice, needs in a step of ResNet-50 in bf16."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Pictures:
 
     Attributes:
         data: `data:` of the recipe.
-        num_train: Pictures to learn from.
-        num_test: Labelled pictures to measure by; 0 for unlabelled ones.
-        num_classes: Of labelled pictures; 0 for unlabelled ones.
+        num_train: Images to learn from.
+        num_test: Labelled images to measure by; 0 for unlabelled ones.
+        num_classes: Number of classes; 0 for images without labels.
         short_side: Median of the shorter sides, in pixels.
     """
 
@@ -47,9 +47,9 @@ class Machine:
     """What trains.
 
     Attributes:
-        cores: That a process may use.
+        cores: Number of cores that a process may use.
         gpu_memory: GiB of each GPU; 0 without one.
-        processes: That train together.
+        processes: Number of processes that train together.
     """
 
     cores: int
@@ -62,12 +62,12 @@ class Start:
     """Weights to start from.
 
     Attributes:
-        init: Of the recipe; `scratch` for random weights.
+        init: The recipe's `init`; `scratch` for random weights.
         backbone: Architecture in timm; empty where the choice is free.
         options: `backbone_options` of that architecture.
-        image_size: Side of the pictures that the weights were trained on, in pixels.
+        image_size: Side of the images that the weights were trained on, in pixels.
         teacher: Words that open the same weights as a teacher.
-        divisor: Of every side that the network reads, in pixels.
+        divisor: Number that divides every input side which the network accepts, in pixels.
     """
 
     init: str = "scratch"
@@ -84,11 +84,11 @@ class Start:
 def choose(
     pictures: Pictures, machine: Machine, start: Start, *, image_size: int | None = None
 ) -> Recipe:
-    """The recipe for these pictures on this machine.
+    """The recipe for these images on this machine.
 
     Args:
-        pictures: To learn from.
-        machine: That trains.
+        pictures: The training images.
+        machine: The machine that trains.
         start: Weights to start from.
         image_size: Side in pixels that the user asked for; chosen when not given.
     """
@@ -117,7 +117,7 @@ def _from_start(
     """Distillation from itself at 1.5 times the size, heads first.
 
     Steps, batch, rates and 128 px are those of `fgssl_efficientnet_lite1_cub.distillation`, chosen
-    on a validation part of 2,999 pictures of birds. Accuracy hardly grows above 192 px
+    on a validation part of 2,999 images of birds. Accuracy hardly grows above 192 px
     (docs/zoo.md), so that a start of more pixels is read at 160 at most.
     """
     largest = 160 if machine.gpu_memory else 128
@@ -175,7 +175,7 @@ def _from_random(
 
 
 def _batch(wanted: int, pictures: Pictures, machine: Machine) -> int:
-    """The wanted batch, or the largest power of two that the pictures fill, split evenly."""
+    """The wanted batch, or the largest power of two that the images fill, split evenly."""
     while wanted > max(pictures.num_train, 2):
         wanted //= 2
     return max(wanted // machine.processes, 1) * machine.processes
@@ -207,11 +207,11 @@ def describe(recipe: Recipe, pictures: Pictures, machine: Machine) -> str:
         ("method", _METHODS.get(stage.method, stage.method), "RECIPE data.path=FOLDER"),
         ("size", f"{recipe.data.image_size} px" + (f", teacher {teacher} px" if teacher else ""),
          "data.image_size=160"),
-        ("batch", f"{train.batch_size} pictures", "stages.0.train.batch_size=32"),
-        ("steps", f"{counted} ({passes:.3g} passes over the pictures)", "stages.0.train.steps=200"),
+        ("batch", f"{train.batch_size} images", "stages.0.train.batch_size=32"),
+        ("steps", f"{counted} ({passes:.3g} passes over the images)", "stages.0.train.steps=200"),
         ("rate", f"{rate} ({train.optimizer})", "stages.0.train.lr=1e-3"),
         ("views", options.get("preset", "fine_grained"), "stages.0.options.preset=simclr"),
-        ("measured", f"kNN accuracy of {pictures.num_test} pictures" if pictures.num_test
+        ("measured", f"kNN accuracy of {pictures.num_test} images" if pictures.num_test
          else "RankMe, as nothing is labelled", "monitor.every=10"),
     ]  # fmt: skip
     width = max(len(value) for _, value, _ in rows)

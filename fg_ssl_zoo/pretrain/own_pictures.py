@@ -1,6 +1,6 @@
-"""A folder of pictures in the place of a recipe: the facts that the choice of a recipe rests on.
+"""A folder of images in the place of a recipe: the facts that the choice of a recipe rests on.
 
-measure, this_machine, the_start    pictures, hardware, weights to start from
+measure, this_machine, the_start    images, hardware, weights to start from
 recipe_of_words                     a command line -> recipe, and what was chosen (`choice.py`)
 """
 
@@ -38,22 +38,22 @@ from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.pretrain.choice import Machine, Pictures, Start, choose, describe
 
 MEASURED = 24
-"""Pictures whose sides are read."""
+"""Images whose sides are read."""
 
 
 Splits = tuple[Images, Images | None]
-"""Pictures to learn from, and labelled ones to measure by: what `load_splits` returns."""
+"""Images to learn from, and labelled ones to measure by: what `load_splits` returns."""
 
 
 def measure(data: Data, splits: Splits) -> Pictures:
-    """Numbers and sizes of a folder's pictures.
+    """Numbers and sizes of a folder's images.
 
     Args:
-        data: Of the recipe.
-        splits: Its pictures.
+        data: The recipe's `data`.
+        splits: Its images.
 
     Raises:
-        ValueError: None of the pictures can be read.
+        ValueError: None of the images can be read.
     """
     train, test = splits
     looked_at = evenly(len(train), MEASURED)
@@ -61,7 +61,7 @@ def measure(data: Data, splits: Splits) -> Pictures:
     sides = list(_short_sides(train, looked_at, lost))
     if not sides:
         raise ValueError(
-            f"data.path: none of the {len(looked_at)} pictures that were looked at in {data.path} "
+            f"data.path: none of the {len(looked_at)} images that were looked at in {data.path} "
             f"can be read ({lost[0]}); replace or remove them"
         )
     return Pictures(
@@ -74,7 +74,7 @@ def measure(data: Data, splits: Splits) -> Pictures:
 
 
 def _short_sides(images: Images, indices: Sequence[int], lost: list[str]) -> Iterator[int]:
-    """Pixels of these pictures; what is wrong with unreadable ones is added to `lost`."""
+    """Pixels of these images; what is wrong with unreadable ones is added to `lost`."""
     for index in indices:
         try:
             yield min(images[index]["image"].shape[:2])
@@ -143,7 +143,7 @@ class Chosen(NamedTuple):
     Attributes:
         recipe: What is trained.
         summary: Ten lines on what was chosen; `None` where the words name a recipe.
-        splits: Pictures of the folder, listed once for choice and run; `None` likewise.
+        splits: Images of the folder, listed once for choice and run; `None` likewise.
     """
 
     recipe: Recipe
@@ -153,24 +153,24 @@ class Chosen(NamedTuple):
 
 @dataclass(frozen=True)
 class _Seed:
-    """The one key of a recipe, beside `data`, that decides which pictures are listed."""
+    """The one key of a recipe, beside `data`, that decides which images are listed."""
 
     seed: Seed = 0
 
 
 def recipe_of_words(words: Sequence[str]) -> Chosen:
-    """The recipe of a command line, chosen where it names a folder of pictures.
+    """The recipe of a command line, chosen where it names a folder of images.
 
     Args:
-        words: A recipe or a folder of pictures, and overrides in any order.
+        words: A recipe or a folder of images, and overrides in any order.
 
     Raises:
-        ValueError: As `recipe_of`, or there are no pictures in the folder.
+        ValueError: As `recipe_of`, or there are no images in the folder.
     """
     for word in words:
         if not is_override(word) and is_picture(home_path(word)):
             raise RecipeError(
-                f"{printable(word)} is a picture; name the folder that holds the pictures"
+                f"{printable(word)} is an image; name the folder that holds the images"
             )
     folders = [word for word in words if is_folder(word)]
     if len(folders) != 1 or any(not is_override(w) and w not in folders for w in words):
@@ -195,7 +195,7 @@ def recipe_of_words(words: Sequence[str]) -> Chosen:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a path is that of a picture, by its suffix."""
+    """Whether a path is that of an image, by its suffix."""
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
 

@@ -68,7 +68,7 @@ def table_rows(
 
 
 def _data_of(run: Run, record: Record) -> dict[str, Any]:
-    """Which pictures: their terms, counts and fingerprints; of the test pictures, those scored."""
+    """Which images: their terms, counts and fingerprints; of the test images, those scored."""
     data = run.recipe.data
     entry = CATALOG.get(data.name)
     num_test = 0 if run.test is None else record.num_scored
@@ -99,6 +99,6 @@ def _knn_protocol(recipe: Recipe) -> dict[str, Any]:
 
 
 def _plain(measured: dict[str, float]) -> dict[str, float]:
-    """Scores on all pictures under the names that tables know; neither the step nor a sample's."""
+    """Scores on all images under the names that tables know; neither the step nor a sample's."""
     scores = {key: value for key, value in measured.items() if key.startswith("eval/")}
     return {key.removeprefix("eval/"): value for key, value in scores.items()}

@@ -1,4 +1,4 @@
-"""One round of a stage: take notes on the pictures, then train on both."""
+"""One round of a stage: take notes on the images, then train on both."""
 
 import copy
 from typing import Any
@@ -25,7 +25,7 @@ from fg_ssl_zoo.pretrain.run import Run
 from fg_ssl_zoo.pretrain.start_weights import RESTORE, read_kept, start_weights
 
 SHOWN = 48
-"""Pictures whose parts are kept to be looked at."""
+"""Images whose parts are kept to be looked at."""
 
 
 def run_round(
@@ -77,16 +77,16 @@ def run_round(
 
 
 def _measure(run: Run, method: Method, record: Record) -> dict[str, float]:
-    """Scores of the backbone and of the method; the record keeps how many pictures they are of."""
+    """Scores of the backbone and of the method; the record keeps how many images they are of."""
     found = run.monitor(method.backbone, run.accelerator)
     record.num_scored = run.monitor.used.get("test")
     return {**found, **run.monitor.own_accuracy(method, run.accelerator)}
 
 
 def _measure_start(run: Run, method: Method, record: Record) -> dict[str, float]:
-    """Scores before the first step: of all pictures where they are few or known, else of a sample.
+    """Scores before the first step: of all images where they are few or known, else of a sample.
 
-    What is not measured on all pictures now is left to `complete_start`.
+    What is not measured on all images now is left to `complete_start`.
     """
     if not run.recipe.monitor.at_start:
         record.start_left = True
@@ -104,7 +104,7 @@ def _measure_start(run: Run, method: Method, record: Record) -> dict[str, float]
 
 
 def complete_start(run: Run, backbone: Backbone) -> dict[str, float]:
-    """Scores of the weights that the run started from, on all pictures.
+    """Scores of the weights that the run started from, on all images.
 
     Args:
         run: Its folder holds them (`keep_start`).
@@ -146,7 +146,7 @@ def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
 
 
 def part_scores(run: Run, method: Method) -> dict[str, float]:
-    """How well the parts that the method finds in the training pictures are those that are known.
+    """How well the parts that the method finds in the training images are those that are known.
 
     The next round finds the same ones, and reads them from the cache.
     """
@@ -157,7 +157,7 @@ def part_scores(run: Run, method: Method) -> dict[str, float]:
 
 
 def _keep_shown(run: Run, method: Method, name: str) -> None:
-    """Keep the parts of a few pictures, of the test split where there is one, to be looked at."""
+    """Keep the parts of a few images, of the test split where there is one, to be looked at."""
     if not isinstance(method, FindsParts):
         return
     images, split = (run.train, "train") if run.test is None else (run.test, "test")

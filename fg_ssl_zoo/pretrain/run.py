@@ -27,12 +27,12 @@ class Run:
 
     Attributes:
         recipe: Resolved.
-        folder: Where everything of the run lies.
+        folder: Folder of the run.
         accelerator: Devices, precision and processes.
-        train, test: Pictures to learn from, and labelled ones to score or `None`.
+        train, test: Images to learn from, and labelled ones to score or `None`.
         switches: Resolved hardware switches.
         monitor: Measurements while training.
-        commit: Of the code when the run was started, not when it ended.
+        commit: Commit of the code when the run started.
     """
 
     recipe: Recipe
@@ -52,7 +52,7 @@ class Run:
 
     @property
     def measures_start_later(self) -> bool:
-        """Whether the start may be measured on all pictures only after the first step."""
+        """Whether the start may be measured on all images only after the first step."""
         return self.monitor.samples_start or not self.recipe.monitor.at_start
 
     def say(self, text: str) -> None:
@@ -84,21 +84,21 @@ def open_run(
 
     Args:
         recipe: Resolved.
-        switches: Of `prepare_backbone`.
-        accelerator: Of these switches.
-        train: Pictures to learn from.
+        switches: Switches that `prepare_backbone` returned.
+        accelerator: Accelerator created with these switches.
+        train: Images to learn from.
         test: Labelled ones to score, or `None`.
-        summary: Of the recipe, said in the place of its YAML.
+        summary: Text that is printed instead of the recipe's YAML.
 
     Raises:
-        ValueError: The processes do not see the same recipe and pictures, or the folder holds a run
-            of another recipe or of other pictures; nothing in it was touched.
+        ValueError: The processes do not see the same recipe and images, or the folder holds a run
+            of another recipe or of other images; nothing in it was touched.
     """
     if accelerator.num_processes > 1:
         free = replace(recipe, output=None, data=replace(recipe.data, path=None))  # of each machine
         pictures = [None if images is None else fingerprint(images) for images in (train, test)]
         refuse_differences(accelerator, "the same recipe", to_yaml(free))
-        same = "the same pictures: bring the folders of all machines to one state"
+        same = "the same images: bring the folders of all machines to one state"
         refuse_differences(accelerator, same, pictures)
     folder = RunFolder(recipe.folder)
     if accelerator.is_main_process:

@@ -117,7 +117,7 @@ def _anchor_of(
     Args:
         run: What all stages share.
         backbone: With the weights that the stage starts from, if `at_start`.
-        number: Of the stage.
+        number: Number of the stage.
         stage: Its settings.
         at_start: Whether no step of the stage was done yet.
     """
@@ -153,13 +153,13 @@ def check_methods(
 
     Args:
         recipe: Resolved.
-        backbone: Is copied for each stage; the random numbers that follow are as before.
-        train: Pictures to learn from.
+        backbone: Copied for each stage; the state of the random number generators is restored.
+        train: Images to learn from.
         accelerator: Tells processes and device.
 
     Raises:
         ValueError: A stage that cannot be built, cannot inherit what it names, or has too few
-            pictures in a forward pass to learn from.
+            images in a forward pass to learn from.
     """
     before: Method | None = None
     with torch.random.fork_rng(devices=[]):
@@ -206,6 +206,6 @@ def stage_method(
 
 
 def options_on(stage: Stage, train: Images, where: str = "options") -> dict[str, Any]:
-    """A stage's options with those that the pictures and the batch decide."""
+    """A stage's options with those that the images and the batch decide."""
     at_once = stage.train.batch_size // stage.train.accumulate
     return complete_options(stage.method, stage.options, train, where, batch_size=at_once)

@@ -22,7 +22,7 @@ def keep_start(run: Run, backbone: Backbone, number: int, at_start: bool = True)
     Args:
         run: Its folder gets them.
         backbone: With the weights that the stage starts from, if `at_start`.
-        number: Of the stage.
+        number: Number of the stage.
         at_start: Whether no step of the stage was done yet.
 
     Raises:

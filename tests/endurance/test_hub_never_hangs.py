@@ -176,5 +176,5 @@ def test_weights_of_a_repository_have_the_hash_that_the_hub_states(tmp_path, mon
         hub.publish("owner/name", folder)
         hub.corrupt.add("model.safetensors")
         wanted = hashlib.sha256(b"weights" * 100).hexdigest()[:12]
-        with pytest.raises(ValueError, match=f"is not what was published: .* {wanted}"):
+        with pytest.raises(ValueError, match=f"differs from the published file: .* {wanted}"):
             check_source("hf-hub:owner/name")

@@ -233,7 +233,7 @@ def test_processes_that_see_other_pictures_do_not_train(tmp_path, birds):
     (tmp_path / "two" / "3.png").unlink()
     words = [[f"data.path={tmp_path / name}", "data.name=birds"] for name in ("one", "two")]
     for line in ranks_that_differ(tmp_path, *words):
-        assert line.startswith("error: process 1 and process 0 need the same pictures: bring the")
+        assert line.startswith("error: process 1 and process 0 need the same images: bring the")
 
 
 def test_a_process_whose_pictures_are_gone_ends_both(tmp_path):

@@ -46,7 +46,7 @@ def test_every_recipe_has_a_licence_that_its_pictures_allow():
 @pytest.mark.parametrize(
     ("hub", "message"),
     [
-        ({}, r"hub.license is missing \(the pictures of cub: non-commercial.*choose one with --li"),
+        ({}, r"hub.license is missing \(the images of cub: non-commercial.*choose one with --li"),
         ({"license": "apache-2.0"}, r"apache-2.0 allows commercial use .*; cc-by-nc-4.0 would not"),
         ({"license": "GPL 3"}, "is no SPDX name"),
         ({"license": "mit\ntags: [x]"}, "is no SPDX name"),
@@ -62,11 +62,11 @@ def test_other_pictures_do_not_inherit_the_licence_of_a_recipe():
     drawn = "fgssl_resnet18_drawn.simclr"
     assert load_recipe(drawn, ["seed=3"]).hub.license == "apache-2.0"
     garden = load_recipe(drawn, ["data.path=photos", "data.name=garden"])
-    with pytest.raises(ValueError, match=r"missing \(the pictures of garden: terms unknown to us"):
+    with pytest.raises(ValueError, match=r"missing \(the images of garden: terms unknown to us"):
         check_license(garden)
     check_license(load_recipe(drawn, ["data.name=garden", "hub.license=mit"]))
     mine = ["data.path=CUB_200_2011", "data.name=cub"]
-    with pytest.raises(ValueError, match=r"missing \(the pictures of cub: non-commercial"):
+    with pytest.raises(ValueError, match=r"missing \(the images of cub: non-commercial"):
         check_license(load_recipe("fgssl_resnet50_cub.simclr", mine))
 
 

@@ -84,7 +84,7 @@ def test_methods_refuse_such_a_size():
     with pytest.raises(ValueError, match="96 or 100 would be"):
         build().views(98)
     with pytest.raises(
-        ValueError, match=r"test_convnext cannot read pictures of 24 pixels \(.*larger"
+        ValueError, match=r"test_convnext cannot read images of 24 pixels \(.*larger"
     ):
         build("test_convnext", 96)
 

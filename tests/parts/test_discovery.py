@@ -51,7 +51,7 @@ def test_four_flat_quadrants_are_four_parts(tmp_path, scope, monkeypatch):
     for found in parts:
         corners = found[:8, :8], found[:8, 8:], found[8:, :8], found[8:, 8:]
         assert sorted(int(corner.unique().item()) for corner in corners) == [0, 1, 2, 3]
-    if scope == "dataset":  # a colour has one number in all pictures
+    if scope == "dataset":  # a colour has one number in all images
         assert torch.equal(parts[0], parts[1].flip(0))
 
 
@@ -82,7 +82,7 @@ def test_clusters_of_other_pictures_give_what_a_set_of_both_would(tmp_path, bird
 
 
 def test_a_picture_by_itself_learns_nothing_from_others(tmp_path, birds):
-    with pytest.raises(ValueError, match="scope: 'image' learns nothing from other pictures"):
+    with pytest.raises(ValueError, match="scope: 'image' learns nothing from other images"):
         discover_parts(
             build(), birds, Accelerator(cpu=True), Discovery(scope="image"), learn_from=birds
         )
@@ -148,7 +148,7 @@ def test_a_picture_that_cannot_be_decoded_has_an_empty_map(tmp_path, birds):
 
 
 def test_none_that_can_be_decoded_is_an_error(tmp_path, birds):
-    with pytest.raises(ValueError, match="drawn: none of the pictures can be decoded"):
+    with pytest.raises(ValueError, match="drawn: none of the images can be decoded"):
         discover(tmp_path, SomeCorrupt(birds, range(16)))
 
 

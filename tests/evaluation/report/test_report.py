@@ -35,7 +35,7 @@ def test_a_labelled_page_has_every_section_and_both_models(labelled):
     assert "test_resnet, untrained" in page.text
     assert "test_vit, untrained" in page.text
     assert page.text.count("taken for") > 3
-    assert re.search(r"Most confused: .+ and .+ \(\d+ of 4 pictures\)", page.text)
+    assert re.search(r"Most confused: .+ and .+ \(\d+ of 4 images\)", page.text)
     assert page.without_alt == 0
 
 
@@ -85,7 +85,7 @@ def test_an_unlabelled_page_says_so_and_has_the_rest(unlabelled):
     page = Page(unlabelled)
     assert page.ids >= ALWAYS
     assert not page.ids & SUPERVISED
-    assert "no labelled test pictures" in page.text
+    assert "no labelled test images" in page.text
     assert "training" in page.ids
     assert "test_vit, untrained is below its start: RankMe 12 before the training" in page.text
     assert page.without_alt == 0
@@ -152,7 +152,7 @@ def test_queries_are_half_wrong_and_the_wrong_ones_come_first():
 
 
 class Toy(nn.Module):
-    """The picture itself is the feature map, its mean the feature."""
+    """The image itself is the feature map, its mean the feature."""
 
     def __init__(self):
         super().__init__()
@@ -208,7 +208,7 @@ def test_every_backbone_has_evidence_and_changes_neither_mode_nor_gradients(name
 def test_a_backbone_without_stages_says_so():
     toy = Toy()
     toy.feature_info = []
-    with pytest.raises(ValueError, match="toy does not name its stages"):
+    with pytest.raises(ValueError, match="timm lists no stages of toy"):
         attribution.evidence(Backbone(toy, "toy"), torch.zeros(1, 3, 8, 8), torch.zeros(1, 3))
 
 
