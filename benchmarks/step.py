@@ -412,7 +412,7 @@ def memory(line: str) -> float:
 def table(rows: Sequence[Mapping[str, Any]], device: str) -> str:
     """Markdown; a dash where the backbone cannot read the images of a batch."""
     per = "images/s" if device == "cuda" else "images per core-second"
-    titles = ["method", "pictures", "passes with gradient", "forward only", per]
+    titles = ["method", "images", "passes with gradient", "forward only", per]
     titles += ["speed / views", "speed / passes", "MB", "memory / views", "memory / passes"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * 4 + "|---:" * 6 + "|"]
     for row in rows:

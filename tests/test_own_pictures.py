@@ -202,7 +202,7 @@ def test_every_line_of_the_summary_says_what_changes_it_and_that_is_understood(p
         if how not in ("RECIPE data.path=FOLDER", "init=runs/NAME"):
             recipe_of_words(["photos", "init=scratch", how])
     facts = pictures(num_test=0, num_classes=0)
-    assert "RankMe, as nothing is labelled" in describe(choose(facts, CPU, LITE), facts, CPU)
+    assert "RankMe, since there are no labels" in describe(choose(facts, CPU, LITE), facts, CPU)
 
 
 def test_the_recipe_is_printed_as_yaml_that_loads(photos, capsys):
@@ -254,7 +254,7 @@ def test_labels_never_change_a_training(tmp_path, monkeypatch, birds, capsys):
         words = [folder, "backbone=test_resnet", "stages.0.train.steps=3", "data.num_workers=0"]
         cli.main(["train", *words, f"output=runs/{folder}", "data.image_size=48"])
         states.append(load_file(f"runs/{folder}/export/model.safetensors"))
-    assert "RankMe, as nothing is labelled" in capsys.readouterr().out
+    assert "RankMe, since there are no labels" in capsys.readouterr().out
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 

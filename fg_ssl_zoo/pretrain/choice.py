@@ -200,7 +200,7 @@ def describe(recipe: Recipe, pictures: Pictures, machine: Machine) -> str:
         f", backbone {train.lr * train.backbone_lr_scale:g}" if train.backbone_lr_scale != 1 else ""
     )
     rows = [
-        ("pictures", f"{pictures.num_train} to learn from, {pictures.short_side} px, {labels}",
+        ("images", f"{pictures.num_train} for training, {pictures.short_side} px, {labels}",
          "data.num_images=500"),
         ("machine", _machine(machine), "speed.threads=2"),
         ("start", _start(recipe), "init=scratch" if recipe.init != "scratch" else "init=runs/NAME"),
@@ -212,7 +212,7 @@ def describe(recipe: Recipe, pictures: Pictures, machine: Machine) -> str:
         ("rate", f"{rate} ({train.optimizer})", "stages.0.train.lr=1e-3"),
         ("views", options.get("preset", "fine_grained"), "stages.0.options.preset=simclr"),
         ("measured", f"kNN accuracy of {pictures.num_test} images" if pictures.num_test
-         else "RankMe, as nothing is labelled", "monitor.every=10"),
+         else "RankMe, since there are no labels", "monitor.every=10"),
     ]  # fmt: skip
     width = max(len(value) for _, value, _ in rows)
     lines = [f"{name:9} {value:{width}}  {how}" for name, value, how in rows]

@@ -159,7 +159,7 @@ def test_a_patch_of_the_overlapping_grid_is_the_convolution_at_that_place(vit, i
             "test_vit",
             ["layer1"],
             {},
-            "test_vit has no 'layer1'; the layers of a ViT are a block's number",
+            "test_vit has no 'layer1'; the layers of a ViT",
         ),
         ("test_vit", ["keys:x"], {}, "has no 'keys:x'"),
         ("test_vit", [99], {}, "blocks; there is no 99"),

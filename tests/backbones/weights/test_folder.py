@@ -39,7 +39,7 @@ def good(tmp_path_factory):
         ({"model_args": {"__class__": 1}}, "is not an argument of a network"),
         (
             {"model_args": {"trunk_options": {"pretrained": True}}},
-            "'pretrained' is not an argument",
+            "'pretrained' is not",
         ),
         ({"model_args": {"trunk_options": {"a": {"b": 1}}}}, r"a: .* neither a number"),
         ({"model_args": {"act_layer": {"a": 1}}}, "neither a number, a short text nor a list"),
