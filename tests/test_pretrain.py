@@ -396,7 +396,7 @@ def test_an_unlabelled_folder_trains_with_rankme_alone_and_stays_what_was_traine
         (["stages[0].train.batch_size=64"], "64 is more than the 16 training images"),
         (["backbone=vit_tiny_patch16_224", "data.image_size=100"],
          "data.image_size: 100 is not divisible by the patch size 16 of vit_tiny_patch16_224; "
-         "96 or 112 would be"),
+         "use 96 or 112"),
         (["data.path=no/such/folder"], "no/such/folder"),
         (["init=a1_in1k"], "init: 'a1_in1k' is neither scratch"),
         (["init=mine.safetensors"], "init: there is no file mine.safetensors"),

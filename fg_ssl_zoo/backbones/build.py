@@ -254,7 +254,7 @@ def size_arguments(
         fitting = f"{lower} or {upper}" if lower else str(upper)
         raise ValueError(
             f"data.image_size: {image_size} is not divisible by the patch size {patch} of {name}; "
-            f"{fitting} would be"
+            f"use {fitting}"
         )
     return {"img_size": image_size}
 

@@ -26,7 +26,7 @@ class Order:
         if self.batch_size > self.num_images:
             raise ValueError(
                 f"train.batch_size: {self.batch_size} is more than the {self.num_images} "
-                f"training images; {self.num_images} or less would do"
+                f"training images; use {self.num_images} or less"
             )
 
     @property

@@ -99,7 +99,7 @@ def _felzenszwalb() -> Callable[..., np.ndarray]:
     except ImportError:
         raise ValueError(
             "options.masks: felzenszwalb needs scikit-image: pip install 'fg-ssl-zoo[masks]'; "
-            "grid would do without"
+            "masks=grid needs no package"
         ) from None
     return felzenszwalb
 
@@ -128,8 +128,8 @@ def given_parts(sample: Sample) -> UInt8[np.ndarray, "h w"]:
     """
     if "part_mask" not in sample:
         raise ValueError(
-            "options.masks: given needs part masks, and the images have none; parts.json and a "
-            "folder masks/ beside them (docs/data.md) would do, or felzenszwalb or grid"
+            "options.masks: given needs part masks, and the images have none; add parts.json and a "
+            "folder masks/ beside them (docs/data.md), or use felzenszwalb or grid"
         )
     return sample["part_mask"]
 
@@ -189,7 +189,7 @@ def segment_notes(
     if not last.any():
         raise ValueError(
             f"options.masks: every image of {images.name} is a single region at scale "
-            f"{segments.scale:g}; a smaller scale would do, or masks=grid"
+            f"{segments.scale:g}; use a smaller scale, or masks=grid"
         )
     if accelerator.is_main_process:
         mean, single = last.float().mean() + 1, (last == 0).sum()
@@ -211,8 +211,8 @@ def check_given(images: Images) -> None:
         if several(given_parts(sample)):
             return
     raise ValueError(
-        f"options.masks: the part masks of {images.name} show a single part wherever we looked; "
-        "felzenszwalb or grid would do"
+        f"options.masks: the part masks of {images.name} show a single part in all images "
+        "that were checked; use felzenszwalb or grid"
     )
 
 

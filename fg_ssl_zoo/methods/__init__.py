@@ -74,7 +74,7 @@ def check_options(name: str, options: Mapping[str, Any], where: str = "options")
 
 
 def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with the defaults of those that are not given.
+    """The options, with defaults for missing ones.
 
     Args:
         name: A key of `METHODS`.
@@ -86,7 +86,7 @@ def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_queue(options: Mapping[str, Any], batch_size: int, where: str = "options") -> None:
-    """Refuse a given `queue_size` that cannot take in the keys of one batch.
+    """Refuse a given `queue_size` that is smaller than one batch.
 
     Args:
         options: Options that `check_options` returned.
@@ -100,15 +100,15 @@ def check_queue(options: Mapping[str, Any], batch_size: int, where: str = "optio
     if size is not None and size < batch_size:
         raise RecipeError(
             f"{where}.queue_size: {size} is smaller than the batch of {batch_size} images; "
-            f"{batch_size} or more would do"
+            f"use {batch_size} or more"
         )
 
 
 def long_queue(options: Mapping[str, Any], num_images: int) -> str | None:
-    """What to say of a queue that is given and holds more than half of the images, if it does.
+    """A warning for a given queue of more than half of the images; otherwise `None`.
 
-    A queue of `k` keys holds an older key of the image at hand k^2 / 2n^2 times on average if
-    k <= n images (one time in eight at a half), and k / n - 1/2 times beyond.
+    A queue of `k` keys contains on average k^2 / 2n^2 older keys of the query's own image if
+    k <= n images (one in eight at a half), and k / n - 1/2 beyond.
 
     Args:
         options: Options that `check_options` returned.
@@ -119,9 +119,9 @@ def long_queue(options: Mapping[str, Any], num_images: int) -> str | None:
         return None
     times = size**2 / (2 * n**2) if size <= n else size / n - 0.5
     return (
-        f"queue_size: {size} keys are more than half of the {n} training images, so that an older "
-        f"key of an image is among its negatives {times:.2g} times on average; {n // 2} or less, "
-        "or none given, would do"
+        f"queue_size: {size} keys are more than half of the {n} training images, so an image has on "
+        f"average {times:.2g} older keys of its own among its negatives; use {n // 2} or less, or "
+        "leave it out"
     )
 
 
@@ -133,7 +133,7 @@ def complete_options(
     *,
     batch_size: int = 1,
 ) -> dict[str, Any]:
-    """Options with those that the data decide and that are not given.
+    """Add options that are set from the data, if they are not given.
 
     `num_classes` of a method that learns from labels. `queue_size` of a method with a queue: half
     of the images, at most the default of its constructor, at least a batch.
@@ -146,8 +146,8 @@ def complete_options(
         batch_size: Images of one forward pass, of all processes together.
 
     Raises:
-        ValueError: Labels are needed and there are none, or all are alike, or a class has a single
-            image, or another number is given.
+        ValueError: The method needs labels and there are none, there is only one class, or
+            another number of classes is given.
     """
     if method_class(name).keeps_queue(options):
         most = all_options(name, {})["queue_size"]

@@ -87,6 +87,6 @@ class BYOL(Method):
         return MethodOutput(loss, {"train/z_std": spread(z)})
 
     def on_step_end(self, progress: float) -> None:
-        """The teacher follows the student, ever more slowly."""
+        """Update the teacher, with a momentum that rises to 1."""
         momentum = cosine(self.momentum, 1.0, progress)
         follow(self.teacher, nn.Sequential(self.backbone, self.projector), momentum)

@@ -107,7 +107,7 @@ class Jigsaw(Method):
         if not tile:
             raise ValueError(
                 f"data.image_size: with {image_size} pixels, a tile is smaller than a patch of "
-                f"{patch} pixels; {GRID * int(np.ceil(patch / TILE))} would do"
+                f"{patch} pixels; use {GRID * int(np.ceil(patch / TILE))}"
             )
         return Tiles(image_size, tile, self.orders, self.brightness)
 

@@ -30,10 +30,10 @@ from fg_ssl_zoo.ops.image_quality import psnr, side_by_side
 
 
 class Reconstruction(Method, DrawsPictures):
-    """A decoder behind a fixed backbone.
+    """A decoder on a fixed backbone.
 
     Args:
-        backbone: Gives the pooled features `h`; is not trained.
+        backbone: Computes the pooled features `h`; not trained.
         decoder_size: Side of the decoded images in pixels; must equal that of the stage that
             inherits the decoder.
         preset: Named pair of views: a key of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for
@@ -74,10 +74,10 @@ class Reconstruction(Method, DrawsPictures):
         return self.decoder(h).float()
 
     def picture(self, batch: Batch) -> UInt8[Tensor, "p q 3"]:
-        """A row an image: it, g(h), and their difference.
+        """One row per image: view, g(h), and their difference.
 
-        In evaluation mode, so with the backbone's running statistics: of one that starts from
-        scratch, and has none yet, the decoder can make little here.
+        Evaluation mode uses the backbone's running statistics, so g(h) is poor for a backbone with
+        random weights, which has none.
         """
         view = self.backbone.normalize(batch["images"][:, 0])
         found = self.decode(view), resized(view, self.decoder.side)

@@ -91,7 +91,7 @@ class SimCLR(Method):
 
     @classmethod
     def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
-        """The figures of the cassava paper, which gives two of its seven."""
+        """The cassava paper's figures, which exist for two of the seven pairs."""
         figure = {"original": "73 %", "gamma": "73.8 %"}.get(options.get("pair", "original"))
         where = "on 5 classes of cassava leaves, ResNet-18 at 512 px, frozen (arXiv 2107.13973)"
         return (f"{figure} accuracy {where}",) if figure else ()

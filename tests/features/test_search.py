@@ -128,7 +128,7 @@ def test_an_index_whose_pictures_moved_away_searches_without_a_sheet(folder, tmp
     assert "drawn[" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*words, "--out", str(tmp_path / "x.png")])
-    assert "are no files" in capsys.readouterr().err
+    assert "are not files" in capsys.readouterr().err
 
 
 def test_other_options_of_the_same_weights_are_another_model(folder, tmp_path):

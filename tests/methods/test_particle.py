@@ -324,7 +324,7 @@ def test_the_release_has_its_values_where_nothing_is_given(word):
     [
         ({"num_parts": 5, "discovery": {"size": 2}}, "num_parts: 5 parts on maps of 2 x 2 pixels"),
         ({"discovery": {"sise": 2}}, "discovery.sise: unknown key; did you mean size"),
-        ({"discovery": {"smooth": 2}}, "smooth: 2 is no odd number"),
+        ({"discovery": {"smooth": 2}}, "smooth: 2 is not an odd number"),
         ({"scope": "chunk"}, "scope: should be 'image' or 'dataset'"),
         ({"values": "released"}, "values: should be 'ours' or 'release'"),
         ({"preset": "papers"}, "preset: unknown 'papers'; did you mean paper"),

@@ -155,7 +155,7 @@ def check_sha256(path: Path, wanted: str, remedy: str) -> None:
     if found != wanted:
         raise ValueError(
             f"{path} differs from the published file: its sha256 is {found[:12]}..., expected "
-            f"{wanted[:12]}.... {remedy}"
+            f"{wanted[:12]}...; {remedy}"
         )
 
 

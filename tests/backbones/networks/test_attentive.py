@@ -197,7 +197,7 @@ def test_inputs_follow_the_cfg_and_other_channels():
     [
         ({"trunk": "resnt50", "trunk_options": {}}, "trunk: unknown 'resnt50'; did you mean"),
         ({"global_pool": "max"}, "global_pool: 'max' with 0 classes"),
-        ({"global_pool": "", "num_classes": 3}, "global_pool: '' with 3 classes; attention"),
+        ({"global_pool": "", "num_classes": 3}, "global_pool: '' with 3 classes; use attention"),
     ],
 )
 def test_what_is_typed_wrong_is_named(options, message):

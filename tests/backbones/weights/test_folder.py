@@ -47,10 +47,10 @@ def good(tmp_path_factory):
         ({"pretrained_cfg": {"url": "http://x/y.pth"}}, "weights lie beside config.json"),
         ({"pretrained_cfg": {"file": "/tmp/y.pth"}}, "weights lie beside config.json"),
         ({"pretrained_cfg": {"custom_load": True}}, "weights lie beside config.json"),
-        ({"pretrained_cfg": {"hf_hub_filename": "../x.safetensors"}}, "is no file of weights"),
+        ({"pretrained_cfg": {"hf_hub_filename": "../x.safetensors"}}, "is not a weight file"),
         ({"pretrained_cfg": {"input_size": [3, 10**6, 64]}}, "is not an image size"),
         ({"pretrained_cfg": {"mean": "0.5"}}, "is not a list of numbers"),
-        ({"pretrained_cfg": {"std": [0.2, 0, 0.2]}}, "larger than 0"),
+        ({"pretrained_cfg": {"std": [0.2, 0, 0.2]}}, "must be above 0"),
         ({"pretrained_cfg": {"crop_pct": -1}}, "is not a share of an image"),
     ],
 )
@@ -120,7 +120,7 @@ def test_parts_outside_of_the_folder_are_not_read(good, tmp_path):
     for name in ("../secret.safetensors", "/etc/passwd", "model-1-of-2.bin", 3):
         index["weight_map"][next(iter(index["weight_map"]))] = name
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        with pytest.raises(ValueError, match="which is no part of a model"):
+        with pytest.raises(ValueError, match="which is not a weight file"):
             weight_files(folder)
     (folder / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(ValueError, match="is not an index of weight files"):
