@@ -1,4 +1,4 @@
-"""`fgssl classifier` and `fgssl predict`: from few labels to classes of new images."""
+"""`fgssl classifier` and `fgssl predict`: train a classifier on few labels, and apply it."""
 
 import argparse
 import csv
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the two commands."""
+    """Add the two verbs."""
     classifier = add_verb(
         verbs,
         "classifier",
@@ -87,7 +87,7 @@ def _classifier(chosen: argparse.Namespace) -> None:
     data = data_of(chosen.data)
     train, test = load_splits(data, seed=chosen.seed)
     if train.labels is None:
-        raise ValueError("a classifier learns from labels; put each class into a folder of its own")
+        raise ValueError("a classifier needs labels; put each class into a folder of its own")
     embedder = load(chosen.model, image_size=chosen.image_size, crop_pct=data.crop_pct)
     train_rows, test_rows = (
         None if images is None else features_of(
@@ -99,7 +99,7 @@ def _classifier(chosen: argparse.Namespace) -> None:
     assert train_rows is not None
     for images, found in ((train, train_rows), (test, test_rows)):
         if images is not None and found is not None and (lines := unreadable(images, found)):
-            print(f"{len(lines)} images cannot be read and are left out: {some(lines)}")
+            print(f"{len(lines)} images cannot be read and are not used: {some(lines)}")
     assert train_rows.labels is not None
     features, labels = train_rows.features, train_rows.labels
     rows = torch.arange(len(labels))
@@ -139,7 +139,7 @@ def _classifier(chosen: argparse.Namespace) -> None:
 
 
 def _accuracy(head: "Head", train: "Images", rows: "Features | None") -> float | None:
-    """Share of labelled images whose class is named; `None` where there are none."""
+    """Accuracy on labelled images; `None` if there are none."""
     if rows is None or rows.labels is None:
         return None
     predicted = head.probabilities(rows.features).argmax(dim=1).tolist()

@@ -1,4 +1,4 @@
-"""`fgssl embed` and `fgssl search`: features of many images, and the nearest of them."""
+"""`fgssl embed` and `fgssl search`: write features of many images, and find the nearest."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from fg_ssl_zoo.config import Speed, data_of
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the two commands."""
+    """Add the two verbs."""
     embed = add_verb(verbs, "embed", "Write the features of all images of a data set into a file.")
     add_model_and_data(embed)
     embed.add_argument(
@@ -94,14 +94,14 @@ def _embed(chosen: argparse.Namespace) -> None:
             say=lambda line: print(line, flush=True),
         )  # fmt: skip
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on after the last complete part")
+        print("\ninterrupted; the same command continues after the last complete part")
         raise SystemExit(130) from None
     if not main:
         return
     if done.made == 0 and done.found:
-        print("nothing to do: all parts were there")
+        print("nothing to do: all parts are complete")
     elif done.found:
-        print(f"went on after {done.found} complete parts")
+        print(f"continued after {done.found} complete parts")
     print(f"{done.path}: {done.num_rows} images, {embedder.backbone.num_features} features each")
     if done.skipped:
         print(f"{done.path}.skipped.txt: {len(done.skipped)} images that cannot be read")

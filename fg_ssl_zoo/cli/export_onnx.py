@@ -1,4 +1,4 @@
-"""`fgssl export-onnx`: a backbone as an ONNX file."""
+"""`fgssl export-onnx`: write a backbone as an ONNX file."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from fg_ssl_zoo.cli.arguments import add_image_size, add_verb
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the command `fgssl export-onnx`."""
+    """Add the verb `export-onnx`."""
     command = add_verb(
         verbs, "export-onnx", "Write a backbone as an ONNX file that computes pooled features."
     )
@@ -33,5 +33,5 @@ def _export(chosen: argparse.Namespace) -> None:
           f"{backbone.num_features} features of images normalised with mean "
           f"{tuple(round(m, 4) for m in backbone.mean)} and std "
           f"{tuple(round(s, 4) for s in backbone.std)}")  # fmt: skip
-    print("its features are torch's" if compared else
+    print("its features equal torch's" if compared else
           "not compared with torch: onnxruntime is not installed")  # fmt: skip

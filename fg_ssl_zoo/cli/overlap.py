@@ -1,4 +1,4 @@
-"""`fgssl compare-splits`: are test images among the pretraining images?"""
+"""`fgssl compare-splits`: find test images that are also training images."""
 
 import argparse
 import csv
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fg_ssl_zoo.data.sample import Images
 
 SHOWN, ON_SHEET = 20, 50
-"""Pairs in the terminal, and on a sheet."""
+"""Largest number of pairs in the terminal, and on a sheet."""
 
 COLUMNS = (
     "kind", "distance", "cosine", "train_file", "test_file", "train_class", "test_class", "conflict"
@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the command `fgssl compare-splits`."""
+    """Add the verb `compare-splits`."""
     compare = add_verb(
         verbs, "compare-splits", "Find near-duplicates between training and test images."
     )
@@ -90,7 +90,7 @@ def _compare(chosen: argparse.Namespace) -> None:
         _write_csv(chosen.out, overlap.pairs)
         print(f"{chosen.out}: {len(overlap.pairs)} pairs")
     if chosen.card:
-        print(f"{_to_card(chosen.card, overlap, train)}: says so")
+        print(f"{_to_card(chosen.card, overlap, train)}: contains the result")
     if chosen.sheet and not overlap.pairs:
         print(f"{chosen.sheet}: not written, there are no pairs")
     elif chosen.sheet:
@@ -99,7 +99,7 @@ def _compare(chosen: argparse.Namespace) -> None:
 
 
 def _to_card(folder: Path, overlap: "Overlap", train: "Images") -> Path:
-    """Put the result into a run that was trained on these images."""
+    """Write the result into the card of a run that was trained on these images."""
     from fg_ssl_zoo.data.datasets import fingerprint
     from fg_ssl_zoo.hub.export import amend_results, read_results
 
@@ -113,7 +113,7 @@ def _to_card(folder: Path, overlap: "Overlap", train: "Images") -> Path:
 
 
 def _sides(data: Data, against: Data | None) -> "tuple[Images, Images]":
-    """Training images, and the images that they should not contain."""
+    """Training images, and the images that must not be among them."""
     from fg_ssl_zoo.data.datasets import all_splits
 
     splits = all_splits(data, hold_out=against is None)

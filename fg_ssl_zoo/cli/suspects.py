@@ -1,4 +1,4 @@
-"""`fgssl suspects`: which images may lie in the wrong folder?"""
+"""`fgssl suspects`: list images that may have a wrong label."""
 
 import argparse
 import csv
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from fg_ssl_zoo.evaluation.suspects import Suspect
 
 SHOWN, BESIDE, SIDE = 15, 5, 112
-"""Lines in the terminal, neighbours beside an image of the page, and its side in pixels."""
+"""Lines in the terminal, neighbours per image on the page, side of an image in pixels."""
 
 COLUMNS = ("rank", "file", "folder", "suggested", "suspicion")
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the command `fgssl suspects`."""
+    """Add the verb `suspects`."""
     suspects = add_verb(
         verbs,
         "suspects",
@@ -70,7 +70,7 @@ def _suspects(chosen: argparse.Namespace) -> None:
             num_workers=resolve_num_workers(data.num_workers), cache=chosen.cache,
         )  # fmt: skip
         if lines := unreadable(images, found):
-            print(f"{len(lines)} images cannot be read and are left out: {some(lines)}")
+            print(f"{len(lines)} images cannot be read and are not used: {some(lines)}")
         assert found.labels is not None
         features.append(found.features)
         labels.append(found.labels)
@@ -98,14 +98,14 @@ def _suspects(chosen: argparse.Namespace) -> None:
     chosen.out.write_text(page, encoding="utf-8")
     print(
         f"{chosen.out}: {min(len(listed), chosen.show)} of {len(listed)} images with their "
-        f"neighbours\n{chosen.out.with_suffix('.csv')}: all of them"
+        f"neighbours\n{chosen.out.with_suffix('.csv')}: the complete list"
     )
 
 
 def _write_csv(
     path: Path, listed: list["Suspect"], places: "list[tuple[Images, int]]", classes: list[str]
 ) -> list[list[Any]]:
-    """Write the list; its rows."""
+    """Write the list; returns its rows."""
     from fg_ssl_zoo.data.datasets import image_name
 
     rows = [
@@ -141,7 +141,7 @@ def _page(
     num_listed: int,
     num_pictures: int,
 ) -> str:
-    """Self-contained HTML: each suspect in red, its nearest neighbours beside it."""
+    """Self-contained HTML: each suspect with a red border, beside its nearest neighbours."""
     from fg_ssl_zoo.config import encodable
     from fg_ssl_zoo.data.datasets import image_name
     from fg_ssl_zoo.evaluation.report.templates import breakable

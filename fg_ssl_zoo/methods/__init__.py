@@ -119,9 +119,9 @@ def long_queue(options: Mapping[str, Any], num_images: int) -> str | None:
         return None
     times = size**2 / (2 * n**2) if size <= n else size / n - 0.5
     return (
-        f"queue_size: {size} keys are more than half of the {n} training images, so an image has on "
-        f"average {times:.2g} older keys of its own among its negatives; use {n // 2} or less, or "
-        "leave it out"
+        f"queue_size: {size} keys are more than half of the {n} training images, so an image has "
+        f"on average {times:.2g} older keys of its own among its negatives; use {n // 2} or less, "
+        "or leave it out"
     )
 
 

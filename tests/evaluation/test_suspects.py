@@ -102,7 +102,7 @@ def test_pictures_of_zero_bytes_are_named_and_no_picture_is_an_error(
     files[0].write_bytes(b"")
     words = ["suspects", "test_resnet@scratch", "--data", "photos", "--image-size", "32"]
     cli.main([*words, "--cache", "cache"])
-    assert "1 images cannot be read and are left out: " in (said := capsys.readouterr().out)
+    assert "1 images cannot be read and are not used: " in (said := capsys.readouterr().out)
     assert f"{files[0].name}: the file is empty" in said
     for path in files:
         path.write_bytes(b"")

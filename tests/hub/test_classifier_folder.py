@@ -174,7 +174,7 @@ def test_pictures_of_zero_bytes_are_named_and_no_picture_is_an_error(photos, cap
     first, *others = sorted((photos / "train").rglob("*.png"))
     first.write_bytes(b"")
     fit()
-    assert "1 images cannot be read and are left out: " in (said := capsys.readouterr().out)
+    assert "1 images cannot be read and are not used: " in (said := capsys.readouterr().out)
     assert f"{first.name}: the file is empty" in said
     for path in others:
         path.write_bytes(b"")

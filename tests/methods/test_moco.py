@@ -146,7 +146,9 @@ def test_a_given_queue_above_half_of_the_pictures_is_named_in_the_log(size, time
     assert (line is None) == (times is None)
     if line:
         assert line.startswith(f"queue_size: {size} keys are more than half of the 16 training")
-        assert f"average {times} older keys of its own among its negatives; use 8 or less" in line
+        assert (
+            f"on average {times} older keys of its own among its negatives; use 8 or less" in line
+        )
 
 
 def test_a_queue_of_half_an_epoch_holds_an_own_older_key_one_time_in_eight():
