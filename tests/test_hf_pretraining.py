@@ -196,7 +196,7 @@ def spoil(folder, **changes):
     ("changes", "said"),
     [
         ({"method": "simclrr"}, "did you mean simclr"),
-        ({"method": "../x"}, "no name of a method"),
+        ({"method": "../x"}, "not the name of a method"),
         ({"options": {"hidden_size": 10**9}}, "larger than in any network"),
         ({"options": {"hidden_size": "__import__('os')"}}, "valid integer"),
         ({"options": {"temprature": 1}}, "did you mean temperature"),

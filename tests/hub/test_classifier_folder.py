@@ -153,7 +153,7 @@ def test_an_earlier_classifier_is_replaced_and_anything_else_is_not(
     (tmp_path / "x" / "thesis.tex").write_text("x")
     with pytest.raises(SystemExit):
         fit("--out", "x")
-    assert "x holds thesis.tex, which is no part of a classifier" in capsys.readouterr().err
+    assert "x holds thesis.tex, which is not part of a classifier" in capsys.readouterr().err
 
 
 def test_pictures_that_cannot_be_read_are_counted(photos, capsys, birds, without_onnx):

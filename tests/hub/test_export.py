@@ -104,11 +104,11 @@ def test_an_older_export_is_replaced_and_nothing_else_is(tmp_path):
     assert json.loads((folder / "results.json").read_text())["seed"] == 2
 
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"model holds notes.txt, which no export wrote"):
+    with pytest.raises(ValueError, match=r"model holds notes.txt, which no export writes"):
         export(backbone, folder, recipe, {})
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "README.md").write_text("mine")
-    with pytest.raises(ValueError, match=r"project holds README.md, which no export wrote"):
+    with pytest.raises(ValueError, match=r"project holds README.md, which no export writes"):
         export(backbone, tmp_path / "project", recipe, {})
     with pytest.raises(ValueError, match="is a file"):
         export(backbone, folder / "notes.txt", recipe, {})
