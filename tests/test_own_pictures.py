@@ -144,7 +144,7 @@ def test_a_folder_without_a_picture_that_can_be_read_is_refused(tmp_path):
     (tmp_path / "x" / "a.jpg").write_bytes(b"no image")
     data = Data(path=str(tmp_path / "x"))
     with pytest.raises(
-        ValueError, match=r"none of the 1 images that were looked at in .* can be read \(.*a\.jpg"
+        ValueError, match=r"none of the 1 images that were checked in .* can be read \(.*a\.jpg"
     ):
         measure(data, load_splits(data))
 
@@ -282,7 +282,7 @@ def test_a_stopped_training_says_so_in_one_line(stop, message, status, photos, m
     ("words", "message"),
     [
         (["photos", "fgssl_resnet50_cub.simclr"], "two recipes given"),
-        (["bird.jpg"], "bird.jpg is an image; name the folder that holds the images"),
+        (["bird.jpg"], "bird.jpg is an image; name the folder of the images"),
         (["photoz"], "neither a file, a known name nor a folder of images"),
         (["photos", "stages.0.train.lrr=1"], "did you mean lr"),
         (["photos", "init=dino"], "init: dino needs backbone=ARCHITECTURE"),

@@ -127,9 +127,7 @@ def check_license(recipe: Recipe, results: Mapping[str, Any] | None = None) -> N
     if not license:
         raise ValueError(f"hub.license is missing ({said}); choose one with --license")
     if not _LICENSE.fullmatch(license):
-        raise ValueError(
-            f"hub.license: {license!r} is no SPDX name in lower case (cc-by-nc-4.0)"
-        )
+        raise ValueError(f"hub.license: {license!r} is no SPDX name in lower case (cc-by-nc-4.0)")
     if "non-commercial" in (terms or "") and "-nc" not in license and license != "other":
         raise ValueError(f"hub.license: {license} allows commercial use ({said}); use cc-by-nc-4.0")
 

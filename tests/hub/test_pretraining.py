@@ -160,7 +160,7 @@ def test_a_recipe_inherits_heads_and_teachers_of_its_init(tmp_path):
         ({"inherit": ["predicter"]}, "first", "did you mean predictor"),
         ({"inherit": ["predictor"], "options": {"hidden_size": 8}}, "first", r"is \(16, 8\) in"),
         ({"inherit": ["projector"]}, "scratch", "scratch has no pretraining/"),
-        ({"inherit": ["queue"], "method": "moco", "options": {}}, "first", "same part in both"),
+        ({"inherit": ["queue"], "method": "moco", "options": {}}, "first", "same module in both"),
     ],
 )
 def test_what_init_does_not_have_cannot_be_inherited(stage, init, said, tmp_path):
