@@ -1,13 +1,13 @@
-"""k-means on the hypercolumns of pictures: time and inertia against scikit-learn's KMeans.
+"""k-means on the hypercolumns of images: time and inertia against scikit-learn's KMeans.
 
     python benchmarks/clustering.py [--backbone NAME] [--init INIT] [--image-size 224]
         [--data drawn image_size=224] [--images 12] [--clusters 15] [--seeds 2] [--sample 50000]
 
-With `--sample` the pictures make one set of so many pixels of the deepest layer alone, as
+With `--sample` the images make one set of so many pixels of the deepest layer alone, as
 `discover_parts` clusters them for `scope: dataset`.
 
-Seconds are processor time of this process for one picture on one thread. Inertia is relative to
-scikit-learn's with one start (`n_init=1`), the mean over pictures and seeds; another seed of
+Seconds are processor time of this process for one image on one thread. Inertia is relative to
+scikit-learn's with one start (`n_init=1`), the mean over images and seeds; another seed of
 scikit-learn shows how far two of its own runs lie apart. On an accelerator (`--device cuda`)
 seconds are wall time of whole batches.
 """
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def features(chosen: argparse.Namespace) -> torch.Tensor:
-    """Hypercolumns (b, n, d) of some pictures of the set, or a sample (1, n, d) of all of them."""
+    """Hypercolumns (b, n, d) of some images of the set, or a sample (1, n, d) of all of them."""
     backbone = create_backbone(chosen.backbone, init=chosen.init, image_size=chosen.image_size)
     images, _ = load_splits(data_of(chosen.data))
     view, nothing = WholeView(chosen.image_size), np.random.default_rng(0)
@@ -84,14 +84,14 @@ def features(chosen: argparse.Namespace) -> torch.Tensor:
 
 
 def of_sklearn(points: torch.Tensor, clusters: int, offset: int, seed: int) -> np.ndarray:
-    """Inertia of each picture."""
+    """Inertia of each image."""
     sets = [x.numpy() for x in points]
     fit = [KMeans(clusters, n_init=1, random_state=seed + offset).fit(x) for x in sets]
     return np.array([found.inertia_ for found in fit])
 
 
 def of_torch(points: torch.Tensor, clusters: int, seed: int, **options: int) -> np.ndarray:
-    """Inertia of each picture."""
+    """Inertia of each image."""
     seeds = [1000 * seed + i for i in range(len(points))]
     return kmeans(points, clusters, seeds, **options).inertia.cpu().numpy()
 

@@ -5,7 +5,7 @@
 
 Part discovery needs a start whose patches mean something, and there is none small enough for the
 tables of docs/results.md among transformers, or at hand for a ResNet-50. This makes one, from
-pictures without labels: wherever a map of the student has the cells of one of the teacher's first
+images without labels: wherever a map of the student has the cells of one of the teacher's first
 three stages, a linear head on it learns to predict that stage (Romero et al., 2015, arXiv
 1412.6550, on every stage), and one on the pooled features the mean of the third. Targets are
 standardised over each batch; squared error, mean over the maps; heads are thrown away.
@@ -36,7 +36,7 @@ from fg_ssl_zoo.data.views import RandomViews, augmentations_of
 from fg_ssl_zoo.hub.export import export
 
 SIDE = 128
-"""Of the teacher's pictures."""
+"""Of the teacher's images."""
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("data", nargs="+", help="folders with train/, or names")
     parser.add_argument("--teacher", required=True, help="ARCHITECTURE@FILE, with a third stage")
     parser.add_argument("--student", default="vit_tiny_patch16_224{patch_size: 8, depth: 6}")
-    parser.add_argument("--side", type=int, default=64, help="of the student's pictures")
+    parser.add_argument("--side", type=int, default=64, help="of the student's images")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)

@@ -63,7 +63,7 @@ def features(name: str, image_size: int, words: list[str]) -> None:
     bare()  # warm
     forward = seconds(bare) * len(images) / (rounds * BATCH)
     whole = seconds(lambda: extract(backbone, images, accelerator, batch_size=BATCH))
-    print(f"{name}, {image_size} px, {len(images)} pictures of {images.name}")
+    print(f"{name}, {image_size} px, {len(images)} images of {images.name}")
     print(f"  bare forward  {forward:6.1f} s")
     print(f"  features      {whole:6.1f} s  ({whole / forward:.2f} x)")
 

@@ -1,4 +1,4 @@
-"""Processor time and memory of the ways to load pictures beside a training process.
+"""Processor time and memory of the ways to load images beside a training process.
 
     python benchmarks/loader.py FOLDER [--image-size 224] [--batches 40] [--only slots]
 

@@ -4,12 +4,12 @@
     python benchmarks/own_pictures.py own cub100 --kinds flat -- stages.0.train.steps=100
 
 Every SET holds `train/` and `test/` with a folder for each class. `--small` classes with ten
-training pictures each, and all their test pictures, are cut out of the first set as one more.
+training images each, and all their test images, are cut out of the first set as one more.
 
-    labels    fgssl train SET: the run measures itself on the test pictures
-    flat      fgssl train on the training pictures in one folder, without labels and test pictures
+    labels    fgssl train SET: the run measures itself on the test images
+    flat      fgssl train on the training images in one folder, without labels and test images
 
-Both are then scored by `fgssl eval` on the test pictures of SET, the start beside them, with the
+Both are then scored by `fgssl eval` on the test images of SET, the start beside them, with the
 paired test of that command. A run or score that is there already is not made again.
 """
 
@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 PICTURES = 10
-"""Training pictures of each class of the small set."""
+"""Training images of each class of the small set."""
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     sets = list(chosen.sets)
     if chosen.small:
         sets.insert(0, small_set(sets[0], chosen.out / "small", chosen.small))
-    print("| pictures | labels | start, kNN | end, kNN | p |\n|---|---|---:|---:|---:|", flush=True)
+    print("| images | labels | start, kNN | end, kNN | p |\n|---|---|---:|---:|---:|", flush=True)
     for folder in sets:
         for kind in chosen.kinds:
             seen = flat_set(folder, chosen.out / "flat" / folder.name) if kind == "flat" else folder
@@ -67,7 +67,7 @@ def row(name: str, kind: str, file: Path) -> str:
 
 
 def small_set(source: Path, out: Path, classes: int) -> Path:
-    """`classes` folders of a set, evenly spaced, with `PICTURES` training pictures each."""
+    """`classes` folders of a set, evenly spaced, with `PICTURES` training images each."""
     names = sorted(path.name for path in (source / "train").iterdir() if path.is_dir())
     for name in names[:: len(names) // classes][:classes]:
         for split, most in (("train", PICTURES), ("test", None)):
@@ -77,7 +77,7 @@ def small_set(source: Path, out: Path, classes: int) -> Path:
 
 
 def flat_set(source: Path, out: Path) -> Path:
-    """The training pictures of a set in one folder, in the same order and without classes."""
+    """The training images of a set in one folder, in the same order and without classes."""
     for file in sorted((source / "train").rglob("*")):
         if file.is_file():
             link(file, out / f"{file.parent.name}__{file.name}")

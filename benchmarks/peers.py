@@ -3,7 +3,7 @@
     python benchmarks/peers.py FOLDER [--image-size 96] [--batches 12] [--turns 5]
 
 FOLDER holds JPEGs at any depth. Both run in this process on one thread, take turns on the same
-pictures, and draw SimCLR's views; ours are normalised as a step reads them. lightly has to be
+images, and draw SimCLR's views; ours are normalised as a step reads them. lightly has to be
 installed in this environment (`pip install lightly`); without it the command ends with one line.
 Other peers (lightly-train, solo-learn, stable-pretraining) are not driven by this command.
 """
@@ -74,7 +74,7 @@ def ours(names: list[Path], size: int) -> Iterator[torch.Tensor]:
 
 
 def lightly(names: list[Path], size: int) -> Iterator[Any]:
-    """Lightly's `SimCLRTransform` on Pillow's pictures, stacked by torch's loader."""
+    """Lightly's `SimCLRTransform` on Pillow's images, stacked by torch's loader."""
     from lightly.transforms import SimCLRTransform  # pyright: ignore[reportMissingImports]
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset

@@ -1,8 +1,8 @@
-"""Processor time from the file of a picture to its two views: large and small JPEGs.
+"""Processor time from the file of an image to its two views: large and small JPEGs.
 
     python benchmarks/pictures.py [--pictures 6] [--turns 3]
 
-Draws JPEGs of 4000 x 3000 and 160 x 160 pixels. One thread; every way reads the same pictures, in
+Draws JPEGs of 4000 x 3000 and 160 x 160 pixels. One thread; every way reads the same images, in
 turns, and the figure is the median over the turns:
 
     whole     decoded at full size
@@ -27,7 +27,7 @@ SIZES = ((4000, 3000), (160, 160))
 
 
 def main() -> None:
-    """Print one line for each size of picture, side of view and preset."""
+    """Print one line for each size of image, side of view and preset."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=6)
     parser.add_argument("--turns", type=int, default=3)
@@ -56,7 +56,7 @@ def draw(root: Path, width: int, height: int, count: int) -> None:
 
 
 def measure(root: Path, views: RandomViews, name: str, turns: int) -> None:
-    """Milliseconds of one picture, three ways."""
+    """Milliseconds of one image, three ways."""
     names = sorted(path.name for path in root.iterdir() if path.suffix == ".jpg")
     plain, kept = (FolderImages(root, names, name="drawn") for _ in range(2))
     with tempfile.TemporaryDirectory(dir=root) as cache:
@@ -76,7 +76,7 @@ def measure(root: Path, views: RandomViews, name: str, turns: int) -> None:
                     taken[way].append(1000 * (time.process_time() - began) / len(names))
         held = sum(file.stat().st_size for file in Path(cache).glob("??/*")) / len(names)
     figures = ", ".join(f"{way} {statistics.median(ms):.2f} ms" for way, ms in taken.items())
-    print(f"{name}: {figures}; {held / 1e6:.2f} MB kept a picture", flush=True)
+    print(f"{name}: {figures}; {held / 1e6:.2f} MB kept an image", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 RUN is the folder of a `super_resolution` run; both ways begin with its weights, its data, the same
 fresh discriminator and the same batches. `together` is what `methods/srgan.py` does: one Adam step
 on L_G + L_D. `in_turn` is the papers' way: a step on L_D, then L_G against the discriminator that
-has just learnt. PSNR and SSIM are those of 256 test pictures that neither has seen.
+has just learnt. PSNR and SSIM are those of 256 test images that neither has seen.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def train(way: str, recipe: Recipe, chosen: argparse.Namespace) -> list[dict[str, float]]:
-    """The curve of one way: PSNR and SSIM of test pictures, and how well the judge tells."""
+    """The curve of one way: PSNR and SSIM of test images, and how well the judge tells."""
     images, test = load_splits(recipe.data, seed=recipe.seed)
     assert test is not None
     torch.manual_seed(chosen.seed)
@@ -102,7 +102,7 @@ def train(way: str, recipe: Recipe, chosen: argparse.Namespace) -> list[dict[str
 
 
 def batch_of(method: Any, images: Images, size: int, count: int, seed: int) -> dict[str, Tensor]:
-    """The same pictures for both ways."""
+    """The same images for both ways."""
     dataset = ViewDataset(images, method.views(size), seed)
     return next(
         iter(step_loader(dataset, Order(len(images), count, seed), range(1), num_workers=0))
@@ -110,7 +110,7 @@ def batch_of(method: Any, images: Images, size: int, count: int, seed: int) -> d
 
 
 def measure(method: Any, held: dict[str, Tensor]) -> dict[str, float]:
-    """Quality of the restored pictures, and the share of real and restored ones that D names."""
+    """Quality of the restored images, and the share of real and restored ones that D names."""
     with evaluating(method), torch.no_grad():
         real = held["high"].movedim(-1, 1) / 255
         fake = torch.cat([method.restore(part) for part in held["low"].split(32)]).float()

@@ -1,4 +1,4 @@
-"""What a step of each method costs beside the bare network on the same pictures.
+"""What a step of each method costs beside the bare network on the same images.
 
     python benchmarks/step.py [METHOD ...] [--backbone resnet18] [--image-size 96] [--batch-size 32]
                               [--rounds 9] [--options simclr.hidden_size=512 ...] [--out FILE.json]
@@ -7,11 +7,11 @@ A method's step is forward, backward and what it does when the step has ended (a
 the optimizer is left out on both sides. It stands beside two bare steps of the backbone alone, in
 the same precision and memory format:
 
-    views    forward and backward of every picture of the batch, once
+    views    forward and backward of every image of the batch, once
     passes   forward and backward of what went through a backbone with a gradient, and forward only
              of what went through one without: the sum of the method's own passes, teacher included
 
-A speed of 0.95 means that the method handles 95 pictures while the bare step handles 100; a memory
+A speed of 0.95 means that the method handles 95 images while the bare step handles 100; a memory
 of 1.1 means a tenth more. Time is processor time on a CPU, wall time on a GPU; the three steps take
 turns, and a ratio is the median over all turns, so that a noisy machine moves it little. Memory is
 the peak over what the process held before it built anything, each in a fresh process (on a GPU: the
@@ -56,7 +56,7 @@ from fg_ssl_zoo.methods import METHODS, complete_options, create_method
 STATUS = Path("/proc/self/status")
 
 Pictures = list[tuple[int, int, int]]
-"""How many pictures of which height and width, in pixels."""
+"""How many images of which height and width, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Setting:
     Attributes:
         backbone: A timm name.
         image_size: In pixels.
-        batch_size: Source pictures a step.
+        batch_size: Source images a step.
         precision: `auto`, `bf16` or `fp32`.
         options: Of each method.
     """
@@ -241,12 +241,12 @@ def step(method: Method, batch: dict[str, Any], switches: hardware.Switches) -> 
 def bare_step(
     backbone: Backbone, with_gradient: Pictures, forward_only: Pictures, switches: hardware.Switches
 ) -> Callable[[], None]:
-    """The same for a backbone alone; pictures of one size are one batch.
+    """The same for a backbone alone; images of one size are one batch.
 
     Args:
         backbone: Of the student; a copy of it stands in for the teacher.
-        with_gradient: Pictures that go forward and backward.
-        forward_only: Pictures that a teacher sees.
+        with_gradient: Images that go forward and backward.
+        forward_only: Images that a teacher sees.
         switches: Precision and device.
     """
     teacher = copy.deepcopy(backbone).requires_grad_(False) if forward_only else None
@@ -280,7 +280,7 @@ def autocast(switches: hardware.Switches) -> Any:
 
 
 def readable(work: Callable[[], None]) -> bool:
-    """Whether the backbone reads pictures of these sizes at all: a ViT wants whole patches."""
+    """Whether the backbone reads images of these sizes at all: a ViT wants whole patches."""
     try:
         work()
     except (RuntimeError, AssertionError, ValueError):
@@ -305,7 +305,7 @@ def clocked(work: Callable[[], None], device: str) -> float:
 
 
 def views_of(batch: Mapping[str, Any]) -> Pictures:
-    """All pictures of a batch: uint8 tensors (b, ..., h, w, 3)."""
+    """All images of a batch: uint8 tensors (b, ..., h, w, 3)."""
     found: Counter[tuple[int, int]] = Counter()
     for value in batch.values():
         if (
@@ -410,9 +410,9 @@ def memory(line: str) -> float:
 
 
 def table(rows: Sequence[Mapping[str, Any]], device: str) -> str:
-    """Markdown; a dash where the backbone cannot read the pictures of a batch."""
+    """Markdown; a dash where the backbone cannot read the images of a batch."""
     per = "images/s" if device == "cuda" else "images per core-second"
-    titles = ["method", "pictures", "passes with gradient", "forward only", per]
+    titles = ["method", "images", "passes with gradient", "forward only", per]
     titles += ["speed / views", "speed / passes", "MB", "memory / views", "memory / passes"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * 4 + "|---:" * 6 + "|"]
     for row in rows:

@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py [RECIPE] [key.path=value ...] [--steps 12] [--only data]
 
-One image is one source picture, that is two views. A core-second is a second of processor time of
+One image is one source image, that is two views. A core-second is a second of processor time of
 this process, so foreign load moves the figures little; with one thread and no workers it is all
 there is.
 """

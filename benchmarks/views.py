@@ -4,8 +4,8 @@
 
     python benchmarks/views.py data.name=cub100 data.path=FOLDER data.image_size=96
 
-Processor time of one thread from an encoded picture to its two views. The pairs take turns, and a
-speed is the median over the turns of plain time over this pair's time: 0.9 means 90 pictures while
+Processor time of one thread from an encoded image to its two views. The pairs take turns, and a
+speed is the median over the turns of plain time over this pair's time: 0.9 means 90 images while
 the plain views make 100.
 """
 
@@ -50,11 +50,11 @@ def main() -> None:
     for name in views:
         each = statistics.median(turn[name] for turn in turns)
         speed = statistics.median(turn["original"] / turn[name] for turn in turns)
-        print(f"{name:16} {each * 1e6:6.0f} us a picture   speed {speed:.2f}")
+        print(f"{name:16} {each * 1e6:6.0f} us an image   speed {speed:.2f}")
 
 
 def seconds(images: Images, order: list[int], views: Views, turn: int) -> float:
-    """Processor time of decoding the pictures and making their views."""
+    """Processor time of decoding the images and making their views."""
     began = time.process_time()
     for index in order:
         views(images[index], np.random.default_rng((0, turn, index)))

@@ -3,8 +3,8 @@
     python benchmarks/zoo_data.py validation cub100 cub100_val     # cub100/train split by class
     python benchmarks/zoo_data.py mixture mix cub100 cars food10   # mix/train/SET/...
 
-The validation part is one in five pictures of each class of `train/`, drawn with seed 0; options of
-a release are chosen on it and never on `test/`. Both folders hold links to the pictures.
+The validation part is one in five images of each class of `train/`, drawn with seed 0; options of
+a release are chosen on it and never on `test/`. Both folders hold links to the images.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 
 SHARE = 5
-"""One in so many pictures of a class is held out."""
+"""One in so many images of a class is held out."""
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     validation = kinds.add_parser("validation", help="split SET/train by class")
     validation.add_argument("source", type=Path, metavar="SET")
     validation.add_argument("out", type=Path, metavar="OUT")
-    mixture = kinds.add_parser("mixture", help="the training pictures of several sets")
+    mixture = kinds.add_parser("mixture", help="the training images of several sets")
     mixture.add_argument("out", type=Path, metavar="OUT")
     mixture.add_argument("sources", type=Path, nargs="+", metavar="SET")
     chosen = parser.parse_args()
@@ -43,7 +43,7 @@ def split(source: Path, out: Path) -> None:
 
 
 def mix(sources: list[Path], out: Path) -> None:
-    """Link the training pictures of every set into OUT/train/SET."""
+    """Link the training images of every set into OUT/train/SET."""
     for source in sources:
         for file in sorted(path for path in (source / "train").rglob("*") if path.is_file()):
             link(file, out / "train" / source.name / file.relative_to(source / "train"))

@@ -1,4 +1,4 @@
-"""Draw the pictures of the README and the pages.
+"""Draw the images of the README and the pages.
 
     python docs/make_images.py                          those that need no run, into docs/images/
     python docs/make_images.py --pairs runs/painted     what a run of synthesized pairs has painted
@@ -6,7 +6,7 @@
                                                         under the folder's name
 
 `simclr_pairs.png` shows one bird and what the edit of each SimCLR pair makes of it.
-`drawn_birds.png` shows four species of `DrawnBirds` with six individuals each, one picture as it
+`drawn_birds.png` shows four species of `DrawnBirds` with six individuals each, one image as it
 would look with six species, and the part masks of that row.
 """
 
@@ -29,17 +29,17 @@ OTHER_SPECIES = (5, 3, 9, 2, 11, 13)
 NUM_COLOURS = 256
 PAINTED_ROWS = 6
 PAINTED = ("view", "decoded", "S perturbed", "difference", "where kept", "where S looks")
-"""Columns of the pictures that a run of synthesized pairs writes."""
+"""Columns of the images that a run of synthesized pairs writes."""
 
 
 def tile(picture: np.ndarray) -> np.ndarray:
-    """The picture at the size of a tile, with less of its noise, which a PNG cannot compress."""
+    """The image at the size of a tile, with less of its noise, which a PNG cannot compress."""
     small = cv2.resize(picture, (TILE, TILE), interpolation=cv2.INTER_AREA)
     return cv2.bilateralFilter(small, 7, 18, 3)
 
 
 def row(title: str, pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures side by side under a caption."""
+    """Images side by side under a caption."""
     width = NUM_COLUMNS * (TILE + GAP) - GAP
     page = Image.new("RGB", (width, CAPTION + TILE + GAP), "white")
     font = ImageFont.load_default(size=15)
@@ -75,14 +75,14 @@ def drawn_birds() -> Image.Image:
         indices = np.flatnonzero(birds.labels == label)[:NUM_COLUMNS].tolist()
         rows.append(row(birds.classes[label], [birds[index]["image"] for index in indices]))
     same = [birds.draw(3, label) for label in OTHER_SPECIES]
-    rows.append(row("one picture, drawn as six species", [sample["image"] for sample in same]))
+    rows.append(row("one image, drawn as six species", [sample["image"] for sample in same]))
     masks = [part_overlay(sample["image"], sample["part_mask"]) for sample in same]
     rows.append(row("and its part masks", masks))
     return with_palette(np.concatenate(rows)[:-GAP])
 
 
 def simclr_pairs() -> Image.Image:
-    """One picture, edited as each pair does; captions above."""
+    """One image, edited as each pair does; captions above."""
     picture = tile(DrawnBirds(8, image_size=OVERSAMPLING * TILE, seed=3)[2]["image"])
     page = Image.new("RGB", (len(PAIRS) * (TILE + GAP) - GAP, CAPTION + TILE), "white")
     font = ImageFont.load_default(size=15)
@@ -96,10 +96,10 @@ def simclr_pairs() -> Image.Image:
 
 
 def synthesized_pairs(run: Path) -> Image.Image:
-    """The last pictures of a run, enlarged, the difference eight times as bright.
+    """The last images of a run, enlarged, the difference eight times as bright.
 
     Raises:
-        SystemExit: The run has no pictures.
+        SystemExit: The run has no images.
     """
     painted = sorted((run / "pictures").glob("*.png"))
     if not painted:

@@ -56,7 +56,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
     Runs that differ in seed and threads alone are one row, with mean and standard deviation.
     """
-    titles = ["pictures", "backbone, px", "start", "runs", "steps x batch"]
+    titles = ["images", "backbone, px", "start", "runs", "steps x batch"]
     figures = ["kNN before", "kNN after", "RankMe", "minutes"]
     return markdown_table([*titles, *figures], [row_of(g) for g in trainings(results)], len(titles))
 
@@ -131,7 +131,7 @@ def models(whole: bool) -> str:
     """
     metrics = MAIN if whole else ["knn_top1", "linear_top1", "retrieval_rank1"]
     shown = [metric(key).title for key in metrics]
-    titles = ["model", "MB", "pictures, px", *shown, "start, kNN", "untrained, kNN"]
+    titles = ["model", "MB", "images, px", *shown, "start, kNN", "untrained, kNN"]
     lines = []
     for name, evaluations in released().items():
         files = (ROOT / "published" / name).glob("*.safetensors")
@@ -291,7 +291,7 @@ def when_particle() -> str:
                 pictures = f"{path.stem}, {first['image_size']} px"
                 lines.append([first["name"], pictures, start, *scores])
     methods = ["MoCo", "DetCon", "squares", "PARTICLE"]
-    return markdown_table(["start", "pictures", "start, kNN", *methods], lines, 2)
+    return markdown_table(["start", "images", "start, kNN", *methods], lines, 2)
 
 
 def by_place(results: dict[str, Any], metrics: list[str]) -> str:
@@ -303,7 +303,7 @@ def by_place(results: dict[str, Any], metrics: list[str]) -> str:
         if "by_place" in scores.get(metric, {}).get("settings", {})
     }
     said = ", ".join(f"{metric} {100 * value:.1f}%" for metric, value in found.items())
-    return f"\nPieces of the frame, which look at no picture: {said}." if said else ""
+    return f"\nFixed pieces of the frame, which do not depend on the image: {said}." if said else ""
 
 
 def draw_learning(folder: Path, path: Path) -> None:
@@ -347,7 +347,7 @@ def replace(page: Path, content: str, name: str = "results") -> None:
 
 
 def main() -> None:
-    """Replace the tables of the pages and the picture of the curves."""
+    """Replace the tables of the pages and the image of the curves."""
     results = load()
     replace(ROOT / "README.md", table(results))
     replace(ROOT / "README.md", models(whole=False), "models")

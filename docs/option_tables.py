@@ -5,6 +5,7 @@ the `Args` of a method's docstring, and the `Attributes` of the dataclasses of a
 """
 
 import inspect
+import textwrap
 from typing import Any, Literal, get_args, get_origin
 
 from fg_ssl_zoo.config.recipe import Data, Hub, Monitor, Recipe, Speed, Stage, Train
@@ -84,7 +85,8 @@ def views_of(names: list[str], texts: dict[str, str]) -> list[str]:
     if "preset" not in names:
         return []
     _, _, paper = texts["preset"].partition("or `paper` for ")
-    return [f"`preset` and `augmentation`: [views](#views). `preset: paper` means {paper}"]
+    text = f"`preset` and `augmentation`: [views](#views). `preset: paper` means {paper}"
+    return [textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)]
 
 
 def recipe_keys() -> str:

@@ -1,11 +1,11 @@
-"""Few labels, many pictures: logistic regression on the features of an exported backbone.
+"""Few labels, many images: logistic regression on the features of an exported backbone.
 
     python examples/classify_with_few_labels.py runs/fgssl_resnet18_drawn.simclr/export
     python examples/classify_with_few_labels.py runs/NAME/export photos --shots 5
 
-`photos` holds a folder of pictures for each class, or `train/` and `test/` with such folders;
+`photos` holds a folder of images for each class, or `train/` and `test/` with such folders;
 without them a fifth of each class is held out as a test. Without `photos`: drawn birds. A few
-labelled pictures of each class are learnt from; nothing is trained but the classifier, so that
+labelled images of each class are learnt from; nothing is trained but the classifier, so that
 there are no epochs. `fgssl classifier` does the same and writes a folder.
 """
 
@@ -28,8 +28,8 @@ def main(folder: str, photos: str | None = None, shots: int = 2) -> float:
 
     Args:
         folder: Of the exported backbone.
-        photos: Folder of labelled pictures; drawn birds when not given.
-        shots: Labelled pictures of each class.
+        photos: Folder of labelled images; drawn birds when not given.
+        shots: Labelled images of each class.
     """
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
@@ -67,6 +67,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("folder", help="of the backbone, as above")
     parser.add_argument("photos", nargs="?", help="a folder; drawn birds when not given")
-    parser.add_argument("--shots", type=int, default=2, help="labelled pictures of each class (2)")
+    parser.add_argument("--shots", type=int, default=2, help="labelled images of each class (2)")
     chosen = parser.parse_args()
     main(chosen.folder, chosen.photos, chosen.shots)

@@ -4,7 +4,7 @@
     python examples/continue_pretraining.py runs/NAME/export photos --epochs 5
 
 It needs fg_ssl_zoo, whose install brings transformers and accelerate. `photos` holds class folders,
-`train/` and `test/` with such folders, or pictures alone. Heads, teachers and queues of the method
+`train/` and `test/` with such folders, or images alone. Heads, teachers and queues of the method
 go on from where they were; labels are not read. `continued/` then holds the method for the next
 time, and `continued/backbone.safetensors` its backbone, which a recipe takes as `init` and timm as
 `pretrained_cfg_overlay=dict(file=...)`.
@@ -29,12 +29,12 @@ def main(
 
     Args:
         name: A published model or an exported folder.
-        photos: Folder of the pictures.
+        photos: Folder of the images.
         steps: Of the training.
-        batch_size: Pictures of a step; all pictures where there are fewer.
+        batch_size: Images of a step; all images where there are fewer.
         out: Folder of the result.
         subfolder: Of the method beside the published backbone.
-        epochs: Passes over the pictures in the place of `steps`.
+        epochs: Passes over the images in the place of `steps`.
         **settings: Of `TrainingArguments`.
     """
     model = AutoModelForPreTraining.from_pretrained(name, subfolder=subfolder)
@@ -69,6 +69,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("name", help="of the model, as above")
     parser.add_argument("photos", help="a folder")
-    parser.add_argument("--epochs", type=int, help="passes over the pictures (1000 steps)")
+    parser.add_argument("--epochs", type=int, help="passes over the images (1000 steps)")
     chosen = parser.parse_args()
     main(chosen.name, chosen.photos, epochs=chosen.epochs)

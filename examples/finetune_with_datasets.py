@@ -4,7 +4,7 @@
     accelerate launch examples/finetune_with_datasets.py local-dir:runs/NAME/export photos
 
 The second word is a dataset of the Hub with the columns `image` and `label`, such as
-`bentrevett/caltech-ucsd-birds-200-2011`, or a folder: of pictures for each class, or `train/` and
+`bentrevett/caltech-ucsd-birds-200-2011`, or a folder: of images for each class, or `train/` and
 `test/` with such folders. Without a test split a fifth of each class is held out. `--epochs 5`
 trains for five passes.
 """
@@ -64,7 +64,7 @@ def main(name: str, data: str, epochs: int = 20, lr: float = 3e-4, batch_size: i
             right = model(batch["image"]).argmax(1) == batch["label"]
             hits.append(accelerator.gather_for_metrics(right).cpu())
     accuracy = torch.cat(hits).float().mean().item()
-    accelerator.print(f"{accuracy:.1%} of {len(torch.cat(hits))} test pictures are right")
+    accelerator.print(f"{accuracy:.1%} of {len(torch.cat(hits))} test images are right")
     return accuracy
 
 
@@ -74,6 +74,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("name", help="of the backbone, as above")
     parser.add_argument("data", help="a dataset of the Hub, or a folder")
-    parser.add_argument("--epochs", type=int, default=20, help="passes over the pictures (20)")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the images (20)")
     chosen = parser.parse_args()
     main(chosen.name, chosen.data, chosen.epochs)

@@ -3,8 +3,8 @@
     python examples/finetune_with_timm.py hf-hub:OWNER/NAME photos
     python examples/finetune_with_timm.py local-dir:runs/NAME/export photos
 
-`photos` holds a folder of pictures for each class, or `train/` and `test/` with such folders;
-without them every fifth picture is held out as a test. `--epochs 5` trains for five passes.
+`photos` holds a folder of images for each class, or `train/` and `test/` with such folders;
+without them every fifth image is held out as a test. `--epochs 5` trains for five passes.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from torchvision.datasets import ImageFolder
 
 
 def pictures(photos: str, learn: Any, look: Any) -> tuple[Dataset, Dataset, list[str]]:
-    """Training pictures, test pictures and class names.
+    """Training images, test images and class names.
 
     Args:
         photos: Holds `train` and `test`, or the class folders themselves.
-        learn: Transform of the training pictures.
-        look: Transform of the test pictures.
+        learn: Transform of the training images.
+        look: Transform of the test images.
     """
     if Path(photos, "train").is_dir():
         train = ImageFolder(f"{photos}/train", learn)
@@ -38,7 +38,7 @@ def pictures(photos: str, learn: Any, look: Any) -> tuple[Dataset, Dataset, list
 
 
 def main(name: str, photos: str, epochs: int = 20, lr: float = 5e-4, batch_size: int = 32) -> float:
-    """Accuracy in 0..1 on the test pictures."""
+    """Accuracy in 0..1 on the test images."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     classes = pictures(photos, None, None)[2]
     model = timm.create_model(name, pretrained=True, num_classes=len(classes)).to(device)
@@ -64,7 +64,7 @@ def main(name: str, photos: str, epochs: int = 20, lr: float = 5e-4, batch_size:
     model.eval()
     with torch.inference_mode():
         right = sum((model(x.to(device)).argmax(1).cpu() == y).sum().item() for x, y in test)
-    print(f"{right / len(test.dataset):.1%} of {len(test.dataset)} test pictures are right")
+    print(f"{right / len(test.dataset):.1%} of {len(test.dataset)} test images are right")
     return right / len(test.dataset)
 
 
@@ -74,6 +74,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("name", help="of the backbone, as above")
     parser.add_argument("photos", help="a folder")
-    parser.add_argument("--epochs", type=int, default=20, help="passes over the pictures (20)")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the images (20)")
     chosen = parser.parse_args()
     main(chosen.name, chosen.photos, chosen.epochs)

@@ -5,8 +5,8 @@ It needs transformers, timm, torchvision, and accelerate, without which the Trai
     python examples/finetune_with_trainer.py OWNER/NAME photos
     python examples/finetune_with_trainer.py runs/NAME/export photos
 
-`photos` holds a folder of pictures for each class, or `train/` and `test/` with such folders;
-without them every fifth picture is held out as a test. `--epochs 5` trains for five passes.
+`photos` holds a folder of images for each class, or `train/` and `test/` with such folders;
+without them every fifth image is held out as a test. `--epochs 5` trains for five passes.
 The result, with its class names, lies in `finetuned/`: transformers opens it, and timm too
 (`local-dir:finetuned`).
 """
@@ -27,12 +27,12 @@ from transformers import (
 
 
 def pictures(photos: str, learn: Any, look: Any) -> tuple[Dataset, Dataset, list[str]]:
-    """Training pictures, test pictures and class names.
+    """Training images, test images and class names.
 
     Args:
         photos: Holds `train` and `test`, or the class folders themselves.
-        learn: Transform of the training pictures.
-        look: Transform of the test pictures.
+        learn: Transform of the training images.
+        look: Transform of the test images.
     """
     if Path(photos, "train").is_dir():
         train = ImageFolder(f"{photos}/train", learn)
@@ -50,12 +50,12 @@ def collate(rows: list[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
 
 
 def accuracy(predicted: Any) -> dict[str, float]:
-    """Share of the pictures whose largest logit is the right one."""
+    """Share of the images whose largest logit is the right one."""
     return {"accuracy": float((predicted.predictions.argmax(1) == predicted.label_ids).mean())}
 
 
 def main(name: str, photos: str, out: str = "finetuned", **settings: Any) -> float:
-    """Accuracy in 0..1 on the test pictures; `settings` are those of `TrainingArguments`."""
+    """Accuracy in 0..1 on the test images; `settings` are those of `TrainingArguments`."""
     processor = AutoImageProcessor.from_pretrained(name)
     train, test, classes = pictures(photos, processor.train_transforms, processor.val_transforms)
     model = AutoModelForImageClassification.from_pretrained(
@@ -82,7 +82,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("name", help="of the backbone, as above")
     parser.add_argument("photos", help="a folder")
-    parser.add_argument("--epochs", type=int, default=20, help="passes over the pictures (20)")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the images (20)")
     chosen = parser.parse_args()
     right = main(chosen.name, chosen.photos, num_train_epochs=chosen.epochs)
-    print(f"{right:.1%} of the test pictures are right")
+    print(f"{right:.1%} of the test images are right")

@@ -1,7 +1,7 @@
 """Self-supervised pretraining for fine-grained recognition: a timm and Hugging Face model zoo.
 
-Importing this package gives timm the `fgssl_*` names: at once if timm.models is imported already,
-else as soon as it is. The names below import what they need when they are first used.
+Importing this package registers the `fgssl_*` names with timm: at once if timm.models is already
+imported, otherwise when it is. The public names below import their modules at first use.
 """
 
 import importlib
@@ -43,11 +43,11 @@ _HOMES = {
     "load_recipe": "config",
     "usage_lines": "hub.export",
 }
-"""Public name -> the module below this package that holds it; type checkers read the list above."""
+"""Public name -> module of this package; type checkers read the list above."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, or the module `pretrain`, when it is first asked for."""
+    """Import a public name, or the module `pretrain`, at first use."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     if name == "pretrain":  # stays the module: `fg_ssl_zoo.pretrain.pretrain(recipe)`
@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _NamesForTimm(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Registers our names behind the import of timm.models, which takes two seconds."""
+    """Registers our names after the import of timm.models, which need not be imported here."""
 
     def __init__(self) -> None:
         self.loader: importlib.abc.Loader | None = None
@@ -64,7 +64,7 @@ class _NamesForTimm(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of timm.models with this object in the place of its loader."""
+        """The spec of timm.models with this object as its loader."""
         if fullname != _MODELS:
             return None
         sys.meta_path.remove(self)

@@ -1,19 +1,22 @@
-"""Every method as a transformers model, so that training goes on from a published one.
+"""Every method as a transformers model, to continue the training of a published one.
 
-    import fg_ssl_zoo.hf_pretraining                  # tells transformers this kind of model
+    import fg_ssl_zoo.hf_pretraining                  # registers the model class
     model = AutoModelForPreTraining.from_pretrained("OWNER/NAME", subfolder="pretraining")
     model(**batch).loss
 
-One class holds any of `METHODS`; which one, with which options, stands in `pretraining/config.json`
-(`hub/pretraining.py`). transformers' Trainer trains it, with two things of ours:
+One class wraps any of `METHODS`; `pretraining/config.json` holds the method and its options
+(`hub/pretraining.py`). transformers' Trainer trains it, with two objects of ours:
 
-    pictures_for       pictures through the method's views, in the order of our own loop
-    FollowTheStudent   calls the method's `on_step_end`, without which no teacher moves
+    pictures_for       the method's views of the images, in the order of our own loop
+    FollowTheStudent   calls the method's `on_step_end`, which updates teachers
 
-Four things that transformers would do otherwise. It builds models without memory and leaves buffers
-outside of the state dict as they come: here the method is built on the CPU, and these are put back.
-It gives every loaded parameter a gradient, teachers' too: they are frozen again. It draws what a
-file lacks at random: here that is an error. And it opens pickles: not here.
+Differences from other transformers models:
+
+- transformers builds models on the meta device and does not restore buffers outside of the state
+  dict. Here the method is built on the CPU, and these buffers are restored.
+- transformers sets `requires_grad` of every loaded parameter. Here teachers are frozen again.
+- transformers initialises missing tensors at random. Here they are an error.
+- transformers opens pickles. Here they are refused.
 """
 
 from dataclasses import dataclass
@@ -43,15 +46,15 @@ from fg_ssl_zoo.methods import create_method, method_class
 from fg_ssl_zoo.ops.distributed import world_size
 
 
-@no_type_check  # of tests: it knows no keywords but the fields, and transformers passes others on
+@no_type_check  # do not check keywords: transformers passes more than the fields
 @strict
 class FgSslConfig(PreTrainedConfig):
-    """What `pretraining/config.json` holds.
+    """Content of `pretraining/config.json`.
 
     Attributes:
         method: A key of `METHODS`.
-        options: Keywords of its constructor; its defaults for those that are not given.
-        network: The backbone, as the `config.json` of an exported folder describes it; needed.
+        options: Keywords of its constructor; missing ones have their defaults.
+        network: The backbone, as in the `config.json` of an exported folder; required.
     """
 
     model_type = MODEL_TYPE
@@ -62,7 +65,7 @@ class FgSslConfig(PreTrainedConfig):
 
 @dataclass
 class FgSslPreTrainingOutput(ModelOutput):
-    """What one forward pass says; see `MethodOutput`.
+    """The output of one forward pass; see `MethodOutput`.
 
     Attributes:
         loss: () scalar that is minimised.
@@ -77,18 +80,18 @@ class FgSslForPreTraining(PreTrainedModel):
     """A method of `METHODS` around its backbone.
 
     Args:
-        config: Is checked before anything is built of it.
+        config: Checked before anything is built from it.
 
     Attributes:
         method: Our own `Method`; `method.backbone.model` is the timm model.
 
     Raises:
-        ValueError: The configuration describes no method, or values that it does not take.
+        ValueError: The configuration has an unknown method or invalid values.
     """
 
     config_class = FgSslConfig
     main_input_name = "images"
-    accepts_loss_kwargs = False  # or Trainer would leave accumulated losses undivided
+    accepts_loss_kwargs = False  # otherwise Trainer would not divide accumulated losses
 
     def __init__(self, config: FgSslConfig) -> None:
         super().__init__(config)
@@ -99,14 +102,14 @@ class FgSslForPreTraining(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: the method has initialised itself."""
+        """Do nothing, since the method is already initialised."""
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As transformers does it, with every key in its place.
+        """Like transformers, but every key must match.
 
         Raises:
-            ValueError: The file lacks tensors, or has others than the method.
+            ValueError: Tensors are missing in the file, or do not belong to the method.
             OSError: There is no safetensors file.
         """
         told = kwargs.pop("output_loading_info", False)
@@ -124,7 +127,7 @@ class FgSslForPreTraining(PreTrainedModel):
 
     @torch.no_grad()
     def _restore(self) -> None:
-        """Put back what transformers does not keep while it loads."""
+        """Restore buffers and frozen parameters that transformers changes while loading."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name not in self._frozen)
         for name, buffer in _constants(self).items():
@@ -135,12 +138,12 @@ class FgSslForPreTraining(PreTrainedModel):
         """The loss of a batch of the method's own views.
 
         Args:
-            return_loss: Always done; Trainer looks for this name.
-            **batch: As `pictures_for` and `collate_views` make it: `images` (b, 2, h, w, 3) uint8,
-                or what the method's `forward` names.
+            return_loss: Ignored; Trainer checks that this argument exists.
+            **batch: Batch made by `pictures_for` and `collate_views`: `images` (b, 2, h, w, 3)
+                uint8, or the keys that the method's `forward` reads.
 
         Raises:
-            ValueError: One picture in training, of which the method cannot learn.
+            ValueError: A training batch of one image, if the method needs two.
         """
         if self.training:
             self._check(len(next(iter(batch.values()))))
@@ -152,22 +155,22 @@ class FgSslForPreTraining(PreTrainedModel):
             lacking := lack_of_pictures(self.method, pictures, world_size(), lambda norm: False)
         ):
             raise ValueError(
-                f"per_device_train_batch_size: {pictures} is 1 picture in a forward pass, but "
-                f"{lacking}; 2 or more would do"
+                f"per_device_train_batch_size: {pictures} is 1 image in a forward pass, but "
+                f"{lacking}; use 2 or more"
             )
 
 
 def _constants(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that no state dict holds."""
+    """Buffers that are not in the state dict."""
     kept = model.state_dict(keep_vars=True)
     return {name: buffer for name, buffer in model.named_buffers() if name not in kept}
 
 
 def method_of(config: FgSslConfig) -> Method:
-    """The method that a configuration describes, with its own random weights.
+    """The method of a configuration, with random weights.
 
     Raises:
-        ValueError: What is wrong with which key.
+        ValueError: Names the invalid key.
     """
     network, options = config.network or {}, config.options or {}
     check_pretraining_config({"method": config.method, "options": options, "network": network})
@@ -179,7 +182,7 @@ def method_of(config: FgSslConfig) -> Method:
     kind = method_class(config.method)
     if kind.has_outside_teacher:
         raise ValueError(
-            f"method: {config.method} learns from a network that this folder does not hold; "
+            f"method: {config.method} needs a teacher that this folder does not contain; "
             "train it by a recipe"
         )
     return create_method(config.method, backbone, **options_of_saved(kind, options))
@@ -189,9 +192,9 @@ def method_of(config: FgSslConfig) -> Method:
 
 
 class TrainingPictures(Dataset[dict[str, Any]]):
-    """The pictures of a whole training in the order of our loop, one after the other.
+    """The images of a whole training in the order of our loop.
 
-    Every place has a draw of its own, so that Trainer's single epoch may hold many of ours.
+    One epoch of Trainer contains all our epochs; each item has its own random draw.
     """
 
     def __init__(self, views: ViewDataset, order: Order, steps: range) -> None:
@@ -214,22 +217,23 @@ def pictures_for(
     first_step: int = 0,
     seed: int = 0,
 ) -> TrainingPictures:
-    """Pictures through the views of a model's method, for Trainer with `collate_views`.
+    """A data set of the method's views, for Trainer with `collate_views`.
 
-    Our loop draws the same for the same seed, if Trainer keeps their order
+    It equals the draws of our loop for the same seed if Trainer keeps the order
     (`train_sampling_strategy="sequential"`). Call it after `TrainingArguments` is built, which
-    decides on the precision of the process.
+    sets the precision of the process.
 
     Args:
-        model: Tells views and size, and takes its notes on all pictures now.
-        images: To train on.
-        batch_size: Of one optimizer step, all devices and accumulated parts together.
-        steps: Optimizer steps.
-        first_step: Of the order; for a training that goes on.
-        seed: Of order and views.
+        model: Its method defines views and size; its notes on all images are computed now.
+        images: Training images.
+        batch_size: Batch size of one optimizer step, all devices and accumulated parts together.
+        steps: Number of optimizer steps.
+        first_step: Step at which the order starts, to continue a training.
+        seed: Seed of order and views.
 
     Raises:
-        ValueError: The batch is larger than the set, or the size does not suit the method.
+        ValueError: The batch is larger than the data set, or the image size does not fit the
+            method.
     """
     method, order = model.method, Order(len(images), batch_size, seed)
     views = method.views(method.backbone.image_size)
@@ -239,16 +243,16 @@ def pictures_for(
 
 
 def collate_views(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Trainer's `data_collator`: the batch without the names of unreadable pictures."""
+    """Trainer's `data_collator`: the batch without the names of unreadable images."""
     batch = collate(rows)
     return {key: value for key, value in batch.items() if key != "corrupt"}
 
 
 class FollowTheStudent(TrainerCallback):
-    """Lets teachers, temperatures and the like move after each step of Trainer."""
+    """Calls the method's `on_step_end` after each step of Trainer, for teachers and schedules."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """`on_step_end` of the method, with the share of Trainer's steps that is done."""
+        """Call the method's `on_step_end` with the share of completed steps."""
         kwargs["model"].method.on_step_end(state.global_step / state.max_steps)
 
 

@@ -18,18 +18,18 @@ from fg_ssl_zoo.layers.batch_norm import norms_of_batches, synchronises
 from fg_ssl_zoo.layers.frozen import keep_statistics, norms_of
 
 Batch = Mapping[str, Any]
-"""Stacked samples on the device: a row per image, uint8 pictures as (b, ..., h, w, 3) tensors."""
+"""Stacked samples on the device: a row per image, uint8 images as (b, ..., h, w, 3) tensors."""
 
 Notes = dict[str, Tensor]
-"""Tensors with one row per training image, taken before a round.
+"""Tensors with one row per training image, computed before a round.
 
-They join the sample under their name.
+Each row is added to its sample under the tensor's name.
 """
 
 
 @dataclass(frozen=True)
 class MethodOutput:
-    """What one forward pass says.
+    """The result of one forward pass.
 
     Attributes:
         loss: () scalar that is minimised.
@@ -43,20 +43,20 @@ class MethodOutput:
 class Method(nn.Module, ABC):
     """A pretext method around a backbone.
 
-    `forward` and `views` are the method, the rest is optional. The constructor's keywords are its
-    configuration: `create_method("simclr", backbone, temperature=0.2)`. What only some methods do
-    is declared by a second base class: `FindsParts`, `HasCompanions`, `Classifies`,
+    `views` and `forward` are required, all other methods are optional. The constructor's keywords
+    are its options: `create_method("simclr", backbone, temperature=0.2)`. Capabilities of some
+    methods are declared by a second base class: `FindsParts`, `HasCompanions`, `Classifies`,
     `DrawsPictures`, `FetchesWeights`.
 
     Attributes:
-        papers: Citation lines of the method, for the card.
-        figures: Results that papers report for the method, for the card; a line each.
-        needs_labels: Whether it learns from labels; `num_classes` is then an option, which the data
-            decides.
-        has_outside_teacher: Whether it learns from a network that its state does not hold. Then
-            `outside_teachers` names it, and an export has no `pretraining/` to go on from.
-        negatives: Pictures that the loss needs besides the one at hand in each forward pass: `none`
-            (also where a queue holds them), others of the same `process`, or of `all` processes.
+        papers: Citations of the method for the card, one per line.
+        figures: Results that papers report for the method, for the card, one per line.
+        needs_labels: Whether it is trained on labels; it then has the option `num_classes`, which
+            is set from the data.
+        has_outside_teacher: Whether it learns from a network that is not part of its state. Then
+            `outside_teachers` names that network, and an export has no `pretraining/` folder.
+        negatives: Source of negatives within a forward pass: `none` (also if there is a queue),
+            other images of the same `process`, or of `all` processes.
     """
 
     papers: ClassVar[tuple[str, ...]] = ()
@@ -71,14 +71,14 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
-        """`figures`; a method whose figures depend on its options overrides this."""
+        """`figures`; overridden by methods whose figures depend on their options."""
         return cls.figures
 
     @classmethod
     def outside_teachers(cls, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         """`model`, `architecture`, `weights` (hash), `license` of each network it learns from.
 
-        Where `has_outside_teacher`; opens them, and refuses those that it could not learn from.
+        Called if `has_outside_teacher`; opens these networks and refuses unsuitable ones.
         """
         return []
 
@@ -93,93 +93,92 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> MethodOutput:
-        """Computes the loss of a batch.
+        """Compute the loss of a batch.
 
-        All that takes part in a gradient happens here: the loop calls the wrapped module.
+        Every computation with gradients must happen here, since the loop calls the DDP wrapper.
         """
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
-        """Parameters with their own optimizer options.
+        """Parameter groups with their own optimizer options.
 
-        By default one group of all that requires grad.
+        By default one group of all parameters that require a gradient.
         """
         yield {"params": [p for p in self.parameters() if p.requires_grad]}
 
     def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
-        """Notes on the training images, taken before each round and equal on every process."""
+        """Notes on the training images, computed before each round and equal on every process."""
         return {}
 
     def on_step_end(self, progress: float) -> None:
-        """Called after each optimizer step with the share of the stage that is done, in 0..1."""
+        """Called after each optimizer step with the completed share of the stage, in 0..1."""
 
 
-# --------------------------------------------------------------------------- what some methods do
+# --------------------------------------------------------------------------- capabilities
 
 
 class FindsParts(ABC):
-    """A method that looks for parts of objects."""
+    """A method that discovers parts of objects."""
 
     @abstractmethod
     def parts(
         self, images: Images, accelerator: Accelerator, learn_from: Images | None = None
     ) -> Tensor | None:
-        """Part of every pixel (n, m, m) that its backbone now finds; `None` if it cannot say.
+        """Part maps (n, m, m) by the current backbone; `None` if numbers differ between images.
 
-        0 is background, and the other numbers mean the same in all pictures and in those of
-        `learn_from`, which they come from (the pictures themselves when not given). Asked for
-        before the first round and behind each; scored as `eval/part_nmi` and `eval/part_ari` where
-        parts of the pictures are known, and kept for a few pictures that `fgssl parts` shows.
+        0 is the background. The clusters come from `learn_from` (by default the images
+        themselves), and a number means the same part in both sets. Called before the first round
+        and after each round. The maps are scored as `eval/part_nmi` and `eval/part_ari` if the
+        images have annotated parts, and some are stored for `fgssl parts`.
         """
 
 
 class HasCompanions(ABC):
-    """A method with other networks that are worth publishing."""
+    """A method with further networks that are published."""
 
     @abstractmethod
     def companions(self) -> Mapping[str, Backbone]:
-        """The networks, each under a short name.
+        """Short name -> network.
 
-        Asked for when the last stage has ended; each is scored once and exported beside the
-        backbone, into `export_NAME`.
+        Called after the last stage; each network is measured once and exported to `export_NAME`.
         """
 
 
 class Classifies(ABC):
-    """A method that learns from labels and names classes itself."""
+    """A method that is trained on labels and has its own classifier."""
 
     @abstractmethod
     def classify(self, images: Tensor) -> Tensor:
-        """Class scores (b, c) of normalised pictures (b, 3, h, w).
+        """Class scores (b, c) of normalised images (b, 3, h, w).
 
-        Every measurement scores them as `eval/own_top1`.
+        Every measurement logs their accuracy as `eval/own_top1`.
         """
 
 
 class DrawsPictures(ABC):
-    """A method that makes pictures, such as a reconstruction."""
+    """A method that generates images, such as reconstructions."""
 
     @abstractmethod
     def picture(self, batch: Batch) -> Tensor:
-        """A picture (h, w, 3) uint8 of what it makes of a batch.
+        """An image (h, w, 3) uint8 that shows the results for a batch.
 
-        Asked for after each measurement, in evaluation mode and without gradient.
+        Called after each measurement, in evaluation mode and without gradient.
         """
 
 
 class FetchesWeights(ABC):
-    """A method with an option that fetches weights, which its saved state holds."""
+    """A method with an option that loads weights, which are also in its saved state."""
 
     @classmethod
     @abstractmethod
     def options_of_saved(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options under which a saved state is loaded: they fetch nothing.
+        """Options for loading a saved state, without those that load other weights.
 
-        The state holds the weights, and whoever wrote the options may be a stranger.
+        The state contains these weights, and the author of the options is not trusted.
         """
 
 
 def options_of_saved(kind: type[Method], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options under which a saved state of a method is loaded; see `FetchesWeights`."""
+    """Options for loading a saved state of a method; see `FetchesWeights`."""
     return kind.options_of_saved(options) if issubclass(kind, FetchesWeights) else dict(options)
 
 
@@ -187,12 +186,12 @@ def options_of_saved(kind: type[Method], options: Mapping[str, Any]) -> dict[str
 
 
 def train_mode(method: Method, train: Train, started: frozenset[str] = frozenset()) -> None:
-    """Training mode, but for the batch norms that `train.norm` freezes in every backbone.
+    """Set training mode, except for the BatchNorms that `train.norm` freezes in every backbone.
 
     Args:
-        method: Is changed, its teacher too.
+        method: Changed in place, including its teacher.
         train: Settings of the stage.
-        started: Norms that `norm: auto` freezes, by name: those with statistics before training.
+        started: Names of norms that `norm: auto` freezes: those with statistics before training.
     """
     method.train()
     for network in method.modules():
@@ -205,17 +204,17 @@ def train_mode(method: Method, train: Train, started: frozenset[str] = frozenset
 def check_batch(
     method: Method, train: Train, processes: int, device: torch.device, where: str = "train"
 ) -> None:
-    """Refuse a batch that leaves one picture where the method needs two: nothing would be learnt.
+    """Refuse a batch size with one image in a forward pass if the method needs two.
 
     Args:
-        method: In the mode that it is trained in.
+        method: The method in training mode.
         train: Settings of the stage.
-        processes: That train together.
-        device: On which they train; decides which norms they share.
+        processes: Number of processes that train together.
+        device: Device of the training; decides which norms are synchronised.
         where: Path of the settings, for the error.
 
     Raises:
-        ValueError: Batch, processes, parts and the reason; and what would do.
+        ValueError: Names batch, processes, parts and the reason, and a batch size that works.
     """
     parts, batch = train.accumulate, train.batch_size
     pictures = pictures_of_a_pass(batch, processes, parts, where)
@@ -228,30 +227,30 @@ def check_batch(
     other = f" or {where}.accumulate={fewer[0]}" if fewer else ""
     raise ValueError(
         f"{where}.batch_size: {batch} over {processes} process{'es' if processes > 1 else ''} x "
-        f"{parts} accumulated part{'s' if parts > 1 else ''} is 1 picture in a forward pass, but "
-        f"{lacking}; {where}.batch_size={least * parts}{other} would do"
+        f"{parts} accumulated part{'s' if parts > 1 else ''} is 1 image in a forward pass, but "
+        f"{lacking}; use {where}.batch_size={least * parts}{other}"
     )
 
 
 def lack_of_pictures(
     method: Method, pictures: int, processes: int, shared: Callable[[nn.Module], bool]
 ) -> str | None:
-    """Why a forward pass of so few pictures teaches a method nothing; `None` if it does.
+    """Why a method cannot be trained with so few images in a forward pass; `None` if it can.
 
-    One picture has no negatives, and a BatchNorm over it removes what tells it from others.
+    One image has no negatives, and a BatchNorm over one image removes its differences from others.
 
     Args:
-        method: In the mode that it is trained in.
-        pictures: Of one process.
-        processes: That train together.
-        shared: Whether a norm takes the statistics of all processes.
+        method: The method in training mode.
+        pictures: Number of images in a forward pass of one process.
+        processes: Number of processes that train together.
+        shared: Whether norms use the statistics of all processes.
     """
     name = type(method).__name__
     if (
         method.negatives != "none"
         and pictures * (processes if method.negatives == "all" else 1) < 2
     ):
-        return f"{name} compares each picture with others of its pass"
+        return f"{name} compares each image with others of its pass"
     for layer, norm in norms_of_batches(method).items():
         if pictures * (processes if shared(norm) else 1) < 2:
             return f"{name} has a BatchNorm ({layer}) that takes the statistics of its pass"

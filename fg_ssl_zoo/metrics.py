@@ -47,7 +47,7 @@ def metric_of(name: str, known: Iterable[Metric]) -> Metric:
 
     Args:
         name: Key of a results file.
-        known: Where to look.
+        known: Records to search.
     """
     found = (metric.named(name) for metric in known)
     return next((metric for metric in found if metric), Metric(name, name, format="{:.4g}"))
@@ -57,7 +57,7 @@ KNN = Metric(
     "knn_top1",
     "kNN top-1",
     detail="k = 20",
-    meaning="named rightly by the 20 most similar pictures",
+    meaning="named rightly by the 20 most similar images",
     main=True,
 )
 LINEAR = Metric(
@@ -69,13 +69,13 @@ LINEAR = Metric(
 
 LOW_SHOT_1 = Metric("low_shot_1_top1", "1 label a class", main=True)
 LOW_SHOT_5 = Metric(
-    "low_shot_5_top1", "5 labels", meaning="named rightly from five labelled pictures a class"
+    "low_shot_5_top1", "5 labels", meaning="named rightly from five labelled images a class"
 )
 LOW_SHOT_10 = Metric("low_shot_10_top1", "10 labels", main=True)
 RANK_1 = Metric(
     "retrieval_rank1",
     "rank 1",
-    meaning="whose most similar test picture is of their class",
+    meaning="whose most similar test image is of their class",
     main=True,
 )
 MEAN_AVERAGE_PRECISION = Metric("retrieval_map", "mAP", main=True)

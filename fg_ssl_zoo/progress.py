@@ -1,4 +1,4 @@
-"""What is said while something takes long: a bar on a terminal; elsewhere lines, or nothing."""
+"""Progress of long loops: a bar on a terminal; otherwise lines, or nothing."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 DELAY, INTERVAL = 2.0, 0.1
-"""Seconds before a bar appears, as what is done by then needs none, and between its changes."""
+"""Seconds until a bar appears, and between its updates."""
 
 
 def shown(
@@ -21,17 +21,17 @@ def shown(
     size: int = 1,
     lines_every: float | None = None,
 ) -> Iterator[Item]:
-    """The same items, with a bar on standard error while they are worked on.
+    """Yield the items and show a progress bar on standard error.
 
-    There is a bar where standard error is a terminal, in the first of several processes, from
-    `DELAY` seconds on; it is removed at the end.
+    The bar appears after `DELAY` seconds if standard error is a terminal, in the first process
+    only; it is removed at the end.
 
     Args:
         items: Batches or other pieces of work.
-        total: What the bar counts to: pictures of all batches together, for instance.
-        title: In front of the bar.
-        size: Of `total` that an item stands for; the last item may hold less.
-        lines_every: Seconds between lines on standard output where there is no terminal; no lines
+        total: Final value of the bar, such as the number of images in all batches.
+        title: Text before the bar.
+        size: Units of `total` in one item; the last item may hold fewer.
+        lines_every: Seconds between lines on standard output if there is no terminal; no lines
             when not given.
     """
     if os.environ.get("RANK", "0") != "0":
@@ -63,14 +63,14 @@ def _in_lines(
         done, now = number * size, time.monotonic()
         if done < total and now - printed >= every:
             printed = now
-            tell(f"{title}: {done} of {total} pictures")
+            tell(f"{title}: {done} of {total} images")
 
 
 def tell(text: str) -> None:
-    """Print a line; where nobody reads it any more, a run stops as at the end of its terminal.
+    """Print a line; if the output is closed, the run stops as for SIGHUP.
 
     Raises:
-        BrokenPipeError: No run that handles signals is under way.
+        BrokenPipeError: The output is closed, and no run is active that handles signals.
     """
     try:
         print(text, flush=True)  # noqa: T201
@@ -78,5 +78,5 @@ def tell(text: str) -> None:
         hangup = getattr(signal, "SIGHUP", signal.SIGTERM)
         if signal.getsignal(hangup) == signal.SIG_DFL:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # also not at exit
         signal.raise_signal(hangup)

@@ -1,4 +1,4 @@
-"""Settings and small pictures that all tests share; nothing here touches a network."""
+"""Settings and small images that all tests share; nothing here touches a network."""
 
 import atexit
 import os

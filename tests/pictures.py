@@ -1,4 +1,4 @@
-"""Pictures that tests need and no data set has."""
+"""Images that tests need and no data set has."""
 
 from collections.abc import Collection
 
@@ -29,7 +29,7 @@ class SomeCorrupt:
 
 
 class Drawings:
-    """Pictures given as arrays."""
+    """Images given as arrays."""
 
     name, classes, labels = "drawings", [], None
 

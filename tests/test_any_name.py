@@ -25,7 +25,7 @@ CLASS, FILE = os.fsdecode(b"caf\xe9"), os.fsdecode(b"z\xe9\n\\x41.png")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """120 training pictures, one cut off, in a class and with a name that are not UTF-8."""
+    """120 training images, one cut off, in a class and with a name that are not UTF-8."""
     plain = tmp_path_factory.mktemp("photos") / "set"
     birds = DrawnBirds(124, num_classes=2, image_size=32, seed=0)
     write_photos(plain, birds, classes=True, split_of=lambda i: "train" if i < 120 else "test")

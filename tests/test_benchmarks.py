@@ -100,7 +100,7 @@ def test_the_table_has_a_row_for_each_method_and_the_file_all_figures(
     assert simclr["memory"] == {"views": 2.0, "passes": 2.0}
     assert simclr["speed"]["views"] == simclr["speed"]["passes"] > 0
     assert pmg["views"] == [[4, 48, 48]]
-    assert pmg["with_gradient"] == [[16, 48, 48]]  # three jigsaws and the whole picture
+    assert pmg["with_gradient"] == [[16, 48, 48]]  # three jigsaws and the whole image
     assert jigsaw["views"] == jigsaw["with_gradient"]
     assert all(len(seconds) == 2 for seconds in pmg["seconds"].values())
     assert [line.split(" | ")[0] for line in lines[-3:]] == ["| simclr", "| pmg", "| jigsaw"]

@@ -27,7 +27,7 @@ def test_show_writes_the_pictures_and_their_views(tmp_path, capsys):
     sheet = cv2.cvtColor(cv2.imread(str(out)), cv2.COLOR_BGR2RGB)
     recipe = load_recipe(overrides=SMALL)
     np.testing.assert_array_equal(sheet, view_sheet(recipe, num_images=3, num_draws=2))
-    assert sheet.shape[1] > sheet.shape[0]  # five pictures a row, three rows
+    assert sheet.shape[1] > sheet.shape[0]  # five images a row, three rows
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_list_names_every_set_with_its_terms(capsys):
         (["data", "show", "--out", "/dev/null/x.png"], "--out: /dev/null cannot be written"),
         (
             ["eval", "x", "--data", __file__],
-            "test_cli.py is a file; a folder of pictures is needed",
+            "test_cli.py is a file; a folder of images is needed",
         ),
         (["eval", "x", "--data", ""], "an argument is empty (behind --data); is a variable not"),
         (["eval", "x", "--data=", "--out", "y"], "an argument is empty (--data=)"),

@@ -33,7 +33,7 @@ SOURCES = [
 ]  # fmt: skip
 PROGRAMS = r"(?:fgssl|accelerate launch|torchrun|python|train\.py|pip install|hf|pytest)"
 FOLDERS = ("photos", "photos/", "FOLDER")
-"""Words for a folder of pictures in the place of a recipe."""
+"""Words for a folder of images in the place of a recipe."""
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 

@@ -65,7 +65,7 @@ DRAWN, CUB = "fgssl_resnet18_drawn.simclr", "fgssl_resnet50_cub.simclr"
         (DRAWN, ["data.name=garden"], "fgssl_resnet18_garden.simclr", "garden"),
         (DRAWN, ["data.path=x", "data.name=my jay"], "fgssl_resnet18_my_jay.simclr", "my jay"),
         (CUB, ["data.path=photos"], "fgssl_resnet50_photos.simclr", "photos"),
-        (CUB, ["data.path=CUB", "data.name=cub"], CUB, "cub"),  # says that these are the pictures
+        (CUB, ["data.path=CUB", "data.name=cub"], CUB, "cub"),  # says that these are the images
         (CUB, ["data.path=photos", "name=mine"], "mine", "photos"),
     ],
 )  # fmt: skip
@@ -155,7 +155,7 @@ def test_what_is_said_of_the_new_model_stays_and_other_training_keeps_the_licenc
         ("hub.tags=birds", "hub.tags: should be a list, as [a, b], got 'birds'"),
         ("hub.tags=[a] # b", "hub.tags: unexpected '# b' after '[a]'"),
         ("data={name: a, name: b}", "data, line 1: duplicate key 'name'"),
-        ("backbone_options={a: &a [*a]}", "the anchor holds itself"),
+        ("backbone_options={a: &a [*a]}", "the anchor contains itself"),
         ("backbone_options={a: !!python/name:os.system }", "the tag"),
         ("backbone_options=" + "[" * 600, "nested too deeply"),
         ("backbone_options.a=yes", "backbone_options.a: 'yes' is ambiguous; write a decimal"),
@@ -252,7 +252,7 @@ BOMB = "backbone_options: {a0: &a0 [1], " + ", ".join(
         ("data: !!map {}", ""),
         ("seed: !!int 3", "the tag"),
         ("stages[0].train.lr: 1", r"stages\[0\]\.train\.lr: unknown key"),
-        ("data: &a {columns: *a}", "the anchor holds itself"),
+        ("data: &a {columns: *a}", "the anchor contains itself"),
         (BOMB, "more than 100000 values"),
     ],
 )

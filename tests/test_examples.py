@@ -1,4 +1,4 @@
-"""Every example runs, on drawn pictures and small untrained networks."""
+"""Every example runs, on drawn images and small untrained networks."""
 
 import json
 import runpy
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Class folders of drawn birds; the pictures to be scored are among those to learn from."""
+    """Class folders of drawn birds; the images to be scored are among those to learn from."""
     place = tmp_path_factory.mktemp("photos")
     birds = DrawnBirds(32, num_classes=4, image_size=64, seed=3)
     for index in range(32):
@@ -72,7 +72,7 @@ def test_class_folders_alone_and_a_number_of_epochs_do(
     monkeypatch.setattr("sys.argv", ["example", *words, "--epochs", "1"])
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     runpy.run_path(str(EXAMPLES / f"finetune_with_{name}.py"), run_name="__main__")
-    assert "test pictures are right" in capsys.readouterr().out
+    assert "test images are right" in capsys.readouterr().out
 
 
 def test_few_labels_beat_chance_on_features_that_were_never_trained(folder):
@@ -130,7 +130,7 @@ def test_a_published_training_goes_on_for_some_epochs(folder, unsplit, tmp_path)
     losses = main_of("continue_pretraining.py")(
         str(folder), str(unsplit), epochs=2, out=str(tmp_path), disable_tqdm=True, use_cpu=True
     )
-    assert len(losses) == 2  # of 32 pictures, which are one batch
+    assert len(losses) == 2  # of 32 images, which are one batch
 
 
 def test_every_cell_of_the_notebook_runs(tmp_path, monkeypatch, capsys):

@@ -165,7 +165,7 @@ def test_one_picture_for_a_device_is_refused_in_training_and_scored_in_evaluatio
     model = opened(saved(method, "simclr", tmp_path))
     one = {key: value[:1] for key, value in inputs_of(batch_for(method, birds)).items()}
     assert model(**one).loss == 0
-    with pytest.raises(ValueError, match=r"^per_device_train_batch_size: 1 is 1 picture .* others"):
+    with pytest.raises(ValueError, match=r"^per_device_train_batch_size: 1 is 1 image .* others"):
         model.train()(**one)
 
 
@@ -196,7 +196,7 @@ def spoil(folder, **changes):
     ("changes", "said"),
     [
         ({"method": "simclrr"}, "did you mean simclr"),
-        ({"method": "../x"}, "no name of a method"),
+        ({"method": "../x"}, "not the name of a method"),
         ({"options": {"hidden_size": 10**9}}, "larger than in any network"),
         ({"options": {"hidden_size": "__import__('os')"}}, "valid integer"),
         ({"options": {"temprature": 1}}, "did you mean temperature"),

@@ -133,7 +133,7 @@ PARTS_ALONE = {"local_negatives": False, "gather_targets": False}
 
 
 def reason(method, processes=1):
-    """Why one picture for each process is not enough."""
+    """Why one image for each process is not enough."""
     try:
         train = Train(batch_size=processes, accumulate=1)
         check_batch(method, train, processes, torch.device("cpu"))
@@ -145,16 +145,16 @@ def reason(method, processes=1):
 @pytest.mark.parametrize(
     ("name", "backbone", "options", "alone", "beside_another"),
     [
-        ("simclr", "test_vit", {"projector_norm": False}, "compares each picture", None),
-        ("simclr", "test_resnet", {}, "compares each picture", None),
+        ("simclr", "test_vit", {"projector_norm": False}, "compares each image", None),
+        ("simclr", "test_resnet", {}, "compares each image", None),
         ("byol", "test_vit", {}, "BatchNorm (projector.1)", None),
         ("simsiam", "test_vit", {}, "BatchNorm (projector.1)", None),
         ("moco", "test_resnet", {}, "BatchNorm (backbone.model.conv1.1)", None),
         ("moco", "test_vit", {}, None, None),
         ("dino", "test_vit", {}, None, None),
         ("moco", "test_efficientnet", {}, "BatchNorm (backbone.model.bn1)", "train.batch_size=4"),
-        ("particle", "test_vit", {}, None, None),  # other parts of the picture are negatives
-        ("particle", "test_vit", PARTS_ALONE, "compares each picture", "train.batch_size=4"),
+        ("particle", "test_vit", {}, None, None),  # other parts of the image are negatives
+        ("particle", "test_vit", PARTS_ALONE, "compares each image", "train.batch_size=4"),
     ],
 )
 def test_one_picture_is_enough_where_neither_negatives_nor_norms_need_two(

@@ -1,4 +1,4 @@
-"""A folder in the place of a recipe: what is chosen for which pictures, machine and start."""
+"""A folder in the place of a recipe: what is chosen for which images, machine and start."""
 
 import re
 import shutil
@@ -141,10 +141,10 @@ def test_a_folder_is_measured(photos):
 
 def test_a_folder_without_a_picture_that_can_be_read_is_refused(tmp_path):
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "a.jpg").write_bytes(b"no picture")
+    (tmp_path / "x" / "a.jpg").write_bytes(b"no image")
     data = Data(path=str(tmp_path / "x"))
     with pytest.raises(
-        ValueError, match=r"none of the 1 pictures that were looked at in .* can be read \(.*a\.jpg"
+        ValueError, match=r"none of the 1 images that were checked in .* can be read \(.*a\.jpg"
     ):
         measure(data, load_splits(data))
 
@@ -204,7 +204,7 @@ def test_every_line_of_the_summary_says_what_changes_it_and_that_is_understood(p
         if how not in ("RECIPE data.path=FOLDER", "init=runs/NAME"):
             recipe_of_words(["photos", "init=scratch", how])
     facts = pictures(num_test=0, num_classes=0)
-    assert "RankMe, as nothing is labelled" in describe(choose(facts, CPU, LITE), facts, CPU)
+    assert "RankMe, since there are no labels" in describe(choose(facts, CPU, LITE), facts, CPU)
 
 
 def test_the_recipe_is_printed_as_yaml_that_loads(photos, capsys):
@@ -218,7 +218,7 @@ def test_a_folder_is_trained_on_with_ten_lines_and_no_yaml(photos, capsys):
     words = ["photos", "backbone=test_resnet", "stages.0.train.steps=2", "data.num_workers=0"]
     cli.main(["train", *words])
     printed = capsys.readouterr().out
-    assert "batch     8 pictures" in printed
+    assert "batch     8 images" in printed
     assert "optimizer:" not in printed.partition("trained")[0]
     assert (photos.parent / "runs" / "fgssl_test_resnet_photos.simclr" / "export").is_dir()
     with pytest.raises(SystemExit):
@@ -256,7 +256,7 @@ def test_labels_never_change_a_training(tmp_path, monkeypatch, birds, capsys):
         words = [folder, "backbone=test_resnet", "stages.0.train.steps=3", "data.num_workers=0"]
         cli.main(["train", *words, f"output=runs/{folder}", "data.image_size=48"])
         states.append(load_file(f"runs/{folder}/export/model.safetensors"))
-    assert "RankMe, as nothing is labelled" in capsys.readouterr().out
+    assert "RankMe, since there are no labels" in capsys.readouterr().out
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
@@ -284,14 +284,14 @@ def test_a_stopped_training_says_so_in_one_line(stop, message, status, photos, m
     ("words", "message"),
     [
         (["photos", "fgssl_resnet50_cub.simclr"], "two recipes given"),
-        (["bird.jpg"], "bird.jpg is a picture; name the folder that holds the pictures"),
-        (["photoz"], "neither a file, a known name nor a folder of pictures"),
+        (["bird.jpg"], "bird.jpg is an image; name the folder of the images"),
+        (["photoz"], "neither a file, a known name nor a folder of images"),
         (["photos", "stages.0.train.lrr=1"], "did you mean lr"),
         (["photos", "init=dino"], "init: dino needs backbone=ARCHITECTURE"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(words, message, photos, capsys):
-    (photos.parent / "bird.jpg").write_bytes(b"no picture")
+    (photos.parent / "bird.jpg").write_bytes(b"no image")
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train", *words])
     assert stopped.value.code == 2

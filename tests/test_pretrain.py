@@ -233,7 +233,7 @@ def test_rounds_discover_parts_anew_and_go_on_wherever_they_were_killed(
         name: load_file(run / "notes" / f"shown_stage0_{name}.safetensors")
         for name in ("round0", "round1", "end")
     }
-    birds = load_splits(load_recipe(recipe).data)[1]  # the test pictures
+    birds = load_splits(load_recipe(recipe).data)[1]  # the test images
     for found in shown.values():  # 0 would be background
         assert found["parts"].shape[0] == len(found["indices"]) == min(len(birds), SHOWN)
         assert 0 < found["parts"].min() < found["parts"].max()
@@ -298,7 +298,7 @@ def test_masks_that_cannot_be_scored_do_not_stop_a_training(birds, monkeypatch, 
             return torch.zeros(16, 4, 4, dtype=torch.uint8)
 
     assert part_scores(run, Finding(create_backbone("test_resnet"), hidden_size=8)) == {}
-    assert "part scores are left out: 3 part masks do not fit" in caplog.text
+    assert "part scores are not computed: 3 part masks do not fit" in caplog.text
 
 
 def test_an_export_does_not_name_the_folder_of_its_run(recipe, tmp_path):
@@ -375,14 +375,14 @@ def test_an_unlabelled_folder_trains_with_rankme_alone_and_stays_what_was_traine
     capsys.readouterr()
     with pytest.raises(SystemExit):
         publish(["publish", str(run), "--dry-run"])
-    assert "hub.license is missing (the pictures of photos: terms" in capsys.readouterr().err
+    assert "hub.license is missing (the images of photos: terms" in capsys.readouterr().err
 
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     (tmp_path / "photos" / "5.png").write_bytes((tmp_path / "photos" / "6.png").read_bytes())
     with pytest.raises(SystemExit):
         main(words)
     error = capsys.readouterr().err
-    assert "has trained on other pictures (0 added, 0 gone, 1 changed: 5.png)" in error
+    assert "has trained on other images (0 added, 0 gone, 1 changed: 5.png)" in error
     assert len(error.splitlines()) == 1
     assert {p: p.read_bytes() for p in before} == before
 
@@ -396,7 +396,7 @@ def test_an_unlabelled_folder_trains_with_rankme_alone_and_stays_what_was_traine
         (["stages[0].train.batch_size=64"], "64 is more than the 16 training images"),
         (["backbone=vit_tiny_patch16_224", "data.image_size=100"],
          "data.image_size: 100 is not divisible by the patch size 16 of vit_tiny_patch16_224; "
-         "96 or 112 would be"),
+         "use 96 or 112"),
         (["data.path=no/such/folder"], "no/such/folder"),
         (["init=a1_in1k"], "init: 'a1_in1k' is neither scratch"),
         (["init=mine.safetensors"], "init: there is no file mine.safetensors"),

@@ -17,12 +17,12 @@ from tests.test_pretrain import RECIPE
 
 
 @pytest.mark.parametrize(("method", "reason"), [
-    ("simclr", "SimCLR compares each picture with others of its pass"),
+    ("simclr", "SimCLR compares each image with others of its pass"),
     ("moco", "MoCo has a BatchNorm (backbone.model.conv1.1) that takes the statistics of its pass"),
 ])  # fmt: skip
 @pytest.mark.parametrize(("batch", "parts", "fix"), [
-    (8, 8, "stages[0].train.batch_size=16 or stages[0].train.accumulate=4 would do"),
-    (1, 1, "stages[0].train.batch_size=2 would do"),
+    (8, 8, "use stages[0].train.batch_size=16 or stages[0].train.accumulate=4"),
+    (1, 1, "use stages[0].train.batch_size=2"),
 ])  # fmt: skip
 def test_a_pass_of_one_picture_is_refused_before_anything_is_trained(
     recipe, tmp_path, method, reason, batch, parts, fix
@@ -32,7 +32,7 @@ def test_a_pass_of_one_picture_is_refused_before_anything_is_trained(
     with pytest.raises(ValueError, match=r"^stages\[0\]\.train\.batch_size: ") as refused:
         pretrain(load_recipe(recipe, words))
     over = f"{batch} over 1 process x {parts} accumulated part{'s' if parts > 1 else ''}"
-    assert f": {over} is 1 picture in a forward pass, but {reason}; {fix}" in str(refused.value)
+    assert f": {over} is 1 image in a forward pass, but {reason}; {fix}" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 

@@ -1,4 +1,4 @@
-"""The measurement of a run's start: a sample before the first step, all pictures later, once."""
+"""The measurement of a run's start: a sample before the first step, all images later, once."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def recipe(tmp_path, monkeypatch):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Weights of every measurement on all pictures, in order."""
+    """Weights of every measurement on all images, in order."""
     weights, measure = [], OnlineMonitor.__call__
 
     def noted(self, backbone, accelerator):
@@ -79,11 +79,9 @@ def test_a_sample_before_the_first_step_and_the_start_row_on_all_pictures(
     said = [line for line in said.splitlines() if line.startswith("simclr: ")]
     sample, start, end = (line for line in said if "loss" not in line)
     assert sample.startswith("simclr: step 0, sample/knn_top1 ")
-    assert sample.endswith(
-        " (4 of 16 training and 4 of 4 test pictures)".replace("4 of 4", "all 4")
-    )
+    assert sample.endswith(" (4 of 16 training and 4 of 4 test images)".replace("4 of 4", "all 4"))
     assert start.startswith("simclr: the start, eval/knn_top1 ")
-    assert start.endswith(" (all 16 training and all 4 test pictures)")
+    assert start.endswith(" (all 16 training and all 4 test images)")
     assert end.startswith("simclr: step 3, eval/knn_top1 ")
     assert not (tmp_path / "some/notes/stage0_start.safetensors").exists()
 
@@ -214,7 +212,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_costs_no_run(photos, tmp_pat
     backbone = create_backbone("test_resnet", image_size=48)
     assert monitor_of(photos, tmp_path / "cache").start(backbone, Accelerator(cpu=True))
     (line,) = caplog.messages
-    assert line.startswith("the measurement of the start is not kept for other runs: ")
+    assert line.startswith("the measurement of the start cannot be stored for other runs: ")
 
 
 def test_a_sample_is_spread_evenly_over_each_split(monkeypatch, tmp_path):
@@ -226,12 +224,12 @@ def test_a_sample_is_spread_evenly_over_each_split(monkeypatch, tmp_path):
     )
     monitor.sample(create_backbone("test_resnet", image_size=48), Accelerator(cpu=True))
     assert read == 2 * evenly(32, 5)
-    assert monitor.read_last() == "5 of 32 training and 5 of 32 test pictures"
+    assert monitor.read_last() == "5 of 32 training and 5 of 32 test images"
 
 
 def test_progress_is_a_line_every_so_often_and_nothing_after_the_last_picture(capsys, monkeypatch):
     assert list(shown("abc", 5, "measuring", size=2, lines_every=0)) == ["a", "b", "c"]
-    assert capsys.readouterr().out == "measuring: 2 of 5 pictures\nmeasuring: 4 of 5 pictures\n"
+    assert capsys.readouterr().out == "measuring: 2 of 5 images\nmeasuring: 4 of 5 images\n"
     monkeypatch.setenv("RANK", "1")
     assert list(shown("abc", 5, "measuring", size=2, lines_every=0)) == ["a", "b", "c"]
     assert capsys.readouterr().out == ""

@@ -69,7 +69,7 @@ def recipe_of(**keys: Any) -> Recipe:
 
 
 def recipe_of_network(backbone: str, data: str, method: str, size: int, **options: Any) -> Recipe:
-    """The recipe of a network with options, trained on pictures of this size in one stage."""
+    """The recipe of a network with options, trained on images of this size in one stage."""
     return recipe_of(
         name=f"{backbone}_{data}.{method}",
         backbone=backbone,

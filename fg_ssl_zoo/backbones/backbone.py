@@ -1,4 +1,4 @@
-"""One face for every timm model: pooled features, feature maps, and the pixels it wants."""
+"""One interface for every timm model: pooled features, feature maps, preprocessing."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,20 @@ from fg_ssl_zoo.config import CROP_PCT
 
 
 class Backbone(nn.Module):
-    """A timm model without its classifier; all that is published.
+    """A timm model without its classifier; the part of a training that is published.
 
     Attributes:
         model: The stock timm model; its state dict is what `model.safetensors` holds.
         name: Its timm architecture.
-        init: What the weights started from, as written in the recipe.
+        init: Start weights, as written in the recipe.
         num_features: `d`, the width of the pooled feature.
         image_size: Side of the input in pixels.
-        mean, std: Per channel, of pixels in 0..1.
-        crop_pct, interpolation, crop_mode: How a picture is brought to the input, in timm's words.
-        patch_size: Of a ViT, in pixels; `None` for others.
-        options: Keywords of its timm constructor that an export has to carry.
-        listener: While it is a list, pictures and features of every pass with a gradient go there.
+        mean, std: Mean and standard deviation per channel, of pixels in 0..1.
+        crop_pct, interpolation, crop_mode: How an image is cropped and resized, as in timm.
+        patch_size: Patch size of a ViT, in pixels; `None` for others.
+        options: Keywords of its timm constructor that an export must contain.
+        listener: If it is a list, images and features of every forward pass with gradient are
+            appended to it.
     """
 
     listener: list[tuple[Tensor, Tensor]] | None = None
@@ -54,7 +55,7 @@ class Backbone(nn.Module):
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.crop_pct, self.interpolation, self.crop_mode = crop_pct, interpolation, crop_mode
-        width = getattr(model, "head_hidden_size", None)  # MobileNet, VGG: a layer behind the map
+        width = getattr(model, "head_hidden_size", None)  # MobileNet, VGG: a layer after the map
         self.num_features: int = width or self.model.num_features
         self.patch_size = patch_size_of(model)
 
@@ -70,7 +71,7 @@ class Backbone(nn.Module):
 
         Args:
             images: Normalised.
-            indices: Stage or block numbers, negative ones from the end; an int takes the last n.
+            indices: Stage or block numbers, negative ones from the end; an int n means the last n.
 
         Raises:
             ValueError: The model has no feature maps, or no such stage or block.
@@ -83,7 +84,7 @@ class Backbone(nn.Module):
                 return self.model.forward_intermediates(
                     images, indices=wanted, intermediates_only=True
                 )
-        except AssertionError as error:  # timm's way to say that an index is out of range
+        except AssertionError as error:  # timm's error for an index out of range
             count = len(getattr(self.model, "feature_info", ()))
             raise ValueError(
                 f"{self.name} has {count} feature maps; there is no {indices}"
@@ -92,9 +93,9 @@ class Backbone(nn.Module):
     def map_and_features(
         self, images: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "b d"]]:
-        """The last feature map, a ViT's behind its last norm, and the pooled features `h`.
+        """The last feature map (of a ViT, after its last norm) and the pooled features `h`.
 
-        Both are of one pass.
+        Both come from one forward pass.
         """
         (last,), features = self.maps_and_features(images, [-1])
         return last, features
@@ -102,9 +103,10 @@ class Backbone(nn.Module):
     def maps_and_features(
         self, images: Float[Tensor, "b 3 h w"], indices: Sequence[int]
     ) -> tuple[list[Float[Tensor, "b _ _ _"]], Float[Tensor, "b d"]]:
-        """Feature maps as `feature_maps`, a ViT's behind its last norm, and the pooled features.
+        """Feature maps as in `feature_maps` (of a ViT, after its last norm), and pooled features.
 
-        All are of one pass; the network has to have `forward_intermediates`, as most of timm's do.
+        All come from one forward pass. The network must have `forward_intermediates`, as most timm
+        models do.
         """
         with self._precision_for(images):
             end, maps = self.model.forward_intermediates(images, indices=list(indices), norm=True)
@@ -118,8 +120,8 @@ class Backbone(nn.Module):
     def _precision_for(self, images: Tensor) -> AbstractContextManager[Any]:
         """No autocast where torch's bf16 gradient is wrong: a strided convolution on one pixel.
 
-        On a CPU (torch 2.15) it reads memory that nothing has written. Pictures of 16 pixels end so
-        in a network that divides their side by 32.
+        On a CPU (torch 2.15) this gradient reads uninitialised memory. It happens for images of
+        16 pixels in a network of stride 32.
         """
         info = getattr(self.model, "feature_info", None) or [{"reduction": 1}]
         single = min(images.shape[-2:]) <= info[-1].get("reduction", 1) / 2
@@ -128,7 +130,7 @@ class Backbone(nn.Module):
 
     @property
     def centre_view(self) -> dict[str, Any]:
-        """Keywords of `CentreView`: how a picture is brought to the input."""
+        """Keywords of `CentreView`: how an image is cropped and resized."""
         fill = tuple(round(255 * value) for value in self.mean)
         return {
             "size": self.image_size,
@@ -139,10 +141,10 @@ class Backbone(nn.Module):
         }
 
     def normalize(self, pixels: UInt8[Tensor, "*n h w 3"]) -> Float[Tensor, "*n 3 h w"]:
-        """Pixels as the loader ships them become what the network reads, on the pixels' device.
+        """Normalise uint8 pixels from the loader, on their device.
 
-        The result is a channels-last view of the same layout, which costs no copy. Whole rows of
-        3 w numbers are scaled in place: a last axis of 3 would be broadcast at half the speed.
+        The result is a channels-last view with the same layout, without a copy. Rows of 3 w numbers
+        are scaled in place, which is twice as fast as broadcasting over a last axis of 3.
         """
         width = pixels.shape[-2]
         mean, std = (torch.tensor(x, device=pixels.device) * 255 for x in (self.mean, self.std))
@@ -151,7 +153,7 @@ class Backbone(nn.Module):
         return rows.unflatten(-1, (width, 3)).movedim(-1, -3)
 
     def denormalize(self, images: Float[Tensor, "*n 3 h w"]) -> Float[Tensor, "*n 3 h w"]:
-        """Back from what the network reads to pixels around 0..1, not cut."""
+        """Invert `normalize`: pixels around 0..1, not clamped."""
         mean, std = (torch.tensor(x, device=images.device) for x in (self.mean, self.std))
         return images.float() * std[:, None, None] + mean[:, None, None]
 
@@ -166,9 +168,9 @@ def weights_fingerprint(backbone: Backbone) -> str:
 
 
 def patch_size_of(model: nn.Module) -> int | None:
-    """Side of a ViT's patch in pixels; `None` for a network that takes any size.
+    """Side of a ViT's patch in pixels; `None` for a network that accepts any size.
 
-    A hybrid's patches are of its stem's map: they cover as many times that map's stride.
+    For a hybrid: patch side on the map of its stem, times the stride of that map.
     """
     embed = getattr(model, "patch_embed", None)
     patch, stride = (getattr(embed, key, None) for key in ("patch_size", "feature_ratio"))

@@ -1,4 +1,4 @@
-"""The network that a model was before its training, equal to the bit, for the rows beside it."""
+"""Open the network as it was before training, for the rows `untrained` and `start` of a table."""
 
 import logging
 from dataclasses import replace
@@ -21,16 +21,16 @@ _log = logging.getLogger(__name__)
 
 
 def open_start(words: str, trained: Backbone, *, seed: int) -> Backbone:
-    """The network that a model was before its training, equal to the bit.
+    """The network as it was before training, equal to the bit.
 
-    It is shown pictures as the trained one is. A run, an exported folder and a model of ours have
-    a recipe, which tells seed, size and start weights. Anything else is the same architecture with
-    random weights. Its `init` is `scratch` where its weights are random.
+    It reads images in the same way as the trained network. A run, an exported folder and a model of
+    ours have a recipe with seed, size and start weights. For any other model, it is the same
+    architecture with random weights. `init` is `scratch` if its weights are random.
 
     Args:
-        words: As for `open_backbone`.
-        trained: What these words opened.
-        seed: Of random weights where there is no recipe.
+        words: Text for `open_backbone`.
+        trained: The backbone that this text opened.
+        seed: Seed of random weights if there is no recipe.
     """
     recipe = _recipe_of(words)
     if recipe is not None and _is_of(recipe, trained):
@@ -38,13 +38,13 @@ def open_start(words: str, trained: Backbone, *, seed: int) -> Backbone:
     else:
         torch.manual_seed(seed if recipe is None else recipe.seed)
         start = open_backbone(words, image_size=trained.image_size, pretrained=False)
-    for key in ("crop_pct", "interpolation", "crop_mode"):  # both are shown the same pixels
+    for key in ("crop_pct", "interpolation", "crop_mode"):  # both read the same pixels
         setattr(start, key, getattr(trained, key))
     return start
 
 
 def _recipe_of(words: str) -> Recipe | None:
-    """The recipe that a model was trained by, where it comes with one that can be read."""
+    """The recipe that a model was trained with; `None` if there is no readable one."""
     kind, _, place = words.partition(":")
     folder = home_path(place if kind == "local-dir" else words)
     try:
@@ -58,12 +58,12 @@ def _recipe_of(words: str) -> Recipe | None:
             repo, _, revision = place.partition("@")
             return load_recipe(hf_hub_download(repo, RECIPE, revision=revision or None))
     except (ValueError, OSError, HfHubHTTPError) as error:
-        _log.info("%s comes without a recipe (%s)", words, error)
+        _log.info("%s has no recipe (%s)", words, error)
     return None
 
 
 def _is_of(recipe: Recipe, trained: Backbone) -> bool:
-    """Whether the recipe's network is this one: a companion, as a discriminator, is another."""
+    """Whether this is the recipe's network and not, for example, a discriminator."""
     options = recipe.backbone_options
     try:
         check_config({"architecture": recipe.backbone, "model_args": options})
@@ -84,16 +84,16 @@ def _start_or_random(recipe: Recipe, words: str) -> Backbone:
         if recipe.init == "scratch":
             raise
         _log.warning(
-            "%s: its start weights cannot be had (%s); compared with random weights instead",
+            "%s: its start weights are not available (%s); compared with random weights instead",
             words, error,
         )  # fmt: skip
         return start_of(replace(recipe, init="scratch"))
 
 
 def _at_size(backbone: Backbone, image_size: int) -> Backbone:
-    """The same weights for pictures of another size; position embeddings as timm resizes them.
+    """The same weights for another image size; timm resizes position embeddings.
 
-    How pictures are brought to that size is the caller's to set.
+    The caller sets how images are cropped and resized.
     """
     if backbone.image_size == image_size:
         return backbone

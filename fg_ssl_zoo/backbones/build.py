@@ -1,9 +1,9 @@
-"""A timm network: options checked, built, and what goes wrong said in one line.
+"""Build a timm network with checked options; errors are one line.
 
-network_of          an architecture with options, for pictures of a size
-published_network   what a name with weights, a folder or a repository describes
+network_of          an architecture with options, for an image size
+published_network   the network of a name with weights, a folder or a repository
 build               timm's constructor, which both call
-check_options       keywords of the constructor that a recipe may set
+check_options       checks the constructor keywords of a recipe
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -39,27 +39,27 @@ RESERVED = {
     "cache_dir": "HF_HOME names the cache",
     "kwargs": "each option has a name of its own",
 }
-"""Options that something else decides, and what."""
+"""Options that another key sets, and which."""
 
 
 def check_options(options: Mapping[str, Any], where: str = "backbone_options") -> None:
-    """Refuse options that no backbone may have, whatever the network.
+    """Refuse options that are not allowed for any backbone.
 
     Args:
         options: Keywords of the constructor.
         where: Their path, for the error.
 
     Raises:
-        ValueError: The first one, and what would be right.
+        ValueError: Names the first such option and what to use instead.
     """
     for key, value in options.items():
         path = below(where, key)
         if key in RESERVED:
             raise ValueError(f"{path}: {RESERVED[key]}; remove this option")
         if key == "in_chans" and value != 3:
-            raise ValueError(f"{path}: pictures are read with 3 channels, got {value!a}")
+            raise ValueError(f"{path}: images have 3 channels, got {value!a}")
         if key.endswith("_rate") and not (_is_number(value) and 0 <= value < 1):
-            raise ValueError(f"{path}: should be a number from 0 to below 1, got {value!a}")
+            raise ValueError(f"{path}: a number from 0 to below 1 is needed, got {value!a}")
     try:
         check_arguments(where, options)
     except ValueError as error:
@@ -70,14 +70,14 @@ def check_options(options: Mapping[str, Any], where: str = "backbone_options") -
 
 
 class Network(NamedTuple):
-    """A timm model and what was decided to build it.
+    """A timm model and how it was built.
 
     Fields:
-        model: Without its classifier.
-        name: Of its architecture.
-        image_size: Side of its pictures in pixels.
-        options: Keywords of its constructor that an export has to carry.
-        cfg: timm's `pretrained_cfg` of the weights, or of the architecture where there are none.
+        model: The model without its classifier.
+        name: Name of its architecture.
+        image_size: Side of its images in pixels.
+        options: Keywords of its constructor that an export must contain.
+        cfg: timm's `pretrained_cfg` of the weights, or of the architecture if there are none.
     """
 
     model: Any
@@ -94,18 +94,18 @@ def network_of(
     init: str = "scratch",
     place: str | None = None,
 ) -> Network:
-    """An architecture with options, for pictures of a size; with weights where timm reads them.
+    """An architecture with options, for an image size; with weights if timm loads them.
 
     Args:
-        name: Of a timm architecture.
-        image_size: Side of its pictures in pixels.
+        name: Name of a timm architecture.
+        image_size: Side of its images in pixels.
         options: Keywords of its constructor.
-        init: What the user calls the weights, for errors.
-        place: What timm calls them, as for `build`; `None` for its own initialisation.
+        init: The user's name of the weights, for errors.
+        place: timm's name of the weights, as for `build`; `None` for random initialisation.
 
     Raises:
-        ValueError: An option or a size that does not fit; weights that cannot be had, or are those
-            of another network; or no row of features for each picture.
+        ValueError: An option or size that does not fit; weights that are not available or belong
+            to another network; or an output that is not one row of features per image.
     """
     check_options(options)
     options = dict(options)
@@ -117,14 +117,14 @@ def network_of(
         config = checked_config(place, words)
         model = build(place, words, config, pretrained=True, **arguments)
         _refuse_another(model, name, init, arguments)
-        options = {**_built_with(config), **options}  # an export must carry both
+        options = {**_built_with(config), **options}  # an export must contain both
     if options:
         check_features(model, name, options, image_size)
     return Network(model, name, image_size, options, getattr(model, "pretrained_cfg", {}))
 
 
 def _refuse_another(model: Any, name: str, init: str, arguments: Mapping[str, Any]) -> None:
-    """The weights are of the recipe's architecture, built with its options."""
+    """Refuse weights of another architecture, or built with other options, than the recipe's."""
     found = model.pretrained_cfg.get("architecture") or name
     if found not in (name, stock_of(name, model)[0]):
         raise ValueError(f"init: {init} holds a {found}; the recipe's backbone is {name}")
@@ -138,12 +138,12 @@ def _refuse_another(model: Any, name: str, init: str, arguments: Mapping[str, An
 def published_network(
     place: str, words: str, image_size: int | None, *, pretrained: bool = True
 ) -> Network:
-    """The network that a name with weights, a folder or a repository describes.
+    """The network of a name with weights, a folder or a repository.
 
-    Args and errors as for `build`; without `image_size` it reads pictures of its own size.
+    Args and errors as for `build`; without `image_size` the network keeps its own size.
     """
     config = checked_config(place, words)
-    with torch.random.fork_rng(devices=[]):  # an untrained network is drawn from the caller's seed
+    with torch.random.fork_rng(devices=[]):  # an untrained network depends on the caller's seed
         shape = build(place, words, config, pretrained=False)
     cfg: Any = shape.pretrained_cfg
     size = image_size or cfg["input_size"][-1]
@@ -154,7 +154,7 @@ def published_network(
 
 
 def _built_with(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor keywords that a folder or repository names, without size and classifier."""
+    """Constructor keywords in the configuration, without size and classifier."""
     arguments = config.get("model_args") or {}
     return {key: arguments[key] for key in arguments if key not in ("img_size", "num_classes")}
 
@@ -162,18 +162,18 @@ def _built_with(config: Mapping[str, Any]) -> dict[str, Any]:
 def build(
     place: str, words: str, config: Mapping[str, Any] | None = None, /, **arguments: Any
 ) -> Any:
-    """The timm model; whatever goes wrong is one line that names the words that asked.
+    """Create the timm model; every error is one line that quotes the user's text.
 
     Args:
-        place: What timm calls the model: an architecture, a name with a tag, `local-dir:FOLDER`,
+        place: timm's name of the model: an architecture, a name with a tag, `local-dir:FOLDER`,
             `hf-hub:OWNER/NAME`.
-        words: What the user calls it, for the error.
-        config: Of the place, where `checked_config` was asked already.
-        **arguments: Keywords of the constructor, options of the recipe and ours.
+        words: The user's text, for the error.
+        config: The configuration there, if `checked_config` has already returned it.
+        **arguments: Keywords of the constructor: options of the recipe, and our own.
 
     Raises:
-        ValueError: An option that it does not take, or weights or a configuration that cannot be
-            had.
+        ValueError: An option that the network does not accept, or weights or a configuration that
+            are not available.
     """
     if config is None:
         config = checked_config(place, words, arguments.get("cache_dir"))
@@ -196,7 +196,7 @@ def build(
 def checked_config(
     place: str, words: str, cache_dir: str | Path | None = None
 ) -> Mapping[str, Any]:
-    """Configuration of a folder or repository that timm may open; empty for a name of timm.
+    """Checked configuration of a folder or repository; empty for a timm name.
 
     Args and errors as for `build`.
     """
@@ -219,9 +219,9 @@ def _weights_in_one_line(place: str, words: str) -> Iterator[None]:
 
 
 def _misfit(config: Mapping[str, Any], error: Exception) -> str:
-    """What timm or torch says of a folder whose weights or arguments fit no network, on one line.
+    """The error of timm or torch for weights or arguments that do not fit, on one line.
 
-    torch lists missing, unexpected and misshapen tensors in lines below the first.
+    torch lists missing, unexpected and misshapen tensors after the first line.
     """
     arguments = config.get("model_args") or {}
     texts = ", ".join(f"{k}: {v!r}" for k, v in arguments.items() if isinstance(v, str))
@@ -235,13 +235,13 @@ def _misfit(config: Mapping[str, Any], error: Exception) -> str:
 def size_arguments(
     name: str, image_size: int, built: nn.Module | None = None, **options: Any
 ) -> dict[str, int]:
-    """`img_size` for the models whose weights depend on it; a size that does not fit is refused.
+    """`img_size` for models whose weights depend on it; refuses a size that does not fit.
 
     Args:
-        name: Of a timm architecture.
+        name: Name of a timm architecture.
         image_size: Side of the input in pixels.
-        built: The same network for pictures of any size, where there is one: it tells its patches.
-        **options: Of the constructor otherwise, among which may be another patch size.
+        built: The same network built for any image size, if there is one; its patch size is read.
+        **options: Other keywords of the constructor, such as another patch size.
     """
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.fixed_input_size:
@@ -254,17 +254,17 @@ def size_arguments(
         fitting = f"{lower} or {upper}" if lower else str(upper)
         raise ValueError(
             f"data.image_size: {image_size} is not divisible by the patch size {patch} of {name}; "
-            f"{fitting} would be"
+            f"use {fitting}"
         )
     return {"img_size": image_size}
 
 
 def _with(create: Callable[[], Any], words: str, options: Mapping[str, Any]) -> Any:
-    """What `create` returns; whatever it raises about the options becomes one line."""
+    """Call `create`; its errors about the options become one line."""
     try:
         return create()
     except (ValueError, OSError) as error:
-        if type(error) is not ValueError:  # of weights, which has its own line
+        if type(error) is not ValueError:  # an error about weights has its own message
             raise
         raise _refused(words, options, error) from error
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError,
@@ -273,20 +273,20 @@ def _with(create: Callable[[], Any], words: str, options: Mapping[str, Any]) -> 
 
 
 def check_features(model: nn.Module, name: str, options: Mapping[str, Any], size: int) -> None:
-    """Refuse options with which the network does not return a row of features for each picture.
+    """Refuse options with which the network does not return one row of features per image.
 
     Args:
-        model: Runs on two empty pictures, in evaluation mode.
-        name: Of the architecture.
+        model: Model that is run on two empty images in evaluation mode.
+        name: Name of the architecture.
         options: Keywords that it was built with.
-        size: Side of a picture in pixels.
+        size: Side of an image in pixels.
 
     Raises:
-        ValueError: It cannot run, or returns something else.
+        ValueError: The network fails, or returns something else.
     """
     if empty := [key for key, value in model.named_parameters() if not value.numel()]:
         raise ValueError(
-            f"backbone_options: {name} with {_shown(options)} has no numbers in {empty[0]}"
+            f"backbone_options: {name} with {_shown(options)} has an empty tensor {empty[0]}"
         )
     device = next(model.parameters()).device
     pictures = torch.zeros(2, 3, size, size, device=device)
@@ -295,8 +295,8 @@ def check_features(model: nn.Module, name: str, options: Mapping[str, Any], size
     if getattr(found, "ndim", 0) != 2:
         shape = tuple(getattr(found, "shape", ())) or type(found).__name__
         raise ValueError(
-            f"backbone_options: {name} with {_shown(options)} returns {shape} for 2 pictures of "
-            f"{size} px, and not 2 rows of features; global_pool=avg pools a feature map"
+            f"backbone_options: {name} with {_shown(options)} returns {shape} for 2 images of "
+            f"{size} px instead of 2 rows of features; global_pool=avg pools a feature map"
         )
 
 
@@ -304,13 +304,13 @@ def _refused(words: str, options: Mapping[str, Any], error: Exception) -> ValueE
     line = next(iter(str(error).splitlines()), "") or "no reason given"
     if "unexpected keyword" in line:
         return ValueError(
-            f"backbone_options: {words} does not take them all ({printable(line)}); "
-            "backbone_options={} does"
+            f"backbone_options: {words} does not accept all of them ({printable(line)}); "
+            "backbone_options={} works"
         )
     reason = f"{type(error).__name__}: {line}"[:200]
     return ValueError(
         f"backbone_options: {words} cannot be built with {_shown(options)} ({printable(reason)}); "
-        "backbone_options={} can"
+        "backbone_options={} works"
     )
 
 

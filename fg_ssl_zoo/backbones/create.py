@@ -1,13 +1,12 @@
-"""The one door to a backbone: words of a user -> `Source` -> `Backbone`.
+"""Create backbones: the text that a user writes -> `Source` -> `Backbone`.
 
-    open_backbone     words of `fgssl eval`, `load`, a teacher
+    open_backbone     MODEL of `fgssl eval` and `load`, or a teacher
     create_backbone   `backbone`, `init` and `backbone_options` of a recipe
-    start_of          a whole recipe
-    open_classifier   the classifier behind the pooled features, which a backbone leaves out
+    start_of          the start of a whole recipe
+    open_classifier   the classifier of a model, which a backbone leaves out
 
-`source.py` says what the words mean, `build.py` makes the network, `weights/` finds and reads its
-weights. `timm.create_model("fgssl_...")` is timm's own door to the same folders: see
-`fgssl_models.py`.
+`source.py` interprets the text, `build.py` builds the network, `weights/` finds and reads its
+weights. `timm.create_model("fgssl_...")` reads the same folders: see `fgssl_models.py`.
 """
 
 import logging
@@ -38,29 +37,30 @@ _log = logging.getLogger(__name__)
 def open_backbone(
     words: str, *, image_size: int | None = None, pretrained: bool = True
 ) -> Backbone:
-    """The backbone that these words mean, without its classifier.
+    """Open a model by the text that a user writes, without its classifier.
 
     Args:
         words: One of
 
             - `runs/NAME`, the folder of a run, or the exported folder itself;
             - `hf-hub:OWNER/NAME[@REVISION]` or `local-dir:FOLDER`, as timm writes them;
-            - `fgssl_resnet50_cub`, `resnet50.a1_in1k`: a name that has pretrained weights;
-            - `fgssl_resnet50_cub.simclr@REVISION`: those of a commit, tag or branch of the Hub;
+            - `fgssl_resnet50_cub`, `resnet50.a1_in1k`: a name with pretrained weights;
+            - `fgssl_resnet50_cub.simclr@REVISION`: a commit, tag or branch on the Hub;
             - `resnet18@scratch`, `resnet18@a1_in1k`, `resnet18@FILE.safetensors`,
               `resnet18@FILE.safetensors#partial`: an architecture and the `init` of a recipe;
-            - `vit_tiny_patch16_224{depth: 6}@FILE.safetensors`: with its `backbone_options` too.
-        image_size: Side of the input in pixels; the model's own when not given. The pictures are
-            brought to any size by the rest of the model's own `pretrained_cfg`; an
-            `ARCHITECTURE@INIT` has that of a recipe, whose start it is.
-        pretrained: Otherwise the same network as timm initialises it, under torch's seed.
+            - `vit_tiny_patch16_224{depth: 6}@FILE.safetensors`: also with `backbone_options`.
+        image_size: Side of the input in pixels; the model's own when not given. Images are cropped
+            and resized as the model's `pretrained_cfg` says; for `ARCHITECTURE@INIT`, as in a
+            recipe with this start.
+        pretrained: Whether to load the weights. Otherwise timm initialises the network under
+            torch's seed.
 
     Raises:
-        ValueError: Nothing is meant by these words, or the size does not fit; the message names
-            what would be right.
+        ValueError: The text names no model, or the size does not fit; the message says what to
+            write instead.
     """
     if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size: {image_size} is no number of pixels")
+        raise ValueError(f"image_size: {image_size}; a number of pixels above 0 is needed")
     source = source_of(words)
     if source.architecture is None:
         return _as_published(source, image_size, pretrained)
@@ -72,7 +72,7 @@ def open_backbone(
 def create_backbone(
     name: str, *, init: str = "scratch", image_size: int = 224, **options: Any
 ) -> Backbone:
-    """Build a backbone by timm name and give it its start weights.
+    """Build a backbone by its timm name and load its start weights.
 
     Args:
         name: Any timm model name, without a tag.
@@ -80,13 +80,13 @@ def create_backbone(
 
             - `scratch`: timm's own initialisation;
             - `a1_in1k`, `dino`: a pretrained tag of that model;
-            - `FILE.safetensors`, under anybody's keys (`backbones/weights/start.py`);
-              `FILE.safetensors#partial` where the file holds a part on purpose;
+            - `FILE.safetensors`, with any prefix of keys (`backbones/weights/start.py`);
+              `FILE.safetensors#partial` if the file contains only a part of the weights;
             - `runs/NAME`, an exported folder, `fgssl_resnet50_cub.simclr`: a model of ours to
               continue from;
             - `hf-hub:OWNER/NAME`, `local-dir:FOLDER`: as timm reads them.
 
-            All but a bare file bring the mean and std of their pixels.
+            All except a bare file define the mean and std of the pixels.
         image_size: Side of the input in pixels; a multiple of the patch size for a ViT.
         **options: Keywords of the timm constructor.
 
@@ -98,7 +98,7 @@ def create_backbone(
 
 
 def start_of(recipe: Recipe) -> Backbone:
-    """The network that a recipe's training begins with, the same to the bit each time.
+    """The network that a recipe's training starts from; equal to the bit at every call.
 
     Raises:
         ValueError: As `create_backbone`.
@@ -113,13 +113,13 @@ def start_of(recipe: Recipe) -> Backbone:
 
 
 def open_classifier(words: str) -> nn.Linear | None:
-    """The linear classifier that a model of these words has behind its pooled features, if any.
+    """The linear classifier of a model on its pooled features; `None` if it has none.
 
     Args:
-        words: As `open_backbone` takes them.
+        words: Text for `open_backbone`.
 
     Raises:
-        ValueError: Nothing is meant by these words.
+        ValueError: The text names no model.
     """
     source = source_of(words)
     if source.kind == "scratch":
@@ -148,7 +148,7 @@ def _classifier_in_file(source: Source) -> nn.Linear | None:
 
 
 def _as_published(source: Source, image_size: int | None, pretrained: bool) -> Backbone:
-    """The network that a name, folder or repository describes, with the pixels that it states."""
+    """The network of a name, folder or repository, with the preprocessing of its configuration."""
     words = source.words
     network = published_network(str(source.place), words, image_size, pretrained=pretrained)
     own = resolve_data_config(pretrained_cfg=network.cfg)
@@ -161,7 +161,7 @@ def _untrained(source: Source) -> Source:
 
 
 def _at_start(source: Source, image_size: int) -> Backbone:
-    """The architecture that a recipe names, with its start weights and their mean and std."""
+    """The architecture of a recipe with its start weights, and their mean and std."""
     name, init = source.architecture or "", source.words
     place = str(source.place) if source.kind == "timm" else None
     network = network_of(name, image_size, source.options, init, place)
@@ -191,8 +191,9 @@ def _tell_resized(network: Network, init: str) -> None:
 def _load_file(model: nn.Module, source: Source) -> None:
     """Load a bare file.
 
-    It states no mean and std: warn where its network may want others than ImageNet's. Wrong ones
-    cost a lot: EfficientNet-Lite1 has 78.7 % kNN on cub100 with its own, 70.5 % with ImageNet's.
+    The file does not state mean and std, so warn if timm uses others than ImageNet's for this
+    network. Wrong values matter: EfficientNet-Lite1 has 78.7 % kNN accuracy on cub100 with its own,
+    70.5 % with ImageNet's.
     """
     file = source.words.removesuffix(PARTIAL)
     start_from_file(model, home_path(file), file, partial=source.words.endswith(PARTIAL))
@@ -206,10 +207,10 @@ def _load_file(model: nn.Module, source: Source) -> None:
 
 
 def _load_folder(model: Any, source: Source) -> Mapping[str, Any]:
-    """Load an exported folder, which holds a stock architecture; what it says of its pixels.
+    """Load an exported folder of a stock architecture; returns its `pretrained_cfg`.
 
     Raises:
-        ValueError: It cannot be had, or holds another network, or one of other options.
+        ValueError: It is not available, or holds another network or other options.
     """
     folder, init = _folder(source), source.words
     config, wanted = read_config(folder), stock_of(source.architecture or "", model)[0]
@@ -228,7 +229,7 @@ def _load_folder(model: Any, source: Source) -> Mapping[str, Any]:
 
 
 def _folder(source: Source) -> Path:
-    """The exported folder, downloaded where a published model is not on this machine."""
+    """The exported folder; a published model is downloaded if it is not on this machine."""
     if not isinstance(source.place, Published):
         return Path(source.place)
     try:

@@ -1,6 +1,6 @@
-"""The `fgssl_*` names of timm: every recipe in `hub_configs/` is a model, nothing is listed here.
+"""The `fgssl_*` names of timm: every recipe in `hub_configs/` is a model name.
 
-So is every exported folder in FG_SSL_ZOO_DIR (when this module is imported) under its own name.
+Every exported folder in FG_SSL_ZOO_DIR (at import) is a name too.
 
     hub_configs/fgssl_resnet50_cub.simclr.yaml
                 architecture       tag     -> timm.create_model("fgssl_resnet50_cub.simclr")
@@ -9,12 +9,13 @@ Without a tag, an architecture means its released model (`hub.sha256` in the rec
 released, those that another one starts from (`init`) come last. Of several, or of none, it means
 the `simclr` model, or the first by name if there is no such model.
 
-What is built is the recipe's `backbone` with its `backbone_options`, by timm's own function; the
-caller's keywords come before those. `pretrained=True` then looks where `weights/locate.py` says,
-and nowhere else; a source that the caller names is left alone
-(`pretrained_cfg_overlay=dict(file=...)`), and `dict(hf_hub_id="OWNER/NAME@REVISION")` names another
-repository. `NAME@REVISION` pins the Hub's.
-timm lists models under the last part of a module's name, hence this file's.
+timm's own function builds the recipe's `backbone` with its `backbone_options`; keywords of the
+caller take precedence. `pretrained=True` searches only the places of `weights/locate.py`, unless
+the caller passes a source (`pretrained_cfg_overlay=dict(file=...)`, or
+`dict(hf_hub_id="OWNER/NAME@REVISION")` for another repository). `NAME@REVISION` is a revision on
+the Hub.
+
+timm shows the last part of a module's name when it lists models, hence the name of this file.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ from fg_ssl_zoo.backbones.weights.locate import Published, published_folder
 from fg_ssl_zoo.config import CROP_PCT, Data, Hub, Recipe, nearest, read_yaml, recipe_files
 
 ORGANISATION = "fg-ssl-zoo"
-"""Owner of the models on the Hub; the environment variable FG_SSL_ZOO_ORG replaces it."""
+"""Owner of the models on the Hub, unless the environment variable FG_SSL_ZOO_ORG is set."""
 
 DEFAULT_TAG = "simclr"
 
@@ -56,7 +57,7 @@ _SOURCE = ("url", "file", "state_dict", "hf_hub_filename", "source")
 _PUBLISHED = ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes")
 
 _ARCHITECTURES = {name for module in networks.modules() for name in module.default_cfgs}
-"""Names that are networks of ours; no recipe's."""
+"""Names of our own networks, which no recipe may have."""
 
 _LEFT_OUT = "%s is left out of timm's models: %s"
 
@@ -64,12 +65,12 @@ _log = logging.getLogger(__name__)
 
 
 class Stock(NamedTuple):
-    """What a name of ours is in stock timm.
+    """The stock timm model behind one of our names.
 
     Fields:
-        architecture: Of all its tags.
-        options: Keywords of the constructor, for every tag.
-        sha256: Hash of the released weights, for every tag that has one.
+        architecture: Architecture that all its tags share.
+        options: Tag -> keywords of the constructor.
+        sha256: Tag -> hash of the released weights, if there is one.
     """
 
     architecture: str
@@ -89,15 +90,15 @@ def timm_cfg(
     crop_pct: float | None = None,
     license: str | None = Hub.license,
 ) -> dict[str, Any]:
-    """What timm keeps in a `pretrained_cfg`; what depends on the architecture is asked of timm.
+    """A `pretrained_cfg` for timm; fields that depend on the architecture come from timm.
 
     Args:
         backbone: A stock timm architecture.
-        image_size: Side of the input, in pixels.
-        mean: Per channel, of pixels in 0..1.
-        std: Per channel, of pixels in 0..1.
-        crop_pct: 0.875 resizes the shorter side to 256 for a crop of 224; the default.
-        license: SPDX name of the weights, where it is known.
+        image_size: Side of the input in pixels.
+        mean: Mean per channel, of pixels in 0..1.
+        std: Standard deviation per channel, of pixels in 0..1.
+        crop_pct: 0.875, the default, resizes the shorter side to 256 for a crop of 224.
+        license: SPDX name of the weights' licence, if known.
     """
     stock = get_pretrained_cfg(backbone) or PretrainedCfg()
     input_size = (3, image_size, image_size)
@@ -117,26 +118,26 @@ def timm_cfg(
 
 
 def stock_of(name: str, model: nn.Module) -> tuple[str, dict[str, Any]]:
-    """The stock architecture of a model built by `name`, and the options that our names bring."""
+    """The stock architecture behind `name`, and the options that our name adds."""
     stock = STOCK.get(name, Stock(name, {}, {}))
     cfg: Any = model.pretrained_cfg
     return stock.architecture, stock.options.get(cfg.get("tag", ""), {})
 
 
 def is_stock(architecture: str) -> bool:
-    """Whether timm has it without us."""
+    """Whether timm has this architecture without our package."""
     return not model_entrypoint(architecture).__module__.startswith(f"{__package__}.")
 
 
 def hub_repo(name: str, repo: str | None = None) -> str:
-    """`OWNER/NAME` of a model on the Hub: what its recipe says, else the organisation's."""
+    """`OWNER/NAME` of a model on the Hub: the recipe's `hub.repo`, or by the organisation."""
     return repo or f"{os.environ.get('FG_SSL_ZOO_ORG') or ORGANISATION}/{name}"
 
 
 def own_recipes() -> dict[str, Path]:
     """Recipes of exported folders in FG_SSL_ZOO_DIR that have no recipe in the package.
 
-    Each such folder is a name of timm too: `fgssl_resnet18_garden.simclr/` with `recipe.yaml`.
+    Each such folder is a timm name too, such as `fgssl_resnet18_garden.simclr/` with `recipe.yaml`.
     """
     root = os.environ.get("FG_SSL_ZOO_DIR")
     folders = sorted(Path(root).expanduser().glob(f"fgssl_*/{CONFIG}")) if root else []
@@ -146,14 +147,14 @@ def own_recipes() -> dict[str, Path]:
 
 
 class _Read(NamedTuple):
-    """What a recipe says about its name.
+    """The fields of a recipe that define a timm name.
 
     Fields:
         backbone: Stock architecture.
         options: Keywords of its constructor.
-        init: Words of its start weights.
-        sha256: Of the released weights, if there are any.
-        cfg: Of timm.
+        init: Its start weights, as written.
+        sha256: SHA-256 of the released weights, if there are any.
+        cfg: timm's pretrained configuration.
     """
 
     backbone: str
@@ -164,10 +165,10 @@ class _Read(NamedTuple):
 
 
 def _read(name: str, path: Path) -> _Read:
-    """The recipe of a name; only what is needed is checked.
+    """Read the recipe of a name; only the needed keys are checked.
 
     Raises:
-        ValueError: The file's name or one of those keys is not what it should be.
+        ValueError: The file name or one of these keys is invalid.
     """
     if not re.fullmatch(r"fgssl_\w+\.\w+", name):
         raise ValueError(f"the name {name} is not of the form fgssl_BACKBONE_DATA.METHOD")
@@ -205,9 +206,9 @@ def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, Stock], dict[str, PretrainedCfg]]:
-    """Stock model of each of ours, and `pretrained_cfg` of every model, defaults first.
+    """Our architecture -> stock model; model -> `pretrained_cfg`, with the default tags first.
 
-    A recipe that cannot be read costs its own name and a line in the log, never the import.
+    A recipe that cannot be read is logged and has no timm name; the import does not fail.
     """
     stocks: dict[str, Stock] = {}
     cfgs: dict[str, PretrainedCfg] = {}
@@ -243,11 +244,11 @@ def _read_all(files: Mapping[str, Path]) -> tuple[dict[str, Stock], dict[str, Pr
 def _default_first(
     name: str, sha256: str | None, starts: Collection[str]
 ) -> tuple[str, bool, bool, bool, str]:
-    """What names are sorted by, so that the first of an architecture is meant without a tag.
+    """Sort key of names; the first name of an architecture is its default without a tag.
 
     Args:
-        name: With its tag.
-        sha256: Of its released weights.
+        name: Name with its tag.
+        sha256: SHA-256 of its released weights.
         starts: `init` of all released models.
     """
     architecture, _, tag = name.partition(".")
@@ -258,7 +259,7 @@ def _default_first(
 
 
 def _published_cfg(folder: Path, backbone: str, name: str) -> dict[str, Any]:
-    """Fields of timm's `pretrained_cfg` that a published folder decides.
+    """Fields of timm's `pretrained_cfg` that a published folder sets.
 
     Raises:
         ValueError: The folder holds another architecture, or its config cannot be read.
@@ -279,7 +280,7 @@ def _tupled(value: Any) -> Any:
 def _locate(
     cfg: PretrainedCfg, backbone: str, revision: str | None, cache_dir: str | Path | None
 ) -> PretrainedCfg:
-    """The cfg with the folder of its weights; a source or field that the caller gave is kept."""
+    """Add the folder of the weights to the cfg; sources and fields of the caller are kept."""
     name = f"{cfg.architecture}.{cfg.tag}"
     registered = get_pretrained_cfg(name)
     if registered is None or _differs(cfg, registered, _SOURCE):
@@ -298,7 +299,7 @@ def _locate(
 
 
 def _published(name: str, registered: PretrainedCfg, revision: str | None) -> Published:
-    """`OWNER/NAME` of its recipe, else of the organisation that is asked for now."""
+    """`OWNER/NAME` from its recipe, otherwise by the current organisation."""
     repo = registered.hf_hub_id or ""
     architecture, _, tag = name.partition(".")
     stock = STOCK.get(architecture)
@@ -309,11 +310,10 @@ def _published(name: str, registered: PretrainedCfg, revision: str | None) -> Pu
 
 
 def published_as(words: str) -> Published | None:
-    """Where one of our models is published; `None` for other words.
+    """Where one of our models is published; `None` if the text is not one of our names.
 
     Args:
-        words: `fgssl_resnet50_cub.simclr`, without the tag for the default one, or with
-            `@REVISION` behind it.
+        words: `fgssl_resnet50_cub.simclr`, optionally without the tag, or with `@REVISION`.
     """
     words, _, revision = words.partition("@")
     architecture, _, tag = words.partition(".")
@@ -328,9 +328,9 @@ def published_as(words: str) -> Published | None:
 def _keep_norm(
     backbone: str, options: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A ViT that is pooled otherwise than in training keeps its trained last norm in its place.
+    """Options that keep the trained last norm of a ViT if it is pooled otherwise than in training.
 
-    timm puts that norm before or behind the pooling, by the kind of pooling, under another key.
+    timm applies that norm before or after the pooling, depending on its kind, under another key.
     """
     if "global_pool" not in arguments or not is_model_in_modules(backbone, {"vision_transformer"}):
         return {}
@@ -347,7 +347,7 @@ def _differs(cfg: PretrainedCfg, other: PretrainedCfg, fields: Iterable[str]) ->
 
 
 def _register(name: str, stock: Stock) -> None:
-    """Give timm a function `name` that builds a stock architecture with our `pretrained_cfg`."""
+    """Register `name` with timm: it builds a stock architecture with our `pretrained_cfg`."""
     backbone = stock.architecture
 
     def entry(

@@ -1,9 +1,9 @@
-"""Features of every pixel: several maps of a network, brought to one size and stacked.
+"""Features of every pixel: several maps of a network, resized to one size and stacked.
 
     layer3, maxpool     the output of a module of a CNN, by its name in timm
-    2, -1               a stage of a CNN (`feature_maps`), or the tokens behind a block of a ViT
-    keys, keys:9        keys of a ViT's last block, or of block 9, all heads side by side
-    attention           attention of a ViT's class token in its last block, a channel a head
+    2, -1               a stage of a CNN (`feature_maps`), or the tokens after a block of a ViT
+    keys, keys:9        keys of a ViT's last block, or of block 9, all heads concatenated
+    attention           attention of a ViT's class token in its last block, one channel per head
 
 Sources: Hariharan et al., 2015 (hypercolumns); Saha & Maji, 2023 (PARTICLE: which layers, each of
 length one); Amir et al., 2021 (keys of a ViT as dense descriptors, overlapping patches).
@@ -27,11 +27,11 @@ RESNET_LAYERS = ("layer3", "layer2", "layer1", "maxpool")
 """PARTICLE's hypercolumn: 1,024 + 512 + 256 + 64 channels of a ResNet-50."""
 
 MapName = int | str
-"""How a map is asked for; see the top of this file."""
+"""Number or name of a map; see the module docstring."""
 
 
 def default_layers(backbone: Backbone) -> tuple[MapName, ...]:
-    """PARTICLE's for a ResNet, keys for a ViT, three stages before the last one for other CNNs."""
+    """PARTICLE's layers for a ResNet, keys for a ViT, else the three stages before the last."""
     if backbone.patch_size is not None:
         return ("keys",)
     if all(hasattr(backbone.model, name) for name in RESNET_LAYERS):
@@ -52,12 +52,12 @@ def hypercolumns(
     """Maps of these layers at one resolution, stacked: (b, d, s, s) float32, channels last.
 
     Args:
-        backbone: In evaluation mode.
-        images: Normalised.
-        layers: In the order of the stack.
-        size: Side `s`, by bilinear interpolation; the largest map's own when not given.
-        normalize: Each map is brought to length one over its channels after it was resized, as in
-            the first commit of PARTICLE.
+        backbone: Backbone in evaluation mode.
+        images: Normalised images.
+        layers: Layers in the order of the stack.
+        size: Side `s`, by bilinear interpolation; that of the largest map when not given.
+        normalize: Whether each map is scaled to unit length over its channels after resizing, as
+            in the first commit of PARTICLE.
         stride: As for `maps_of`.
 
     Raises:
@@ -69,7 +69,7 @@ def hypercolumns(
 def stacked(
     maps: Sequence[Float[Tensor, "b _ _ _"]], size: int | None = None, *, normalize: bool = True
 ) -> Float[Tensor, "b _ _ _"]:
-    """Maps at one resolution, one behind the other; arguments as `hypercolumns`."""
+    """Stack maps at one resolution; arguments as for `hypercolumns`."""
     side = size or max(found.shape[-1] for found in maps)
     columns = []
     for found in maps:
@@ -87,14 +87,14 @@ def maps_of(
     *,
     stride: int | None = None,
 ) -> list[Float[Tensor, "b _ _ _"]]:
-    """The maps of these layers, each at its own resolution, from one pass.
+    """The maps of these layers, each at its own resolution, from one forward pass.
 
     Args:
-        backbone: Any timm CNN, or a ViT of timm's `VisionTransformer`.
-        images: Normalised.
-        layers: See the top of this file.
-        stride: Of a ViT's patches in pixels; less than the patch size makes them overlap and the
-            map larger, with position embeddings interpolated.
+        backbone: Any timm CNN, or a timm `VisionTransformer`.
+        images: Normalised images.
+        layers: See the module docstring.
+        stride: Step of a ViT's patches in pixels; less than the patch size makes them overlap and
+            the map larger, with position embeddings interpolated.
 
     Raises:
         ValueError: A layer or a stride that the network does not have.
@@ -115,18 +115,18 @@ def maps_of(
                 hooks.callback(module.register_forward_hook(_Keep(found, layer)).remove)
         if numbers:
             count = len(getattr(backbone.model, "feature_info", ())) or 1
-            ordered = sorted(set(numbers), key=lambda number: number % count)  # as timm answers
+            ordered = sorted(set(numbers), key=lambda number: number % count)  # timm's error
             found |= zip(ordered, backbone.feature_maps(images, ordered), strict=True)
         else:
             backbone.model.forward_features(images)
     flat = [layer for layer in layers if layer not in found or found[layer].dim() != 4]
     if flat:
-        raise ValueError(f"layers: '{flat[0]}' of {backbone.name} gives no map")
+        raise ValueError(f"layers: '{flat[0]}' of {backbone.name} has no map as output")
     return [found[layer] for layer in layers]
 
 
 class _Keep:
-    """A forward hook that keeps a module's output; a copy, as the next layer may write into it."""
+    """A forward hook that copies a module's output, since the next layer may modify it in place."""
 
     def __init__(self, found: dict[Any, Tensor], name: Any) -> None:
         self.found, self.name = found, name
@@ -145,7 +145,7 @@ def _vit_maps(
     model = backbone.model
     blocks = getattr(model, "blocks", None)
     if blocks is None or not hasattr(model, "num_prefix_tokens"):
-        raise ValueError(f"layers: the tokens of {backbone.name} cannot be read; a plain ViT's can")
+        raise ValueError(f"layers: the tokens of {backbone.name} cannot be read; use a plain ViT")
     found: dict[Any, Tensor] = {}
     with ExitStack() as stack:
         if stride is not None:
@@ -161,12 +161,12 @@ def _vit_maps(
 
 
 def _vit_module(backbone: Backbone, layer: MapName) -> Any:
-    """The module whose output holds what this layer means."""
+    """The module whose output contains this layer's map."""
     blocks, (word, number) = backbone.model.blocks, _word(layer)
     if word is None:
         raise ValueError(
-            f"layers: {backbone.name} has no '{layer}'; a block's number, keys, keys:9 and "
-            "attention are what can be read of a ViT"
+            f"layers: {backbone.name} has no '{layer}'; the layers of a ViT are a block's number, "
+            "keys, keys:9 and attention"
         )
     if not -len(blocks) <= number < len(blocks):
         raise ValueError(f"layers: {backbone.name} has {len(blocks)} blocks; there is no {layer}")
@@ -174,14 +174,14 @@ def _vit_module(backbone: Backbone, layer: MapName) -> Any:
         return blocks[number]
     if not hasattr(getattr(blocks[number], "attn", None), "qkv"):
         raise ValueError(
-            f"layers: {backbone.name} keeps its {word} where they cannot be read; the tokens of "
-            "its last block, layers=[-1], would do"
+            f"layers: the {word} of {backbone.name} cannot be read; use the tokens of its last "
+            "block, layers=[-1]"
         )
     return blocks[number].attn.qkv
 
 
 def _word(layer: MapName) -> tuple[str | None, int]:
-    """block, keys or attention, and the block's number."""
+    """Kind (`None` for tokens, `keys` or `attention`) and number of the block."""
     if isinstance(layer, int):
         return "block", layer
     match = re.fullmatch(r"(keys|attention)(?::(-?\d+))?", layer)
@@ -199,30 +199,30 @@ def _as_map(model: Any, layer: MapName, output: Tensor, height: int) -> Tensor:
 
 
 def _class_attention(model: Any, q: Tensor, k: Tensor) -> Tensor:
-    """How much the class token looks at each token, (b, t, heads); all tokens' mean without one."""
+    """Attention of the class token, (b, t, heads); the mean over all tokens if there is none."""
     q = q if getattr(model, "cls_token", None) is None else q[:, :1]
     return torch.einsum("bqhe,bthe->bhqt", q, k).softmax(dim=-1).mean(dim=2).mT
 
 
 @contextmanager
 def overlapping_patches(backbone: Backbone, stride: int) -> Iterator[None]:
-    """Inside, a ViT cuts its patches this many pixels apart; weights are untouched.
+    """Inside the context, a ViT takes patches at this stride; weights do not change.
 
-    A grid of (side - patch) // stride + 1 patches a side; position embeddings are interpolated to
-    it. Source: Amir et al., 2021, who use 4 with patches of 8.
+    There are (side - patch) // stride + 1 patches per side; position embeddings are interpolated.
+    Source: Amir et al., 2021, who use a stride of 4 for patches of 8.
 
     Raises:
-        ValueError: A stride out of range, or a transformer that timm cannot feed other grids.
+        ValueError: A stride out of range, or a transformer with a fixed grid of patches.
     """
     model, patch = backbone.model, backbone.patch_size
     if patch is None or not 1 <= stride <= patch:
-        raise ValueError(f"stride: {stride} is not within 1 and the patch size {patch}")
+        raise ValueError(f"stride: {stride} is not between 1 and the patch size {patch}")
     if not hasattr(model, "dynamic_img_size") or not hasattr(model.patch_embed, "output_fmt"):
         raise ValueError(f"stride: {backbone.name} reads one grid of patches; leave it out")
     embed = model.patch_embed
     if getattr(embed, "feature_ratio", None):
         raise ValueError(
-            f"stride: the patches of {backbone.name} are of the map of its stem; leave it out"
+            f"stride: the patches of {backbone.name} lie on the map of its stem; leave it out"
         )
     changes = [
         (model, "dynamic_img_size", True),

@@ -1,12 +1,12 @@
-"""What a model is: two models of equal identity give equal features for equal pixels.
+"""The identity of a model: models of equal identity give equal features for equal pixels.
 
     identity(backbone, layer)    architecture, options, weights, input size, pixels, layer
     differing(old, new)          which of these differ, for an error message
 
-Weights alone are not enough: `global_pool`, `act_layer`, `output_stride` and others change what a
-network computes and not its weights. Options that change nothing (a default that is written out,
-`zero_init_last` and other initialisations, dropout) are left out, so that the same network has one
-identity whatever words open it.
+Weights alone are not enough: `global_pool`, `act_layer`, `output_stride` and others change the
+features but not the weights. Options that do not change the features (a default written out,
+`zero_init_last` and other initialisations, dropout) are left out, so the same network has the same
+identity however it is opened.
 """
 
 import functools
@@ -26,20 +26,20 @@ KEYS = (
     "architecture", "options", "weights", "image_size", "mean", "std", "interpolation", "crop_mode",
     "layer",
 )  # fmt: skip
-"""What an identity holds, in the order of error messages."""
+"""Keys of an identity, in the order of error messages."""
 
 _ELSEWHERE = ("img_size", "num_classes")
-"""Options that the input size and the missing classifier stand for."""
+"""Options that are left out: the identity has the input size, and no classifier."""
 
 _NO_COMPUTATION = ("training", "fused_attn", "grad_checkpointing")
 """Attributes of modules that change speed or memory."""
 
 
 def identity(backbone: Backbone, layer: int | None = None) -> dict[str, Any]:
-    """All that decides the features of a picture; plain data for JSON.
+    """Everything that determines the features of an image, as plain data for JSON.
 
     Args:
-        backbone: Any.
+        backbone: Any backbone.
         layer: Feature map that is read, negative ones from the end; `None` for the pooled features.
     """
     architecture, stock_options = stock_of(backbone.name, backbone.model)
@@ -63,11 +63,11 @@ def identity(backbone: Backbone, layer: int | None = None) -> dict[str, Any]:
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`options.global_pool (avg there, max here)` for each thing that differs.
 
-    An option that is left out has its default.
+    A missing option has its default value.
 
     Args:
         old: An identity, or a mapping that holds one among other keys.
-        new: Likewise.
+        new: The other identity.
     """
     before, after = (_leaves(found) for found in (old, new))
     return [
@@ -91,10 +91,10 @@ def _leaves(found: Mapping[str, Any]) -> dict[str, Any]:
 def effective_options(
     architecture: str, options: Mapping[str, Any], image_size: int
 ) -> dict[str, Any]:
-    """The options without those that leave the network's computation as it is.
+    """The options without those that do not change the network's computation.
 
     Args:
-        architecture: Of timm.
+        architecture: Name of a timm architecture.
         options: Keywords of its constructor.
         image_size: Side of the input in pixels.
     """
@@ -109,7 +109,7 @@ def effective_options(
 
 @functools.lru_cache(maxsize=64)
 def _computation(architecture: str, options: str, image_size: int) -> str | None:
-    """Modules of a network with all their settings; `None` if it cannot be built without data."""
+    """Modules of a network with their settings; `None` if it cannot be built on the meta device."""
     given = json.loads(options)
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""What a method needs of feature maps: other sizes of pictures, and how far a gradient reaches."""
+"""Helpers for methods that read feature maps: other image sizes, parameters without gradient."""
 
 import copy
 
@@ -10,19 +10,19 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 
 
 def accept_any_size(backbone: Backbone) -> None:
-    """Let a ViT read pictures of other sizes: position embeddings are interpolated on the way.
+    """Let a ViT read images of other sizes by interpolating its position embeddings.
 
-    What timm's `dynamic_img_size=True` does while it builds; weights and the native size are as
-    before. A network without patches reads every size anyway.
+    Like timm's `dynamic_img_size=True`, but after building; weights and the native size do not
+    change. A network without patches accepts every size anyway.
 
     Raises:
-        ValueError: A transformer that timm cannot feed other sizes.
+        ValueError: A transformer that accepts one size only.
     """
     model = backbone.model
     if backbone.patch_size is None or getattr(model, "dynamic_img_size", False):
         return
     if not hasattr(model, "dynamic_img_size"):
-        raise ValueError(f"{backbone.name} reads one size of pictures; this method needs others")
+        raise ValueError(f"{backbone.name} reads one size of images; this method needs others")
     model.dynamic_img_size = True
     model.patch_embed.strict_img_size = False
     model.patch_embed.flatten = False
@@ -32,35 +32,35 @@ def accept_any_size(backbone: Backbone) -> None:
 def parameters_behind(backbone: Backbone, index: int) -> list[nn.Parameter]:
     """Parameters that a feature map does not depend on.
 
-    Behind map -2 these are the last stage of a CNN, or the last block and the norm of a ViT; behind
-    map -1 a ViT's norm, which its feature maps leave out.
+    For map -2: the last stage of a CNN, or the last block and the norm of a ViT. For map -1: the
+    last norm of a ViT, which its feature maps leave out.
     """
     return _reach(backbone, index, backbone.image_size)[1]
 
 
 def train_up_to_last_map(backbone: Backbone, side: int, *, norm: bool = False) -> tuple[int, int]:
-    """Freeze what the last feature map does not depend on, and tell that map's width and side.
+    """Freeze parameters that the last feature map does not depend on; returns its width and side.
 
-    A method that reads the map alone has no gradient for what timm keeps behind it, such as the
-    last norm of a ViT; a parameter without one stops data-parallel training.
+    A method that reads only the map gives no gradient to later parameters, such as the last norm of
+    a ViT, and a parameter without gradient stops data-parallel training.
 
     Args:
-        backbone: Is changed in what requires grad only.
-        side: Of the pictures that the method will show, in pixels.
-        norm: Whether a ViT's map is the one behind its last norm (`map_and_features`).
+        backbone: Its `requires_grad` flags are changed, nothing else.
+        side: Side of the method's input images in pixels.
+        norm: Whether a ViT's map is taken after its last norm (`map_and_features`).
 
     Returns:
-        Channels and height of the map.
+        Number of channels and height of the map.
 
     Raises:
-        ValueError: Pictures of this side are too small for the network.
+        ValueError: Images of this side are too small for the network.
     """
     try:
         last, behind = _reach(backbone, -1, side, norm=norm)
     except RuntimeError as error:
         raise ValueError(
-            f"data.image_size: {backbone.name} cannot read pictures of {side} pixels "
-            f"({error}); a larger size would do"
+            f"data.image_size: {backbone.name} cannot read images of {side} pixels "
+            f"({error}); use a larger size"
         ) from error
     for parameter in behind:
         parameter.requires_grad_(False)
@@ -70,7 +70,7 @@ def train_up_to_last_map(backbone: Backbone, side: int, *, norm: bool = False) -
 def _reach(
     backbone: Backbone, index: int, side: int, *, norm: bool = False
 ) -> tuple[Tensor, list[nn.Parameter]]:
-    """A feature map of an empty picture, and the parameters that have no gradient from it."""
+    """A feature map of an empty image, and the parameters that have no gradient from it."""
     twin = copy.deepcopy(backbone).eval().requires_grad_(True)
     parameters = list(twin.parameters())
     with torch.enable_grad():

@@ -1,10 +1,10 @@
-"""What a user's words mean: which network, and where its weights are. No network is built here.
+"""Interpret the text that names a model: which network, and where its weights are.
 
-    source_of         the words of `fgssl eval`, `load` and a teacher
+    source_of         MODEL of `fgssl eval` and `load`, or a teacher
     source_of_init    `backbone` and `init` of a recipe
     options_in        `vit_tiny_patch16_224{depth: 6}`, an architecture with keywords
 
-`create.py` makes a backbone of a `Source`.
+No network is built here; `create.py` makes a backbone from a `Source`.
 """
 
 import re
@@ -28,7 +28,7 @@ FORMS = (
     "or ARCHITECTURE@INIT, where INIT is what a recipe takes: scratch, a pretrained tag, a "
     ".safetensors file, ...; 'ARCHITECTURE{depth: 6}@INIT' with options of its constructor"
 )
-"""The words that `open_backbone` understands."""
+"""The forms of a model's name that `open_backbone` accepts."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class Source:
     """A network and its weights, before either is built or read.
 
     Attributes:
-        words: As the user wrote them, for messages and as the `init` of the backbone.
-        architecture: Name of timm, where the words state one; `None` where the weights do.
-        kind: Of the weights.
+        words: The text that the user wrote, for messages and as the `init` of the backbone.
+        architecture: timm name, if the text contains one; `None` if the weights define it.
+        kind: Kind of the weights.
 
             - `scratch`: none;
-            - `timm`: timm reads them from `place`, a name with its tag, `local-dir:FOLDER` or
+            - `timm`: timm reads them from `place`: a name with its tag, `local-dir:FOLDER` or
               `hf-hub:OWNER/NAME`;
-            - `file`: a bare file under anybody's keys;
-            - `folder`: an exported folder of ours, or the published model to find one for.
-        place: Where they are.
+            - `file`: a bare file with any prefix of keys;
+            - `folder`: an exported folder of ours, or a published model whose folder is searched.
+        place: Path or name of the weights.
         options: Keywords of the timm constructor.
     """
 
@@ -57,13 +57,13 @@ class Source:
 
 
 def source_of(words: str) -> Source:
-    """The source that these words mean.
+    """The source that this text names.
 
     Args:
-        words: As `create.open_backbone` takes them.
+        words: Text for `create.open_backbone`.
 
     Raises:
-        ValueError: Nothing is meant by these words; the message names what would be right.
+        ValueError: The text names no model; the message says what to write.
     """
     head, at, init = words.partition("@")
     if at and not _is_pinned(words):
@@ -73,7 +73,7 @@ def source_of(words: str) -> Source:
 
 
 def source_of_init(architecture: str, init: str, options: Mapping[str, Any]) -> Source:
-    """The source that a recipe's `backbone`, `init` and `backbone_options` mean.
+    """The source for a recipe's `backbone`, `init` and `backbone_options`.
 
     Raises:
         ValueError: Unknown name, tag, folder or option.
@@ -96,7 +96,7 @@ def options_in(words: str) -> tuple[str, dict[str, Any]]:
     """`vit_tiny_patch16_224{depth: 6}` -> name and keywords of its constructor.
 
     Raises:
-        ValueError: What stands in braces is no YAML mapping.
+        ValueError: The braces do not contain a YAML mapping.
     """
     match = re.fullmatch(r"([\w.]+)(\{.*\})", words)
     if match is None:
@@ -105,10 +105,10 @@ def options_in(words: str) -> tuple[str, dict[str, Any]]:
     options = read_flow(match[2], where)
     if not all(key.isidentifier() for key in options):
         raise ValueError(
-            f"model '{words}': {match[2]} is no mapping of options; {{depth: 6}} would be one"
+            f"model '{words}': {match[2]} is not a mapping of options; write {{depth: 6}}"
         )
     options = untyped(options, where)
-    check_options(options, where)  # before they meet other keywords
+    check_options(options, where)  # before other keywords are added
     return match[1], options
 
 
@@ -118,7 +118,7 @@ def tags_of(architecture: str) -> list[str]:
 
 
 def _is_pinned(words: str) -> bool:
-    """Whether the `@` stands before a revision of the Hub, or in a path, and not before an init."""
+    """Whether the `@` belongs to a Hub revision or a path, and does not precede an init."""
     if words.startswith(PLACES) or home_path(words).is_dir():
         return True
     return "." in words.partition("@")[0] and published_as(words) is not None
@@ -130,7 +130,7 @@ def _at_home(place: str) -> str:
 
 
 def _place(words: str) -> str:
-    """What timm calls a model that its weights describe."""
+    """Name in timm of a model that is defined by its weights."""
     if words.startswith(PLACES):
         return _at_home(words)
     folder = home_path(words)
@@ -145,7 +145,7 @@ def _place(words: str) -> str:
     if tag and tag not in tags:
         raise ValueError(f"{name} has no weights '{tag}'{nearest(tag, tags)}")
     if not tags:
-        raise ValueError(f"{name} has no pretrained weights; {name}@scratch is it untrained")
+        raise ValueError(f"{name} has no pretrained weights; {name}@scratch is untrained")
     return words
 
 
@@ -153,7 +153,7 @@ def _ours(architecture: str, init: str) -> Path | Published:
     """The exported folder of a run or of a folder, or the model that one of our names means.
 
     Raises:
-        ValueError: These words mean nothing.
+        ValueError: The text names no model.
     """
     if published := published_as(init):
         return published

@@ -70,17 +70,17 @@ MODULES = (
     train, data, evaluation, report, parts, classifier, embed, export_onnx, suspects, overlap, zoo,
     publish,
 )  # fmt: skip
-"""Each adds its verbs; the help above groups them."""
+"""Modules that add verbs; the module docstring is the help."""
 
 
 def create_parser(verb: str | None = None) -> argparse.ArgumentParser:
     """The command line of `fgssl`.
 
-    Of what it parses, `run` is the function of the verb; `out_files` and `out_folders` name the
-    arguments that it writes to.
+    In the parsed arguments, `run` is the function of the verb; `out_files` and `out_folders` name
+    the arguments with paths that it writes to.
 
     Args:
-        verb: The only one that will be used; all when not given.
+        verb: The verb that will be used; all verbs when not given.
     """
     parser = argparse.ArgumentParser(
         prog="fgssl", usage="%(prog)s VERB ...", description=__doc__, formatter_class=VERBATIM
@@ -98,9 +98,9 @@ def create_parser(verb: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb; what a user typed wrong, or a fine-tuning that diverges, ends with one line.
+    """Run one verb; errors of the user's input, and a diverged fine-tuning, end with one line.
 
-    The status is 2 then.
+    The exit status is then 2.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(128 + signal.SIGINT) from None
     except SystemExit as ended:
         names = {128 + number: number.name for number in signal.Signals}
-        said = getattr(ended, "said", False)  # by the training itself
+        said = getattr(ended, "said", False)  # printed by the training itself
         if ended.code in names and not said:  # a training inside an evaluation
             print(f"stopped by {names[ended.code]}; {GO_ON}", file=sys.stderr)
         raise
@@ -135,7 +135,7 @@ GO_ON = "run the same command again"
 
 
 def _line_of(error: Exception) -> str | None:
-    """What to say of what a user, the machine or the Hub has done; `None` of our own errors."""
+    """Message of an error caused by the user, the machine or the Hub; `None` for a bug of ours."""
     if isinstance(error, OSError):
         return disk_error(error)
     if isinstance(error, ValueError):
@@ -147,7 +147,7 @@ def _line_of(error: Exception) -> str | None:
 
 
 def _open_places(chosen: argparse.Namespace) -> None:
-    """`~` becomes the home folder; what cannot be written is refused before any work."""
+    """Replace `~` by the home folder, and refuse outputs that cannot be written before any work."""
     for name, value in vars(chosen).items():
         if isinstance(value, Path):
             setattr(chosen, name, home_path(value))

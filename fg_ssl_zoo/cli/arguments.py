@@ -1,4 +1,4 @@
-"""What the verbs of `fgssl` share: how one is added, and arguments of several."""
+"""Shared code of the verbs of `fgssl`: adding a verb, and common arguments."""
 
 import argparse
 from pathlib import Path
@@ -12,24 +12,24 @@ DATA = "a folder or a name (fgssl data list), and key=value such as num_images=5
 
 
 def add_verb(verbs: Any, name: str, description: str) -> argparse.ArgumentParser:
-    """Add a verb; a shell that completes it shows the first sentence of its description."""
+    """Add a verb; shell completion shows the first sentence of its description."""
     first = description.partition(". ")[0].removesuffix(".")
     return verbs.add_parser(name, help=first[0].lower() + first[1:], description=description)
 
 
 def add_model_and_data(parser: argparse.ArgumentParser) -> None:
-    """`MODEL`, which is opened, and `--data`."""
+    """Add `MODEL` and `--data`."""
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--data", nargs="+", required=True, metavar="DATA", help=DATA)
 
 
 def add_image_size(parser: argparse.ArgumentParser, default: str = "that of the model") -> None:
-    """`--image-size`."""
+    """Add `--image-size`."""
     parser.add_argument("--image-size", type=int, help=f"input size in pixels (default: {default})")
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
-    """`--cache`."""
+    """Add `--cache`."""
     parser.add_argument(
         "--cache", type=Path, help="folder of cached features (default: the Hugging Face cache)"
     )

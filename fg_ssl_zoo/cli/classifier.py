@@ -1,4 +1,4 @@
-"""`fgssl classifier` and `fgssl predict`: from few labels to classes of new pictures."""
+"""`fgssl classifier` and `fgssl predict`: train a classifier on few labels, and apply it."""
 
 import argparse
 import csv
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the two commands."""
+    """Add the two verbs."""
     classifier = add_verb(
         verbs,
         "classifier",
@@ -78,7 +78,7 @@ def _classifier(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.hub.classifier_folder import check_folder_of_classifier, write_classifier
 
     if chosen.epochs is not None and chosen.head != "finetune":
-        raise ValueError("--epochs: only --head finetune has passes over the pictures")
+        raise ValueError("--epochs: only --head finetune has passes over the images")
     if chosen.epochs is not None and not chosen.epochs > 0:
         raise ValueError(f"--epochs: {chosen.epochs:g} is not above 0")
     if chosen.shots is not None and chosen.shots < 1:
@@ -87,7 +87,7 @@ def _classifier(chosen: argparse.Namespace) -> None:
     data = data_of(chosen.data)
     train, test = load_splits(data, seed=chosen.seed)
     if train.labels is None:
-        raise ValueError("a classifier learns from labels; put each class into a folder of its own")
+        raise ValueError("a classifier needs labels; put each class into a folder of its own")
     embedder = load(chosen.model, image_size=chosen.image_size, crop_pct=data.crop_pct)
     train_rows, test_rows = (
         None if images is None else features_of(
@@ -99,7 +99,7 @@ def _classifier(chosen: argparse.Namespace) -> None:
     assert train_rows is not None
     for images, found in ((train, train_rows), (test, test_rows)):
         if images is not None and found is not None and (lines := unreadable(images, found)):
-            print(f"{len(lines)} pictures cannot be read and are left out: {some(lines)}")
+            print(f"{len(lines)} images cannot be read and are not used: {some(lines)}")
     assert train_rows.labels is not None
     features, labels = train_rows.features, train_rows.labels
     rows = torch.arange(len(labels))
@@ -109,7 +109,7 @@ def _classifier(chosen: argparse.Namespace) -> None:
     backbone, accuracy, epochs = embedder.backbone, _accuracy(head, train, test_rows), None
     is_main = embedder.accelerator.is_main_process
     if is_main:
-        print(f"{len(head.classes)} classes, {len(rows)} labelled pictures", flush=True)
+        print(f"{len(head.classes)} classes, {len(rows)} labelled images", flush=True)
         _say_accuracy(accuracy, test_rows, "")
     if chosen.head == "finetune":
         epochs = chosen.epochs or EPOCHS
@@ -139,7 +139,7 @@ def _classifier(chosen: argparse.Namespace) -> None:
 
 
 def _accuracy(head: "Head", train: "Images", rows: "Features | None") -> float | None:
-    """Share of labelled pictures whose class is named; `None` where there are none."""
+    """Accuracy on labelled images; `None` if there are none."""
     if rows is None or rows.labels is None:
         return None
     predicted = head.probabilities(rows.features).argmax(dim=1).tolist()
@@ -152,7 +152,7 @@ def _accuracy(head: "Head", train: "Images", rows: "Features | None") -> float |
 
 def _say_accuracy(accuracy: float | None, rows: "Features | None", when: str) -> None:
     if accuracy is not None and rows is not None:
-        print(f"accuracy on {len(rows.features)} other pictures{when}: {accuracy:.1%}", flush=True)
+        print(f"accuracy on {len(rows.features)} other images{when}: {accuracy:.1%}", flush=True)
 
 
 def _predict(chosen: argparse.Namespace) -> None:
@@ -177,7 +177,7 @@ def _predict(chosen: argparse.Namespace) -> None:
     embedder = load(str(folder))
     features, which = _features(embedder, images, chosen.batch_size)
     if not which:
-        raise ValueError(f"none of the {len(images)} pictures can be read; nothing is written")
+        raise ValueError(f"none of the {len(images)} images can be read; nothing is written")
     with torch.inference_mode():
         probabilities = linear.cpu()(features).softmax(dim=1)
     if not embedder.accelerator.is_main_process:
@@ -192,11 +192,11 @@ def _predict(chosen: argparse.Namespace) -> None:
             writer.writerow([escaped(str(images.items[index])), escaped(names[best]), cells[best],
                              *cells])  # fmt: skip
     lost = len(images) - len(which)
-    print(f"{chosen.out}: {len(which)} pictures" + (f"; {lost} cannot be read" if lost else ""))
+    print(f"{chosen.out}: {len(which)} images" + (f"; {lost} cannot be read" if lost else ""))
 
 
 def _features(embedder: "Embedder", images: "GivenImages", batch_size: int) -> Any:
-    """(n, d) features of the pictures that can be read, and their (n,) numbers."""
+    """(n, d) features of the images that can be read, and their (n,) numbers."""
     import torch
 
     from fg_ssl_zoo.features.extract import stream

@@ -1,4 +1,4 @@
-"""`fgssl data list` and `fgssl data show`: pictures before anything is trained on them."""
+"""`fgssl data list` and `fgssl data show`: list data sets, and draw the views of a method."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_verbs(nouns: Any) -> None:
-    """Give the command `fgssl data`."""
+    """Add the verb `data`."""
     data = add_verb(nouns, "data", "List data sets, or draw the views of a method.")
     verbs = data.add_subparsers(required=True, metavar="list | show")
 
@@ -42,7 +42,7 @@ def add_verbs(nouns: Any) -> None:
 def _list_data(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.data.catalog import CATALOG
 
-    print("drawn      birds drawn while training; no download")
+    print("drawn      birds drawn during training; no download")
     for name, entry in CATALOG.items():
         source = entry.hub_id or f"official download, then data.path=FOLDER: {entry.homepage}"
         print(f"{name:10} {entry.title} ({source})\n{'':10} terms: {entry.terms}")
@@ -56,19 +56,19 @@ def _show_data(chosen: argparse.Namespace) -> None:
     images = None if splits is None else splits[0]
     sheet = view_sheet(recipe, num_images=chosen.images, num_draws=chosen.draws, images=images)
     save_png(chosen.out, sheet)
-    print(f"{chosen.out}: the picture, then the views of {chosen.draws} epochs, an image a row")
+    print(f"{chosen.out}: one row per image: the image, then its views in {chosen.draws} epochs")
 
 
 def view_sheet(
     recipe: "Recipe", *, num_images: int, num_draws: int, images: "Images | None" = None
 ) -> "np.ndarray":
-    """(h, w, 3) uint8: a row for each picture, itself and what the first stage sees of it.
+    """(h, w, 3) uint8: one row per image, with the image and its views in the first stage.
 
     Args:
-        recipe: Of the views.
-        num_images: Rows.
-        num_draws: Epochs whose views are drawn.
-        images: Training pictures of `recipe.data` where they are listed already.
+        recipe: Recipe whose views are drawn.
+        num_images: Number of rows.
+        num_draws: Number of epochs whose views are drawn.
+        images: Training images of `recipe.data`, if they are already listed.
     """
     from fg_ssl_zoo.backbones.create import create_backbone
     from fg_ssl_zoo.data.contact_sheet import contact_sheet
@@ -96,9 +96,9 @@ def view_sheet(
 
 
 def _pictures(sample: "Mapping[str, Any]") -> "list[tuple[str, np.ndarray]]":
-    """Every uint8 picture in what views returned, also those stacked as (v, h, w, 3), with a name.
+    """Every uint8 image that the views returned, also those stacked as (v, h, w, 3), with a name.
 
-    The name is the key of the batch, with a number where there are several: `view 2`, `tile 7`.
+    The name is the key of the batch, with a number if there are several: `view 2`, `tile 7`.
     """
     import numpy as np
 

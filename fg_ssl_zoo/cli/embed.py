@@ -1,4 +1,4 @@
-"""`fgssl embed` and `fgssl search`: features of many pictures, and the nearest of them."""
+"""`fgssl embed` and `fgssl search`: write features of many images, and find the nearest."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from fg_ssl_zoo.config import Speed, data_of
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the two commands."""
+    """Add the two verbs."""
     embed = add_verb(verbs, "embed", "Write the features of all images of a data set into a file.")
     add_model_and_data(embed)
     embed.add_argument(
@@ -94,17 +94,17 @@ def _embed(chosen: argparse.Namespace) -> None:
             say=lambda line: print(line, flush=True),
         )  # fmt: skip
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on after the last complete part")
+        print("\ninterrupted; the same command continues after the last complete part")
         raise SystemExit(130) from None
     if not main:
         return
     if done.made == 0 and done.found:
-        print("nothing to do: all parts were there")
+        print("nothing to do: all parts are complete")
     elif done.found:
-        print(f"went on after {done.found} complete parts")
-    print(f"{done.path}: {done.num_rows} pictures, {embedder.backbone.num_features} features each")
+        print(f"continued after {done.found} complete parts")
+    print(f"{done.path}: {done.num_rows} images, {embedder.backbone.num_features} features each")
     if done.skipped:
-        print(f"{done.path}.skipped.txt: {len(done.skipped)} pictures that cannot be read")
+        print(f"{done.path}.skipped.txt: {len(done.skipped)} images that cannot be read")
 
 
 def _search(chosen: argparse.Namespace) -> None:
@@ -132,7 +132,7 @@ def _search(chosen: argparse.Namespace) -> None:
         pictures = [queries[number]["image"] for number in range(len(queries))]
         rows, missing = sheet_rows(index, pictures, found)
         save_png(chosen.out, contact_sheet(rows, captions))
-        lost = f"; {missing} pictures were not found and are white" if missing else ""
+        lost = f"; {missing} images were not found and are white" if missing else ""
         print(f"{chosen.out}: a row for each query, the query first{lost}")
 
 

@@ -1,4 +1,4 @@
-"""`fgssl eval`: how good are these backbones?"""
+"""`fgssl eval`: compute scores of backbones."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the command `fgssl eval`."""
+    """Add the verb `eval`."""
     eval_ = add_verb(
         verbs,
         "eval",
@@ -39,9 +39,9 @@ def add_verbs(verbs: Any) -> None:
 
 
 def add_protocols(parser: argparse.ArgumentParser) -> None:
-    """Give `fgssl eval` the flags of the protocols, made from their records.
+    """Add the flags of the protocols to `fgssl eval`, made from their records.
 
-    Apart from `add_verbs`: to read the records takes seconds, and other verbs need none of them.
+    Separate from `add_verbs`, since importing the records takes seconds and only `eval` needs them.
     """
     from fg_ssl_zoo.evaluation.protocol import Option, options_of
     from fg_ssl_zoo.evaluation.protocols import DEFAULT, PROTOCOLS
@@ -62,7 +62,7 @@ def add_protocols(parser: argparse.ArgumentParser) -> None:
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
-    """The arguments that all verbs about models share."""
+    """Add the arguments shared by all verbs about models."""
     parser.add_argument(
         "models", nargs="+", metavar="MODEL",
         help="a run or exported folder, hf-hub:OWNER/NAME, a timm or fgssl name, "
@@ -127,4 +127,4 @@ def _evaluate(chosen: argparse.Namespace) -> None:
         shutil.rmtree(chosen.out / "unfinished", ignore_errors=True)
         print(f"\n{chosen.out}/results.json, .csv, .md")
     if chosen.card:
-        print(f"{add_evaluation(chosen.card, results)}: holds the table")
+        print(f"{add_evaluation(chosen.card, results)}: contains the table")

@@ -1,4 +1,4 @@
-"""`fgssl export-onnx`: a backbone as an ONNX file."""
+"""`fgssl export-onnx`: write a backbone as an ONNX file."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from fg_ssl_zoo.cli.arguments import add_image_size, add_verb
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the command `fgssl export-onnx`."""
+    """Add the verb `export-onnx`."""
     command = add_verb(
         verbs, "export-onnx", "Write a backbone as an ONNX file that computes pooled features."
     )
@@ -30,8 +30,8 @@ def _export(chosen: argparse.Namespace) -> None:
     compared = export_onnx(backbone, chosen.out)
     side = "any size" if takes_any_size(backbone) else f"{backbone.image_size} px only"
     print(f"{chosen.out}: {chosen.out.stat().st_size / 1e6:.1f} MB, any batch, {side}; "
-          f"{backbone.num_features} features of pictures normalised with mean "
+          f"{backbone.num_features} features of images normalised with mean "
           f"{tuple(round(m, 4) for m in backbone.mean)} and std "
           f"{tuple(round(s, 4) for s in backbone.std)}")  # fmt: skip
-    print("its features are torch's" if compared else
+    print("its features equal torch's" if compared else
           "not compared with torch: onnxruntime is not installed")  # fmt: skip

@@ -1,4 +1,4 @@
-"""`fgssl compare-splits`: are test pictures among the pretraining pictures?"""
+"""`fgssl compare-splits`: find test images that are also training images."""
 
 import argparse
 import csv
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fg_ssl_zoo.data.sample import Images
 
 SHOWN, ON_SHEET = 20, 50
-"""Pairs in the terminal, and on a sheet."""
+"""Largest number of pairs in the terminal, and on a sheet."""
 
 COLUMNS = (
     "kind", "distance", "cosine", "train_file", "test_file", "train_class", "test_class", "conflict"
@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the command `fgssl compare-splits`."""
+    """Add the verb `compare-splits`."""
     compare = add_verb(
         verbs, "compare-splits", "Find near-duplicates between training and test images."
     )
@@ -76,7 +76,7 @@ def _compare(chosen: argparse.Namespace) -> None:
         raise ValueError(f"--out {chosen.out}: the suffix is .csv")
     data = data_of(chosen.data)
     train, test = _sides(data, data_of(chosen.against) if chosen.against else None)
-    print(f"{len(train)} training pictures of {train.name}, {len(test)} of {test.name}", flush=True)
+    print(f"{len(train)} training images of {train.name}, {len(test)} of {test.name}", flush=True)
     overlap = compare_splits(
         train,
         test,
@@ -90,30 +90,30 @@ def _compare(chosen: argparse.Namespace) -> None:
         _write_csv(chosen.out, overlap.pairs)
         print(f"{chosen.out}: {len(overlap.pairs)} pairs")
     if chosen.card:
-        print(f"{_to_card(chosen.card, overlap, train)}: says so")
+        print(f"{_to_card(chosen.card, overlap, train)}: contains the result")
     if chosen.sheet and not overlap.pairs:
         print(f"{chosen.sheet}: not written, there are no pairs")
     elif chosen.sheet:
         _write_sheet(chosen.sheet, train, test, overlap.pairs[:ON_SHEET])
-        print(f"{chosen.sheet}: training picture left, test picture right")
+        print(f"{chosen.sheet}: training image left, test image right")
 
 
 def _to_card(folder: Path, overlap: "Overlap", train: "Images") -> Path:
-    """Put the result into a run that was trained on these pictures."""
+    """Write the result into the card of a run that was trained on these images."""
     from fg_ssl_zoo.data.datasets import fingerprint
     from fg_ssl_zoo.hub.export import amend_results, read_results
 
     trained_on = read_results(folder)["data"]["fingerprint"]
     if trained_on != fingerprint(train):
         raise ValueError(
-            f"--card {folder}: it was trained on other pictures than {train.name} holds here "
+            f"--card {folder}: it was trained on other images than {train.name} holds here "
             f"(fingerprint {trained_on}, not {fingerprint(train)})"
         )
     return amend_results(folder, {"overlap": overlap.entry()})
 
 
 def _sides(data: Data, against: Data | None) -> "tuple[Images, Images]":
-    """Training pictures, and the pictures that they should not contain."""
+    """Training images, and the images that must not be among them."""
     from fg_ssl_zoo.data.datasets import all_splits
 
     splits = all_splits(data, hold_out=against is None)
@@ -121,7 +121,7 @@ def _sides(data: Data, against: Data | None) -> "tuple[Images, Images]":
         others = all_splits(against, hold_out=False)
         return splits["train"], others.get("test", others["train"])
     if "test" not in splits:
-        raise ValueError(f"{splits['train'].name} has no test pictures; name others with --against")
+        raise ValueError(f"{splits['train'].name} has no test images; name others with --against")
     return splits["train"], splits["test"]
 
 
@@ -160,7 +160,7 @@ def _table(overlap: "Overlap") -> str:
         lines.append(f"... and {overlap.left_off} pairs further apart, which are counted only")
     if lost := overlap.unreadable:
         some = "; ".join(map(printable, lost[:3])) + ("; ..." if len(lost) > 3 else "")
-        lines.append(f"{len(lost)} pictures cannot be read and are not compared: {some}")
+        lines.append(f"{len(lost)} images cannot be read and are not compared: {some}")
     return "\n".join([*lines, overlap.summary(), f"label conflicts: {overlap.conflicts} pairs"])
 
 

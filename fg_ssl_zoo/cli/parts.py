@@ -1,4 +1,4 @@
-"""`fgssl parts`: what parts does a backbone see? Pictures to look at."""
+"""`fgssl parts`: draw the parts that backbones distinguish."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from fg_ssl_zoo.config import data_of, home_path, parse_words
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the command `fgssl parts`."""
+    """Add the verb `parts`."""
     parts = add_verb(
         verbs, "parts", "Discover parts by clustering the features of backbones, and draw them."
     )
@@ -40,7 +40,7 @@ def _parts(chosen: argparse.Namespace) -> None:
 
     if chosen.pictures < 1:
         raise ValueError(f"--pictures: {chosen.pictures} is not 1 or more")
-    own = exported(chosen.card) if chosen.card else None  # asked for before the work
+    own = exported(chosen.card) if chosen.card else None  # checked before the work
     accelerator = evaluation_accelerator()
     page = write_part_pictures(
         chosen.models,
@@ -52,14 +52,14 @@ def _parts(chosen: argparse.Namespace) -> None:
         **common(chosen, accelerator),
     )
     if accelerator.is_main_process:
-        print(f"{page}: a page for the browser, and its pictures beside it")
+        print(f"{page}: open it in a browser; its images are beside it")
         if own:
             names = ", ".join(_named(model, own) for model in chosen.models)
-            about = f"Pictures of {chosen.data[0]} and the parts that {names} finds without labels"
-            print(f"{add_picture(own, page.with_name('grid.png'), about)}: shows them")
+            about = f"Images of {chosen.data[0]} and the parts that {names} finds without labels"
+            print(f"{add_picture(own, page.with_name('grid.png'), about)}: shows the parts")
 
 
 def _named(model: str, own: Path) -> str:
-    """A model in a caption of the card that lies in `own`."""
+    """Name of a model in a caption of the card in `own`."""
     found = home_path(model).resolve()
     return "this model" if found in (own.resolve(), own.resolve().parent) else found.name

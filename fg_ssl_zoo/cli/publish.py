@@ -1,4 +1,4 @@
-"""`fgssl publish`: trained models to the Hub, or into a folder of released models."""
+"""`fgssl publish`: upload trained models to the Hub, or write them as released models."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the command `fgssl publish`."""
+    """Add the verb `publish`."""
     publish = add_verb(
         verbs,
         "publish",
@@ -52,7 +52,7 @@ def _publish(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.hub.checks import check
     from fg_ssl_zoo.hub.push import target_repo
 
-    # Only files are passed over, as beside the models of published/*
+    # single files, as in published/*, are ignored
     folders = [path for path in chosen.folders if not path.is_file()] or chosen.folders[:1]
     if chosen.repo and len(folders) > 1:
         raise ValueError("--repo names one repository; --org OWNER takes several folders")
@@ -61,7 +61,7 @@ def _publish(chosen: argparse.Namespace) -> None:
     if chosen.to:
         _release(folders, chosen)
         return
-    found = [  # all, before any is sent
+    found = [  # check all folders before any is sent
         check(folder, chosen.license, backbone_only=chosen.backbone_only) for folder in folders
     ]
     repos = [target_repo(one, chosen.repo, chosen.org) for one in found]

@@ -1,4 +1,4 @@
-"""`fgssl report`: why is a backbone good or bad? One page to look at."""
+"""`fgssl report`: write a page with scores, errors and neighbours of backbones."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from fg_ssl_zoo.config import data_of, encodable
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the command `fgssl report`."""
+    """Add the verb `report`."""
     report = add_verb(
         verbs,
         "report",

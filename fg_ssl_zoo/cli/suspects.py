@@ -1,4 +1,4 @@
-"""`fgssl suspects`: which pictures may lie in the wrong folder?"""
+"""`fgssl suspects`: list images that may have a wrong label."""
 
 import argparse
 import csv
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from fg_ssl_zoo.evaluation.suspects import Suspect
 
 SHOWN, BESIDE, SIDE = 15, 5, 112
-"""Lines in the terminal, neighbours beside a picture of the page, and its side in pixels."""
+"""Lines in the terminal, neighbours per image on the page, side of an image in pixels."""
 
 COLUMNS = ("rank", "file", "folder", "suggested", "suspicion")
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the command `fgssl suspects`."""
+    """Add the verb `suspects`."""
     suspects = add_verb(
         verbs,
         "suspects",
@@ -70,7 +70,7 @@ def _suspects(chosen: argparse.Namespace) -> None:
             num_workers=resolve_num_workers(data.num_workers), cache=chosen.cache,
         )  # fmt: skip
         if lines := unreadable(images, found):
-            print(f"{len(lines)} pictures cannot be read and are left out: {some(lines)}")
+            print(f"{len(lines)} images cannot be read and are not used: {some(lines)}")
         assert found.labels is not None
         features.append(found.features)
         labels.append(found.labels)
@@ -79,7 +79,7 @@ def _suspects(chosen: argparse.Namespace) -> None:
     if chosen.check is not None:
         found = check_on_swapped(rows, truth, share=chosen.check, seed=chosen.seed)
         print(
-            f"{found.swapped} of {len(rows)} labels swapped; {found.listed} pictures listed\n"
+            f"{found.swapped} of {len(rows)} labels swapped; {found.listed} images listed\n"
             f"precision of the first {found.first}: {found.precision:.0%}\n"
             f"recall: {found.recall:.0%} of the swapped are listed, "
             f"{found.recall_first:.0%} among the first {found.swapped}"
@@ -97,15 +97,15 @@ def _suspects(chosen: argparse.Namespace) -> None:
     page = _page(listed[: chosen.show], places, classes, len(listed), len(rows))
     chosen.out.write_text(page, encoding="utf-8")
     print(
-        f"{chosen.out}: {min(len(listed), chosen.show)} of {len(listed)} pictures with their "
-        f"neighbours\n{chosen.out.with_suffix('.csv')}: all of them"
+        f"{chosen.out}: {min(len(listed), chosen.show)} of {len(listed)} images with their "
+        f"neighbours\n{chosen.out.with_suffix('.csv')}: the complete list"
     )
 
 
 def _write_csv(
     path: Path, listed: list["Suspect"], places: "list[tuple[Images, int]]", classes: list[str]
 ) -> list[list[Any]]:
-    """Write the list; its rows."""
+    """Write the list; returns its rows."""
     from fg_ssl_zoo.data.datasets import image_name
 
     rows = [
@@ -141,7 +141,7 @@ def _page(
     num_listed: int,
     num_pictures: int,
 ) -> str:
-    """Self-contained HTML: each suspect in red, its nearest neighbours beside it."""
+    """Self-contained HTML: each suspect with a red border, beside its nearest neighbours."""
     from fg_ssl_zoo.config import encodable
     from fg_ssl_zoo.data.datasets import image_name
     from fg_ssl_zoo.evaluation.report.templates import breakable
@@ -166,12 +166,12 @@ def _page(
         + "</section>\n"
         for rank, s in enumerate(listed, start=1)
     )
-    title = f"{num_listed} of {num_pictures} pictures may lie in the wrong folder"
+    title = f"{num_listed} of {num_pictures} images may lie in the wrong folder"
     return encodable(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{title}</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head>'
-        f"<body>\n<h1>{title}</h1>\n<p>Red: the picture and the folder it lies in. Beside it: its "
+        f"<body>\n<h1>{title}</h1>\n<p>Red: the image and the folder it lies in. Beside it: its "
         "nearest neighbours and theirs. The number is the lead of the suggested class in their "
         "vote, 0 to 1.</p>\n"
         f"{sections}</body></html>\n"
@@ -179,7 +179,7 @@ def _page(
 
 
 def _thumbnail(images: "Images", index: int) -> str:
-    """A picture as a data URL, `SIDE` pixels on its longer side."""
+    """An image as a data URL, `SIDE` pixels on its longer side."""
     import base64
 
     import cv2

@@ -1,4 +1,4 @@
-"""`fgssl train`: pretrain on a folder of pictures or by a recipe, in one process."""
+"""`fgssl train`: pretrain on a folder of images or by a recipe, in one process."""
 
 import argparse
 from typing import Any
@@ -7,14 +7,14 @@ from fg_ssl_zoo.cli.arguments import add_verb
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the command `fgssl train`."""
+    """Add the verb `train`."""
     train = add_verb(verbs, "train", "Pretrain a backbone in one process, without a launcher.")
     train.add_argument(
         "--print-recipe", action="store_true", help="print the complete recipe as YAML and stop"
     )
     train.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="FOLDER, RECIPE or key.path=value",
-        help="a folder of images, which gets a recipe of its own, or a recipe; overrides such as "
+        help="a folder of images, for which a recipe is chosen, or a recipe; overrides such as "
         "stages.0.train.steps=200",
     )  # fmt: skip
     train.set_defaults(run=_train)

@@ -10,7 +10,7 @@ NAME = "fgssl_BACKBONE_DATA[.METHOD][@REVISION], see fgssl list"
 
 
 def add_verbs(verbs: Any) -> None:
-    """Give the three commands."""
+    """Add the three verbs."""
     listing = add_verb(
         verbs,
         "list",
@@ -73,7 +73,7 @@ def _pull(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.backbones.weights.locate import PretrainedWeightsError
     from fg_ssl_zoo.hub.listing import pull, resolve
 
-    names = [resolve(name).name for name in chosen.names]  # all, before the first is fetched
+    names = [resolve(name).name for name in chosen.names]  # checked before any download
     done = []
     for words, name in zip(chosen.names, names, strict=True):
         try:

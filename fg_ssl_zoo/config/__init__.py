@@ -1,15 +1,15 @@
-"""Recipes: what is typed in `hub_configs/NAME.yaml` and on the command line.
+"""Recipes in `hub_configs/NAME.yaml` and on the command line.
 
-    plain    YAML as plain data, and back
-    paths    paths as a user types them
-    validate plain data into dataclasses, errors with the path and the nearest key
-    ranges   ranges of numbers in annotations
-    recipe   the dataclasses: Recipe, Data, Stage, Train, Monitor, Speed, Hub
-    files    load_recipe: a file and dotted overrides
-    hub_client  limits of the Hub's client
-    whole    files that are written whole or not at all
+plain       YAML as plain data, and back
+paths       paths as a user types them
+validate    plain data into dataclasses, errors with the path and the nearest key
+ranges      ranges of numbers in annotations
+recipe      the dataclasses: Recipe, Data, Stage, Train, Monitor, Speed, Hub
+files       load_recipe: a file and dotted overrides
+hub_client  time limits of the Hub client
+whole       files that are written completely or not at all
 
-Everything else imports from here.
+Other packages import from here.
 """
 
 from fg_ssl_zoo.config.files import (

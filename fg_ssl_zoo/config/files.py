@@ -24,11 +24,11 @@ from fg_ssl_zoo.config.recipe import Data, Recipe, clean_name, source_name
 from fg_ssl_zoo.config.validate import child_of, nearest, parse, takes_containers
 
 DEFAULT_RECIPE = "fgssl_resnet18_drawn.simclr"
-"""What `accelerate launch train.py` trains when it is given no recipe."""
+"""Recipe of `accelerate launch train.py` without a recipe."""
 
 
 def of_package(name: str) -> Path:
-    """A file or folder: inside an installed wheel, beside the package in a checkout."""
+    """Path of a data file: inside an installed wheel, or beside the package in a checkout."""
     package = Path(__file__).parent.parent
     inside = package / name
     return inside if inside.exists() else package.parent / name
@@ -46,7 +46,7 @@ def recipe_files() -> dict[str, Path]:
 
 
 def find_recipe(recipe: str | Path) -> Path:
-    """The file of a recipe given by path or by the name of a published one.
+    """The file of a recipe, given by path or by name.
 
     Raises:
         RecipeError: Neither a file nor a known name.
@@ -59,7 +59,7 @@ def find_recipe(recipe: str | Path) -> Path:
     if name in known:
         return known[name]
     raise RecipeError(
-        f"no recipe '{printable(recipe)}': neither a file, a known name nor a folder of pictures"
+        f"no recipe '{printable(recipe)}': neither a file, a known name nor a folder of images"
         f"{nearest(name, known)}"
     )
 
@@ -68,13 +68,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; unquoted numbers, truth and null are converted (`untyped`).
 
     Raises:
-        RecipeError: It cannot be read, is not YAML, or is no mapping.
+        RecipeError: It cannot be read, is not YAML, or is not a mapping.
     """
     return untyped(_read_file(Path(path)), "")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, its scalars as they are written."""
+    """The mapping in a YAML file, with scalars as written."""
     where = printable(path)
     try:
         content = read_plain(path.read_text(encoding="utf-8"), where)
@@ -92,13 +92,13 @@ def load_recipe(recipe: str | Path = DEFAULT_RECIPE, overrides: Iterable[str] = 
     """Read a recipe, apply overrides (`stages[0].train.lr=0.1`) and check every key and type.
 
     Args:
-        recipe: File, or the name of a published recipe.
+        recipe: File, or name of a recipe.
         overrides: Dotted `path=value`; list items are `[0]` or `.0`. The type of the key decides
-            what the value means: text is taken as it stands, numbers are decimal, truth is `true`
-            or `false`, `null` unsets; only lists and mappings are YAML.
+            how the value is read: text as it is, decimal numbers, `true` or `false`, `null` to
+            unset; only lists and mappings are YAML.
 
     Raises:
-        RecipeError: One line: the path of the key, what is wrong, the nearest valid key.
+        RecipeError: One line with the path of the key, what is wrong, and the nearest valid key.
     """
     path = find_recipe(recipe)
     published = _read_file(path)
@@ -110,14 +110,14 @@ def load_recipe(recipe: str | Path = DEFAULT_RECIPE, overrides: Iterable[str] = 
     given = {override.partition("=")[0] for override in overrides}
     used = _renamed(published, {"name": published["name"], **content}, given)
     name = used.pop("name")
-    return parse_recipe({**used, "name": name})  # behind the data and backbone that it is of
+    return parse_recipe({**used, "name": name})  # named after data and backbone
 
 
 def refuse_empty(words: Iterable[str]) -> None:
-    """Refuse an empty word of a command line: most often a shell variable that is not set.
+    """Refuse an empty argument of a command line, usually an unset shell variable.
 
     Raises:
-        RecipeError: Names the word before it.
+        RecipeError: Names the argument before it.
     """
     before = "the command"
     for word in words:
@@ -131,7 +131,7 @@ def recipe_of(words: Sequence[str]) -> Recipe:
     """The recipe of a command line: at most one recipe, and overrides in any order.
 
     Raises:
-        RecipeError: As `load_recipe`, or two recipes.
+        RecipeError: As for `load_recipe`, or two recipes.
     """
     recipes = [word for word in words if not is_override(word)]
     if len(recipes) > 1:
@@ -145,7 +145,7 @@ def data_of(words: Sequence[str]) -> Data:
     """The `data:` of a command line: a folder or a name, and `key=value`s in any order.
 
     Raises:
-        RecipeError: As `load_recipe`, or neither folder nor name, a file, or two of them.
+        RecipeError: As for `load_recipe`; or no folder or name, a file, or two of them.
     """
     places = [word for word in words if not is_override(word)]
     if len(places) > 1:
@@ -157,9 +157,7 @@ def data_of(words: Sequence[str]) -> Data:
             raise RecipeError("--data is empty; it names a folder or a data set")
         path = home_path(place)
         if os.path.isfile(path) and path.suffix:
-            raise RecipeError(
-                f"--data {printable(place)} is a file; a folder of pictures is needed"
-            )
+            raise RecipeError(f"--data {printable(place)} is a file; a folder of images is needed")
         is_path = os.path.isdir(path) or "/" in place
         content |= {"name": path.resolve().name, "path": str(path)} if is_path else {"name": place}
     return parse_words(Data, filter(is_override, words), "data", **content)
@@ -170,12 +168,12 @@ def parse_words(into: Any, words: Iterable[str], where: str, **content: Any) -> 
 
     Args:
         into: The dataclass.
-        words: Later ones replace earlier ones.
+        words: `key=value` arguments; later ones replace earlier ones.
         where: Path of the keys, for the error.
-        **content: What they start from.
+        **content: Initial values.
 
     Raises:
-        RecipeError: One line, as `parse`.
+        RecipeError: One line, as for `parse`.
     """
     for word in words:
         _apply(content, word, into, where)
@@ -183,19 +181,19 @@ def parse_words(into: Any, words: Iterable[str], where: str, **content: Any) -> 
 
 
 def parse_recipe(content: Mapping[str, Any]) -> Recipe:
-    """The typed recipe of a mapping.
+    """The recipe of a mapping.
 
     Raises:
-        RecipeError: As `load_recipe`.
+        RecipeError: As for `load_recipe`.
     """
     return parse(Recipe, content)
 
 
 def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
-    """A recipe with some keys replaced; its name stays unless it is one of them.
+    """A recipe with some keys replaced; its name does not change unless it is one of them.
 
     Raises:
-        RecipeError: As `load_recipe`.
+        RecipeError: As for `load_recipe`.
     """
     content = as_dict(recipe)
     for override in overrides:
@@ -204,7 +202,7 @@ def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """Plain data of a recipe, fit for YAML and JSON; `parse_recipe` reads it back."""
+    """Plain data of a recipe for YAML and JSON; the inverse of `parse_recipe`."""
     return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
@@ -214,7 +212,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def flatten(content: Any, path: str = "") -> dict[str, Any]:
-    """Nested plain data as `{dotted path: value}`; what two runs differ in is read off this."""
+    """Nested plain data as `{dotted path: value}`, to compare two runs."""
     if isinstance(content, Mapping) and content:
         items = [(f"{path}.{key}" if path else str(key), value) for key, value in content.items()]
     elif isinstance(content, list | tuple) and content:
@@ -225,35 +223,35 @@ def flatten(content: Any, path: str = "") -> dict[str, Any]:
 
 
 def short_name(backbone: str) -> str:
-    """The part of a timm name that a model name carries.
+    """The part of a timm name that becomes part of a model name.
 
-    `vit_small_patch16_224` -> `vit_small`, `tf_efficientnet_lite1` -> `efficientnet_lite1`, and of
-    a network of ours `fgssl_srresnet` -> `srresnet`.
+    `vit_small_patch16_224` -> `vit_small`, `tf_efficientnet_lite1` -> `efficientnet_lite1`, and for
+    our own networks `fgssl_srresnet` -> `srresnet`.
     """
     return re.sub(r"_patch\d+.*|_\d{3}$", "", backbone.removeprefix("fgssl_").removeprefix("tf_"))
 
 
 _PICTURES = ("name", "path", "hub_id", "columns", "train_split", "test_split")
-"""Keys of `data` that say which pictures are trained on."""
+"""Keys of `data` that define the training images."""
 
 _TRAINING = ("stages", "seed", "init")
-"""Keys of a recipe that make other weights of the same network from the same pictures."""
+"""Keys of a recipe that change the weights, but not the network or the images."""
 
 _OF_PUBLISHED = ("repo", "license", "sha256")
-"""Keys of `hub` that belong to the published model and to no other."""
+"""Keys of `hub` that belong to the published model only."""
 
 
 def _renamed(
     published: Mapping[str, Any], used: Mapping[str, Any], given: Collection[str]
 ) -> dict[str, Any]:
-    """The recipe without what belongs to the published model, if it makes another one.
+    """Remove the keys of the published model if the overrides define another model.
 
-    Other pictures or another network have another name, no licence and no hash.
+    With other images or another network, the model gets another name, no licence and no hash.
 
     Args:
-        published: As it stands in the file, with its name.
-        used: With the overrides.
-        given: Keys that were overridden; what the user says of the new model stays.
+        published: Content of the recipe file, with its name.
+        used: Content with the overrides.
+        given: Keys that were overridden; values that the user has set are kept.
     """
     before, after = _model_of(published), _model_of(used)
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
@@ -272,7 +270,7 @@ def _renamed(
 
 
 def _training_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Key -> value of what else decides the weights: how many pictures, and of which size, too."""
+    """Key -> value of other settings that determine the weights, such as the image size."""
     data = {key: value for key, value in _mapping(content, "data").items() if key != "num_workers"}
     return {"data": data, **{key: content.get(key) for key in _TRAINING}}
 
@@ -280,7 +278,7 @@ def _training_of(content: Mapping[str, Any]) -> dict[str, Any]:
 def _without(
     content: Mapping[str, Any], section: str, keys: Iterable[str], given: Collection[str]
 ) -> dict[str, Any]:
-    """A recipe without these keys of a section, except those that the user has given."""
+    """The recipe without these keys of a section, except those that the user has set."""
     dropped = {key for key in keys if not _is_given(f"{section}.{key}", given)}
     kept = {key: value for key, value in _mapping(content, section).items() if key not in dropped}
     there = isinstance(content.get(section), Mapping)
@@ -288,7 +286,7 @@ def _without(
 
 
 def _model_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value of what makes the pictures and the network."""
+    """Dotted key -> value of the settings that define the images and the network."""
     data = _mapping(content, "data")
     pictures = {f"data.{key}": data[key] for key in _PICTURES if data.get(key) is not None}
     network = {key: content[key] for key in ("backbone", "backbone_options") if content.get(key)}
@@ -301,7 +299,7 @@ def _mapping(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _is_given(key: str, given: Collection[str]) -> bool:
-    """Whether an override set this key, or the mapping that it stands in."""
+    """Whether an override has set this key, or a mapping that contains it."""
     return any(key == other or key.startswith(f"{other}.") for other in given)
 
 
@@ -310,7 +308,7 @@ def _new_name(
 ) -> str:
     """`fgssl_BACKBONE_DATA.METHOD` for another backbone or data set; never a published name.
 
-    A change that these words do not show (options, a split) is shown by six digits of its hash.
+    Changes that the name does not show (options, a split) add six digits of their hash.
     """
     old, (head, tag) = str(published["name"]), _words(used)
     start = "_".join(("fgssl", *_words(published)))
@@ -324,7 +322,7 @@ def _new_name(
 
 
 def _words(content: Mapping[str, Any]) -> tuple[str, str]:
-    """The words for backbone and data set in a model's name."""
+    """The parts for backbone and data set in a model's name."""
     data = _mapping(content, "data")
     name, path, hub_id = (data.get(key) for key in ("name", "path", "hub_id"))
     if name in (None, Data.name) and (path or hub_id):
@@ -338,18 +336,18 @@ OVERRIDE = re.compile(r"([\w-]+(?:\.[\w-]+|\[[0-9]+\])*)=(.*)", re.ASCII | re.DO
 
 
 def is_override(word: str) -> bool:
-    """Whether a word of the command line is `key=value`; a path may hold a `=` behind a `/`."""
+    """Whether an argument is `key=value`; in a path, a `=` may follow a `/`."""
     key, equals, _ = word.partition("=")
     return bool(equals) and "/" not in key
 
 
 def _apply(content: dict[str, Any], override: str, into: Any, where: str = "") -> None:
-    """Set one `path=value` in nested plain data; missing mappings on the way are made.
+    """Set one `path=value` in nested plain data; missing mappings are created.
 
     Args:
-        content: Is changed.
-        override: As it was typed.
-        into: Annotation of `content`: the type of the key decides what the value means.
+        content: Changed in place.
+        override: The override as typed.
+        into: Annotation of `content`; the type of the key decides how the value is read.
         where: Path of `content`, for the error.
     """
     match = OVERRIDE.fullmatch(override)
@@ -369,7 +367,7 @@ def _apply(content: dict[str, Any], override: str, into: Any, where: str = "") -
 
 
 def _step(target: Any, key: str, override: str) -> Any:
-    """What lies under a key or list item."""
+    """The value of a key or list item."""
     path = override.partition("=")[0]
     if isinstance(target, dict):
         return target.setdefault(key, {})
@@ -382,7 +380,7 @@ def _step(target: Any, key: str, override: str) -> Any:
 
 
 def _typed_word(text: str, kind: Any, path: str) -> Any:
-    """The value of an override, as YAML where a list, a mapping or quoted text is meant.
+    """The value of an override; lists, mappings and quoted text are read as YAML.
 
     Raises:
         RecipeError: It is empty, or not YAML.

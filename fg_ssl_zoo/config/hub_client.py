@@ -1,4 +1,4 @@
-"""Limits of the Hub's client, which alone waits for ever on a server that accepts and is silent.
+"""Time limits of the Hub client, which otherwise waits forever for a server that does not answer.
 
 | limit | seconds | what it bounds |
 | --- | --- | --- |
@@ -8,10 +8,11 @@
 | `SLOW` | 60 | after which an answer has to come at `SLOWEST` bytes a second or more |
 | `LONGEST_WAIT` | 30 | that a server may ask to wait (429, Retry-After) |
 
-Two time-outs of one server in a row end it: the client alone would repeat a question six times.
+After two consecutive time-outs of a server, it is not asked again; the client alone would retry six
+times.
 
-Transfers by the Xet protocol have none of these limits and are known to stall without end, so the
-client uses HTTP alone. HF_HUB_DISABLE_XET=0 in the environment allows Xet.
+The Xet protocol has none of these limits, and its transfers are known to stall forever, so it is
+disabled. HF_HUB_DISABLE_XET=0 in the environment enables it.
 """
 
 import os
@@ -27,18 +28,18 @@ SLOWEST = 1024.0
 LONGEST_WAIT = 30.0
 MOST_REDIRECTS = 8
 UPLOADS = 12
-"""An upload may take so many times longer to be answered: the server makes a commit of it."""
+"""Factor of the time limit for uploads, since the server creates a commit before it answers."""
 
 REPEATED = 2
-"""Time-outs in a row after which a server is not asked again."""
+"""Number of consecutive time-outs after which a server is not asked again."""
 
 
 class HubUnresponsive(OSError):
-    """A server that keeps a user waiting, or sends something else; the message is one line."""
+    """A server that does not answer in time, or sends something unexpected; a one-line message."""
 
 
 def bound_hub_client() -> None:
-    """Bound every request that the Hub's client makes in this process from now on."""
+    """Set time limits for all further requests of the Hub client in this process."""
     from huggingface_hub import constants, get_session, set_client_factory
 
     if not os.environ.get("HF_HUB_DISABLE_XET"):
@@ -128,7 +129,7 @@ def bound_hub_client() -> None:
         page = response.headers.get("content-type", "").startswith("text/html")
         if page and response.status_code == 200 and not response.request.url.path.endswith("html"):
             raise HubUnresponsive(
-                f"{host} answers with a web page where a file belongs: a login page of the "
+                f"{host} answers with a web page instead of a file: a login page of the "
                 "network, or a wrong HF_ENDPOINT"
             )
         response.stream = Watched(response.stream, host)
@@ -137,14 +138,14 @@ def bound_hub_client() -> None:
 
 
 def _in_time(send: Callable[[], Any], request: Any, seconds: float) -> Any:
-    """What `send` returns, if the headers of the answer are complete so many seconds after a start.
+    """Call `send`, with a time limit until the headers of the answer are complete.
 
-    The starts are the call itself, and the end of each request's body: redirects are followed
-    inside. A time-out of a socket is not enough, as each byte begins it anew. Whoever reads a
-    socket cannot be stopped, so that happens in a thread, which is left alone when time is up.
+    The limit starts at the call and restarts at the end of each request's body, since redirects are
+    followed inside. A socket time-out is not enough, since each received byte restarts it. A
+    blocking read cannot be interrupted, so it runs in a thread, which is abandoned after the limit.
 
     Raises:
-        HubUnresponsive: Time is up.
+        HubUnresponsive: The limit is exceeded.
     """
     found: list[Any] = []
     over, late = threading.Event(), threading.Event()
@@ -180,7 +181,7 @@ def _in_time(send: Callable[[], Any], request: Any, seconds: float) -> Any:
 
 
 def _read(response: Any) -> None:
-    """Read the body of an answer, as the client does that is asked for no stream."""
+    """Read the body of an answer, as the client does without streaming."""
     try:
         response.read()
     except BaseException:

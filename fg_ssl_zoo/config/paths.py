@@ -1,4 +1,4 @@
-"""Paths as a user types them: the home folder, names of any bytes, places that can be written."""
+"""Paths from users: the home folder, names with any bytes, checks of outputs."""
 
 import io
 import os
@@ -14,7 +14,7 @@ def home_path(path: str | Path) -> Path:
     """A path with `~` and `~NAME` at its start replaced by the home folder.
 
     Raises:
-        RecipeError: There is no such user, or no home folder.
+        RecipeError: The user does not exist, or has no home folder.
     """
     expanded = os.path.expanduser(path)
     if str(expanded).startswith("~"):
@@ -28,17 +28,17 @@ def home_path(path: str | Path) -> Path:
 def printable(text: str | Path) -> str:
     r"""Text on one line for a terminal or a UTF-8 file.
 
-    What cannot be shown becomes an escape: `\xe9` is a byte of a name that is not UTF-8.
+    Characters that cannot be shown are escaped: `\xe9` is a byte that is not UTF-8.
     """
     try:
         shown = os.fsencode(str(text)).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half of a pair, which no name on a disk holds
+    except UnicodeEncodeError:  # half of a surrogate pair, which is in no file name
         shown = encodable(str(text))
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
 
 
 def escaped(name: str) -> str:
-    r"""A name as one line of UTF-8 that `unescaped` reads back, whatever bytes it holds.
+    r"""A name with any bytes as one line of UTF-8; the inverse is `unescaped`.
 
     A backslash is doubled; a control character and a byte that is not UTF-8 become `\xe9`.
     """
@@ -47,7 +47,7 @@ def escaped(name: str) -> str:
 
 
 def unescaped(line: str) -> str:
-    """The name that `escaped` wrote."""
+    """The inverse of `escaped`."""
     return os.fsdecode(
         re.sub(
             rb"\\(\\|x[0-9a-f]{2})",
@@ -60,13 +60,13 @@ def unescaped(line: str) -> str:
 def encodable(text: str) -> str:
     r"""Text of several lines for a UTF-8 file or terminal; a byte of a name becomes `\udce9`.
 
-    In JSON that is the escape of the same byte, so that a reader of JSON gets the name back.
+    In JSON this is the escape of the same byte, so reading the JSON restores the name.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def wrong_name(name: str) -> str | None:
-    """What a name of one file or folder should be; `None` where it is one."""
+    """What is wrong with the name of a file or folder; `None` if it is valid."""
     long = len(name.encode("utf-8", "surrogateescape")) > 200
     if long or name in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", name):
         return "the name of one file: no / or \\, at most 200 bytes, and neither . nor .."
@@ -74,10 +74,10 @@ def wrong_name(name: str) -> str | None:
 
 
 def check_folder(folder: str | Path, where: str) -> None:
-    """Refuse a folder that cannot be made or written, before any work; nothing is left there.
+    """Refuse a folder that cannot be created or written, before any work; nothing is created.
 
     Args:
-        folder: Need not be there.
+        folder: Folder that need not exist.
         where: Key or flag that names it, for the error.
 
     Raises:
@@ -88,7 +88,7 @@ def check_folder(folder: str | Path, where: str) -> None:
         path = path.parent
     try:
         if not path.is_dir():
-            raise NotADirectoryError(0, "is no folder")
+            raise NotADirectoryError(0, "is not a folder")
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
@@ -99,7 +99,7 @@ def check_folder(folder: str | Path, where: str) -> None:
 
 
 def check_file(file: str | Path, where: str) -> None:
-    """Refuse a file that cannot be written, as `check_folder`; a folder of that name too."""
+    """Refuse a file that cannot be written, as for `check_folder`, or that is a folder."""
     path = Path(file)
     if path.is_dir():
         raise RecipeError(f"{where}: {printable(file)} is a folder; a file is needed")
@@ -107,7 +107,7 @@ def check_file(file: str | Path, where: str) -> None:
 
 
 def check_cache() -> None:
-    """Refuse a Hugging Face cache that cannot be written; features and parts are kept there.
+    """Refuse a Hugging Face cache that cannot be written, where features and parts are stored.
 
     Raises:
         RecipeError: Names the folder.
@@ -118,7 +118,7 @@ def check_cache() -> None:
 
 
 def show_any_name() -> None:
-    """Standard output escapes the bytes of a name that are no text, instead of failing on them."""
+    """Make standard output escape bytes that are not text, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

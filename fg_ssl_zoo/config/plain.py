@@ -1,8 +1,8 @@
-"""YAML as plain data, without the traps of YAML 1.1.
+"""YAML as plain data, without the implicit conversions of YAML 1.1.
 
-YAML 1.1 reads `010` as 8, `1:30` as 90, `yes` as true and `1e-4` as text. Here an unquoted scalar
-stays `Unquoted` text until the type of its key is known (`typed`); `untyped` converts what no type
-is known for. Anchors, aliases and merge keys work; duplicate keys, cycles and tags are refused.
+YAML 1.1 reads `010` as 8, `1:30` as 90, `yes` as true and `1e-4` as text. Here, an unquoted scalar
+remains `Unquoted` text until the type of its key is known; `untyped` converts scalars of keys
+without a type. Anchors, aliases and merge keys work; duplicate keys, cycles and tags are refused.
 """
 
 import re
@@ -14,23 +14,23 @@ NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """A decimal number: `10`, `.5`, `1e-4`; neither `1_000` nor `inf`."""
 
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
-"""A whole decimal number below 10^18; leading zeros do not count."""
+"""A whole decimal number below 10^18; leading zeros are ignored."""
 
 TRUTH = {word: truth for truth in (True, False) for word in (str(truth), str(truth).lower())}
 """`true`, `false`, `True` and `False`."""
 
 MERGE = "<<"
-"""The key of YAML that takes over the keys of another mapping."""
+"""YAML's key that merges another mapping."""
 
 MOST_NODES = 100_000
-"""Values of a document; aliases of aliases would fill the memory."""
+"""Largest number of values in a document, since nested aliases could fill the memory."""
 
 NULL = "null"
-"""Stands for no value, in files and overrides alike."""
+"""Text for "no value", in files and overrides."""
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be meant; the message is one line that names the key."""
+    """An invalid recipe; the message is one line that names the key."""
 
 
 class Unquoted(str):
@@ -47,7 +47,7 @@ def read_plain(text: str, where: str) -> Any:
         where: File or key that it comes from, for the error.
 
     Raises:
-        RecipeError: Not YAML, empty, a duplicate key, an anchor inside itself, or a tag.
+        RecipeError: Not YAML, empty, a duplicate key, an anchor that contains itself, or a tag.
     """
     return _read(text, where)[0]
 
@@ -56,7 +56,7 @@ def read_flow(text: str, where: str) -> Any:
     """The list, mapping or quoted text of an override: `[a, b]`, `{key: value}`, `"2024"`.
 
     Raises:
-        RecipeError: As `read_plain`, or a comment behind the value.
+        RecipeError: As for `read_plain`, or a comment after the value.
     """
     found, end = _read(text, where)
     if end != len(text.rstrip()):
@@ -65,7 +65,7 @@ def read_flow(text: str, where: str) -> Any:
 
 
 def below(path: str, key: str | int) -> str:
-    """The path of a key or a list item; a key that is no plain word is escaped."""
+    """The path of a key or list item; a key that is not a plain word is escaped."""
     if isinstance(key, int):
         return f"{path}[{key}]"
     word = key if key and key.isascii() and key.isprintable() else ascii(key)
@@ -119,7 +119,7 @@ def _unquoted(text: Unquoted, path: str) -> Any:
 
 
 def _read(text: str, where: str) -> tuple[Any, int]:
-    """The data and where its text ends."""
+    """The data, and the position at which its text ends."""
     try:
         node = yaml.compose(text, Loader=yaml.BaseLoader)
         if node is None:
@@ -132,7 +132,7 @@ def _read(text: str, where: str) -> tuple[Any, int]:
 
 
 class _Reader:
-    """Nodes of one document as plain data; every alias is a copy, which overrides may change."""
+    """Converts the nodes of a document to plain data; every alias is a copy that can be changed."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -142,7 +142,7 @@ class _Reader:
     def data(self, node: Any) -> Any:
         self.count += 1
         if any(node is other for other in self.above):
-            raise self.wrong(node, "the anchor holds itself; write the value out")
+            raise self.wrong(node, "the anchor contains itself; write the value out")
         if self.count > MOST_NODES:
             raise self.wrong(node, f"more than {MOST_NODES} values; write fewer aliases")
         if node.tag not in _TAGS:
@@ -156,7 +156,7 @@ class _Reader:
         return found
 
     def mapping(self, node: Any) -> dict[str, Any]:
-        """Keys and values; those of `<<: *anchor` are overridden by the others."""
+        """Keys and values; other keys override those of `<<: *anchor`."""
         merged: dict[str, Any] = {}
         found: dict[str, Any] = {}
         for key, value in node.value:
@@ -171,7 +171,7 @@ class _Reader:
         return {**merged, **found}
 
     def merged(self, node: Any) -> dict[str, Any]:
-        """What `<<` brings: a mapping, or several of which the first wins."""
+        """The keys merged by `<<`: of one mapping, or of several, of which the first wins."""
         several = node.value if isinstance(node, yaml.SequenceNode) else [node]
         if not all(isinstance(one, yaml.MappingNode) for one in several):
             raise self.wrong(node, "<< takes a mapping, as <<: *anchor")
@@ -187,7 +187,7 @@ _YAML_1_1 = yaml.resolver.Resolver()
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes also the text that `untyped` would take for a number."""
+    """Also quotes text that `untyped` would convert to a number."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Ranges of numbers in annotations: of recipes, of options of methods and protocols."""
+"""Number ranges for annotations of recipes and of options of methods and protocols."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ Positive = Annotated[float, Gt(0)]
 """Above 0."""
 
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
-"""Below 2^32, as numpy's."""
+"""0 to 2^32 - 1, as in numpy."""
 
 Share = Annotated[float, Ge(0), Le(1)]
 """From 0 to 1, both included."""

@@ -89,7 +89,7 @@ class Data:
     num_workers: Annotated[int, Ge(0), Le(256)] | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.name == Data.name and (self.path or self.hub_id):  # these are not drawn
+        if self.name == Data.name and (self.path or self.hub_id):  # other images than drawn birds
             object.__setattr__(self, "name", source_name(self.path, self.hub_id))
 
 
@@ -177,7 +177,7 @@ class Stage:
 
     @property
     def keeps_start(self) -> bool:
-        """Whether the weights that it starts from are needed later."""
+        """Whether the start weights of the stage are needed later."""
         return bool(self.start_share or self.start_distillation)
 
 
@@ -185,14 +185,14 @@ class Stage:
 class Monitor:
     """Measurements during training: at step 0, every `every` epochs and at the end.
 
-    The first step does not wait for a measurement of all pictures: only a sample is read before it,
-    and its scores are logged as `sample/...`. The start is measured on all pictures together with
-    the first later measurement. The result is kept for other runs of this user from the same
-    weights on the same pictures.
+    The first step does not wait for a measurement of all images: only a sample is read before it,
+    and its scores are logged as `sample/...`. The start is measured on all images together with
+    the first later measurement. The result is cached for other runs of this user with the same
+    weights and images.
 
     Attributes:
         at_start: Whether anything is measured before the first step.
-        start_images: Most images of each split that are read before the first step.
+        start_images: Largest number of images of each split that are read before the first step.
         every: Epochs between measurements.
         early: Number of steps after which a run from start weights is measured once more, so that a
             loss of quality is reported early; 0 turns it off.
@@ -302,7 +302,7 @@ class Recipe:
     hub: Hub = field(default_factory=Hub)
 
     def __post_init__(self) -> None:
-        if self.data.crop_pct is None:  # what is trained here has no config of its own yet
+        if self.data.crop_pct is None:  # a new model has no config yet
             object.__setattr__(self, "data", replace(self.data, crop_pct=CROP_PCT))
 
     @property

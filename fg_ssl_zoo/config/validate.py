@@ -1,7 +1,7 @@
-"""Plain data into annotated dataclasses; what is wrong becomes one line with its path.
+"""Convert plain data to annotated dataclasses; errors are one line with the path of the key.
 
-The type of the key decides what a scalar means: text is taken as it stands, numbers are decimal,
-truth is `true` or `false`. Pydantic checks the ranges.
+The type of the key decides how a scalar is read: text as it is, decimal numbers, `true` or `false`.
+Pydantic checks the ranges.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from fg_ssl_zoo.config.plain import (
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A limit in an annotation that pydantic has not.
+    """A check in an annotation that pydantic does not have.
 
     Attributes:
-        wrong: Says what a value should be, or `None` where it is that.
+        wrong: Function that says what a value should be, or returns `None` if it is valid.
     """
 
     wrong: Callable[[Any], str | None]
@@ -39,7 +39,7 @@ def parse(into: Any, content: Any, where: str = "") -> Any:
     """Convert plain data to an annotated type; the error names the path below `where`.
 
     Raises:
-        RecipeError: One line on the first thing that is wrong.
+        RecipeError: One line about the first error.
     """
     try:
         return _build(into, content, where)
@@ -48,7 +48,7 @@ def parse(into: Any, content: Any, where: str = "") -> Any:
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """`; did you mean a, b?` for a misspelt name, or the whole list when nothing is near."""
+    """`; did you mean a, b?` for a misspelt name, or the whole list if no name is similar."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
     if near:
@@ -64,7 +64,7 @@ def fields_of(into: Any) -> dict[str, Any]:
 
 
 def child_of(kind: Any, key: str) -> Any:
-    """Annotation of what lies under a key or a list item; `Any` where none is known."""
+    """Annotation of a key or list item; `Any` if unknown."""
     for bare, _ in _members(kind):
         if dataclasses.is_dataclass(bare):
             return fields_of(bare).get(key, Any)
@@ -74,7 +74,7 @@ def child_of(kind: Any, key: str) -> Any:
 
 
 def takes_containers(kind: Any) -> bool:
-    """Whether a list or a mapping can be meant."""
+    """Whether the type accepts a list or a mapping."""
     return any(
         bare is Any or _is_list(bare) or _is_mapping(bare) or dataclasses.is_dataclass(bare)
         for bare, _ in _members(kind)
@@ -114,7 +114,7 @@ def _dataclass(into: Any, content: Mapping[Any, Any], path: str) -> Any:
             raise RecipeError(f"{below(path, field.name)}: this key is missing")
     try:
         return into(**values)
-    except ValueError as error:  # of a dataclass that checks itself
+    except ValueError as error:  # from a dataclass that checks itself
         raise RecipeError(f"{path}: {error}" if path else str(error)) from None
 
 
@@ -134,7 +134,7 @@ def _list(bare: Any, full: Any, value: Sequence[Any], path: str) -> Any:
 
 
 def _scalar(members: Sequence[tuple[Any, Any]], value: Any, path: str) -> Any:
-    """The value as the first type of a union that takes it, within that type's range."""
+    """The value converted to the first type of a union that accepts it, within its range."""
     for bare, full in members:
         done, converted = _convert(bare, value)
         if done:
@@ -145,7 +145,7 @@ def _scalar(members: Sequence[tuple[Any, Any]], value: Any, path: str) -> Any:
 
 
 def _convert(bare: Any, value: Any) -> tuple[bool, Any]:
-    """Whether a type takes a scalar, and the scalar in that type."""
+    """Whether a type accepts a scalar, and the converted scalar."""
     text = isinstance(value, str)
     if bare is NoneType:
         return value is None or (isinstance(value, Unquoted) and value == NULL), None
@@ -166,7 +166,7 @@ def _convert(bare: Any, value: Any) -> tuple[bool, Any]:
 
 
 def _checked(kind: Any, value: Any, path: str) -> Any:
-    """The value, if it is in the range that the annotation gives."""
+    """The value, if it is in the range of the annotation."""
     from pydantic import ValidationError
 
     try:
@@ -196,7 +196,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def _members(kind: Any) -> Iterator[tuple[Any, Any]]:
-    """(type, type with its limits) of every branch of a union, text last."""
+    """(type, annotated type) of every member of a union, text last."""
     found = list(_branches(kind))
     yield from sorted(found, key=lambda pair: pair[0] is str)
 
@@ -236,6 +236,6 @@ def _wanted(members: Iterable[tuple[Any, Any]]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message of one line."""
+    """A value for a one-line message."""
     shown = ascii(str(value) if isinstance(value, str) else value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."

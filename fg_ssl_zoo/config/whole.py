@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and files that cannot be read any more."""
+"""Files that are written completely or not at all, and files that cannot be read."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ REMEDIES = {
     errno.EACCES: "make it readable and writable for this user, or name another place",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
-"""What to do about an error of the operating system."""
+"""Number of an operating system error -> what to do."""
 
 _log = logging.getLogger(__name__)
 
@@ -27,14 +27,14 @@ PARTIAL = ".partial"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write beside, flush to the disk, rename: whoever reads finds the old file or the new one.
+    """Write a temporary file, flush it to disk and rename it; no reader sees a partial file.
 
     Args:
-        path: In a folder that is there.
-        content: Text is written as UTF-8.
+        path: File in an existing folder.
+        content: Bytes, or text that is written as UTF-8.
 
     Raises:
-        OSError: The older file stands as it was; the error has the path.
+        OSError: Writing failed and the older file is unchanged; the error has the path.
     """
     with whole_file(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -42,16 +42,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """The name of a file to write, which takes the place of `path` when the block ends.
+    """A temporary file name; at the end of the context, the file replaces `path`.
 
-    It has the number of this process, so that two processes may write the same file. What killed
-    processes left is removed.
+    The name contains the process id, so two processes may write the same file. Files of killed
+    processes are removed.
 
     Args:
-        path: In a folder that is there.
+        path: File in an existing folder.
 
     Raises:
-        OSError: The older file stands as it was; the error has the path.
+        OSError: Writing failed and the older file is unchanged; the error has the path.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -71,9 +71,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def in_use(process: str) -> bool:
-    """Whether a file with this number of a process in its name may belong to a live one.
+    """Whether a file with this process id in its name may belong to a running process.
 
-    Not where it has the number of this process: in a container, numbers come again.
+    False for the id of this process, since ids repeat in containers.
     """
     import psutil
 
@@ -84,9 +84,9 @@ def in_use(process: str) -> bool:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the operating system inside name this path; those of writing name none.
+    """Add this path to operating system errors inside the context, since write errors have none.
 
-    safetensors wraps them in an error of its own, which is one of the operating system again here.
+    safetensors wraps such errors in its own type; they are converted back.
     """
     try:
         yield
@@ -102,8 +102,8 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def disk_error(error: OSError) -> str:
-    """What the disk refused and what to do, on one line."""
-    if error.errno is None:  # not of the operating system: the message says all
+    """A disk error and what to do, on one line."""
+    if error.errno is None:  # not an operating system error: the message is complete
         return str(error)
     what = error.strerror or type(error).__name__
     remedy = REMEDIES.get(error.errno, "check that the path is there and can be written")
@@ -113,14 +113,14 @@ def disk_error(error: OSError) -> str:
 
 
 def set_aside(path: Path, why: str) -> Path:
-    """Rename a file that cannot be read to `NAME.unreadable`, and say so.
+    """Rename an unreadable file to `NAME.unreadable`, and log a warning.
 
     Args:
         path: The file.
-        why: What is wrong with it, for the message.
+        why: What is wrong with it, for the warning.
 
     Returns:
-        Its new name; one that is taken gets a number.
+        Its new name, with a number if the name exists.
     """
     aside, number = path.with_name(f"{path.name}.unreadable"), 1
     while aside.exists():

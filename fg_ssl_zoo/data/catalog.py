@@ -19,8 +19,8 @@ class Entry:
         terms: Under what it may be used; of the pictures, not of the mirror.
         homepage: Official download.
         hub_id: Mirror on the Hugging Face Hub; `None` where there is only the official download.
-        columns: Of the mirror.
-        train_split, test_split: Of the mirror; `+` joins splits.
+        columns: Column names of the mirror.
+        train_split, test_split: Split names of the mirror; `+` joins splits.
     """
 
     title: str
@@ -35,7 +35,7 @@ class Entry:
 CATALOG: dict[str, Entry] = {
     "cub": Entry(
         "Caltech-UCSD Birds-200-2011",
-        "non-commercial research and education; the pictures belong to their Flickr owners",
+        "non-commercial research and education; the images belong to their Flickr owners",
         "https://www.vision.caltech.edu/datasets/cub_200_2011",
         "bentrevett/caltech-ucsd-birds-200-2011",
     ),
@@ -62,7 +62,7 @@ CATALOG: dict[str, Entry] = {
     ),
     "pets": Entry(
         "Oxford-IIIT Pet (2012)",
-        "CC BY-SA 4.0; the pictures belong to their owners",
+        "CC BY-SA 4.0; the images belong to their owners",
         "https://www.robots.ox.ac.uk/~vgg/data/pets",
         "timm/oxford-iiit-pet",
     ),
@@ -91,5 +91,5 @@ def find_entry(name: str) -> Entry:
     known = nearest(name, ["drawn", *CATALOG])
     raise ValueError(
         f"data.name: unknown data set '{name}'{known}{'' if known.endswith('?') else '.'} "
-        "For pictures of your own give data.path=FOLDER or data.hub_id=OWNER/NAME"
+        "For images of your own give data.path=FOLDER or data.hub_id=OWNER/NAME"
     )

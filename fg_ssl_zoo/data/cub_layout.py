@@ -92,7 +92,7 @@ def _column(file: Path, ids: list[str]) -> np.ndarray:
     missing = [image for image in ids if image not in values]
     if missing:
         raise ValueError(
-            f"{file}: {len(missing)} pictures of images.txt are missing, as {missing[0]}"
+            f"{file}: {len(missing)} images of images.txt are missing, as {missing[0]}"
         )
     return np.array([int(values[image]) for image in ids])
 
@@ -114,6 +114,6 @@ def _check_there(root: Path, paths: list[str]) -> None:
     missing = [path for path in paths if not (root / "images" / path).is_file()]
     if missing:
         raise ValueError(
-            f"data.path: {len(missing)} of {len(paths)} pictures of {root / 'images.txt'} are not "
+            f"data.path: {len(missing)} of {len(paths)} images of {root / 'images.txt'} are not "
             f"in {root / 'images'}, as {missing[0]}"
         )

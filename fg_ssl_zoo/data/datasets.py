@@ -92,7 +92,7 @@ def load_splits(data: Data, seed: int = 0) -> tuple[Images, Images | None]:
 
     Args:
         data: `data:` of the recipe.
-        seed: Of drawn pictures and of the choice of `num_images`.
+        seed: Seed of drawn pictures and of the choice of `num_images`.
 
     Returns:
         Training pictures; test pictures, or `None` where training has no labels to score them with.
@@ -118,7 +118,7 @@ def _keep_pictures(images: Images, data: Data) -> None:
         images = images.images
     if not isinstance(images, FolderImages):
         raise ValueError(
-            f"data.cache: keeps pictures that are files in a folder; those of {images.name} are "
+            f"data.cache: keeps images that are files in a folder; those of {images.name} are "
             "not, set data.cache=false or data.path=FOLDER"
         )
     folder = cached_assets_path("fg_ssl_zoo", namespace="pictures")
@@ -131,7 +131,7 @@ def load_images(data: Data, split: Literal["train", "test"], *, seed: int = 0) -
     if split == "train":
         return train
     if test is None:
-        raise ValueError(f"data.test_split: {train.name} has no test pictures")
+        raise ValueError(f"data.test_split: {train.name} has no test images")
     return test
 
 
@@ -247,7 +247,7 @@ def _tell_missing_classes(images: Images, num_images: int) -> None:
     gone = [name for name, count in zip(images.classes, counts, strict=True) if not count]
     if gone:
         _log.warning(
-            "data.num_images=%d leaves %d of %d classes without a picture: %s",
+            "data.num_images=%d leaves %d of %d classes without an image: %s",
             num_images, len(gone), len(counts), printable(", ".join(gone[:5])),
         )  # fmt: skip
 
@@ -282,7 +282,7 @@ def _hold_out(images: Images) -> tuple[Images, Images]:
     assert images.labels is not None
     test = held_out(names, images.labels)
     _log.warning(
-        "%s has no labelled test split: %d of %d pictures (%.0f %% of each class, by a hash of the "
+        "%s has no labelled test split: %d of %d images (%.0f %% of each class, by a hash of the "
         "file name) are held out; data.test_split=%s trains on all",
         images.name, test.sum(), len(test), 100 * HELD_OUT, NO_TEST,
     )  # fmt: skip

@@ -178,7 +178,7 @@ def _decode_with_pillow(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
             image.load()
             return from_pil(image)
     except UnidentifiedImageError:
-        raise ValueError(f"not a picture ({_kind(encoded)})") from None
+        raise ValueError(f"not an image ({_kind(encoded)})") from None
 
 
 @contextmanager

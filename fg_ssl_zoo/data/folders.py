@@ -72,7 +72,7 @@ class FolderImages:
     Args:
         root: Folder that the paths start from.
         paths: Relative paths, with `/`.
-        name: Of the data set.
+        name: Name of the data set.
         classes: Class names in the order of the labels.
         labels: Class number of every path.
         points: Keypoints, if there are any.
@@ -206,7 +206,7 @@ def _compare_classes(
     if len(tested) < len(classes):
         missing = [name for name in classes if name not in tested]
         _log.warning(
-            "%s has test pictures of %d of %d classes; none of %s",
+            "%s has test images of %d of %d classes; none of %s",
             printable(root / test_folder), len(tested), len(classes),
             printable(", ".join(missing[:5])),
         )  # fmt: skip
@@ -218,7 +218,7 @@ def _tell_unused(root: Path, folders: list[str]) -> None:
     unused = [name for name in folders if name != masks and has_pictures(root / name)]
     if unused:
         _log.warning(
-            "%s: the pictures in %s belong to no split and are not used",
+            "%s: the images in %s belong to no split and are not used",
             printable(root), printable(", ".join(f"{name}/" for name in unused[:5])),
         )  # fmt: skip
 
@@ -269,7 +269,7 @@ def _are_classes(root: Path, splits: list[str]) -> bool:
     if not any(has_pictures(root / name, directly=True) for name in others):
         return False
     _log.warning(
-        "%s: %s/ is read as a class beside %s/; pictures of a split lie in folders of classes",
+        "%s: %s/ is read as a class beside %s/; images of a split lie in folders of classes",
         printable(root), printable(named[0]), printable(others[0]),
     )  # fmt: skip
     return True
@@ -304,16 +304,16 @@ def _split(
     """Paths of a split relative to `root`, and their class names where folders are classes.
 
     Args:
-        root: Of the data set.
-        folder: Of the split.
-        classes: Of the training split: a single folder with such a name is a class too.
+        root: Root of the data set.
+        folder: Folder of the split.
+        classes: Class names of the training split; a single folder with such a name is a class too.
     """
     listing = list_images(root / folder)
     if not listing.paths:
         raise no_images(root / folder, listing.others)
     if listing.others:
         _log.warning(
-            "%s: %d pictures; left out are %s",
+            "%s: %d images; left out are %s",
             printable(root / folder), len(listing.paths), counts(listing.others),
         )  # fmt: skip
     names = _class_names(root / folder, listing.paths, classes)
@@ -327,7 +327,7 @@ def _class_names(folder: Path, paths: list[str], classes: Sequence[str]) -> list
     if 0 in depths and len(depths) > 1:
         loose = [path for path in paths if "/" not in path]
         _log.warning(
-            "%s is read as unlabelled: %d pictures lie beside its folders (%s, ...); "
+            "%s is read as unlabelled: %d images lie beside its folders (%s, ...); "
             "move them away to have folder names as labels",
             printable(folder), len(loose), printable(loose[0]),
         )  # fmt: skip
@@ -339,7 +339,7 @@ def _class_names(folder: Path, paths: list[str], classes: Sequence[str]) -> list
         return tops
     elif min(depths) == 1 and classes:
         _log.warning(
-            "%s is read as unlabelled: its only folder, %s, is no class of the training pictures%s",
+            "%s is read as unlabelled: its only folder, %s, is no class of the training images%s",
             printable(folder), printable(tops[0]), printable(nearest(tops[0], classes)),
         )  # fmt: skip
     return None

@@ -38,7 +38,7 @@ class HubImages:
     Args:
         rows: Each `{"bytes": ..., "path": ...}`, of an Arrow table or a list.
         where: Data set and split, for errors.
-        name: Of the data set.
+        name: Name of the data set.
         classes: Class names in the order of the labels.
         labels: Class number of every row.
         state: Changes when what the rows hold does; empty where nobody knows.
@@ -293,7 +293,7 @@ def _find_columns(rows: Any, wanted: Mapping[str, str], hub_id: str) -> tuple[st
             raise ValueError(f"data.columns.{key}: {hub_id} has no column '{column}', but {listed}")
     image = wanted.get("image") or _guess(there, IMAGE_COLUMNS, datasets.Image)
     if image is None:
-        raise ValueError(f"data.columns.image: which of {listed} of {hub_id} is the picture?")
+        raise ValueError(f"data.columns.image: which of {listed} of {hub_id} is the image?")
     label = wanted.get("label") or _guess(there, LABEL_COLUMNS, datasets.ClassLabel)
     if label is None:
         _log.warning("%s is read as unlabelled; its columns: %s", hub_id, listed)
@@ -319,7 +319,7 @@ def class_numbers(
 
     Args:
         values: Integers or strings.
-        names: Of the integers, as a `ClassLabel` column has them.
+        names: Class names for integer labels, as in a `ClassLabel` column.
         known: Class names of the training split, whose numbers the values get: two splits may
             name their classes in another order.
         where: Data set, split and column, for errors.

@@ -12,7 +12,7 @@ from fg_ssl_zoo.data.decode import decode, from_pil
 from fg_ssl_zoo.data.listing import existing_folder, list_images
 from fg_ssl_zoo.data.sample import Sample
 
-WANTED = "a file, a folder, a Pillow picture, or a uint8 array (h, w, 3) or (h, w)"
+WANTED = "a file, a folder, a Pillow image, or a uint8 array (h, w, 3) or (h, w)"
 
 
 class GivenImages:
@@ -58,11 +58,11 @@ def _items(given: Any) -> list[Any]:
     if path.is_file():
         return [path]
     if path.suffix and not path.exists():
-        raise ValueError(f"there is no picture {path}")
+        raise ValueError(f"there is no image {path}")
     folder = existing_folder(str(given))
     found = [folder / name for name in list_images(folder).paths]
     if not found:
-        raise ValueError(f"there are no pictures in {folder}")
+        raise ValueError(f"there are no images in {folder}")
     return found
 
 
@@ -70,7 +70,7 @@ def _array(given: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
     if given.dtype == np.uint8 and given.ndim == 2:
         return np.repeat(given[..., None], 3, axis=2)
     if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] not in (3, 4):
-        raise ValueError(f"a picture is {WANTED}; not an array {given.dtype} {given.shape}")
+        raise ValueError(f"an image is {WANTED}; not an array {given.dtype} {given.shape}")
     return given[..., :3]
 
 
@@ -78,5 +78,5 @@ def _pillow(given: Any) -> UInt8[np.ndarray, "h w 3"]:
     from PIL import Image
 
     if not isinstance(given, Image.Image):
-        raise ValueError(f"a picture is {WANTED}; not {type(given).__name__}")
+        raise ValueError(f"an image is {WANTED}; not {type(given).__name__}")
     return from_pil(given)

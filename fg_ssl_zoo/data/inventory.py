@@ -213,4 +213,4 @@ def read(path: Path) -> dict[str, list[Entry]]:
         splits = content["splits"].items()
         return {split: [Entry(*entry) for entry in found] for split, found in splits}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no list of pictures ({error})") from error
+        raise ValueError(f"{path} is no list of images ({error})") from error

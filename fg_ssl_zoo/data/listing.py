@@ -94,7 +94,7 @@ def existing_folder(path: str) -> Path:
     if os.path.isdir(folder):
         return folder
     if os.path.exists(folder):
-        raise ValueError(f"data.path: {printable(path)} is a file; a folder of pictures is needed")
+        raise ValueError(f"data.path: {printable(path)} is a file; a folder of images is needed")
     parent, missing = folder.parent, folder
     while not os.path.isdir(parent) and parent != parent.parent:
         parent, missing = parent.parent, parent
@@ -113,7 +113,7 @@ def no_images(folder: Path, others: Counter[str]) -> ValueError:
         return ValueError(f"data.path: {printable(folder)} is empty")
     found = f"found {counts(others)}" if others else "found only folders and hidden files"
     wanted = " ".join(sorted(SUFFIXES))
-    return ValueError(f"data.path: no pictures in {printable(folder)} ({wanted}); {found}")
+    return ValueError(f"data.path: no images in {printable(folder)} ({wanted}); {found}")
 
 
 def counts(others: Counter[str]) -> str:

@@ -111,7 +111,7 @@ def collate(rows: Sequence[dict[str, Any]], room: Room | None = None) -> dict[st
     """Stack arrays, tensors and numbers; `corrupt` stays one flat list of messages.
 
     Args:
-        rows: Of the batch.
+        rows: Rows of the batch.
         room: Where the tensors are written; new memory when not given.
     """
     batch: dict[str, Any] = {"corrupt": [message for row in rows for message in row["corrupt"]]}
@@ -239,7 +239,7 @@ def worker_failure(error: BaseException) -> str | None:
     if not (isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid")):
         return None
     return (
-        f"a process that loads pictures has ended ({text.rstrip('.')}); often the machine has no "
+        f"a process that loads images has ended ({text.rstrip('.')}); often the machine has no "
         "memory left: lower data.num_workers or train.batch_size, and run the same command again "
         "to go on"
     )

@@ -52,9 +52,9 @@ class Pair:
     Attributes:
         kind: `exact`, `near`, `mirrored` or `similar`.
         distance: Bits in which the hashes differ, 0..256, of the mirror image where it is nearer.
-        cosine: Of the features, where there is a backbone.
+        cosine: Cosine similarity of the features, if a backbone is given.
         train, test: Numbers of the pictures in their sets.
-        train_file, test_file: Their names.
+        train_file, test_file: Names of the two files.
         train_class, test_class: `None` where a set is not labelled.
         conflict: Whether the classes differ; `None` where that cannot be said.
     """
@@ -102,7 +102,7 @@ class Overlap:
     def summary(self) -> str:
         """One line for the card."""
         line = (
-            f"Near-duplicates between pretraining and test pictures: {self.near} of "
+            f"Near-duplicates between pretraining and test images: {self.near} of "
             f"{self.num_test} (phash of {BITS} bits <= {self.threshold}, mirrored too); "
             f"exact: {self.exact}"
         )
@@ -136,7 +136,7 @@ def compare_splits(
         train: Pretraining pictures, labelled or not.
         test: Others.
         threshold: Bits; `NEAR`.
-        features: Of all pictures in both sets, a row each; zeros where one cannot be read.
+        features: Features of all pictures in both sets, a row each; zeros where one cannot be read.
             Without them nothing is `similar`.
         cosine: `SIMILAR`.
         num_workers: Loader processes.
@@ -237,7 +237,7 @@ def hashes_of(images: Images, num_workers: int = 0) -> Hashes:
     )
     batches = [batch for batch in loader if batch]
     if not batches:
-        raise ValueError(f"none of the {len(images)} pictures of {images.name} can be read")
+        raise ValueError(f"none of the {len(images)} images of {images.name} can be read")
 
     def column(name: str) -> np.ndarray:
         return np.concatenate([batch[name].numpy() for batch in batches])

@@ -164,6 +164,6 @@ def _check_there(root: Path, paths: list[str]) -> None:
     missing = [path for path in paths if not (root / path).is_file()]
     if missing:
         raise ValueError(
-            f"data.path: {len(missing)} of {len(paths)} pictures of {ANNOTATIONS} are not in "
+            f"data.path: {len(missing)} of {len(paths)} images of {ANNOTATIONS} are not in "
             f"{root}, as {missing[0]}"
         )

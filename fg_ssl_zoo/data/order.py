@@ -13,9 +13,9 @@ class Order:
     """Which images a step sees.
 
     Attributes:
-        num_images: Of the data set.
-        batch_size: Of all processes together; the rest of an epoch is dropped.
-        seed: Of the permutations.
+        num_images: Number of images in the data set.
+        batch_size: Batch size of all processes together; the rest of an epoch is dropped.
+        seed: Seed of the permutations.
     """
 
     num_images: int
@@ -26,7 +26,7 @@ class Order:
         if self.batch_size > self.num_images:
             raise ValueError(
                 f"train.batch_size: {self.batch_size} is more than the {self.num_images} "
-                f"training images; {self.num_images} or less would do"
+                f"training images; use {self.num_images} or less"
             )
 
     @property
@@ -52,7 +52,7 @@ def pictures_of_a_pass(batch_size: int, world: int, parts: int, where: str = "tr
     """Pictures that one process shows its network in one forward pass.
 
     Args:
-        batch_size: Of one optimizer step, all processes together.
+        batch_size: Batch size of one optimizer step, all processes together.
         world: Processes.
         parts: The batch is accumulated from so many.
         where: Path of the settings, for the error.

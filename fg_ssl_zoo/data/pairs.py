@@ -52,7 +52,7 @@ def coarse_dropout(
     """Black square holes at random places.
 
     Args:
-        image: Is not changed.
+        image: Not changed.
         generator: Draws number, sides and places.
         holes: Fewest and most of them.
         side: Smallest and largest, in pixels of 512.
@@ -139,7 +139,7 @@ def tile_shuffle(
     """
     height, width = image.shape[:2]
     if min(height, width) < grid:
-        raise ValueError(f"a picture of {width} x {height} pixels has no {grid} x {grid} tiles")
+        raise ValueError(f"an image of {width} x {height} pixels has no {grid} x {grid} tiles")
     cut = _pixels(image, border) if border else 0
     tall, wide = ((side - 2 * cut) // grid * grid for side in (height, width))
     top, left = (height - tall) // 2, (width - wide) // 2

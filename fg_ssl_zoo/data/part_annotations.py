@@ -33,7 +33,7 @@ class Points:
     """Keypoints of many pictures.
 
     Attributes:
-        names: Of the k keypoints.
+        names: Names of the k keypoints.
         rows: (n, k, 3) x, y, visible.
         pixels: Whether x and y are pixels; else they are shares of the picture.
     """
@@ -79,7 +79,7 @@ def read_points(root: Path, paths: Sequence[str]) -> Points | None:
     rows = [found.get(unicodedata.normalize("NFC", path)) for path in paths]
     missing = sum(row is None for row in rows)
     if missing:
-        _log.warning("%s has no row for %d of %d pictures", printable(file), missing, len(paths))
+        _log.warning("%s has no row for %d of %d images", printable(file), missing, len(paths))
     return Points(names, np.stack([nothing if row is None else row for row in rows]))
 
 
@@ -127,7 +127,7 @@ def _point_row(
         x, y = points[first, :2].tolist()
         raise ValueError(
             f"{printable(file)}, line {line}: {printable(names[first])} at x {x:g}, y {y:g} is "
-            "outside of the picture; visible keypoints are shares of it, 0 to 1"
+            "outside of the image; visible keypoints are shares of it, 0 to 1"
         )
     return points
 
@@ -137,7 +137,7 @@ class PartMasks:
     """Part masks of many pictures.
 
     Attributes:
-        names: Of the values 1, 2, ...
+        names: Names of the values 1, 2, ...
         folder: Where the masks lie, under the paths of the pictures.
         overlapping: Whether each part has masks of its own, in a folder of its name.
     """
@@ -168,14 +168,14 @@ def _read_mask(file: str, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
     try:
         with opened(file) as image:  # by Pillow: OpenCV would turn a palette into colours
             if image.size != (width, height):  # before its pixels take memory
-                raise ValueError(f"{image.size[::-1]}; the picture needs uint8 {(height, width)}")
+                raise ValueError(f"{image.size[::-1]}; the image needs uint8 {(height, width)}")
             mask = np.array(image)
     except Exception as error:  # Pillow's plugins raise all kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise WrongMask(f"{file}: {reason}") from None
     if mask.dtype != np.uint8 or mask.ndim != 2:
         raise WrongMask(
-            f"{file}: {mask.dtype} {mask.shape}; the picture needs uint8 {(height, width)}"
+            f"{file}: {mask.dtype} {mask.shape}; the image needs uint8 {(height, width)}"
         )
     return mask
 
@@ -215,7 +215,7 @@ def refuse_missing_masks(masks: PartMasks, paths: Sequence[str]) -> None:
     ]
     if missing:
         raise ValueError(
-            f"{masks.folder}: {len(missing)} of {len(paths)} pictures have no mask, as {missing[0]}"
+            f"{masks.folder}: {len(missing)} of {len(paths)} images have no mask, as {missing[0]}"
         )
 
 

@@ -54,7 +54,7 @@ class PictureCache:
         The array may be written to; the file stays as it is.
 
         Args:
-            path: Of the encoded picture.
+            path: Path of the encoded picture.
             how: How it is reduced; its `repr` is a part of the fingerprint.
             decoded: Decodes it; its errors leave this method.
         """
@@ -73,7 +73,7 @@ class PictureCache:
             if self._reserve(_HEADER.size + image.nbytes):
                 _write(file, image)
         except OSError as error:
-            self._say_once(f"{file.parent} cannot be written ({error}); pictures are not kept")
+            self._say_once(f"{file.parent} cannot be written ({error}); images are not kept")
         return image
 
     def _reserve(self, size: int) -> bool:
@@ -89,7 +89,7 @@ class PictureCache:
                     self._state["full"] = "yes"
                     self._say_once(
                         f"{self.folder} holds {used / 1e9:.1f} of data.cache_gb="
-                        f"{self.most / 1e9:g}; further pictures are decoded each time"
+                        f"{self.most / 1e9:g}; further images are decoded each time"
                     )
                     return False
                 count.write_text(f"{used + size}\n")

@@ -21,7 +21,7 @@ class CropRange:
     Attributes:
         size: Side of the view in pixels.
         area: Smallest crop as a share of the picture.
-        low, high: Of the crop's width to height.
+        low, high: Range of the crop's aspect ratio, width to height.
     """
 
     size: int
@@ -46,7 +46,7 @@ class Reduction:
     """The largest reduction that leaves all views of a picture their pixels.
 
     Attributes:
-        crops: Of all views.
+        crops: Crops of all views.
     """
 
     crops: Sequence[CropRange]

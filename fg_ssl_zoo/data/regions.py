@@ -99,7 +99,7 @@ def _felzenszwalb() -> Callable[..., np.ndarray]:
     except ImportError:
         raise ValueError(
             "options.masks: felzenszwalb needs scikit-image: pip install 'fg-ssl-zoo[masks]'; "
-            "grid would do without"
+            "masks=grid needs no package"
         ) from None
     return felzenszwalb
 
@@ -128,8 +128,8 @@ def given_parts(sample: Sample) -> UInt8[np.ndarray, "h w"]:
     """
     if "part_mask" not in sample:
         raise ValueError(
-            "options.masks: given needs part masks, and the pictures have none; parts.json and a "
-            "folder masks/ beside them (docs/data.md) would do, or felzenszwalb or grid"
+            "options.masks: given needs part masks, and the images have none; add parts.json and a "
+            "folder masks/ beside them (docs/data.md), or use felzenszwalb or grid"
         )
     return sample["part_mask"]
 
@@ -174,7 +174,7 @@ def segment_notes(
     """
     world, me = accelerator.num_processes, accelerator.process_index
     if accelerator.is_main_process:
-        _log.info("masks     segmenting %d pictures", len(images))
+        _log.info("masks     segmenting %d images", len(images))
     notes = torch.zeros(len(images), NOTE_SIDE, NOTE_SIDE, dtype=torch.uint8)
     loader = image_loader(
         images, _Noted(segments), range(me, len(images), world),
@@ -188,12 +188,12 @@ def segment_notes(
     last = notes.flatten(1).amax(dim=1)  # regions are numbered without gaps
     if not last.any():
         raise ValueError(
-            f"options.masks: every picture of {images.name} is a single region at scale "
-            f"{segments.scale:g}; a smaller scale would do, or masks=grid"
+            f"options.masks: every image of {images.name} is a single region at scale "
+            f"{segments.scale:g}; use a smaller scale, or masks=grid"
         )
     if accelerator.is_main_process:
         mean, single = last.float().mean() + 1, (last == 0).sum()
-        _log.info("masks     %.1f regions a picture, %d pictures with a single one", mean, single)
+        _log.info("masks     %.1f regions an image, %d images with a single one", mean, single)
     return notes
 
 
@@ -211,8 +211,8 @@ def check_given(images: Images) -> None:
         if several(given_parts(sample)):
             return
     raise ValueError(
-        f"options.masks: the part masks of {images.name} show a single part wherever we looked; "
-        "felzenszwalb or grid would do"
+        f"options.masks: the part masks of {images.name} show a single part in all images "
+        "that were checked; use felzenszwalb or grid"
     )
 
 
@@ -233,7 +233,7 @@ class RandomRegionViews:
         cells: Side of the feature map that the regions are brought to.
         num_samples: Regions that are drawn to be compared.
         augmentations: One for each view.
-        regions: Of a sample.
+        regions: Regions of a sample.
     """
 
     size: int

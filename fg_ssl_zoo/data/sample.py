@@ -41,7 +41,7 @@ class Images(Protocol):
     """A source of pictures, map-style and picklable.
 
     Attributes:
-        name: Of the data set.
+        name: Name of the data set.
         classes: Class names in the order of the labels; empty when nothing is labelled.
         labels: (n,) int64 class numbers; `None` when nothing is labelled.
     """
@@ -169,7 +169,7 @@ def refuse_single_pictures(labels: np.ndarray, classes: Sequence[str], learner: 
 
     Args:
         labels: (n,) int64 class numbers of the training pictures.
-        classes: Their names.
+        classes: Class names.
         learner: Who is to learn from them, for the message.
 
     Raises:
@@ -179,6 +179,6 @@ def refuse_single_pictures(labels: np.ndarray, classes: Sequence[str], learner: 
     single = [name for name, count in zip(classes, counts, strict=False) if count == 1]
     if single:
         raise ValueError(
-            f"{learner} learns classes from several pictures; {len(single)} of {len(classes)} have "
-            f"one training picture ({', '.join(single[:5])}); add some, or leave those classes out"
+            f"{learner} learns classes from several images; {len(single)} of {len(classes)} have "
+            f"one training image ({', '.join(single[:5])}); add some, or leave those classes out"
         )

@@ -28,7 +28,7 @@ def stacked(key: str, values: Sequence[Any], room: Room | None = None) -> Tensor
     """Arrays, tensors or numbers of the rows of a batch as one tensor.
 
     Args:
-        key: Of the batch.
+        key: Key of the batch.
         values: One of each row, of equal shape.
         room: Where the tensor is written; new memory when not given.
     """

@@ -23,10 +23,10 @@ class ThreadLoader:
     """Batches in order; an error of a thread is raised where its batch would have come.
 
     Args:
-        dataset: Is read from several threads at once.
+        dataset: Read by several threads at once.
         batches: Keys of every batch.
         collate: Rows -> batch.
-        num_threads: That make batches.
+        num_threads: Number of threads that assemble batches.
         prefetch_factor: Batches of each thread that are made ahead.
         pin_memory: Copy the batches to pinned memory, which needs an accelerator.
     """

@@ -57,7 +57,7 @@ class Augmentation:
         hue: Turn of the colour circle in -+ this, 0.5 being half of it.
         grayscale: Probability.
         blur: Probability.
-        blur_sigma: Of the Gaussian, in pixels at 224; scaled with the size of the view.
+        blur_sigma: Sigma of the Gaussian blur in pixels at 224; scaled with the size of the view.
         solarize: Probability; values of 128 and above are inverted.
     """
 
@@ -132,7 +132,7 @@ class View:
         flip: Mirror the crop.
         matrix: (3, 3) on RGB in 0..255.
         offset: Times the mean luma of the crop, added to every channel.
-        sigma: Of the blur in pixels of the view; 0 for none.
+        sigma: Sigma of the blur in pixels of the view; 0 for none.
         solarize: Invert values of 128 and above.
     """
 
@@ -189,10 +189,10 @@ def crop_box(
     allowed ratio. Clamping a try to the picture instead would give crops of other areas and ratios.
 
     Args:
-        height: Of the picture in pixels.
-        width: Of the picture in pixels.
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
         tries: Area and ratio of each try, uniform in 0..1.
-        place: Of the crop in the room that is left in x and in y, uniform in 0..1.
+        place: Position of the crop in x and y as a share of the free room, uniform in 0..1.
         how: Bounds of area and ratio.
     """
     if how.crop_scale[0] >= 1:
@@ -257,7 +257,7 @@ class RandomViews:
     Attributes:
         size: Side in pixels.
         augmentations: One for each view.
-        edits: Of the picture of each view; `None` leaves it as it is.
+        edits: Edits of the picture of each view; `None` leaves it as it is.
         after: Whether the edits are made on the finished views instead.
     """
 

@@ -101,9 +101,9 @@ def load_into(owner: Any, state: Mapping[str, Any], key: str, path: Path) -> Non
 
     Args:
         owner: Takes it by `load_state_dict`.
-        state: Of the checkpoint.
-        key: Of the part.
-        path: Of the file, for the error.
+        state: Content of the checkpoint.
+        key: Key of the part.
+        path: Path of the file, for the error.
 
     Raises:
         CheckpointError: It is of another method or network.

@@ -145,7 +145,7 @@ def check_launch(precision: str) -> None:
     """Refuse what the environment asks for and no run does; warn of what has no effect.
 
     Args:
-        precision: Of the run, `bf16` or `fp32`.
+        precision: Precision of the run, `bf16` or `fp32`.
 
     Raises:
         ValueError: The variable, what it stands for, and what would do.

@@ -36,7 +36,7 @@ def open_trackers(
 
     Args:
         accelerator: Gets the trackers.
-        folder: Where the first two write.
+        folder: Folder that the first two write to.
         names: Further trackers that Accelerate knows.
         done: Steps of the checkpoint that the run goes on from.
         measured: Step of its last measurement.
@@ -111,7 +111,7 @@ def drop_from(path: Path, first_step: int, measured: int, start_left: bool = Fal
 
     Args:
         path: The file.
-        first_step: That the run writes next.
+        first_step: Next step of the run.
         measured: Step of the last measurement that counts; later ones are made again.
         start_left: Whether the start is measured on all pictures again, too.
     """

@@ -57,7 +57,7 @@ class Fit:
         train: The stage's settings.
         dataset: Pictures through the method's views.
         accelerator: Devices, precision and processes.
-        folder: Where checkpoints go.
+        folder: Folder for checkpoints.
         start: Position to begin at.
         state: Checkpoint to begin from, if any.
         measure: Called at the start, every `measure_every` epochs and at the end.
@@ -68,17 +68,17 @@ class Fit:
         measure_every: In epochs.
         measure_ends: Called with it at the start of a run and at the end of a round, as what it
             measures takes long.
-        num_workers: Of each process; `auto` follows the cores.
+        num_workers: Number of loader processes per process; `auto` depends on the cores.
         first_step: Optimizer steps of the rounds before this one; the log counts on.
         channels_last: Memory format of the method.
-        record: Of the run so far; grows.
+        record: Record of the run so far; extended in place.
         started_norms: Batch norms of the backbone that `train.norm: auto` freezes, by name: those
             that had statistics before the first stage.
         early: Steps after which it is measured once more; 0 for never.
         judge: Called with all measurements after the early one; a sentence to say, if any.
         anchor: Keeps the backbone near the start of the stage, where the recipe asks for it.
         keep_checkpoints: Newest ones that stay.
-        title: Of the progress line.
+        title: Title of the progress bar.
     """
 
     train: Train
@@ -269,8 +269,8 @@ def refuse_broken(state: Mapping[str, Tensor], what: str) -> None:
     """Refuse to start from weights that are no numbers.
 
     Args:
-        state: Of the network, or of the method around it.
-        what: Of which weights, for the message.
+        state: State dict of the network, or of the method around it.
+        what: Which weights these are, for the message.
 
     Raises:
         TrainingStopped: The first such tensor and what to try.

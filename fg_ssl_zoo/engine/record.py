@@ -15,7 +15,7 @@ class Record:
         start_left: Whether the start is still to be measured on all pictures; its weights are in
             the run's folder.
         num_scored: Test pictures that the last measurement read; `None` before there is one.
-        commits: Of the code that trained, each once, in order.
+        commits: Commits of the code that trained the run, each once, in order.
         hardware: Processes and switches that trained, likewise.
     """
 

@@ -240,10 +240,10 @@ class RunFolder:
             what = self._other_fingerprint(splits)
         else:
             changed = inventory.differences(before, pictures)
-            what = f"has trained on other pictures ({changed})" if changed else ""
+            what = f"has trained on other images ({changed})" if changed else ""
         if what:
             raise RunFolderTaken(
-                f"the run in output folder {self.path} {what}; restore the pictures, {REMEDIES}"
+                f"the run in output folder {self.path} {what}; restore the images, {REMEDIES}"
             )
 
     def _other_fingerprint(self, splits: Mapping[str, Images | None]) -> str:
@@ -259,7 +259,7 @@ class RunFolder:
             images = splits.get(split)
             here = None if images is None else fingerprint(images)
             if data.get(key, here) != here:
-                return f"has other pictures ({split}: fingerprint {data[key]} there, {here} here)"
+                return f"has other images ({split}: fingerprint {data[key]} there, {here} here)"
         return ""
 
     def _pictures_before(self) -> inventory.Inventory | None:
@@ -269,7 +269,7 @@ class RunFolder:
         try:
             return inventory.read(self.data)
         except ValueError as error:
-            set_aside(self.data, f"{error}; the pictures are not compared with those before")
+            set_aside(self.data, f"{error}; the images are not compared with those before")
             return None
 
     def _written(self) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Signals:
 
         Args:
             done: Steps.
-            seconds: That a step takes this process.
+            seconds: Duration of a step in this process.
             news: A number of things that the others do not know.
         """
         number = self.number or (int(signal.SIGTERM) if self._orphaned() else 0)

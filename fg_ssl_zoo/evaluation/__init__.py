@@ -1,1 +1,1 @@
-"""Protocols that tell how good a backbone is."""
+"""Evaluation of backbones: protocols, tables, reports, measurements during training."""

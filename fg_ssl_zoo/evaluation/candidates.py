@@ -1,4 +1,4 @@
-"""The backbones that one evaluation compares: opened, each once, and named."""
+"""Open the backbones of one evaluation, each once, and give them row names."""
 
 import json
 import re
@@ -17,16 +17,16 @@ from fg_ssl_zoo.backbones.identity import identity
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backbone that is about to be scored.
+    """A backbone to be scored.
 
     Attributes:
-        name: Of its row.
-        words: As the user wrote them.
-        backbone: Opened.
-        layer: Feature map to score, `None` for the pooled features.
-        identity: What tells it from other models.
-        start: Name of the row of the network that it was before training; `None` where there is no
-            such row, and for that network itself.
+        name: Name of its row in the table.
+        words: The text that the user wrote.
+        backbone: The opened backbone.
+        layer: Feature map to score; `None` for the pooled features.
+        identity: Everything that determines its features, see `identity`.
+        start: Name of the row of the same network before training; `None` if there is no such
+            row, and for that network itself.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Candidate:
 def candidates(
     models: Sequence[str], image_size: int | None, *, with_untrained: bool, seed: int
 ) -> list[Candidate]:
-    """All backbones, each once, opened before any of them is scored: a wrong name costs nothing.
+    """Open all backbones, each once, before any is scored, so that a wrong name fails early.
 
     Args:
         models: As for `evaluate`.
         image_size: Side of the input in pixels; each model's own when not given.
-        with_untrained: Put the network that each model was before training behind it.
-        seed: Of the networks that come without a recipe.
+        with_untrained: Add, after each model, its network before training.
+        seed: Seed of random weights, for networks without a recipe.
     """
     found: dict[str, Candidate] = {}
     for words in models:
@@ -68,9 +68,9 @@ def _enter(
     *,
     pretrained: bool = True,
 ) -> str:
-    """Add a model unless it is there under other words; the key that it has."""
+    """Add a model unless it is already there under another name; returns its key."""
     about = identity(backbone, layer)
-    key = json.dumps({**about, "crop_pct": backbone.crop_pct})  # other pixels, another row
+    key = json.dumps({**about, "crop_pct": backbone.crop_pct})  # another input size is another row
     if key not in found:
         name = row_name(words, backbone, pretrained, [other.name for other in found.values()])
         found[key] = Candidate(name, words, backbone, layer, about)
@@ -78,7 +78,7 @@ def _enter(
 
 
 def opened(words: str, image_size: int | None, *, seed: int) -> tuple[Backbone, int | None]:
-    """The backbone of these words, a random one under this seed, and which map is scored."""
+    """Open a backbone, random weights under this seed; also returns the feature map to score."""
     torch.manual_seed(seed)
     source, layer = with_layer(words)
     return open_backbone(source, image_size=image_size), layer
@@ -91,10 +91,10 @@ def with_layer(words: str) -> tuple[str, int | None]:
 
 
 def row_name(words: str, backbone: Backbone, pretrained: bool, taken: Iterable[str] = ()) -> str:
-    """A short name for a table that no other row has.
+    """A short name that is unique in the table.
 
-    A network before training is `ARCHITECTURE, untrained`, or `ARCHITECTURE, start` if its recipe
-    started it from other weights than random ones.
+    A network before training is called `ARCHITECTURE, untrained`, or `ARCHITECTURE, start` if its
+    recipe does not start from random weights.
     """
     source, layer = with_layer(words)
     head, at, init = source.partition("@")
@@ -112,7 +112,7 @@ def row_name(words: str, backbone: Backbone, pretrained: bool, taken: Iterable[s
 
 
 def is_before_training(name: str) -> bool:
-    """Whether `row_name` gave this name to an untrained network or to a start."""
+    """Whether this is the row name of a network before training."""
     return bool(re.search(r", (untrained|start)(#-?\d+)?( \(\d+\))?$", name))
 
 

@@ -1,9 +1,9 @@
-"""How good are these backbones on this data? One call for several models and protocols.
+"""Score several backbones with several protocols on one data set.
 
     evaluation = evaluate(["runs/x", "resnet50.a1_in1k"], data, protocols=["knn", "linear"])
     print(markdown(as_plain(evaluation)))                           # evaluation/table.py
 
-The network that each model was before training is a row of its own.
+The table also has a row for each network as it was before training.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,18 +31,21 @@ from fg_ssl_zoo.features.cache import features_of
 from fg_ssl_zoo.features.extract import few_unreadable, ready, unreadable
 from fg_ssl_zoo.ops.distributed import world_size
 
+Splits = tuple[Images, Images | None]
+"""Training and test images, as `load_splits` returns them."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """One backbone.
+    """The scores of one backbone.
 
     Attributes:
-        name: For the table: the words without their path.
-        words: As the user wrote them.
+        name: Short name in the table, without a path.
+        words: The text that the user wrote.
         backbone: Its identity, width and start weights.
         outcomes: Metric -> outcome.
-        intervals: Metric -> 95 % bootstrap interval over the test pictures.
-        start: Name of the row of the network that it was before training, where there is one.
+        intervals: Metric -> 95 % bootstrap interval over the test images.
+        start: Name of the row of the same network before training, if there is one.
     """
 
     name: str
@@ -58,12 +61,12 @@ class Evaluation:
     """Several backbones on one data set.
 
     Attributes:
-        data: Name, counts of the pictures that were used, names of those that cannot be read,
-            fingerprints of the splits, and the floors (chance, majority).
-        rows: In the order asked for, behind each the network that it was before training.
-        labels: (m,) of the test pictures; `None` where no protocol needs them and there are none.
-        p_values: Metric -> {(name, name): p of equal means on the same pictures}.
-        settings: What held for all rows, versions, commit and hardware included.
+        data: Name, numbers of images used, names of unreadable images, fingerprints of the splits,
+            and the scores of guessing (chance, majority).
+        rows: In the order of the models; each is followed by its network before training.
+        labels: (m,) class numbers of the test images; `None` if they have none.
+        p_values: Metric -> {(name, name): p-value of equal means on the same images}.
+        settings: Settings of all rows, including versions, commit and hardware.
     """
 
     data: dict[str, Any]
@@ -86,31 +89,35 @@ def evaluate(
     seed: int = 0,
     cache: Path | None = None,
     unfinished: Path | None = None,
+    splits: Splits | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
-    """Score every model with every protocol on the same pictures.
+    """Score every model with every protocol on the same images.
 
     Args:
-        models: Words for `open_backbone`; `#3` at their end scores the mean over feature map 3
-            (stage of a CNN, block of a ViT) instead of the pooled features.
-        data: Where the labelled pictures are.
+        models: Texts for `open_backbone`. With `#3` at the end, the mean over feature map 3
+            (stage of a CNN, block of a ViT) is scored instead of the pooled features.
+        data: The labelled images.
         accelerator: Device, precision and processes.
         protocols: Keys of `PROTOCOLS`.
         options: Options of a protocol: `{"finetune": Finetune(epochs=20)}`.
         image_size: Side of the input in pixels; each model's own when not given.
-        crop_pct: Of the centre crop; that of the data, or each model's own, when not given.
-        with_untrained: Add the network that each model was before training as a row: for a run
-            and an export the start of that run, to the bit; else random weights.
-        seed: Of all draws, and of random weights where no recipe tells another.
+        crop_pct: Share of the image that the centre crop keeps. When not given: that of `data`,
+            otherwise each model's own.
+        with_untrained: Add a row for each network before training: for a run and an export the
+            start weights of that run, equal to the bit; otherwise random weights.
+        seed: Seed of every random draw, and of random weights without a recipe.
         cache: Folder of feature files.
-        unfinished: Folder of scores; those of an earlier try that was stopped are not made again.
+        unfinished: Folder of the scores that a stopped call has completed; they are not computed
+            again.
+        splits: The images of `data`, if `load_splits` has already read them.
         say: Called with a line before each piece of work.
 
     Raises:
-        ValueError: An unknown model or protocol, options of one that is not run, pictures without
-            the labels, keypoints or part masks that are asked for, test classes that training
-            lacks, more than one picture in a hundred that cannot be read, features that are not
-            finite; the message says what would be right.
+        ValueError: An unknown model or protocol; options of a protocol that is not computed; images
+            without the labels, keypoints or part masks that a protocol needs; test classes without
+            training images; more than 1 % unreadable images; features that are not finite. The
+            message says what would be right.
     """
     chosen, began_at = known_protocols(protocols), commit()
     options = options or {}
@@ -119,7 +126,7 @@ def evaluate(
             raise ValueError(
                 f"options are given for {name}, which is not among the protocols {chosen}; add it"
             )
-    train, test = scored_splits(data, chosen, seed)
+    train, test = scored_splits(data, chosen, seed, splits)
     crop_pct = data.crop_pct if crop_pct is None else crop_pct
     for name in chosen:
         PROTOCOLS[name].check(train, test)
@@ -147,7 +154,7 @@ def evaluate(
     kept = Kept(unfinished, about, accelerator)
     for candidate in entered:
         name, backbone, layer = candidate.name, candidate.backbone, candidate.layer
-        say(f"{name}: features of {len(train) + len(test)} pictures, {backbone.image_size} px")
+        say(f"{name}: features of {len(train) + len(test)} images, {backbone.image_size} px")
         task = make_task(
             backbone, train, test, accelerator,
             crop_pct=crop_pct, layer=layer, seed=seed, cache=cache,
@@ -171,7 +178,7 @@ def evaluate(
             "crop_pct": crop_pct,
             "image_size": image_size,
             "seed": seed,
-            "interval": {"level": 0.95, "draws": statistics.DRAWS, "over": "test pictures"},
+            "interval": {"level": 0.95, "draws": statistics.DRAWS, "over": "test images"},
             "test": {"kind": "sign flips of paired differences", "draws": statistics.DRAWS},
             "precision": accelerator.mixed_precision,
             "processes": accelerator.num_processes,
@@ -182,13 +189,15 @@ def evaluate(
     )
 
 
-def labelled_splits(data: Data, seed: int = 0) -> tuple[Images, Images]:
-    """Training and test pictures that protocols can score.
+def labelled_splits(
+    data: Data, seed: int = 0, splits: Splits | None = None
+) -> tuple[Images, Images]:
+    """Training and test images that protocols can score; `splits` as for `evaluate`.
 
     Raises:
-        ValueError: No labels, no test pictures, or test classes that training lacks.
+        ValueError: No labels, no test images, or test classes without training images.
     """
-    train, test = load_splits(data, seed)
+    train, test = splits or load_splits(data, seed)
     if train.labels is None or test is None or test.labels is None:
         raise ValueError(
             f"{train.name} has no labels; put each class into a folder of its own. Without labels, "
@@ -201,20 +210,25 @@ def labelled_splits(data: Data, seed: int = 0) -> tuple[Images, Images]:
     return train, test
 
 
-def scored_splits(data: Data, protocols: Sequence[str], seed: int = 0) -> tuple[Images, Images]:
-    """Training and test pictures for these protocols, some of which need no class labels.
+def scored_splits(
+    data: Data, protocols: Sequence[str], seed: int = 0, splits: Splits | None = None
+) -> tuple[Images, Images]:
+    """Training and test images for these protocols, some of which need no class labels.
 
     Raises:
-        ValueError: As `labelled_splits`; or no test pictures.
+        ValueError: As for `labelled_splits`; or no test images.
     """
     if any(PROTOCOLS[name].needs_labels for name in protocols):
-        return labelled_splits(data, seed)
-    found = all_splits(data, seed=seed)
-    if found["train"].labels is not None:
-        return labelled_splits(data, seed)
-    if "test" not in found:
-        raise ValueError(f"{found['train'].name} has no test images; put some into test/")
-    return found["train"], found["test"]
+        return labelled_splits(data, seed, splits)
+    if splits is None:
+        found = all_splits(data, seed=seed)
+        splits = found["train"], found.get("test")
+    train, test = splits
+    if train.labels is not None:
+        return labelled_splits(data, seed, splits)
+    if test is None:
+        raise ValueError(f"{train.name} has no test images; put some into test/")
+    return train, test
 
 
 def make_task(
@@ -228,10 +242,10 @@ def make_task(
     seed: int = 0,
     cache: Path | None = None,
 ) -> Task:
-    """Features of both splits, computed or read; arguments as for `evaluate`.
+    """Features of both splits, computed or read from the cache; arguments as for `evaluate`.
 
     Raises:
-        TooManyCorruptImages: Not one picture of a split can be read.
+        TooManyCorruptImages: No image of a split can be read.
     """
     ready(backbone, accelerator)
     workers = resolve_num_workers("auto", world_size())
@@ -268,18 +282,18 @@ def _scored(
     say: Callable[[str], None],
     kept: Kept,
 ) -> tuple[dict[str, Outcome], dict[str, str]]:
-    """Outcomes of one backbone by metric, and why others are missing."""
+    """Metric -> outcome for one backbone, and the reason for each missing score."""
     outcomes, lacking, name = {}, {}, candidate.name
     for protocol in chosen:
         given = [options[protocol]] if protocol in options else []
         key = {"model": candidate.identity, "protocol": protocol, "options": given}
         all_found = kept.read(key)
-        say(f"{name}: {protocol}{'' if all_found is None else ', as finished before'}")
+        say(f"{name}: {protocol}{'' if all_found is None else ', already computed'}")
         try:
             if all_found is None:
                 all_found = PROTOCOLS[protocol].run(task, *given)
                 kept.write(key, all_found)
-        except TrainingStopped as error:  # a diverged fine-tuning costs its cell, not the table
+        except TrainingStopped as error:  # a diverged fine-tuning leaves one cell empty
             say(f"{name}: {protocol} is left out: {error}")
             lacking[f"{name}, {protocol}"] = str(error)
             continue
@@ -320,7 +334,7 @@ def _p_values(rows: list[Row], seed: int) -> dict[str, dict[tuple[str, str], flo
 
 
 def _about(task: Task, labels: np.ndarray | None) -> dict[str, Any]:
-    """The data as they were used; a picture that cannot be read is in no count."""
+    """Name, counts and fingerprints of the data; unreadable images are not counted."""
     train, test = task.train_images, task.test_images
     return {
         "name": train.name,

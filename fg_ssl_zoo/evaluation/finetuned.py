@@ -3,9 +3,9 @@
 The classifier starts as the logistic regression on the frozen features, so that the first steps do
 not distort them (Kumar et al., 2022, arXiv 2202.10054: linear probing, then fine-tuning).
 
-Our choice: SGD with momentum 0.9 at 0.01 for both, cosine, batch 32, crops of a third and more,
-mirror images. Batch norms keep their running statistics, which few pictures would replace by their
-own.
+Our choice: SGD, momentum 0.9, learning rate 0.01 for both, cosine, batch 32, crops of at least a
+third of the image, horizontal flip. BatchNorms keep their running statistics, since few images
+would not give good ones.
 """
 
 import copy
@@ -21,7 +21,7 @@ from fg_ssl_zoo.evaluation.head import Head
 from fg_ssl_zoo.evaluation.protocols.finetune import Classifier, Finetune, train_classifier
 
 EPOCHS = 20
-"""Passes over the labelled pictures."""
+"""Passes over the labelled images."""
 
 OPTIONS = Finetune(batch_size=32, lr=0.01, backbone_rate=1.0)
 
@@ -39,12 +39,12 @@ def fine_tuned(
     """Train a copy of a backbone together with a fitted classifier.
 
     Args:
-        backbone: Whose features the classifier reads; is left as it is.
-        head: Fitted on these pictures.
-        images: Labelled pictures of all classes of the head.
+        backbone: Backbone whose features the classifier reads; not changed.
+        head: Classifier fitted on these images.
+        images: Labelled images of all classes of the head.
         accelerator: Device, precision and processes.
-        epochs: Passes over the pictures.
-        seed: Of order and crops.
+        epochs: Passes over the images.
+        seed: Seed of order and crops.
         num_workers: Loader processes.
 
     Returns:

@@ -1,7 +1,7 @@
-"""A linear classifier on frozen features, as weights: what `fgssl classifier` writes.
+"""The linear classifier that `fgssl classifier` writes.
 
-The fit is that of the `linear` protocol: multinomial logistic regression, C = 1, features as they
-are, so that the score of that protocol is the score of this classifier.
+It is fitted as in the protocol `linear` (multinomial logistic regression, C = 1, features not
+scaled), so its accuracy is the score of that protocol.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Head:
     Attributes:
         weight: (c, d) float32.
         bias: (c,) float32.
-        classes: Names in the order of the rows.
+        classes: Class names in the order of the rows.
     """
 
     weight: Float[Tensor, "c d"]
@@ -37,15 +37,15 @@ class Head:
 def fit_head(
     features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], classes: list[str]
 ) -> Head:
-    """Logistic regression; a class without a labelled picture is left out.
+    """Fit a logistic regression; a class without labelled images is left out.
 
     Args:
-        features: Of the labelled pictures.
-        labels: Numbers of their classes.
-        classes: Names.
+        features: Features of the labelled images.
+        labels: Class numbers of the images.
+        classes: Class names.
 
     Raises:
-        ValueError: All pictures are of one class.
+        ValueError: All images have the same class.
     """
     present = labels.unique()
     if len(present) < 2:

@@ -1,7 +1,7 @@
-"""Finished scores of an evaluation that has not ended, so that the same command goes on from them.
+"""Scores of an evaluation that was stopped, so that the same command continues from them.
 
-One file for each model and protocol. Its name is a hash of all that could move the scores: model,
-pictures, options, seed, precision, processes, versions and commit.
+One file for each model and protocol. Its name is a hash of everything that can change the scores:
+model, images, options, seed, precision, processes, versions and commit.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from fg_ssl_zoo.evaluation.protocol import Outcome
 
 
 class Kept:
-    """Scores in a folder, or nowhere.
+    """Scores stored in a folder.
 
     Args:
-        folder: Is made with the first scores; `None` keeps nothing.
-        about: What holds for all of them.
-        accelerator: The main process writes; all go on from what was there at the start.
+        folder: Created with the first scores; with `None` nothing is kept.
+        about: Settings that all scores share; part of the hash.
+        accelerator: The main process writes; all processes read what existed at the start.
     """
 
     def __init__(
@@ -35,10 +35,10 @@ class Kept:
         accelerator.wait_for_everyone()
 
     def read(self, key: Mapping[str, Any]) -> list[Outcome] | None:
-        """The scores of a model and a protocol, where an earlier try has finished them.
+        """The stored scores of a model and a protocol; `None` if there are none.
 
         Args:
-            key: What holds for these alone.
+            key: Model, protocol and options of these scores.
         """
         path = self._path(key)
         if path is None or path.name not in self.there:
@@ -51,7 +51,7 @@ class Kept:
             return None
 
     def write(self, key: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
-        """Keep the scores of a model and a protocol."""
+        """Store the scores of a model and a protocol."""
         path = self._path(key)
         if path is not None and self.accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Measurements while training: is it learning, or has it collapsed?"""
+"""Measurements during training: kNN accuracy, RankMe, and detection of a collapse."""
 
 import logging
 import sys
@@ -35,13 +35,13 @@ from fg_ssl_zoo.ops.neighbours import knn_top1
 from fg_ssl_zoo.ops.spectrum import feature_std, rankme
 
 RANK_IMAGES = 2048
-"""Pictures that RankMe reads; its value depends on the number, so it is fixed."""
+"""Images that RankMe reads; its value depends on the number, so it is fixed."""
 
 SAID_EVERY = 15.0
-"""Seconds between lines on how far a measurement is, where there is no terminal."""
+"""Seconds between progress lines of a measurement without a terminal."""
 
 COLLAPSED_STD = 1e-3
-"""Feature std below which features are one point; 1 is evenly spread, untrained is 0.1 and more."""
+"""Feature std below which features count as collapsed; an untrained network has 0.1 or more."""
 
 
 _LOSING = (
@@ -53,34 +53,34 @@ _SCORES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("eval/knn_top1", "kNN accuracy", lambda x: f"{100 * x:.1f} %"),
     ("eval/rankme", "RankMe", lambda x: f"{x:.3g}"),
 )
-"""What tells how good the features are, the first that is measured, and how it is written."""
+"""Keys of quality measures, the preferred one first, and how each is written."""
 
 _log = logging.getLogger(__name__)
 _ADVICE = (
     "below its start: {} {} before the training, {} after it. Try a lower train.lr (a tenth), "
     "train.head_warmup=0.1 for a start that is good already, other views (options.preset, "
-    "options.augmentation), more pictures or steps, or another method"
+    "options.augmentation), more images or steps, or another method"
 )
 
 
 class Collapsed(RuntimeError):
-    """All pictures have the same features; the message says what was seen and what to try."""
+    """All images have nearly the same features; the message has the numbers and remedies."""
 
 
 @dataclass(frozen=True)
 class OnlineMonitor:
-    """kNN accuracy on the labelled split where there is one; RankMe and feature std always.
+    """kNN accuracy if there is a labelled test split; RankMe and feature std always.
 
     Attributes:
-        train: Pictures that vote, and that RankMe reads when there is no test split.
-        test: Labelled pictures to classify, or `None`.
-        settings: The recipe's.
-        crop_pct: Of the centre crop; the model's own when not given.
+        train: Images whose labels vote; RankMe reads them if there is no test split.
+        test: Labelled images to classify, or `None`.
+        settings: The recipe's `monitor`.
+        crop_pct: Share of the image that the centre crop keeps; the model's own when not given.
         num_workers: Loader processes.
-        cache: Folder of kept measurements; `assets/fg_ssl_zoo` of the Hugging Face cache by
+        cache: Folder of stored measurements; `assets/fg_ssl_zoo` of the Hugging Face cache by
             default.
-        named: Unreadable pictures that were warned of.
-        used: How many pictures of `train` and `test` the last measurement read.
+        named: Unreadable images that the log has already named.
+        used: Numbers of images of `train` and `test` that the last measurement read.
     """
 
     train: Images
@@ -95,33 +95,33 @@ class OnlineMonitor:
     def __call__(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:
         """`eval/knn_top1` (0..1), `eval/rankme`, `eval/feature_std`, equal on every process.
 
-        Another number of processes makes batches of other sizes. In bf16 their rounding differs, so
-        these numbers may differ in their last digits.
+        With another number of processes, batches have another size. In bf16 this changes the
+        rounding, so the last digits may differ.
 
         Raises:
-            Collapsed: The features do not tell pictures apart.
-            TooManyCorruptImages: Not one picture of a split can be read.
-            TrainingStopped: The features are no numbers.
+            Collapsed: All images have nearly the same features.
+            TooManyCorruptImages: No image of a split can be read.
+            TrainingStopped: The features are not finite.
         """
         return self._measured(backbone, accelerator, self.settings.max_images)
 
     @property
     def samples_start(self) -> bool:
-        """Whether the measurement before the first step reads less than the others do."""
+        """Whether the measurement before the first step reads fewer images than the others."""
         most = self.settings.max_images or sys.maxsize
         sizes = [len(images) for images in (self.train, self.test) if images is not None]
         return min(max(sizes), most) > self.settings.start_images
 
     def sample(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:
-        """The same of `monitor.start_images` pictures of each split, as `sample/...`.
+        """The same on `monitor.start_images` images of each split, named `sample/...`.
 
-        Scores of other pictures are not to be compared, so they have other names. Errors as above.
+        The names differ because scores on other images are not comparable. Errors as above.
         """
         found = self._measured(backbone, accelerator, self._most_at_start)
         return _as_sample(found)
 
     def start(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:
-        """What `__call__` gives for start weights, from its file if it was measured before."""
+        """`__call__` for start weights, read from a file if they were measured before."""
         about = self._about(backbone, accelerator) if accelerator.is_main_process else {}
         found = self.known_start(backbone, accelerator, about)
         if found is None:
@@ -133,7 +133,7 @@ class OnlineMonitor:
     def known_start(
         self, backbone: Backbone, accelerator: Accelerator, about: dict[str, Any] | None = None
     ) -> dict[str, float] | None:
-        """The kept measurement of start weights; every process takes what the main one finds."""
+        """The stored measurement of start weights; all processes use what the main one reads."""
         kept: list[dict[str, float] | None] = [None]
         if accelerator.is_main_process:
             about = about or self._about(backbone, accelerator)
@@ -147,7 +147,7 @@ class OnlineMonitor:
         return kept[0]
 
     def _keep(self, about: dict[str, Any], found: dict[str, float]) -> None:
-        """Keep a measurement; a cache that cannot be written costs other runs their time alone."""
+        """Store a measurement; if the cache cannot be written, later runs measure again."""
         values = {
             k: torch.tensor(v, dtype=torch.float64) for k, v in {**found, **self.used}.items()
         }
@@ -155,10 +155,10 @@ class OnlineMonitor:
         try:
             write_tensors(path, values, {"about": as_text(about)})
         except (OSError, SafetensorError) as error:
-            _log.warning("the measurement of the start is not kept for other runs: %s", error)
+            _log.warning("the measurement of the start cannot be stored for other runs: %s", error)
 
     def _about(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, Any]:
-        """All that decides a measurement, on this machine."""
+        """Everything that determines a measurement on this machine."""
         splits = [self.train] if self.test is None else [self.train, self.test]
         return {
             **identity(backbone),
@@ -179,14 +179,14 @@ class OnlineMonitor:
         return min(self.settings.start_images, self.settings.max_images or sys.maxsize)
 
     def read_last(self) -> str:
-        """What the last measurement read: `all 16 training and 12 of 40 test pictures`."""
+        """What the last measurement read: `all 16 training and 12 of 40 test images`."""
         splits = {"train": (self.train, "training"), "test": (self.test, "test")}
         counts = []
         for key, (images, name) in splits.items():
             if images is not None and key in self.used:
                 share = "all" if self.used[key] == len(images) else f"{self.used[key]} of"
                 counts.append(f"{share} {len(images)} {name}")
-        return f"{' and '.join(counts)} pictures" if counts else ""
+        return f"{' and '.join(counts)} images" if counts else ""
 
     def _measured(
         self, backbone: Backbone, accelerator: Accelerator, most: int | None
@@ -214,12 +214,12 @@ class OnlineMonitor:
     def own_accuracy(
         self, method: Method, accelerator: Accelerator, *, sample: bool = False
     ) -> dict[str, float]:
-        """`eval/own_top1` (0..1) of a method that names classes itself, on the labelled split.
+        """`eval/own_top1` (0..1) of a method with its own classifier, on the labelled split.
 
         Args:
-            method: Any; of others it is empty.
+            method: Any method; the result is empty if it has no classifier.
             accelerator: Its device and precision are used.
-            sample: Read as many pictures as before the first step: `sample/own_top1`.
+            sample: Read only as many images as before the first step, for `sample/own_top1`.
         """
         if self.test is None or not isinstance(method, Classifies):
             return {}
@@ -262,13 +262,13 @@ class OnlineMonitor:
         return found
 
     def _name_unreadable(self, images: Images, found: Features, most: int | None) -> None:
-        """Warn once of pictures that are in no measurement."""
+        """Log each unreadable image once; it is not measured."""
         asked = evenly(len(images), most)
         lines = [line for line in unreadable(images, found, asked) if line not in self.named]
         self.named.update(lines)
-        if lines and rank() == 0:  # every process knows them
+        if lines and rank() == 0:  # all processes agree on them
             _log.warning(
-                "%d of %d pictures of %s cannot be read and are not measured: %s",
+                "%d of %d images of %s cannot be read and are not measured: %s",
                 len(lines), len(asked), images.name, some([printable(line) for line in lines]),
             )  # fmt: skip
 
@@ -279,7 +279,7 @@ def _as_sample(found: Mapping[str, float]) -> dict[str, float]:
 
 def _check(measured: dict[str, float]) -> None:
     spread = measured["eval/feature_std"]
-    if not spread > COLLAPSED_STD:  # also when it is no number
+    if not spread > COLLAPSED_STD:  # also true for NaN
         raise Collapsed(
             f"the features have collapsed: their std is {spread:.2g} (1 is evenly spread, "
             "an untrained network has 0.1 and more) and their effective rank "
@@ -289,11 +289,11 @@ def _check(measured: dict[str, float]) -> None:
 
 
 LOST = 0.9
-"""Share of the start's score below which a start is being lost."""
+"""Share of the start's score below which the run is reported as losing its start."""
 
 
 def losing_start(measured: Sequence[Mapping[str, float]]) -> str | None:
-    """What to say of a run that has lost more than a tenth of its start's score so far.
+    """Message for a run that has lost more than a tenth of its start's score.
 
     Arguments and result as for `below_start`.
     """
@@ -301,20 +301,19 @@ def losing_start(measured: Sequence[Mapping[str, float]]) -> str | None:
 
 
 def below_start(measured: Sequence[Mapping[str, float]]) -> str | None:
-    """What to say of a run whose last measurement is below its first, and what to try.
+    """Message for a run whose last measurement is below its first, with what to try.
 
     Args:
-        measured: Measurements of a run from its start on, and other lines of its log.
+        measured: Lines of the run's log from its start on; lines without measurements are ignored.
 
     Returns:
-        One sentence on kNN accuracy, on RankMe where no labels are known; `None` if it is not
-        below.
+        One sentence on kNN accuracy, or on RankMe without labels; `None` if it is not below.
     """
     return _said_below(measured, 1.0, _ADVICE)
 
 
 def _said_below(measured: Sequence[Mapping[str, float]], share: float, sentence: str) -> str | None:
-    """The sentence with both scores, if the last one is below this share of the first."""
+    """The sentence with both scores, if the last is below this share of the first."""
     for key, name, shown in _SCORES:
         found = [line[key] for line in measured if key in line]
         if found:

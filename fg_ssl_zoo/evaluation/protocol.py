@@ -1,4 +1,4 @@
-"""What a protocol is: a `Task` and its options go in, `Outcome`s come out.
+"""The interface of a protocol: a function from a `Task` and options to a list of `Outcome`s.
 
 A protocol is one file in `protocols/` that ends with its record, `PROTOCOL`. The command line, its
 help, `evaluate`, the report and the tables of the documentation read the record.
@@ -23,18 +23,18 @@ from fg_ssl_zoo.metrics import Metric
 
 @dataclass(frozen=True)
 class Task:
-    """One backbone and one data set, with the features that all cheap protocols read.
+    """One backbone and one data set, with their features.
 
     Attributes:
-        train, test: Features of the two splits, labelled where a protocol needs labels.
+        train, test: Features of the two splits, with labels if a protocol needs them.
         classes: Class names in the order of the labels.
-        backbone: For protocols that go behind the pooled features.
-        train_images, test_images: The pictures, likewise.
-        accelerator: Device and precision, likewise.
-        crop_pct: Of the centre crop that the features saw; the model's own when not given.
+        backbone: The backbone, for protocols that need more than pooled features.
+        train_images, test_images: The images, for the same protocols.
+        accelerator: Device and precision.
+        crop_pct: Share of the image that the centre crop keeps; the model's own when not given.
         num_workers: Loader processes.
         seed: Seed of every random draw.
-        unreadable: Split -> a line for each picture without features.
+        unreadable: Split -> a line for each image without features.
     """
 
     train: Features
@@ -50,24 +50,23 @@ class Task:
     unreadable: Mapping[str, list[str]] = field(default_factory=dict)
 
     def draw_seeds(self, draws: int) -> range:
-        """A seed for each of several draws, the same for all models."""
+        """One seed per draw, the same for all models."""
         return range(1000 * self.seed, 1000 * self.seed + draws)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One number of one protocol, kept for every test picture so that models can be compared.
+    """One metric of one protocol, with a value for every test image so that models can be compared.
 
-    A number that is no mean over pictures, as an IoU, is kept as `statistics.influence_values`.
+    A metric that is not a mean over images, such as an IoU, uses `statistics.influence_values`.
 
     Attributes:
-        metric: `knn_top1`, `retrieval_map`, ...; named by a `Metric` of the protocol's record,
-            which says which way is better.
-        values: (m,) for each row of `Task.test`; NaN where a picture is not scored. Their mean is
-            the result.
-        predictions: (m,) class numbers, where the protocol names a class.
-        settings: All that could move the number; goes into the results file.
-        notes: Lines for the reader: what was skipped, what did not converge.
+        metric: `knn_top1`, `retrieval_map`, ...; described by a `Metric` of the protocol's record.
+        values: (m,) one value for each row of `Task.test`, NaN if an image is not scored. Their
+            mean is the score.
+        predictions: (m,) class numbers, if the protocol predicts a class.
+        settings: Everything that can change the number; written to the results file.
+        notes: Lines for the user: what was left out, what did not converge.
     """
 
     metric: str
@@ -78,12 +77,12 @@ class Outcome:
 
     @property
     def value(self) -> float:
-        """The mean over the pictures that are scored, in 0..1."""
+        """The mean over the images that are scored, in 0..1."""
         return float(np.nanmean(self.values))
 
 
 def labels_of(part: Features) -> Int64[Tensor, " n"]:
-    """The labels of a split; `evaluate` refuses unlabelled ones before any protocol runs."""
+    """The labels of a split; `evaluate` refuses unlabelled splits before any protocol runs."""
     assert part.labels is not None
     return part.labels
 
@@ -95,7 +94,7 @@ def classified(
     settings: dict[str, Any],
     notes: tuple[str, ...] = (),
 ) -> Outcome:
-    """Right or wrong for every test picture."""
+    """Accuracy: 1 or 0 for every test image."""
     right = (predicted == labels_of(test).numpy()).astype(np.float64)
     return Outcome(metric, right, predicted.astype(np.int64), settings, notes)
 
@@ -108,17 +107,18 @@ class Protocol:
     """The record of a protocol.
 
     Attributes:
-        run: `Task` and, where there are any, options -> outcomes of one backbone; its name is the
-            protocol's name.
-        metrics: All that it can measure, the main one first.
-        summary: What is done, for the table of the documentation.
-        options: Dataclass of what can be chosen, all with defaults: the flag, its help and the
-            documentation are made from its fields and the `Attributes` of its docstring.
-        default: Whether it runs when no protocol is asked for.
-        needs_labels: Whether every picture must have a class.
-        reads: `features` of the whole picture, of any one map; or the `network` behind them.
-        check: Refuses, before any work, training and test pictures without keypoints, masks, ...;
-            raises `ValueError`.
+        run: Function of a `Task` and, if it has any, options; returns the outcomes of one
+            backbone. Its name is the name of the protocol.
+        metrics: All metrics that it can compute, the main one first.
+        summary: What is computed, for the table of the documentation.
+        options: Dataclass of options, all with defaults. The flag, its help and the documentation
+            are made from its fields and the `Attributes` of its docstring.
+        default: Whether it runs if no protocol is selected.
+        needs_labels: Whether every image must have a class.
+        reads: `features`: pooled features or the mean of one feature map. `network`: the network
+            itself.
+        check: Called with training and test images before any work; raises `ValueError` if they
+            lack keypoints, masks, ...
     """
 
     run: Callable[..., list[Outcome]]
@@ -132,19 +132,19 @@ class Protocol:
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """Name on the command line."""
         return self.run.__name__
 
 
 @dataclass(frozen=True)
 class Option:
-    """One thing that can be chosen, for people.
+    """One option of a protocol, for help and documentation.
 
     Attributes:
-        name: Of the field.
-        default: As it is typed.
-        choices: Words that it takes, where they are few.
-        text: From the docstring of the dataclass.
+        name: Name of the field.
+        default: Default, as a user types it.
+        choices: Accepted values, if there are few.
+        text: Description, from the docstring of the dataclass.
     """
 
     name: str
@@ -154,7 +154,7 @@ class Option:
 
 
 def options_of(kind: type) -> list[Option]:
-    """The fields of an options dataclass, described."""
+    """The fields of an options dataclass with their descriptions."""
     texts = described(inspect.getdoc(kind) or "", "Attributes")
     hints = get_type_hints(kind)
     return [
@@ -182,14 +182,14 @@ def described(docstring: str, section: str) -> dict[str, str]:
 
 
 def _default_of(entry: Field[Any]) -> Any:
-    """The default of a field; of one that is made anew, such as a dict, an empty one."""
+    """The default of a field; an empty container for a default factory."""
     if entry.default is MISSING and entry.default_factory is not MISSING:
         return entry.default_factory()
     return entry.default
 
 
 def typed(value: Any) -> str:
-    """A default as a user types it; `required` where there is none."""
+    """A default as a user types it; `required` if there is none."""
     if value is MISSING:
         return "required"
     if isinstance(value, tuple):

@@ -1,7 +1,7 @@
-"""How sure a number is, and whether one model is better than another on the same pictures.
+"""Confidence intervals of scores, and paired tests of two models on the same images.
 
-scipy and scikit-learn are imported where they are used: a training run needs neither, and they take
-as long to import as torch.
+scipy and scikit-learn are imported inside the functions, since a training run does not need them
+and importing them takes as long as importing torch.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64, Num
 from torch import Tensor
 
 DRAWS = 2000
-"""Resamples of a bootstrap interval and sign flips of a paired test."""
+"""Number of resamples of a bootstrap interval, and of sign flips of a paired test."""
 
 CHUNK = 100
 
@@ -20,17 +20,17 @@ CHUNK = 100
 def bootstrap_interval(
     values: Float64[np.ndarray, " m"], *, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the mean over test pictures drawn with replacement.
+    """Percentile interval of the mean over test images drawn with replacement.
 
     Args:
-        values: For each picture; NaN where it is not scored.
-        level: Share of the resampled means inside.
-        seed: Of the draws.
+        values: One value per image; NaN if it is not scored.
+        level: Share of the resampled means inside the interval.
+        seed: Seed of the draws.
     """
     from scipy.stats import bootstrap
 
     scored = values[~np.isnan(values)]
-    if len(scored) == 1:  # nothing to draw from
+    if len(scored) == 1:  # no image to draw from
         return float(scored[0]), float(scored[0])
     interval = bootstrap(
         (scored,), np.mean,
@@ -41,9 +41,9 @@ def bootstrap_interval(
 
 
 def paired_p(a: Float64[np.ndarray, " m"], b: Float64[np.ndarray, " m"], *, seed: int = 0) -> float:
-    """Two-sided p-value of equal means on the same pictures, by flipping signs of differences.
+    """Two-sided p-value of equal means on the same images, by flipping signs of differences.
 
-    1 / (draws + 1) is the smallest value there is.
+    The smallest possible value is 1 / (draws + 1).
     """
     difference = a - b
     difference = difference[~np.isnan(difference) & (difference != 0)]
@@ -61,19 +61,19 @@ def paired_p(a: Float64[np.ndarray, " m"], b: Float64[np.ndarray, " m"], *, seed
 def influence_values(
     statistic: Callable[[Tensor], Tensor], counts: Num[Tensor, "n ..."]
 ) -> Float64[np.ndarray, " n"]:
-    """What each picture contributes to a number that is no mean over pictures.
+    """One value per image for a statistic that is not a mean over images.
 
-    For a number T of the counts of a whole set, x = sum_i x_i, as an IoU, the values are
+    For a statistic T of the summed counts x = sum_i x_i, such as an IoU, the values are
 
         v_i = T(x) + n grad T(x) . (x_i - x / n)
 
-    Their mean is T(x), and the spread of their mean over resampled pictures is, to first order,
-    that of T: so intervals and paired tests need no other machinery. A single value may leave 0..1.
+    Their mean is T(x). Over resampled images, the spread of their mean equals that of T to first
+    order, so intervals and paired tests work as for means. A single value may be outside of 0..1.
     This is the infinitesimal jackknife (Jaeckel, 1972; Efron, 1982, chapter 6).
 
     Args:
-        statistic: Summed counts (*k) in float64 -> () number.
-        counts: For each picture.
+        statistic: Function of the summed counts (*k) in float64; returns one number.
+        counts: Counts of each image.
     """
     rows = counts.double()
     total = rows.sum(dim=0).requires_grad_(True)
@@ -86,7 +86,7 @@ def influence_values(
 
 
 def per_class_mean(values: Float64[np.ndarray, " m"], labels: Int64[np.ndarray, " m"]) -> float:
-    """Mean over the classes of their means: rare classes count as much as frequent ones."""
+    """Mean over the classes of the class means, so all classes have the same weight."""
     scored = ~np.isnan(values)
     return float(
         np.mean([values[scored & (labels == c)].mean() for c in np.unique(labels[scored])])
@@ -101,5 +101,5 @@ def macro_f1(predicted: Int64[np.ndarray, " m"], labels: Int64[np.ndarray, " m"]
 
 
 def majority_rate(labels: Int64[np.ndarray, " m"]) -> float:
-    """Accuracy of always naming the most frequent test class: the floor of unbalanced sets."""
+    """Accuracy of always predicting the most frequent test class."""
     return float(np.bincount(labels).max() / len(labels))

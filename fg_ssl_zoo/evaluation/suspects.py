@@ -1,10 +1,10 @@
-"""Pictures that may lie in the wrong folder: their neighbours have another label.
+"""Images that may have a wrong label, because their neighbours have another one.
 
-    p_i(c) = sum of exp(cos(x_i, x_j) / T) over the k nearest j != i with label c, divided by that
-             over all of them                                                    (k = 20, T = 0.07)
-    suspicion = p_i(best other class) - p_i(own class); a picture is listed where it is above 0
+    p_i(c) = sum of exp(cos(x_i, x_j) / T) over the k nearest j != i with label c, divided by the
+             sum over all k nearest j                                            (k = 20, T = 0.07)
+    suspicion = p_i(best other class) - p_i(own class); an image is listed if it is above 0
 
-The vote is that of the kNN protocol with the picture itself left out.
+The vote is that of the kNN protocol without the image itself.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07
 
 @dataclass(frozen=True)
 class Suspect:
-    """One picture whose neighbours disagree with its label.
+    """An image whose neighbours disagree with its label.
 
     Attributes:
-        row: Of the features.
-        label: Its class number.
-        suggested: That of most of its neighbours.
-        suspicion: 0..1; 1 where all of them agree on another class.
-        neighbours: Rows of the nearest ones, best first.
+        row: Its row in the features.
+        label: Its label, a class number.
+        suggested: Class number of most of its neighbours.
+        suspicion: 0..1; 1 if all neighbours have the same other class.
+        neighbours: Rows of the nearest images, nearest first.
     """
 
     row: int
@@ -45,26 +45,26 @@ def find_suspects(
     temperature: float = TEMPERATURE,
     chunk: int = 1024,
 ) -> list[Suspect]:
-    """The pictures whose neighbours vote for another class, most suspicious first.
+    """The images whose neighbours vote for another class, most suspicious first.
 
     Args:
-        features: Of any length; they are normalised here.
+        features: Feature vectors of any length; they are normalised here.
         labels: Class numbers.
-        k: Neighbours that vote; n - 1 where there are fewer.
-        temperature: Of their weights.
-        chunk: Rows at a time.
+        k: Number of neighbours that vote; at most n - 1.
+        temperature: Temperature of the votes' weights.
+        chunk: Number of rows compared at a time.
 
     Raises:
-        ValueError: There are fewer than two pictures.
+        ValueError: There are fewer than two images.
     """
     if len(features) < 2:
-        raise ValueError("the data hold one image, which has no neighbours; 2 or more are needed")
+        raise ValueError("the data set has one image; at least 2 are needed")
     x, num_classes = F.normalize(features.float(), dim=1), int(labels.max()) + 1
     found = []
     for start in range(0, len(x), chunk):
         rows = torch.arange(start, min(start + chunk, len(x)))
         cosine = x[rows] @ x.T
-        cosine[torch.arange(len(rows)), rows] = -torch.inf  # nobody votes for itself
+        cosine[torch.arange(len(rows)), rows] = -torch.inf  # an image is not its own neighbour
         nearest, which = cosine.topk(min(k, len(x) - 1), dim=1)
         weights = ((nearest - nearest[:, :1]) / temperature).exp()
         votes = torch.zeros(len(rows), num_classes).scatter_add_(1, labels[which], weights)
@@ -84,12 +84,12 @@ def find_suspects(
 
 
 def swapped(labels: Int64[Tensor, " n"], share: float, seed: int) -> Int64[Tensor, " n"]:
-    """Labels of which a share is replaced by another class, drawn evenly from the rest.
+    """Replace a share of the labels by another class, drawn uniformly from the other classes.
 
     Args:
         labels: Class numbers of two or more classes.
         share: 0..1; at least one label is replaced.
-        seed: Of the draw.
+        seed: Seed of the draw.
     """
     generator = np.random.default_rng([seed, len(labels)])
     rows = generator.choice(len(labels), max(1, round(share * len(labels))), replace=False)
@@ -102,15 +102,15 @@ def swapped(labels: Int64[Tensor, " n"], share: float, seed: int) -> Int64[Tenso
 
 @dataclass(frozen=True)
 class Check:
-    """How well labels that were swapped on purpose are found.
+    """How many labels that were swapped on purpose are listed.
 
     Attributes:
-        swapped: How many were.
-        listed: Pictures in the list.
-        first: Length of its beginning that `precision` is about; 50, or all that are listed.
-        precision: Share of the first that were swapped.
-        recall: Share of the swapped ones that are listed anywhere.
-        recall_first: Share of the swapped ones among as many first pictures as were swapped.
+        swapped: Number of swapped labels.
+        listed: Number of listed images.
+        first: Number of images at the beginning of the list, for `precision`: 50, or all.
+        precision: Share of the first images whose label was swapped.
+        recall: Share of the swapped labels that are listed.
+        recall_first: Share of the swapped labels among the first `swapped` images of the list.
     """
 
     swapped: int
@@ -129,9 +129,9 @@ def check_on_swapped(
     seed: int = 0,
     first: int = 50,
 ) -> Check:
-    """Swap a share of the labels, list suspects and compare; the given labels count as right.
+    """Swap a share of the labels, list suspects and compare; the given labels count as correct.
 
-    Arguments as `find_suspects` and `swapped`.
+    Arguments as for `find_suspects` and `swapped`.
     """
     wrong = swapped(labels, share, seed)
     hidden = set((wrong != labels).nonzero()[:, 0].tolist())

@@ -1,4 +1,4 @@
-"""A results file for eyes: terminal, markdown, CSV. All are made from the file's content alone.
+"""Tables of a results file for terminal, markdown and CSV, made from the file's content alone.
 
 results = as_plain(evaluation)        # what results.json holds
 print(markdown(results))
@@ -15,10 +15,10 @@ from fg_ssl_zoo.evaluation.statistics import macro_f1, per_class_mean
 from fg_ssl_zoo.ops.tables import columns, markdown_table
 
 ALPHA = 0.05
-"""A difference counts when its paired p-value is below this."""
+"""A difference is significant if its paired p-value is below this."""
 
 LEGEND = (
-    "± is half the 95 % bootstrap interval over the test pictures; * marks the best model of a "
+    "± is half the 95 % bootstrap interval over the test images; * marks the best model of a "
     "metric and = what does not differ from it (paired test, p >= 0.05)."
 )
 
@@ -27,7 +27,7 @@ Results = Mapping[str, Any]
 
 
 def as_plain(evaluation: Evaluation) -> dict[str, Any]:
-    """The content of the results file: everything but the values of single pictures."""
+    """The content of the results file: everything except the values of single images."""
     return {
         "data": evaluation.data,
         "rows": [
@@ -64,7 +64,7 @@ def as_plain(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def markdown(results: Results, metrics: Sequence[str] | None = None) -> str:
-    """A row for each model, then the floors of the data, the legend and the notes.
+    """A row for each model, then a line about the data, the legend and the notes.
 
     Args:
         results: Content of a results file.
@@ -75,7 +75,7 @@ def markdown(results: Results, metrics: Sequence[str] | None = None) -> str:
 
 
 def terminal(results: Results) -> str:
-    """The same in aligned columns, a line for each metric: there are more of them than models."""
+    """The same table in aligned columns, with one line per metric and one column per model."""
     metrics_by_model = list(zip(*cells(results), strict=True))
     head, *rest = columns(metrics_by_model, numbers=True)
     return "\n".join([head, "-" * len(head), *rest, "", *_below(results)])
@@ -94,12 +94,12 @@ def as_csv(results: Results) -> str:
 
 
 def metrics_of(results: Results) -> list[str]:
-    """All metrics that some row has, in the order of the protocols."""
+    """All metrics of the rows, in the order of the protocols."""
     return list(dict.fromkeys(metric for _, metric, _ in _scores(results)))
 
 
 def cells(results: Results, metrics: Sequence[str] | None = None) -> list[list[str]]:
-    """Rows of text, the titles first."""
+    """Rows of text, starting with the titles."""
     metrics = metrics or metrics_of(results)
     rows = [
         [row["name"], str(row["image_size"]), *(_cell(results, row, metric) for metric in metrics)]
@@ -116,7 +116,7 @@ def best(results: Results, metric: str) -> str:
 
 
 def p_value(results: Results, metric: str, a: str, b: str) -> float:
-    """Of equal means of two rows, in either order."""
+    """p-value of equal means of two rows, in either order."""
     (found,) = [
         pair["p"] for pair in results["p_values"][metric] if {pair["a"], pair["b"]} == {a, b}
     ]
@@ -144,15 +144,15 @@ def _scores(results: Results) -> Iterator[tuple[Mapping[str, Any], str, Mapping[
 
 
 def floors(results: Results) -> str:
-    """What the data are, and what guessing gives."""
+    """A line about the data and the accuracy of guessing."""
     about = results["data"]
     if about["chance"] is None:
         return (
             f"{about['name']}: {about['num_train']} training and {about['num_scored']} test "
-            "pictures without classes."
+            "images without classes."
         )
     return (
-        f"{about['name']}: {about['num_train']} training and {about['num_scored']} test pictures, "
+        f"{about['name']}: {about['num_train']} training and {about['num_scored']} test images, "
         f"{about['num_classes']} classes; chance {about['chance']:.1%}, the most frequent class "
         f"{about['majority']:.1%}."
     )
@@ -165,7 +165,7 @@ def _below(results: Results) -> list[str]:
         for note in score["notes"]
     ]
     notes += [
-        f"{metric}: no picture is scored ({why})."
+        f"{metric}: no image is scored ({why})."
         for metric, why in results.get("unscored", {}).items()
     ]
     sizes = [line for line in [sizes_line(results)] if line]
@@ -173,20 +173,20 @@ def _below(results: Results) -> list[str]:
 
 
 def sizes_line(results: Results) -> str:
-    """What to say of rows whose models read pictures of different sizes; empty where none do."""
+    """A note if models read images of different sizes; otherwise empty."""
     sizes = sorted({row["image_size"] for row in results["rows"]})
     if len(sizes) < 2:
         return ""
     return (
-        f"Each model reads pictures at its own size ({', '.join(map(str, sizes))} px), and more "
+        f"Each model reads images at its own size ({', '.join(map(str, sizes))} px), and more "
         "pixels help any of them: --image-size N compares all at one size."
     )
 
 
 def unreadable_lines(results: Results) -> list[str]:
-    """Which pictures cannot be read and are in no count; a line for each split that has some."""
+    """One line per split that names its unreadable images, which are not counted."""
     return [
-        f"{len(lines)} {split} pictures cannot be read and are left out: {'; '.join(lines[:5])}"
+        f"{len(lines)} {split} images cannot be read and are left out: {'; '.join(lines[:5])}"
         + ("; ..." if len(lines) > 5 else "")
         for split, lines in results["data"].get("unreadable", {}).items()
         if lines

@@ -1,9 +1,10 @@
-"""Features: what a backbone says of pictures, computed once and kept, written to files, searched.
+"""Features of images: computed, cached, written to files, searched.
 
-extract         features of a set of pictures, in the order of the set
-cache           the same, read from a file if the same was asked before
-embedder        one model and its features of pictures in memory
-embed_dataset   features of whole data sets in a file, part by part
-embedding_file  that file: .parquet, .npz or .safetensors
-search          the nearest pictures of such a file
+extract          features of a data set, in its order
+cache            the same, read from a file if they were computed before
+embedder         features of single images, in memory
+embed_dataset    features of whole data sets, written to a file part by part
+embedding_parts  the parts of that file: which are kept, which are computed again
+embedding_file   the format of this file: .parquet, .npz or .safetensors
+search           the nearest images in such a file
 """

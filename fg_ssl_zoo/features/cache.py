@@ -1,7 +1,7 @@
-"""Features that are computed once: a file for each backbone, split and view.
+"""Cached features: one file for each backbone, split and view.
 
-A file's name is the fingerprint of all that decides its content: the model's identity, pictures,
-crop and precision. Nothing else is trusted, and nothing is unpickled.
+The name of a file is a hash of everything that determines its content: the model's identity,
+images, crop and precision. Nothing is unpickled.
 """
 
 from dataclasses import asdict
@@ -28,7 +28,7 @@ def features_of(
     num_workers: int = 0,
     cache: Path | None = None,
 ) -> Features:
-    """`extract`, or its file if the same was asked before; equal on every process.
+    """The result of `extract`, read from the cache if possible; equal on every process.
 
     Args:
         backbone: As for `extract`.
@@ -37,10 +37,10 @@ def features_of(
         crop_pct: As for `extract`.
         num_workers: As for `extract`.
         layer: Feature map whose mean is read instead of the pooled features, as `Layer.number`.
-        cache: Folder of the files; `assets/fg_ssl_zoo` of the Hugging Face cache by default.
+        cache: Folder of the files; by default `assets/fg_ssl_zoo` in the Hugging Face cache.
 
     Raises:
-        ValueError: Features that are not finite; the message names the pictures.
+        ValueError: Features that are not finite; the message names the images.
     """
     read = None if layer is None else Layer(layer)
     about = {
@@ -56,7 +56,7 @@ def features_of(
     found = _read(path)
     if found and any_readable(images, sorted({*range(len(images))} - {*found.indices.tolist()})):
         found = None
-    accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+    accelerator.wait_for_everyone()  # no process writes before all have looked
     if found is None:
         found = extract(
             backbone, images, accelerator,
@@ -75,7 +75,7 @@ def _check_finite(found: Features, images: Images, backbone: Backbone) -> None:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise ValueError(
             f"{backbone.init}: the features of {', '.join(names)}{more} are not finite; "
-            "speed.precision=fp32 may help, or the weights are broken"
+            "try speed.precision=fp32, or check the weights"
         )
 
 

@@ -1,14 +1,14 @@
-"""Embed a whole data set into one file, which an interruption at any time cannot break.
+"""Embed a whole data set into one file; an interruption at any time does not damage it.
 
-    x.parquet.parts/00000.parquet   some thousand pictures each, written under another name first
-    x.parquet.parts/about.json      model, weights, data, input: who may go on here
-    x.parquet                       the parts, joined when all are there; they are then removed
-    x.parquet.skipped.txt           pictures that cannot be decoded, where there are any
+    x.parquet.parts/00000.parquet   some thousand images each, renamed when complete
+    x.parquet.parts/about.json      model, weights, data, input: what a continued run must match
+    x.parquet                       all parts joined at the end; the parts are then removed
+    x.parquet.skipped.txt           unreadable images, if there are any
 
-What lies in a part depends on its number alone, and a batch lies in one part. So neither the number
-of processes nor the places where a run was stopped can be seen in the file: processes take turns at
-the parts, and what is missing is made. A part whose pictures were replaced under their names counts
-as missing, in a complete file too; a part keeps sizes, times and one hash of its pictures for that.
+The content of a part depends only on its number, and no batch crosses parts. The file is therefore
+the same for any number of processes and after any interruption: processes take turns at the
+missing parts. A part whose images were replaced counts as missing, also in a complete file; each
+part stores sizes, times and a hash of its images to detect this.
 """
 
 import hashlib
@@ -24,17 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fg_ssl_zoo.backbones.identity import KEYS, differing, identity
-from fg_ssl_zoo.config import encodable, escaped, flatten, home_path, printable, unescaped
+from fg_ssl_zoo.backbones.identity import identity
+from fg_ssl_zoo.config import encodable, escaped, home_path, printable, unescaped
 from fg_ssl_zoo.data.datasets import (
-    Subset,
-    file_state,
     fingerprint,
-    hub_state,
     image_name,
     image_root,
 )
-from fg_ssl_zoo.data.inventory import content_of
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.features.embedder import Embedder
 from fg_ssl_zoo.features.embedding_file import (
@@ -44,30 +40,35 @@ from fg_ssl_zoo.features.embedding_file import (
     part_about,
     part_table,
     read_about,
-    temporary,
-    write_part_of,
     write_table,
 )
-from fg_ssl_zoo.features.extract import any_readable, stream, why_unreadable
+from fg_ssl_zoo.features.embedding_parts import (
+    Part,
+    check_earlier,
+    kept_parts,
+    open_parts,
+    pictures_of,
+    plan,
+    restore,
+    state_of,
+)
+from fg_ssl_zoo.features.extract import stream, why_unreadable
 from fg_ssl_zoo.ops.distributed import rank, world_size
 
 PART_ROWS = 2048
-"""Pictures of a part: what an interruption costs at most, for each process."""
-
-FREE = ("model", "data", "root", "result", "parts")
-"""What may differ when a file goes on: names of the same weights and pictures, and the outcome."""
+"""Images of a part; an interruption loses at most one part per process."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What became of it.
+    """The result of `embed`.
 
     Attributes:
         path: The file.
-        num_rows: Pictures in it.
-        skipped: A line for each picture that cannot be decoded.
-        found: Parts that an earlier run had left; all of them where the file was complete.
-        made: Parts that this run added, of all processes.
+        num_rows: Number of images in it.
+        skipped: A line for each unreadable image.
+        found: Number of parts from earlier runs; all parts if the file was complete.
+        made: Number of parts that this run added, over all processes.
     """
 
     path: Path
@@ -75,21 +76,6 @@ class Embedded:
     skipped: list[str]
     found: int
     made: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """Pictures `first` to `last` - 1 of a split."""
-
-    number: int
-    split: str
-    first: int
-    last: int
-
-    @property
-    def name(self) -> str:
-        """Of its file."""
-        return f"{self.number:05}.parquet"
 
 
 def embed(
@@ -104,22 +90,22 @@ def embed(
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Embedded:
-    """Write the embeddings of all pictures, in their order; go on where an earlier call stopped.
+    """Write the embeddings of all images in their order; continues an interrupted call.
 
     Args:
-        embedder: The backbone, with device, precision and crop.
-        splits: Name of the split -> its pictures, labelled or not.
+        embedder: The backbone with device, precision and crop.
+        splits: Name of the split -> its images, labelled or not.
         out: A .parquet, .npz or .safetensors file.
-        model: What the user calls it; for the file's description.
-        batch_size: Of the forward passes.
-        part_rows: Pictures of a part, rounded up to whole batches.
-        num_workers: Loader processes.
-        overwrite: Drop what an earlier call has left at `out`.
-        say: Called with a line for each part that is written, and about pictures that changed.
+        model: The user's name of the model, for the description in the file.
+        batch_size: Batch size of the forward passes.
+        part_rows: Images of a part, rounded up to whole batches.
+        num_workers: Number of loader processes.
+        overwrite: Whether an existing output at `out` is replaced.
+        say: Called with a line for each part that is written, and about changed images.
 
     Raises:
-        ValueError: Another suffix, an output of another model or of other pictures, features that
-            are not finite, or not one readable picture; the message says what to do.
+        ValueError: Another suffix, an output of another model or of other images, features that
+            are not finite, or no readable image. The message says what to do.
     """
     out = home_path(out)
     if out.suffix not in SUFFIXES:
@@ -131,20 +117,20 @@ def embed(
         )
     part_rows = ceil(part_rows / batch_size) * batch_size
     about = _describe(embedder, splits, model, part_rows)
-    folder, parts = out.with_name(f"{out.name}.parts"), _plan(splits, part_rows)
+    folder, parts = out.with_name(f"{out.name}.parts"), plan(splits, part_rows)
     everyone = embedder.accelerator.wait_for_everyone
     everyone()
-    _check_earlier(out, folder, about, overwrite)
-    kept, stale = ({}, 0) if overwrite else _kept(out, folder, parts, splits)
+    check_earlier(out, folder, about, overwrite)
+    kept, stale = ({}, 0) if overwrite else kept_parts(out, folder, parts, splits)
     complete = out.exists() and len(kept) == len(parts)
     undone = [part for part in parts if part not in kept]
-    everyone()  # nobody writes before everybody has looked
+    everyone()  # no process writes before all have looked
     if not complete:
         if stale:
-            say(f"pictures of {stale} of {len(parts)} parts have changed; these are made again")
+            say(f"images of {stale} of {len(parts)} parts have changed and are computed again")
         if rank() == 0:
-            _open(out, folder, about, overwrite)
-            _restore(out, folder, kept)
+            open_parts(out, folder, about, overwrite)
+            restore(out, folder, kept)
         everyone()
         mine = undone[rank() :: world_size()]
         for part in _fill(embedder, splits, mine, folder, batch_size, num_workers):
@@ -153,7 +139,7 @@ def embed(
         made = [part_about(folder / part.name) for part in parts]
         skipped = [line for found in made for line in found["skipped"]]
         if len(skipped) == sum(len(images) for images in splits.values()):
-            raise ValueError(f"none of the {len(skipped)} pictures can be read; {skipped[0]}")
+            raise ValueError(f"none of the {len(skipped)} images can be read; {skipped[0]}")
         if rank() == 0:
             _finish(out, folder, parts, {**about, "parts": made}, skipped)
         everyone()
@@ -163,7 +149,7 @@ def embed(
 def _describe(
     embedder: Embedder, splits: Mapping[str, Images], model: str, part_rows: int
 ) -> dict[str, Any]:
-    """All that decides the content, and names for it."""
+    """Everything that determines the content, and the names of model and data."""
     backbone = embedder.backbone
     return {
         "format": FORMAT,
@@ -180,136 +166,13 @@ def _describe(
 
 
 def _which(images: Images) -> str:
-    """Twelve hex digits of names, order and labels; what the files hold is kept with each part."""
+    """Twelve hex digits of names, order and labels; file contents are stored with each part."""
     if image_root(images) is None:
         return fingerprint(images)
     labels = None if images.labels is None else images.labels.tolist()
     names = [image_name(images, index) for index in range(len(images))]
     text = json.dumps([names, images.classes, labels])
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-
-
-def _plan(splits: Mapping[str, Images], part_rows: int) -> list[Part]:
-    ranges = [
-        (split, first, min(first + part_rows, len(images)))
-        for split, images in splits.items()
-        for first in range(0, len(images), part_rows)
-    ]
-    return [Part(number, *which) for number, which in enumerate(ranges)]
-
-
-# --------------------------------------------------------------------------- who may go on
-
-
-def _check_earlier(out: Path, folder: Path, about: dict[str, Any], overwrite: bool) -> None:
-    """Refuse a file or parts that are not of this embedding."""
-    if out.exists():
-        found = read_about(out)
-        if found is None:
-            raise ValueError(f"{out} is there and not a file of `fgssl embed`; choose another")
-        if not overwrite:
-            _check_same(out, found, about)
-    if folder.exists() and any(folder.iterdir()):
-        found = _read_json(folder / "about.json")
-        if found is None:
-            raise ValueError(f"{folder} holds files that are no parts of `fgssl embed`")
-        if not overwrite:
-            _check_same(folder, found, about)
-
-
-def _check_same(where: Path, found: dict[str, Any], about: dict[str, Any]) -> None:
-    old, new = flatten(found), flatten(about)
-    keys = [key for key in {**old, **new} if not key.startswith((*FREE, *KEYS))]
-    changed = differing(found, about)
-    changed += [
-        f"{key} ({old.get(key)} there, {new.get(key)} here)"
-        for key in keys
-        if old.get(key) != new.get(key)
-    ]
-    if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise ValueError(
-            f"{where} is of {found.get('model')} and differs in {', '.join(changed[:3])}{more}; "
-            "choose another file with --out, or replace it with --overwrite"
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _open(out: Path, folder: Path, about: dict[str, Any], overwrite: bool) -> None:
-    """Make the folder of the parts this embedding's; what was never completed is removed."""
-    if overwrite:
-        out.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    for cut_off in folder.glob(".*"):
-        cut_off.unlink()
-    path = folder / "about.json"
-    part = temporary(path)
-    part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def _kept(
-    out: Path, folder: Path, parts: list[Part], splits: Mapping[str, Images]
-) -> tuple[dict[Part, Path], int]:
-    """Parts whose pictures are as they were, with the file they lie in; how many are not so.
-
-    Only a .parquet file can give a part of it back.
-    """
-    complete = (read_about(out) or {}).get("parts") or []
-    kept, stale = {}, 0
-    for part in parts:
-        found = {}
-        if part.number < len(complete):
-            found[out] = complete[part.number]
-        if (folder / part.name).is_file():
-            found[folder / part.name] = part_about(folder / part.name)
-        good = [place for place, about in found.items() if _is_current(about, splits, part)]
-        if good:
-            kept[part] = good[-1]
-        stale += not good and (bool(found) or out.exists())
-    if stale and out.suffix != ".parquet":
-        kept = {part: place for part, place in kept.items() if place != out}
-    return kept, stale
-
-
-def _pictures(splits: Mapping[str, Images], part: Part) -> Subset:
-    return Subset(splits[part.split], np.arange(part.first, part.last))
-
-
-def _state(images: Images) -> dict[str, str]:
-    """Of the pictures of a part: sizes and times of their files, and what they hold."""
-    return {"files": file_state(images), "content": content_of(images)}
-
-
-def _is_current(about: Mapping[str, Any], splits: Mapping[str, Images], part: Part) -> bool:
-    """Whether the pictures are as they were; equal content is enough, so that copies are.
-
-    A picture that could not be read and can be now is not as it was.
-    """
-    if any_readable(splits[part.split], about.get("missing", ())):
-        return False
-    images = _pictures(splits, part)
-    known = image_root(images) is not None or hub_state(images)
-    same_files = known and about.get("files") == file_state(images)
-    return bool(same_files) or about.get("content") == content_of(images)
-
-
-def _restore(out: Path, folder: Path, kept: Mapping[Part, Path]) -> None:
-    """Write the unchanged parts of a complete file as parts again, and remove changed ones."""
-    wanted = {part.name for part in kept}
-    for path in folder.glob("*.parquet"):
-        if path.name not in wanted:
-            path.unlink()
-    for part, place in kept.items():
-        if place == out:
-            write_part_of(out, part.number, folder / part.name)
 
 
 # --------------------------------------------------------------------------- parts
@@ -323,7 +186,7 @@ def _fill(
     batch_size: int,
     num_workers: int,
 ) -> Iterator[Part]:
-    """Write these parts; one loader serves all parts of a split."""
+    """Write these parts; all parts of a split share one loader."""
     labelled = any(images.labels is not None for images in splits.values())
     for split, group in groupby(parts, key=lambda part: part.split):
         images, wanted = splits[split], list(group)
@@ -333,7 +196,7 @@ def _fill(
             crop_pct=embedder.crop_pct, batch_size=batch_size, num_workers=num_workers,
         )  # fmt: skip
         for part in wanted:
-            state = _state(_pictures(splits, part))
+            state = state_of(pictures_of(splits, part))
             count = ceil((part.last - part.first) / batch_size)
             found = [next(batches) for _ in range(count)]
             features = torch.cat([rows for rows, _ in found]).numpy()
@@ -355,8 +218,8 @@ def _write(
     if len(bad):
         names = ", ".join(image_name(images, int(index)) for index in bad[:5])
         raise ValueError(
-            f"the features of {len(bad)} pictures of this part are not finite: {names}; "
-            "are the weights broken?"
+            f"the features of {len(bad)} images of this part are not finite: {names}; "
+            "check the weights"
         )
     table = part_table(
         features,
@@ -383,7 +246,7 @@ def _skipped_file(out: Path) -> Path:
 def _finish(
     out: Path, folder: Path, parts: list[Part], about: dict[str, Any], skipped: list[str]
 ) -> None:
-    """The list of what was skipped, then the file, then no parts any more."""
+    """Write the list of skipped images, then the file; then remove the parts."""
     names = _skipped_file(out)
     names.unlink(missing_ok=True)
     if skipped:

@@ -1,9 +1,9 @@
-"""For notebooks: a backbone that embeds whatever picture it is given.
+"""Features of single images, for notebooks and scripts.
 
     model = fg_ssl_zoo.load("runs/x")
     features = model.embed(["a.jpg", "b.jpg"])      # (2, d) float32
 
-For whole data sets, `embed.py` writes a file that an interruption cannot break.
+For whole data sets, `embed_dataset.py` writes a file and continues after an interruption.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ from fg_ssl_zoo.features.extract import ready, stream
 
 @dataclass(frozen=True)
 class Embedder:
-    """A backbone with all that is needed to show it pictures.
+    """A backbone with its preprocessing and device.
 
     Attributes:
-        backbone: In evaluation mode, on the accelerator's device.
+        backbone: Backbone in evaluation mode on the accelerator's device.
         accelerator: Device and precision.
         crop_pct: Share of the shorter side that the centre crop keeps.
     """
@@ -39,16 +39,16 @@ class Embedder:
     def embed(
         self, pictures: Any, *, batch_size: int = 64, num_workers: int = 0
     ) -> Float32[np.ndarray, "n d"]:
-        """A row of pooled features for each picture, in the order given.
+        """A row of pooled features for each image, in the order given.
 
         Args:
-            pictures: File names, Pillow pictures or uint8 arrays, one or a sequence of them; or a
-                folder, which stands for all pictures below it (`9.jpg` before `10.jpg`).
-            batch_size: Of the forward passes.
-            num_workers: Loader processes.
+            pictures: File names, Pillow images or uint8 arrays, one or a sequence of them; or a
+                folder, for all images below it (`9.jpg` before `10.jpg`).
+            batch_size: Batch size of the forward passes.
+            num_workers: Number of loader processes.
 
         Raises:
-            ValueError: Something that is no picture; the message names it.
+            ValueError: Something that is not an image; the message names it.
         """
         images = GivenImages(pictures)
         rows = np.empty((len(images), self.backbone.num_features), np.float32)
@@ -59,7 +59,7 @@ class Embedder:
         )  # fmt: skip
         for start, (features, which) in zip(numbers[::batch_size], batches, strict=True):
             for unreadable in set(numbers[start : start + batch_size]) - set(which.tolist()):
-                images[unreadable]  # raises what was wrong with it
+                images[unreadable]  # raises its error
             rows[which.numpy()] = features.numpy()
         return rows
 
@@ -71,19 +71,19 @@ def load(
     crop_pct: float | None = None,
     accelerator: Accelerator | None = None,
 ) -> Embedder:
-    """A backbone that embeds pictures, on the accelerator there is.
+    """Open a model to compute features of images.
 
     Args:
-        model: Words for `open_backbone`: `runs/NAME`, `hf-hub:OWNER/NAME`, a timm name, ...
+        model: Text for `open_backbone`: `runs/NAME`, `hf-hub:OWNER/NAME`, a timm name, ...
         image_size: Side of the input in pixels; the model's own when not given.
         crop_pct: Share of the shorter side that the centre crop keeps; the model's own when not
-            given, 1 on pictures that are cropped to the object already.
-        accelerator: Device and precision; what suits the hardware when not given.
+            given. Use 1 for images that are already cropped to the object.
+        accelerator: Device and precision; chosen by the hardware when not given.
 
     Raises:
         ValueError: No such model, or a size that does not fit.
     """
-    torch.manual_seed(0)  # ARCHITECTURE@scratch is the same network each time, in every process
+    torch.manual_seed(0)  # ARCHITECTURE@scratch has the same weights in every process
     accelerator = accelerator or evaluation_accelerator()
     backbone = open_backbone(model, image_size=image_size)
     return Embedder(ready(backbone, accelerator), accelerator, crop_pct or backbone.crop_pct)

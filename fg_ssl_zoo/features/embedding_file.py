@@ -1,14 +1,13 @@
-"""Files of embeddings: a row for each picture, and about the whole file a small JSON.
+"""Files of embeddings: one row per image, and JSON metadata.
 
     .parquet       a row group for each part; columns file, split, index, label, class, embedding
     .npz           arrays of these names and `about`; np.load(path, allow_pickle=False) opens it
-    .safetensors   tensors of these names; texts are UTF-8 bytes with a zero between two of them
+    .safetensors   tensors of these names; texts are UTF-8 bytes, separated by zeros
 
-Names of files and classes are UTF-8 whatever bytes they hold: `config.unescaped` reads them back.
-`label` and `class` are there where something is labelled (a null, in arrays -1 and "", where a
-picture is not). Parquet is written and read part by part, in constant memory. The other two hold
-one array of all rows: it is gathered in a memory-mapped file beside the parts, so that writing does
-not need the memory, but whoever opens them does.
+Names of files and classes are stored as UTF-8; `config.unescaped` restores names with other bytes.
+`label` and `class` exist if any image is labelled; an unlabelled image has null, in arrays -1 and
+"". Parquet is written and read part by part, in constant memory. The other formats hold all rows in
+one array. Writing collects it in a memory-mapped file, so only reading needs that memory.
 """
 
 import json
@@ -29,7 +28,7 @@ from fg_ssl_zoo.config import escaped
 
 SUFFIXES = (".parquet", ".npz", ".safetensors")
 KEY = "fg_ssl_zoo"
-"""Under which the JSON lies in the metadata."""
+"""Key of the JSON in the file's metadata."""
 
 FORMAT = "fg_ssl_zoo embeddings, 1"
 
@@ -39,11 +38,11 @@ class EmbeddingFile:
 
     Attributes:
         path: The file.
-        about: What is said of the whole: model, weights, data, input.
-        num_rows: Pictures in it.
+        about: Its metadata: model, weights, data, input.
+        num_rows: Number of images.
 
     Raises:
-        ValueError: No such file, another kind of file, or one without rows.
+        ValueError: The file does not exist, is of another kind, or has no rows.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,10 +56,10 @@ class EmbeddingFile:
         self.about = about
         self.num_rows = pq.read_metadata(path).num_rows
         if self.num_rows == 0:
-            raise ValueError(f"{path} holds no pictures")
+            raise ValueError(f"{path} holds no images")
 
     def chunks(self) -> Iterator[tuple[Float32[np.ndarray, "n d"], pa.Table]]:
-        """Embeddings and the other columns of one row group after the other."""
+        """Embeddings and the other columns, one row group at a time."""
         with pq.ParquetFile(self.path) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
@@ -68,7 +67,7 @@ class EmbeddingFile:
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
-    """The JSON of an embedding file of any suffix; `None` where it is something else."""
+    """The metadata of an embedding file of any suffix; `None` if it is another file."""
     try:
         if path.suffix == ".parquet":
             text = (pq.read_schema(path).metadata or {})[KEY.encode()]
@@ -81,7 +80,7 @@ def read_about(path: Path) -> dict[str, Any] | None:
             text = header["__metadata__"][KEY]
         about = json.loads(text)
     except (OSError, ValueError, KeyError, MemoryError, OverflowError, zipfile.BadZipFile):
-        return None  # pyarrow's errors are among them
+        return None  # includes pyarrow's errors
     return about if isinstance(about, dict) and about.get("format") == FORMAT else None
 
 
@@ -101,13 +100,13 @@ def part_table(
     """The rows of one part.
 
     Args:
-        embeddings: A row for each picture.
-        files: Their names.
-        split: That all of them are of.
-        indices: Their numbers in the split.
-        labels: Of these pictures, if they have any.
-        classes: Names in the order of the labels.
-        labelled: Whether anything in the file is: all parts have the same columns.
+        embeddings: A row for each image.
+        files: Names of the images.
+        split: Name of their split.
+        indices: Numbers of the images in the split.
+        labels: Labels of these images, if they have any.
+        classes: Class names in the order of the labels.
+        labelled: Whether any image of the file has a label, since all parts have the same columns.
     """
     count, width = embeddings.shape
     columns: dict[str, Any] = {
@@ -132,7 +131,7 @@ def embeddings_of(table: pa.Table) -> Float32[np.ndarray, "n d"]:
 
 
 def write_table(path: Path, table: pa.Table, about: dict[str, Any]) -> None:
-    """A whole .parquet file, or none."""
+    """Write a .parquet file under a temporary name, then rename it."""
     with_json = table.replace_schema_metadata({KEY: json.dumps(about)})
     part = temporary(path)
     pq.write_table(with_json, part, compression="none", use_dictionary=False)
@@ -140,7 +139,7 @@ def write_table(path: Path, table: pa.Table, about: dict[str, Any]) -> None:
 
 
 def temporary(path: Path) -> Path:
-    """Where a file lies until it is complete; hidden, and another one for each process."""
+    """Name of a file until it is complete; hidden, and different for each process."""
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
@@ -148,7 +147,7 @@ def temporary(path: Path) -> Path:
 
 
 def merge(parts: Sequence[Path], out: Path, about: dict[str, Any]) -> None:
-    """Join parts into the file that the suffix of `out` asks for; it appears when complete."""
+    """Join parts into a file of the format given by the suffix; it is renamed when complete."""
     filled = [part for part in parts if pq.read_metadata(part).num_rows]
     written = temporary(out)
     try:
@@ -191,7 +190,7 @@ def _merge_arrays(parts: Sequence[Path], suffix: str, path: Path, about: dict[st
 
 
 def _arrays(columns: dict[str, list[Any]]) -> dict[str, np.ndarray]:
-    """Numbers as int64, texts as str; -1 and "" for what is null."""
+    """Numbers as int64, texts as str; null becomes -1 or ""."""
     numbers = ("index", "label")
     return {
         name: np.array([-1 if v is None else v for v in values], np.int64)
@@ -202,14 +201,14 @@ def _arrays(columns: dict[str, list[Any]]) -> dict[str, np.ndarray]:
 
 
 def _as_numbers(array: np.ndarray) -> np.ndarray:
-    """Texts become UTF-8 bytes with a zero between two of them."""
+    """Texts as UTF-8 bytes, separated by zeros."""
     if array.dtype == np.int64:
         return array
     return np.frombuffer("\0".join(array.tolist()).encode(), np.uint8)
 
 
 def _write_npz(path: Path, embeddings: Path, arrays: dict[str, np.ndarray]) -> None:
-    """What `np.savez` writes, without holding the embeddings and without the time of day."""
+    """Like `np.savez`, but without loading the embeddings, and without timestamps."""
     with zipfile.ZipFile(path, "w") as file:
         with (
             file.open(zipfile.ZipInfo("embedding.npy"), "w", force_zip64=True) as entry,
@@ -222,14 +221,14 @@ def _write_npz(path: Path, embeddings: Path, arrays: dict[str, np.ndarray]) -> N
 
 
 def part_about(part: Path) -> dict[str, Any]:
-    """What a part says of itself: rows, skipped pictures, and the state of its pictures."""
+    """The metadata of a part: rows, skipped images, and the state of its images."""
     return json.loads(pq.read_schema(part).metadata[KEY.encode()])
 
 
 def write_part_of(whole: Path, number: int, path: Path) -> None:
-    """Write one part of a complete .parquet file as a file of its own, as it was before merging.
+    """Write one part of a complete .parquet file as a separate file, as before merging.
 
-    A part without rows has no row group in the whole.
+    A part without rows has no row group in the complete file.
     """
     about = read_about(whole)
     assert about is not None

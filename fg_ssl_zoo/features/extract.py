@@ -1,4 +1,4 @@
-"""Features of every picture of a set, the ground of all cheap protocols."""
+"""Compute the features of all images of a data set."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,17 +22,17 @@ from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.ops.distributed import rank, world_size
 
 Read = Callable[[Backbone, Tensor], Tensor]
-"""Normalised images (b, 3, h, w) become features (b, d)."""
+"""Function of normalised images (b, 3, h, w) that returns features (b, d)."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone says of a set.
+    """Features of a data set.
 
     Attributes:
-        features: (n, d) float32 on the CPU, in the order of the set.
+        features: (n, d) float32 on the CPU, in the order of the data set.
         labels: (n,) int64, or `None`.
-        indices: (n,) which pictures these are; those that cannot be decoded are missing.
+        indices: (n,) numbers of these images in the data set; unreadable images are missing.
     """
 
     features: Tensor
@@ -41,7 +41,7 @@ class Features:
 
 
 def centre_view(backbone: Backbone, crop_pct: float | None = None) -> CentreView:
-    """How a model is shown a picture: as its exported config says, or with another `crop_pct`."""
+    """The centre crop of a model: as in its exported config, or with another `crop_pct`."""
     changed = {"crop_pct": crop_pct} if crop_pct else {}
     return CentreView(**{**backbone.centre_view, **changed})
 
@@ -59,19 +59,19 @@ def extract(
     title: str = "features",
     lines_every: float | None = None,
 ) -> Features:
-    """Pooled features in evaluation mode; each process takes a share, every process gets all.
+    """Pooled features in evaluation mode; each process computes a share and receives all.
 
     Args:
-        backbone: Not wrapped.
+        backbone: Backbone without a DDP wrapper.
         images: Read through a centre crop of the backbone's size.
         accelerator: Its device and precision are used.
         crop_pct: Share of the shorter side that the crop keeps; the model's own when not given.
-        max_images: Take this many, evenly spaced over the set.
-        batch_size: Of the forward passes.
+        max_images: Largest number of images, evenly spaced over the data set.
+        batch_size: Batch size of the forward passes.
         num_workers: Loader processes.
-        read: What is taken from the backbone; its pooled features by default.
-        title: Of the progress.
-        lines_every: As of `progress.shown`.
+        read: Function that computes the features; pooled features by default.
+        title: Title of the progress bar.
+        lines_every: As for `progress.shown`.
     """
     mine = evenly(len(images), max_images)[rank() :: world_size()]
     features, indices = torch.zeros(0, backbone.num_features), torch.zeros(0, dtype=torch.int64)
@@ -81,7 +81,7 @@ def extract(
         crop_pct=crop_pct, batch_size=batch_size, num_workers=num_workers, read=read,
         title=title, lines_every=lines_every,
     ):  # fmt: skip
-        if not done:  # made once: what is kept between the passes splits the memory they use again
+        if not done:  # gathered once, since small tensors kept between batches fragment the memory
             features, indices = rows.new_empty(len(mine), rows.shape[1]), which.new_empty(len(mine))
         features[done : done + len(rows)], indices[done : done + len(rows)] = rows, which
         done += len(rows)
@@ -113,11 +113,11 @@ def stream(
     title: str = "features",
     lines_every: float | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features of these pictures in this process, a batch at a time; arguments as `extract`.
+    """Features of these images in this process, batch by batch; arguments as for `extract`.
 
     Yields:
-        For every `batch_size` of the indices, (b, d) float32 on the CPU and (b,) which pictures
-        these are; what cannot be decoded is missing, and all of a batch may be.
+        For every `batch_size` indices: (b, d) float32 on the CPU, and (b,) numbers of the images.
+        Unreadable images are missing; a batch may be empty.
     """
     loader = image_loader(
         images, centre_view(backbone, crop_pct), indices,
@@ -135,37 +135,37 @@ def stream(
 
 
 def unreadable(images: Images, found: Features, asked: Sequence[int] | None = None) -> list[str]:
-    """A line for each picture that is missing from features because it cannot be read.
+    """A line for each image without features because it is unreadable.
 
     Args:
-        images: The set.
+        images: The data set.
         found: Its features.
-        asked: Pictures that were to be read; all when not given.
+        asked: Numbers of the requested images; all when not given.
 
     Raises:
-        TooManyCorruptImages: Not one picture can be read.
+        TooManyCorruptImages: All images are unreadable.
     """
     asked = range(len(images)) if asked is None else asked
     missing = sorted({*asked} - {*found.indices.tolist()})
     lines = [why_unreadable(images, index) for index in missing]
     if lines and len(lines) == len(asked):
         raise TooManyCorruptImages(
-            f"none of the {len(lines)} pictures of {images.name} can be read ({some(lines)}); "
+            f"none of the {len(lines)} images of {images.name} can be read ({some(lines)}); "
             "replace or remove them"
         )
     return lines
 
 
 def few_unreadable(images: Images, found: Features) -> list[str]:
-    """`unreadable`, for scores that would not mean anything without many pictures or a class.
+    """`unreadable`, for scores: refuses data with many unreadable images.
 
     Raises:
-        TooManyCorruptImages: More than one picture in a hundred, or every picture of a class.
+        TooManyCorruptImages: More than 1 % of the images, or all images of a class.
     """
     lines = unreadable(images, found)
     if len(lines) > MOST_CORRUPT * len(images):
         raise TooManyCorruptImages(
-            f"{len(lines)} of {len(images)} pictures of {images.name} cannot be read, more than "
+            f"{len(lines)} of {len(images)} images of {images.name} cannot be read, more than "
             f"{MOST_CORRUPT:.0%} ({some(lines)}); replace or remove them"
         )
     if images.labels is not None:
@@ -173,23 +173,23 @@ def few_unreadable(images: Images, found: Features) -> list[str]:
         if lost:
             names = ", ".join(images.classes[label] for label in sorted(lost)[:3])
             raise TooManyCorruptImages(
-                f"{images.name}: no picture of class {names} can be read ({some(lines)}); "
+                f"{images.name}: no image of class {names} can be read ({some(lines)}); "
                 "replace them, or remove the class"
             )
     return lines
 
 
 def some(lines: Sequence[str]) -> str:
-    """The first three of some lines, for a message of one."""
+    """The first three lines, joined for a one-line message."""
     return "; ".join(lines[:3]) + ("; ..." if len(lines) > 3 else "")
 
 
 def any_readable(images: Images, indices: Iterable[int]) -> bool:
-    """Whether a picture that could not be read once can be now: repaired, or the bound is higher.
+    """Whether an image that was unreadable is readable now (repaired, or a higher pixel limit).
 
     Args:
-        images: The set.
-        indices: Those that are missing from features that were kept.
+        images: The data set.
+        indices: Numbers of the images without stored features.
     """
     for index in indices:
         with contextlib.suppress(CorruptImage):
@@ -203,8 +203,8 @@ class Layer:
     """Reads the mean over one feature map instead of the pooled features.
 
     Attributes:
-        number: Stage of a CNN or block of a ViT; negative ones count from the end.
-        grid: The map is pooled to grid x grid means, 1 being one mean over all of it.
+        number: Stage of a CNN or block of a ViT; negative numbers count from the end.
+        grid: The map is averaged to grid x grid cells; 1 is the mean over the whole map.
     """
 
     number: int = -1
@@ -213,7 +213,7 @@ class Layer:
     def __call__(
         self, backbone: Backbone, images: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, "b _"]:
-        """(b, d * grid * grid)."""
+        """Means of the map, (b, d * grid * grid)."""
         (found,) = backbone.feature_maps(images, [self.number])
         return nn.functional.adaptive_avg_pool2d(found, self.grid).flatten(1)
 
@@ -226,7 +226,7 @@ def evenly(count: int, most: int | None) -> list[int]:
 
 
 def ready(backbone: Backbone, accelerator: Accelerator) -> Backbone:
-    """The same backbone for features: on its device, evaluating, in the layout that is fast."""
+    """Prepare the backbone for features: device, evaluation mode, fast memory layout."""
     backbone.to(accelerator.device).eval()
     if is_convolutional(backbone.model):
         nn.Module.to(backbone, memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The nearest pictures of an embedding file, read part by part."""
+"""Search the nearest images in an embedding file, which is read part by part."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class Hit:
     """One neighbour.
 
     Attributes:
-        similarity: Cosine, 1 for the same direction.
-        row: Of the index.
-        file: As the index names it.
-        split: Of the data set.
-        class_name: `None` where nothing is labelled.
+        similarity: Cosine similarity.
+        row: Row in the index.
+        file: Name in the index.
+        split: Split of the data set.
+        class_name: Its class; `None` without labels.
     """
 
     similarity: float
@@ -37,10 +37,10 @@ class Hit:
 
 
 def check_same_model(index: EmbeddingFile, backbone: Backbone, model: str) -> None:
-    """Refuse an index of other features.
+    """Refuse an index of another model.
 
     Raises:
-        ValueError: It was made with another model; the message names what differs.
+        ValueError: The model differs; the message names the differences.
     """
     if changed := differing(index.about, identity(backbone)):
         raise ValueError(
@@ -52,7 +52,7 @@ def check_same_model(index: EmbeddingFile, backbone: Backbone, model: str) -> No
 def search(
     index: EmbeddingFile, queries: Float32[np.ndarray, "q d"], k: int = 8
 ) -> list[list[Hit]]:
-    """The `k` nearest rows of each query by cosine, the nearest first; equals keep their order.
+    """The `k` nearest rows of each query by cosine similarity, nearest first; ties by row.
 
     One part of the index is in memory at a time.
     """
@@ -85,7 +85,7 @@ def _class_of(columns: dict[str, list[Any]], row: int) -> str | None:
 
 
 def picture_of(index: EmbeddingFile, hit: Hit) -> np.ndarray | None:
-    """The picture of a hit, where it is a file that is still there and can be read."""
+    """The image of a hit, if its file exists and is readable."""
     root = index.about["root"].get(hit.split)
     if root is None:
         return None
@@ -99,10 +99,12 @@ def picture_of(index: EmbeddingFile, hit: Hit) -> np.ndarray | None:
 def sheet_rows(
     index: EmbeddingFile, queries: Sequence[np.ndarray], hits: Sequence[Sequence[Hit]]
 ) -> tuple[list[list[np.ndarray]], int]:
-    """Rows for a contact sheet, the query first; white where a picture is not found, and how often.
+    """Rows of a contact sheet, each starting with its query; and the number of missing images.
+
+    A missing image is white.
 
     Raises:
-        ValueError: Not one of them is found.
+        ValueError: All images are missing.
     """
     rows, missing = [], 0
     for query, found in zip(queries, hits, strict=True):
@@ -113,8 +115,8 @@ def sheet_rows(
     if missing == sum(map(len, hits)):
         where = ", ".join(str(root) for root in index.about["root"].values() if root)
         raise ValueError(
-            f"no sheet: none of the pictures is in {where}"
+            f"--out: none of the images is in {where}"
             if where
-            else f"no sheet: the pictures of {index.path} are no files"
+            else f"--out: the images of {index.path} are not files"
         )
     return rows, missing

@@ -1,1 +1,1 @@
-"""From a backbone to a published folder."""
+"""Export, check, release and upload of a backbone; listing and download of models."""

@@ -1,6 +1,6 @@
-"""The card: `MODEL_CARD.md`, filled with what the recipe and the results say.
+"""The model card: `MODEL_CARD.md` filled from the recipe and the results.
 
-Every number comes from the results, every setting from the recipe; what is not there is left out.
+Every score comes from the results and every setting from the recipe; missing ones are left out.
 """
 
 import json
@@ -20,35 +20,35 @@ USAGE = """\
 {imports}import timm
 from transformers import AutoImageProcessor, AutoModel
 
-# timm: model(transform(picture)[None]) is one row of {num_features} features
+# timm: model(transform(image)[None]) is one row of {num_features} features
 model = timm.create_model({timm_name}, pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 
-# transformers: model(**processor(picture)).pooler_output is the same row
+# transformers: model(**processor(image)).pooler_output is the same row
 processor = AutoImageProcessor.from_pretrained({transformers_name})
 model = AutoModel.from_pretrained({transformers_name})
 """
 
 IMPORT = "import fg_ssl_zoo  # gives timm this architecture\n"
-"""First line for an architecture that stock timm lacks."""
+"""First line of the usage for an architecture that stock timm does not have."""
 
 ACCURACIES = {KNN: "knn", LINEAR: "linear"}
 """Metrics that go into the card's model-index -> their protocol in the results."""
 
-NOT_COMPARED = "Near-duplicates between pretraining and test pictures: not checked"
-"""Where the results hold no `overlap`; `fgssl compare-splits` finds it."""
+NOT_COMPARED = "Near-duplicates between pretraining and test images: not checked"
+"""Text if the results have no `overlap`, which `fgssl compare-splits` writes."""
 
 _LABELS = ("name", "init")
 
 
 def usage(*, timm_name: str, transformers_name: str, num_features: int, architecture: str) -> str:
-    """Python lines that load a published model, without fg_ssl_zoo where timm has its architecture.
+    """Python lines that load a published model, without fg_ssl_zoo if timm has its architecture.
 
     Args:
         timm_name: `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
         transformers_name: `FOLDER` or `OWNER/NAME`.
         num_features: Width of the pooled feature.
-        architecture: As in `config.json`.
+        architecture: Architecture in `config.json`.
     """
     return USAGE.format(
         imports="" if is_stock(architecture) else IMPORT,
@@ -59,11 +59,11 @@ def usage(*, timm_name: str, transformers_name: str, num_features: int, architec
 
 
 def usage_by_name(name: str, repo: str) -> str:
-    """The one line that loads a published model where fg_ssl_zoo is installed.
+    """The line that loads a published model with fg_ssl_zoo.
 
     Args:
-        name: Of the model; a recipe of `hub_configs/` is a name of timm.
-        repo: `OWNER/NAME`, which may be another's than the name stands for.
+        name: Name of the model; the name of a recipe in `hub_configs/` is a timm name.
+        repo: `OWNER/NAME`, which may differ from the default repository of the name.
     """
     ours = published_as(name)
     if ours is None:
@@ -75,7 +75,7 @@ def usage_by_name(name: str, repo: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """As Python writes it, with double quotes; nothing ends the string but its end."""
+    """A Python string literal with double quotes; quotes inside are escaped."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -83,9 +83,9 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
     """The README of a published folder.
 
     Args:
-        backbone: Trained.
-        recipe: Resolved.
-        results: As in `results.json`; every part but the name may be missing.
+        backbone: The trained backbone.
+        recipe: The resolved recipe.
+        results: Content of `results.json`; all parts except the name may be missing.
     """
     results = _on_lines(results)
     repo = hub_repo(recipe.name, recipe.hub.repo)
@@ -127,7 +127,7 @@ def render_card(backbone: Backbone, recipe: Recipe, results: Mapping[str, Any]) 
 
 
 def _duration(seconds: float | None) -> str:
-    """In the unit that a person would choose; empty where it was not measured."""
+    """A duration in a suitable unit; empty if it was not measured."""
     if not seconds:
         return ""
     for unit, size in (("hours", 3600), ("minutes", 60)):
@@ -137,7 +137,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def _on_lines(content: Any) -> Any:
-    """Plain data whose texts hold no line break, table bar or backtick: none ends what it is in."""
+    """Plain data without line breaks, table bars and backticks, which break markdown."""
     if isinstance(content, Mapping):
         return {key: _on_lines(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -167,7 +167,7 @@ def card_data(recipe: Recipe, results: Mapping[str, Any]) -> ModelCardData:
 
 
 def _hub_id(recipe: Recipe, results: Mapping[str, Any]) -> str | None:
-    """Id of the pictures on the Hub; a local folder wins over it, as in `load_splits`."""
+    """Hub id of the images; `None` for a local folder, which has precedence."""
     own = None if recipe.data.path else recipe.data.hub_id
     return results.get("data", {}).get("hub_id") or own
 
@@ -235,22 +235,22 @@ def _row_before(results: Mapping[str, Any]) -> str:
 
 
 def _knn_protocol(results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How the kNN scores were made; empty where there are none, as for unlabelled pictures."""
+    """Settings of the kNN scores; empty if there are none, as for unlabelled images."""
     scored = any(row.get("knn_top1") is not None for row in results.get("rows", ()))
     return results.get("protocol", {}).get("knn", {}) if scored else {}
 
 
 def _starts_as(recipe: Recipe, results: Mapping[str, Any]) -> bool:
-    """Whether training started these weights from the recipe's `init`.
+    """Whether these weights started from the recipe's `init`.
 
-    A companion may be a network of its own, such as a discriminator.
+    A companion may be another network, such as a discriminator.
     """
     started = {row.get("init") for row in results.get("rows", ())}
     return not results.get("companion") or started == {recipe.init}
 
 
 def _base_model(recipe: Recipe) -> str | None:
-    """Hub id of the weights that training started from, where they are on the Hub."""
+    """Hub id of the start weights, if they are on the Hub."""
     if recipe.init.startswith("hf-hub:"):
         return recipe.init.removeprefix("hf-hub:").partition("@")[0]
     if ours := published_as(recipe.init):
@@ -260,7 +260,7 @@ def _base_model(recipe: Recipe) -> str | None:
 
 
 def _settings(recipe: Recipe) -> list[tuple[str, str]]:
-    """Rows of the training table: one stage after the other, as the recipe says it."""
+    """Rows of the training table, one stage after the other."""
     rows = []
     for number, stage in enumerate(recipe.stages, start=1):
         prefix = f"stage {number}: " if len(recipe.stages) > 1 else ""

@@ -1,11 +1,11 @@
-"""May this folder be published? Every reason against it is found before anything is sent.
+"""Checks of a folder before it is published; all run before anything is sent.
 
-files       nothing but what an export writes, no links, nothing that looks like a token
-network     timm builds it from config.json, and its features are those of the trained backbone
-pretraining of that backbone, where there is one
-licence     chosen by somebody, and no wider than the terms of the pictures
-results     every accuracy with the protocol that it was measured by
-card        its header is what the Hub reads, with the same licence
+files       only files of an export, no links, nothing that looks like an access token
+network     timm builds it from config.json with the features of the trained backbone
+pretraining belongs to this backbone, if it exists
+licence     set, and allowed by the terms of the images
+results     every accuracy has its protocol
+card        the Hub can read its header, which has the same licence
 """
 
 import json
@@ -47,9 +47,9 @@ from fg_ssl_zoo.hub.pretraining import FILES as PRETRAINING_FILES
 from fg_ssl_zoo.hub.pretraining import FOLDER, check_belongs
 
 TOLERANCE = 0.01
-"""Largest distance of the features from the trained ones, as a share of their length.
+"""Largest distance of the features from the trained ones, relative to their length.
 
-Half precision and other hardware stay far below it.
+Half precision and other hardware cause much smaller differences.
 """
 
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
@@ -61,10 +61,10 @@ class Checked:
     """A folder that may be published.
 
     Attributes:
-        folder: The export itself.
-        recipe: With the licence that was chosen.
-        results: As in `results.json`.
-        config: As in `config.json`.
+        folder: The exported folder.
+        recipe: The recipe, with the chosen licence.
+        results: Content of `results.json`.
+        config: Content of `config.json`.
         backbone: Built by timm from the folder, in evaluation mode.
     """
 
@@ -78,15 +78,15 @@ class Checked:
 def check(
     folder: str | Path, license: str | None = None, *, backbone_only: bool = False
 ) -> Checked:
-    """Read a folder as a stranger would, and refuse it with the first reason found.
+    """Read a folder without trusting it, and refuse it with the first problem found.
 
     Args:
         folder: An exported folder, or the folder of a run.
         license: SPDX name for weights whose recipe has none.
-        backbone_only: Leave `pretraining/` out.
+        backbone_only: Whether to leave out `pretraining/`.
 
     Raises:
-        ValueError: What is wrong, and what would be right.
+        ValueError: Names the problem and the remedy.
     """
     folder = exported(folder).resolve()
     _check_files(folder)
@@ -111,37 +111,35 @@ def check(
 
 
 def check_license(recipe: Recipe, results: Mapping[str, Any] | None = None) -> None:
-    """Refuse weights without a licence, and one that allows what the pictures forbid.
+    """Refuse weights without a licence, or with a licence that the terms of the images forbid.
 
     Args:
-        recipe: Names licence and pictures.
-        results: Of the run, which knows the pictures' terms too.
+        recipe: Recipe with licence and images.
+        results: Results of the run, which contain the terms of the images.
 
     Raises:
-        ValueError: With the terms of the pictures.
+        ValueError: Quotes the terms of the images.
     """
     entry = CATALOG.get(recipe.data.name)
     terms = (results or {}).get("data", {}).get("terms") or (entry.terms if entry else None)
-    said = f"the pictures of {recipe.data.name}: {terms or 'terms unknown to us, ask their owner'}"
+    said = f"the images of {recipe.data.name}: {terms or 'terms unknown to us, ask their owner'}"
     license = recipe.hub.license
     if not license:
         raise ValueError(f"hub.license is missing ({said}); choose one with --license")
     if not _LICENSE.fullmatch(license):
-        raise ValueError(f"hub.license: {license!r} is no SPDX name in lower case, as cc-by-nc-4.0")
+        raise ValueError(f"hub.license: {license!r} is no SPDX name in lower case (cc-by-nc-4.0)")
     if "non-commercial" in (terms or "") and "-nc" not in license and license != "other":
-        raise ValueError(
-            f"hub.license: {license} allows commercial use ({said}); cc-by-nc-4.0 would not"
-        )
+        raise ValueError(f"hub.license: {license} allows commercial use ({said}); use cc-by-nc-4.0")
 
 
 def _check_files(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if not is_part_of_export(path.name):
-            raise ValueError(f"{folder} holds {path.name}, which no export wrote; move it away")
+            raise ValueError(f"{folder} holds {path.name}, which no export writes; move it away")
         if path.name == FOLDER and path.is_dir() and not path.is_symlink():
             for inner in sorted(path.iterdir()):
                 if inner.name not in PRETRAINING_FILES:
-                    raise ValueError(f"{path} holds {inner.name}, which no export wrote")
+                    raise ValueError(f"{path} holds {inner.name}, which no export writes")
                 _check_file(inner)
         else:
             _check_file(path)
@@ -166,17 +164,17 @@ def _check_results(folder: Path, results: Mapping[str, Any]) -> None:
     lacking = [p for name, p in named.items() if name in measured and not protocols.get(p)]
     if lacking or not protocols:
         raise ValueError(
-            f"{folder / RESULTS} lacks the protocol of {' and '.join(lacking) or 'its numbers'} "
-            "(`protocol`): nobody could compare them; measure again with this version"
+            f"{folder / RESULTS} lacks the protocol of {' and '.join(lacking) or 'its scores'} "
+            "(`protocol`), without which they cannot be compared; measure again with this version"
         )
 
 
 def _check_network(folder: Path, recipe: Recipe, config: Mapping[str, Any]) -> Backbone:
-    """What timm builds from the configuration, once its features are those of the training."""
+    """The network that timm builds from the configuration, after a check of its features."""
     state = read_state(folder)
     check_rebuilds(config, state)
     if broken := [key for key, value in state.items() if not value.isfinite().all()]:
-        raise ValueError(f"{folder}: {broken[0]} holds numbers that are not finite")
+        raise ValueError(f"{folder}: {broken[0]} has values that are not finite")
     if recipe.hub.sha256:
         weights = whole(folder) / WEIGHTS
         check_sha256(weights, recipe.hub.sha256, f"{folder / RECIPE} says so (hub.sha256)")
@@ -191,18 +189,16 @@ def _check_network(folder: Path, recipe: Recipe, config: Mapping[str, Any]) -> B
     if not isinstance(kept, list) or distance(found, kept) > TOLERANCE:
         raise ValueError(
             f"{folder}: the network that timm builds from config.json has other features than the "
-            "trained one (`trace`); export it again"
+            "trained network (`trace`); export it again"
         )
     return backbone
 
 
 def _check_pretraining(folder: Path, results: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """`pretraining/` is there if the results name it, and belongs to the backbone."""
+    """Check that `pretraining/` exists if the results name it, and belongs to the backbone."""
     named, there = FOLDER in results, (folder / FOLDER).is_dir()
     if named and not there:
-        raise ValueError(
-            f"{folder} lacks {FOLDER}/, which {RESULTS} names; --backbone-only publishes it so"
-        )
+        raise ValueError(f"{folder} lacks {FOLDER}/, which {RESULTS} names; or use --backbone-only")
     if there and not named:
         raise ValueError(f"{folder} holds {FOLDER}/, which {RESULTS} does not name; move it away")
     if there:
@@ -210,7 +206,7 @@ def _check_pretraining(folder: Path, results: Mapping[str, Any], config: Mapping
 
 
 def distance(found: list[float], kept: list[Any]) -> float:
-    """Distance of two traces, as a share of the length of the second."""
+    """Distance of two traces, relative to the length of the second."""
     if len(found) != len(kept) or not all(isinstance(n, int | float) for n in kept):
         return math.inf
     moved = math.dist(found, kept) / max(math.hypot(*kept), 1e-12)
@@ -221,9 +217,7 @@ def _check_card(folder: Path, recipe: Recipe) -> None:
     try:
         header: Any = ModelCard((folder / CARD).read_text(encoding="utf-8")).data
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"{folder / CARD}: its header is not what the Hub reads ({error})"
-        ) from error
+        raise ValueError(f"{folder / CARD}: the Hub cannot read its header ({error})") from error
     if header.license != recipe.hub.license:
         raise ValueError(
             f"{folder / CARD} says license {header.license}, {RECIPE} says {recipe.hub.license}"

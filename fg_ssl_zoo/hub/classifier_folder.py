@@ -1,9 +1,9 @@
 """A classifier as a folder that timm, transformers and onnxruntime open without us.
 
-config.json         architecture, pixels, `label_names`
+config.json         architecture, preprocessing, `label_names`
 model.safetensors   the backbone and its linear classifier under timm's keys
-model.onnx          the same for onnxruntime, where the extra `onnx` is installed
-README.md           card: what it tells apart, how well, and the lines that load it
+model.onnx          the same for onnxruntime, if the extra `onnx` is installed
+README.md           card: classes, accuracy, and the lines that load it
 """
 
 import importlib.util
@@ -68,15 +68,15 @@ def write_classifier(
     """Write the folder; an earlier classifier there is replaced once the new one is complete.
 
     Args:
-        backbone: Whose pooled features the classifier reads; is left as it is.
-        weight: Of the classifier.
-        bias: Of the classifier.
-        classes: Their names, in the order of the rows.
-        folder: New, empty, or an earlier classifier.
-        num_labelled: Pictures it was fitted on.
-        accuracy: 0..1, on other pictures, where there are any.
-        num_test: How many those were.
-        finetuned_epochs: Passes over the labelled pictures in which backbone and classifier were
+        backbone: Backbone whose pooled features the classifier reads; not changed.
+        weight: Weight of the classifier.
+        bias: Bias of the classifier.
+        classes: Class names in the order of the rows.
+        folder: New or empty folder, or an earlier classifier.
+        num_labelled: Number of labelled images that it was trained on.
+        accuracy: Accuracy in 0..1 on other images, if there are any.
+        num_test: Number of these other images.
+        finetuned_epochs: Passes over the labelled images in which backbone and classifier were
             trained together; `None` for a classifier on frozen features.
 
     Returns:
@@ -113,20 +113,20 @@ def write_classifier(
 
 
 def check_folder_of_classifier(folder: Path) -> None:
-    """Refuse a folder that holds anything but an earlier classifier.
+    """Refuse a folder with other files than an earlier classifier.
 
     Raises:
-        ValueError: What it holds.
+        ValueError: Names these files.
     """
     if foreign := sorted(names_in(folder, "a classifier is a folder") - FILES):
         raise ValueError(
-            f"{folder} holds {', '.join(foreign[:3])}, which is no part of a classifier; name a "
+            f"{folder} holds {', '.join(foreign[:3])}, which is not part of a classifier; name a "
             "new folder"
         )
 
 
 def _config(backbone: Backbone, classes: Sequence[str]) -> dict[str, Any]:
-    """What timm's `local-dir:` and transformers' TimmWrapper read."""
+    """`config.json` for timm's `local-dir:` and transformers' TimmWrapper."""
     license = (getattr(backbone.model, "pretrained_cfg", None) or {}).get("license")
     config = stock_config(backbone, "classifier", backbone.crop_pct, license)
     config["pretrained_cfg"] |= {
@@ -140,7 +140,7 @@ def _config(backbone: Backbone, classes: Sequence[str]) -> dict[str, Any]:
 def _with_classifier(
     backbone: Backbone, config: dict[str, Any], weight: Tensor, bias: Tensor
 ) -> nn.Module:
-    """Timm's network with this classifier, in evaluation mode on the CPU.
+    """The timm network with this classifier, in evaluation mode on the CPU.
 
     Raises:
         ValueError: Its classifier is not one linear layer on the pooled features.
@@ -170,25 +170,25 @@ def _license_line(config: dict[str, Any]) -> str:
 
 
 def _named(init: str) -> str:
-    """A model without the folders of this machine."""
+    """The name of a model without paths of this machine."""
     place = home_path(init.removeprefix("local-dir:"))
     return place.resolve().name if place.exists() else init
 
 
 def _how(model: str, num_labelled: int, epochs: float | None) -> str:
-    """How it was made, for the card."""
+    """How the classifier was trained, for the card."""
     if epochs is None:
         return (
             f"A linear classifier on the features of `{model}`, fitted by logistic regression on "
-            f"{num_labelled}\nlabelled pictures."
+            f"{num_labelled}\nlabelled images."
         )
     return (
         f"`{model}` and a linear classifier, fine-tuned together for {epochs:g} passes over "
-        f"{num_labelled}\nlabelled pictures."
+        f"{num_labelled}\nlabelled images."
     )
 
 
 def _score(accuracy: float | None, num_test: int) -> str:
     if accuracy is None:
-        return "It was not scored on other pictures."
-    return f"Accuracy on {num_test} other pictures: {100 * accuracy:.1f} %."
+        return "It was not scored on other images."
+    return f"Accuracy on {num_test} other images: {100 * accuracy:.1f} %."

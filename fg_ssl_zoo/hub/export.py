@@ -1,22 +1,21 @@
-"""Export: a backbone becomes a folder that timm and transformers open without us.
+"""Export a backbone as a folder that timm and transformers open without this package.
 
-    config.json         the stock architecture and the pixels it wants
-    model.safetensors   timm's own keys; nothing of the method
+    config.json         the stock architecture and its preprocessing
+    model.safetensors   the backbone under timm's keys; nothing of the method
     README.md           the card, see `card.py`
     recipe.yaml         the resolved recipe; `train.py FOLDER/recipe.yaml` repeats the run
-    results.json        every number of the card, with commit and seed
-    picture.png         of its parts or neighbours, where `add_picture` put one
-    pretraining/        the whole method, to go on with its training, see `pretraining.py`
+    results.json        every score of the card, with commit and seed
+    picture.png         an image of parts or neighbours, if `add_picture` was called
+    pretraining/        the whole method, to continue its training, see `pretraining.py`
 
-`config.json` also keeps the length and a few of the features of one pattern, so that whoever
-publishes the folder can tell whether the network that is built from it is the one that was trained.
+`config.json` also contains the length and a few values of the features of one test pattern. With
+them, `fgssl publish` checks that the network built from the folder is the trained one.
 
-Two things are kept out of config.json, as transformers could not load it: `num_classes` among the
-`model_args` (timm 1.0.31's own writer puts it there) and a `model_type`.
+config.json has no `num_classes` in the `model_args` (timm 1.0.31's own writer puts it there) and no
+`model_type`, since transformers could not load them.
 
-An architecture that stock timm lacks (`backbones/networks/`) is
-the exception to the first sentence: its folder opens after `import fg_ssl_zoo`, as usage lines and
-card say.
+Exception: a folder with one of our own architectures (`backbones/networks/`) opens only after
+`import fg_ssl_zoo`, as the usage lines and the card say.
 """
 
 import glob
@@ -65,7 +64,7 @@ PICTURE = "picture.png"
 FILES = frozenset({CONFIG, WEIGHTS, CARD, RECIPE, RESULTS})
 
 NUM_TRACED = 8
-"""Features that `config.json` keeps."""
+"""Number of feature values in `config.json`."""
 
 
 def export(
@@ -78,21 +77,21 @@ def export(
     """Write a published folder; an older export there is replaced once the new one is complete.
 
     Args:
-        backbone: Is left as it is.
-        folder: New, empty, or an earlier export.
-        recipe: Resolved; names the model.
-        results: What `results.json` will hold; the card shows its `rows`.
-        pretraining: The method around the backbone, for those who go on with its training.
+        backbone: Not changed.
+        folder: New or empty folder, or an earlier export.
+        recipe: The resolved recipe, whose name is the name of the model.
+        results: Content of `results.json`; the card shows its `rows`.
+        pretraining: The method around the backbone, to continue its training.
 
     Returns:
         The folder, as an absolute path.
 
     Raises:
-        ValueError: The folder holds something else, or timm could not rebuild the backbone.
+        ValueError: The folder contains other files, or timm cannot rebuild the backbone.
     """
     folder = home_path(folder).resolve()
     check_replaceable(folder)
-    hub = replace(recipe.hub, sha256=None)  # that of released weights
+    hub = replace(recipe.hub, sha256=None)  # hash of released weights
     recipe = replace(recipe, hub=hub, output=None, overwrite=False)  # of this machine
     config, weights = model_config(backbone, recipe), _weights(backbone)
     check_rebuilds(config, weights)
@@ -113,7 +112,7 @@ def amend_results(folder: str | Path, entries: Mapping[str, Any]) -> Path:
     """Add entries to the results of an exported folder and render its card anew.
 
     Args:
-        folder: As `export` returned it, or the folder of its run.
+        folder: Folder that `export` returned, or the folder of its run.
         entries: Keys of `results.json` with their new content.
 
     Returns:
@@ -132,10 +131,10 @@ def amend_results(folder: str | Path, entries: Mapping[str, Any]) -> Path:
 
 
 def add_picture(folder: str | Path, picture: str | Path, caption: str) -> Path:
-    """Show a picture on the card of an exported folder, of its parts or neighbours for instance.
+    """Show an image, such as parts or neighbours, on the card of an exported folder.
 
     Args:
-        folder: As `export` returned it, or the folder of its run.
+        folder: Folder that `export` returned, or the folder of its run.
         picture: A PNG file.
         caption: What it shows.
 
@@ -143,11 +142,11 @@ def add_picture(folder: str | Path, picture: str | Path, caption: str) -> Path:
         The card.
 
     Raises:
-        ValueError: No export is there, or no PNG.
+        ValueError: There is no export, or the file is not a PNG.
     """
     content = home_path(picture).read_bytes()
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise ValueError(f"{picture} is no PNG file")
+        raise ValueError(f"{picture} is not a PNG file")
     write_whole(exported(folder) / PICTURE, content)
     return amend_results(folder, {"picture": caption})
 
@@ -155,12 +154,12 @@ def add_picture(folder: str | Path, picture: str | Path, caption: str) -> Path:
 def add_evaluation(folder: str | Path, evaluation: Mapping[str, Any]) -> Path:
     """Put the table of an evaluation on the card of an exported folder.
 
-    An earlier one on pictures of the same name is replaced. The first row is the folder's model,
-    and gets its name.
+    An earlier table for a data set of the same name is replaced. The first row is the folder's
+    model and gets its name.
 
     Args:
-        folder: As `export` returned it, or the folder of its run.
-        evaluation: What the results file of `fgssl eval` holds.
+        folder: Folder that `export` returned, or the folder of its run.
+        evaluation: Content of the results file of `fgssl eval`.
 
     Returns:
         The card.
@@ -178,7 +177,7 @@ def add_evaluation(folder: str | Path, evaluation: Mapping[str, Any]) -> Path:
 
 
 def _renamed(content: Any, old: str, new: str) -> Any:
-    """Plain data with one text in the place of another."""
+    """Plain data in which one text is replaced by another."""
     if isinstance(content, Mapping):
         return {key: _renamed(value, old, new) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -190,20 +189,20 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     """The results of an exported folder, or of the folder of its run.
 
     Raises:
-        ValueError: No export is there, or its results cannot be read.
+        ValueError: There is no export, or its results cannot be read.
     """
     path = exported(folder) / RESULTS
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); export the run again") from error
+        raise ValueError(f"{path} is not JSON ({error}); export the run again") from error
     if not isinstance(results, dict):
-        raise ValueError(f"{path} holds no results by name; export the run again")
+        raise ValueError(f"{path} is not a JSON object; export the run again")
     return results
 
 
 def exported(folder: str | Path) -> Path:
-    """The export itself: the folder, or the one inside a run's.
+    """The exported folder: this folder, or `export` inside a run's folder.
 
     Raises:
         ValueError: No export is there.
@@ -221,7 +220,7 @@ def usage_lines(folder: str | Path) -> str:
     """The Python lines that load an exported folder with timm and with transformers.
 
     Args:
-        folder: As `export` returned it.
+        folder: Folder that `export` returned.
     """
     folder = home_path(folder).resolve()
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -234,11 +233,11 @@ def usage_lines(folder: str | Path) -> str:
 
 
 def model_config(backbone: Backbone, recipe: Recipe) -> dict[str, Any]:
-    """`config.json`: what timm's `local-dir:` and `hf-hub:` and transformers' TimmWrapper read.
+    """`config.json` for timm's `local-dir:` and `hf-hub:` and transformers' TimmWrapper.
 
     Args:
-        backbone: Tells the architecture, its input and its width.
-        recipe: Tells tag, crop and license.
+        backbone: Backbone with architecture, input and width.
+        recipe: Recipe with tag, crop and license.
     """
     tag = recipe.name.partition(".")[2]
     return stock_config(backbone, tag, recipe.data.crop_pct, recipe.hub.license)
@@ -247,11 +246,11 @@ def model_config(backbone: Backbone, recipe: Recipe) -> dict[str, Any]:
 def stock_config(
     backbone: Backbone, tag: str, crop_pct: float | None, license: str | None
 ) -> dict[str, Any]:
-    """`config.json` of a network without classifier, whatever its recipe.
+    """`config.json` of a network without classifier, independent of a recipe.
 
     Args:
         backbone: As for `model_config`.
-        tag: Of the pretrained configuration.
+        tag: Tag of the pretrained configuration.
         crop_pct: Share of the shorter side that the centre crop keeps.
         license: SPDX name, if any.
     """
@@ -271,16 +270,16 @@ def stock_config(
         "architecture": architecture,
         "num_classes": 0,
         "num_features": backbone.num_features,
-        "model_args": options,  # though it be empty: transformers would pass on a null to timm
+        "model_args": options,  # even if empty, since transformers would pass null to timm
         "pretrained_cfg": {"tag": tag, **cfg},
     }
 
 
 def trace(backbone: Backbone) -> list[float]:
-    """Length of the feature of one pattern, and a few of its numbers: what tells networks apart.
+    """Length and a few values of the features of one test pattern, to identify the network.
 
     Args:
-        backbone: Is left as it is.
+        backbone: Not changed.
     """
     size = backbone.image_size
     device = next(backbone.parameters()).device
@@ -291,22 +290,22 @@ def trace(backbone: Backbone) -> list[float]:
 
 
 def _spread(feature: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
-    """At most `NUM_TRACED` numbers, evenly from the first to the last."""
+    """At most `NUM_TRACED` values, evenly spaced from the first to the last."""
     return feature[torch.linspace(0, len(feature) - 1, min(NUM_TRACED, len(feature))).long()]
 
 
 def _weights(backbone: Backbone) -> dict[str, Tensor]:
-    """Weights on the CPU in the plain layout: safetensors refuses channels-last ones."""
+    """Weights on the CPU in the default memory layout; safetensors refuses channels-last."""
     state = backbone.model.state_dict()
     return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
 
 def check_rebuilds(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not, key by key and shape by shape, those of the stock model.
+    """Refuse weights whose keys or shapes differ from those of the stock model.
 
     Args:
-        config: As in `config.json`.
-        weights: timm's keys.
+        config: Content of `config.json`.
+        weights: Weights under timm's keys.
 
     Raises:
         ValueError: The first key that differs.
@@ -319,51 +318,51 @@ def check_rebuilds(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
             raise ValueError(
-                f"the backbone is no stock {architecture}: {key} is {found.get(key, 'missing')} "
+                f"the backbone is not a stock {architecture}: {key} is {found.get(key, 'missing')} "
                 f"here and {wanted.get(key, 'missing')} there; export the backbone alone, unwrapped"
             )
 
 
 def is_part_of_export(name: str) -> bool:
-    """Whether this name belongs into a published folder, parts of the weights included."""
+    """Whether this is the name of a file of a published folder, including parts of weights."""
     parts = name.startswith("model-") and name.endswith(".safetensors")
     return name in FILES or name in (INDEX, PICTURE, FOLDER) or parts
 
 
 def names_in(folder: Path, wanted: str) -> set[str]:
-    """Names of all that a folder holds, if it exists; a file is refused, with what was wanted."""
+    """Names of all entries of a folder, if it exists; a file is refused, with what is needed."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; {wanted}")
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuse a folder that holds anything but an export.
+    """Refuse a folder with other files than an export.
 
     Raises:
-        ValueError: What it holds.
+        ValueError: Names these files.
     """
     found = names_in(folder, "export writes a folder")
-    left = re.compile(rf"(\.\d+)?{re.escape(PARTIAL)}$")  # by a command that was killed
+    left = re.compile(rf"(\.\d+)?{re.escape(PARTIAL)}$")  # left by a killed command
     foreign = sorted(name for name in found if not is_part_of_export(left.sub("", name)))
     if foreign or (found and not {CONFIG, RECIPE} <= found):
         raise ValueError(
-            f"{folder} holds {', '.join(foreign[:3] or sorted(found))}, which no export wrote; "
+            f"{folder} holds {', '.join(foreign[:3] or sorted(found))}, which no export writes; "
             "name a new folder, or move those files away"
         )
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of an older one once it is complete.
+    """A temporary folder that replaces an older one at the end of the context.
 
-    If anything fails, the older one stands and nothing else is left.
+    If anything fails, the older folder is kept and the temporary one is removed.
 
     Args:
-        folder: As an absolute path; need not be there.
+        folder: Absolute path; it need not exist.
     """
     part = folder.with_name(f".{folder.name}.{os.getpid()}")  # a sibling: the swap is a rename
-    shutil.rmtree(part, ignore_errors=True)  # of a killed process that had the same number
+    shutil.rmtree(part, ignore_errors=True)  # of a killed process with this id
     part.mkdir(parents=True)
     try:
         yield part
@@ -374,7 +373,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def _swap(part: Path, folder: Path) -> None:
-    """Put a complete folder in the place of an older one, which is back there if that fails."""
+    """Replace an older folder by a complete one; if this fails, the older one is restored."""
     old = part.with_name(f"{part.name}.old")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -389,7 +388,7 @@ def _swap(part: Path, folder: Path) -> None:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove what others left beside this folder when they were killed."""
+    """Remove temporary folders that killed processes have left beside this folder."""
     for path in folder.parent.glob(f".{glob.escape(folder.name)}.[0-9]*"):
         process = path.name.removeprefix(f".{folder.name}.").removesuffix(".old")
         if not in_use(process):

@@ -1,4 +1,4 @@
-"""What the zoo holds: a row for every name and tag, and where its weights would come from now."""
+"""List the models of the zoo: one row per name and tag, with the source of its weights."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -38,11 +38,11 @@ class Entry:
     """A row of `fgssl list`.
 
     Attributes:
-        name: Architecture and tag: timm's name, the recipe's and the Hub's.
-        backbone, method, data, init, image_size: Of its recipe.
-        parameters: Of the backbone.
-        knn, linear: Accuracies in 0..1, where its results are at hand.
-        bytes: Of the weights, where they are on this machine.
+        name: Architecture and tag: the name in timm, of the recipe and on the Hub.
+        backbone, method, data, init, image_size: Values of its recipe.
+        parameters: Number of parameters of the backbone.
+        knn, linear: Accuracies in 0..1, if its results are available.
+        bytes: Size of the weights in bytes, if they are on this machine.
         source: `folder`, `checkout`, `cache`, `Hub`, or why there is none.
         place: The folder or the repository.
     """
@@ -62,15 +62,15 @@ class Entry:
 
 
 def entries(*, ask_hub: bool = True) -> Iterator[Entry]:
-    """All models that have a recipe, of the package or in FG_SSL_ZOO_DIR, by name.
+    """All models with a recipe, in the package or in FG_SSL_ZOO_DIR, by name.
 
     Args:
-        ask_hub: Otherwise models that are neither in a folder nor in the cache have no source.
+        ask_hub: Whether to ask the Hub for models that are in no folder and not in the cache.
     """
     on_hub = _OnHub() if ask_hub else None
     for name, path in sorted({**recipe_files(), **own_recipes()}.items()):
         published = published_as(name)
-        if published is None:  # its recipe cannot be read, as the log says
+        if published is None:  # its recipe cannot be read, which was logged
             continue
         recipe = load_recipe(path)
         source, place, results = _source(published, on_hub)
@@ -92,7 +92,7 @@ def entries(*, ask_hub: bool = True) -> Iterator[Entry]:
 
 
 def _source(published: Published, on_hub: "_OnHub | None") -> tuple[str, str, Mapping[str, Any]]:
-    """Where the weights would come from, the place, and the trained row of the results."""
+    """Source of the weights, its place, and the trained row of the results."""
     place, _ = local_place(published.name)
     if place:
         return place.kind, str(place.path), _trained_row(place.path)
@@ -108,14 +108,14 @@ def _source(published: Published, on_hub: "_OnHub | None") -> tuple[str, str, Ma
 
 
 class _OnHub:
-    """What owners have on the Hub: one question for each owner, and none after one fails."""
+    """Models of owners on the Hub: one request per owner, and none after a failure."""
 
     def __init__(self) -> None:
         self.answered = not constants.HF_HUB_OFFLINE
         self._models: dict[str, dict[str, Mapping[str, Any]]] = {}
 
     def scores(self, repo: str) -> Mapping[str, Any] | None:
-        """Accuracies on the card of a repository; `None` where there is no such repository."""
+        """Accuracies on the card of a repository; `None` if it does not exist."""
         owner = repo.partition("/")[0]
         if owner not in self._models and self.answered:
             self._models[owner] = self._ask(owner)
@@ -133,7 +133,7 @@ class _OnHub:
 
 
 def _answers() -> bool:
-    """Whether the Hub answers at all, asked once and not for half a minute as its client does."""
+    """Whether the Hub answers: a single request, since the client would retry for half a minute."""
     from huggingface_hub import get_session
 
     reply = get_session().get(
@@ -172,7 +172,7 @@ def _num_parameters(backbone: str, options: str) -> int:
 
 
 def as_text(rows: list[Entry]) -> str:
-    """Models that can be used now as a table, then a line for each other one: how it is trained."""
+    """A table of the usable models, then the training command of each other model."""
     usable = [row for row in rows if row.source not in (NOTHING, UNKNOWN)]
     others = [row for row in rows if row.source in (NOTHING, UNKNOWN)]
     lines = [as_table(usable) if usable else "no weights on this machine or on the Hub"]
@@ -185,7 +185,7 @@ def as_text(rows: list[Entry]) -> str:
 
 
 def as_table(rows: list[Entry]) -> str:
-    """The rows for a terminal, columns as wide as they need."""
+    """The rows as aligned columns for a terminal."""
     titles = [
         "name",
         "backbone",
@@ -226,10 +226,10 @@ def resolve(name: str) -> Published:
     """Where one of our models is published.
 
     Args:
-        name: With or without its tag, or with `@REVISION`.
+        name: Name with or without its tag, or with `@REVISION`.
 
     Raises:
-        ValueError: Unknown, with the nearest name.
+        ValueError: Unknown name; names the nearest.
     """
     published = published_as(name)
     if published is None:
@@ -240,10 +240,10 @@ def resolve(name: str) -> Published:
 
 
 def card_folder(name: str) -> Path:
-    """A folder with the card of a model, and its results where they are published.
+    """A folder with the card of a model, and its results if they are published.
 
     Raises:
-        ValueError: Unknown, or not published anywhere.
+        ValueError: Unknown name, or not published.
     """
     published = resolve(name)
     place = None if published.revision else local_place(published.name)[0]
@@ -268,14 +268,15 @@ def pull(name: str, *, pretraining: bool = False) -> Path:
 
     Args:
         name: With or without its tag, or with `@REVISION`.
-        pretraining: Also `pretraining/`, to go on with its training; larger than the model.
+        pretraining: Whether to download `pretraining/` too, which is larger than the model.
 
     Returns:
-        The folder in the cache, or the local one that the name means.
+        The folder in the cache, or the local folder of this name.
 
     Raises:
-        ValueError: Unknown, other weights than were published, or no `pretraining/` there.
-        PretrainedWeightsError: It cannot be had.
+        ValueError: Unknown name, weights that differ from the published ones, or no
+            `pretraining/`.
+        PretrainedWeightsError: It is not available.
     """
     published = resolve(name)
     place = None if published.revision else local_place(published.name)[0]

@@ -1,12 +1,12 @@
-"""An ONNX file of a backbone, for whoever runs it without Python or without torch.
+"""An ONNX file of a backbone, to run it without Python or torch.
 
     input  `images`    (batch, 3, height, width) float32, scaled and normalised as for timm
     output `features`  (batch, d) float32, the pooled features; `logits` (batch, c) of a classifier
 
-The batch may have any length. Height and width may be any that the network reads; a network with
-patches, with TensorFlow's padding, or another that depends on the size keeps its own. The file's
-metadata hold what a reader needs for the pixels: `mean`, `std`, `image_size`, `crop_pct`,
-`interpolation`, `crop_mode`; of a classifier also `labels`.
+The batch size is free. Height and width are free, except for networks that depend on the size, such
+as those with patches or TensorFlow's padding. The file's metadata contain the preprocessing:
+`mean`, `std`, `image_size`, `crop_pct`, `interpolation`, `crop_mode`; for a classifier also
+`labels`.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ from fg_ssl_zoo.config import home_path
 from fg_ssl_zoo.layers.modes import evaluating
 
 TOLERANCE = 1e-3
-"""Largest difference of a feature from torch's, as a share of the largest feature."""
+"""Largest difference of a feature from torch's, relative to the largest feature."""
 
 INPUT = "images"
 
@@ -37,22 +37,22 @@ SIZED = (Conv2dSame, AvgPool2dSame, MaxPool2dSame, ScaledStdConv2dSame, StdConv2
 
 
 def export_onnx(backbone: Backbone, file: str | Path, labels: Sequence[str] = ()) -> bool:
-    """Write the file, and compare it with torch where onnxruntime is installed.
+    """Write the file, and compare it with torch if onnxruntime is installed.
 
     Args:
-        backbone: Is left as it is.
-        file: `FILE.onnx`; is replaced.
-        labels: Names of the classes, if the network gives their logits.
+        backbone: Not changed.
+        file: `FILE.onnx`; an existing file is replaced.
+        labels: Class names, if the network returns logits.
 
     Returns:
         Whether it was compared.
 
     Raises:
         ValueError: A package is missing, the file has another suffix, the network cannot be
-            written, or the file answers otherwise than torch.
+            written, or the outputs of the file differ from torch's.
     """
     _require("onnx", "onnxscript")
-    if Path(file).suffix != ".onnx":  # before another file is written over
+    if Path(file).suffix != ".onnx":  # before another file is overwritten
         raise ValueError(f"{file}: the suffix is .onnx")
     file, size = home_path(file), backbone.image_size
     shape: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
@@ -80,10 +80,11 @@ def export_onnx(backbone: Backbone, file: str | Path, labels: Sequence[str] = ()
 
 
 def takes_any_size(backbone: Backbone) -> bool:
-    """Whether one file can read pictures of every size.
+    """Whether one file can read images of every size.
 
-    TensorFlow's padding is computed from the size, layer by layer: torch's exporter follows the
-    nested formulas of a free size without end.
+    TensorFlow's padding is computed from the size in every layer; with a free size, torch's
+    exporter
+    does not terminate.
     """
     if any(isinstance(module, SIZED) for module in backbone.modules()):
         return False
@@ -91,7 +92,7 @@ def takes_any_size(backbone: Backbone) -> bool:
 
 
 def _metadata(backbone: Backbone) -> dict[str, str]:
-    """What a reader needs for the pixels; lists and numbers as JSON."""
+    """The preprocessing as metadata; lists and numbers as JSON."""
     found = {
         "architecture": backbone.name,
         "mean": backbone.mean,
@@ -105,14 +106,14 @@ def _metadata(backbone: Backbone) -> dict[str, str]:
 
 
 def check_onnx(backbone: Backbone, file: Path) -> None:
-    """Refuse a file whose features are not those of torch, for several batches and sizes.
+    """Refuse a file whose features differ from torch's for several batches and sizes.
 
     Args:
-        backbone: That it was written from.
-        file: ONNX.
+        backbone: Backbone that the file was written from.
+        file: ONNX file.
 
     Raises:
-        ValueError: By how much they differ.
+        ValueError: States the difference.
     """
     size = backbone.image_size
     larger = (size + 32, size + 64) if takes_any_size(backbone) else (size, size)
@@ -128,7 +129,7 @@ def check_onnx(backbone: Backbone, file: Path) -> None:
 
 
 def run_onnx(file: Path, images: Float[np.ndarray, "b 3 h w"]) -> Float[np.ndarray, "b d"]:
-    """Features, or logits, of normalised pictures by onnxruntime on the CPU.
+    """Features, or logits, of normalised images by onnxruntime on the CPU.
 
     Raises:
         ValueError: onnxruntime is not installed.
@@ -145,7 +146,7 @@ def _require(*packages: str) -> None:
     """Raises: ValueError: One is not installed, and how to get it."""
     if lacking := _lacking(packages):
         raise ValueError(
-            f"{' and '.join(lacking)} not installed; `pip install 'fg-ssl-zoo[onnx]'` brings it"
+            f"{' and '.join(lacking)} not installed; run pip install 'fg-ssl-zoo[onnx]'"
         )
 
 

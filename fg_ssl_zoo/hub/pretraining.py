@@ -1,10 +1,10 @@
-"""`pretraining/` of an exported folder: the whole method, so that its training can go on.
+"""`pretraining/` of an exported folder: the whole method, to continue its training.
 
     pretraining/config.json         the method, all of its options, and the network
     pretraining/model.safetensors   its state: backbone, heads, teachers, queues, under `method.`
 
-transformers opens it (`hf_pretraining.py`); timm and whoever wants features read the folder above,
-which knows nothing of it.
+transformers opens it (`hf_pretraining.py`). timm and users of features read the folder above, which
+does not depend on it.
 """
 
 import json
@@ -35,10 +35,10 @@ FOLDER = "pretraining"
 FILES = frozenset({CONFIG, WEIGHTS})
 
 MODEL_TYPE = "fg_ssl"
-"""transformers' word for the kind of model."""
+"""The `model_type` in transformers."""
 
 PREFIX = "method."
-"""Before every key of the state: the attribute of the transformers class."""
+"""Prefix of every key of the state: the attribute of the transformers class."""
 
 _BACKBONE = f"{PREFIX}backbone.model."
 _LARGEST_FILE = 1_000_000  # bytes of a config.json
@@ -50,7 +50,7 @@ class Pretraining:
 
     Attributes:
         method: A key of `METHODS`.
-        options: All keywords of its constructor, as plain data.
+        options: All keyword arguments of its constructor, as plain data.
         state: Its state dict.
     """
 
@@ -63,9 +63,9 @@ def write_pretraining(folder: Path, network: Mapping[str, Any], found: Pretraini
     """Write `folder/pretraining/`.
 
     Args:
-        folder: Of an export that is being written.
-        network: As in its `config.json`.
-        found: Nothing of its state may share memory; safetensors refuses that.
+        folder: Folder of an export that is being written.
+        network: Content of its `config.json`.
+        found: The method; tensors of its state may not share memory, which safetensors refuses.
     """
     config = {
         "model_type": MODEL_TYPE,
@@ -82,19 +82,19 @@ def write_pretraining(folder: Path, network: Mapping[str, Any], found: Pretraini
 
 
 def check_pretraining_config(config: Mapping[str, Any]) -> None:
-    """Refuse a configuration of which no method should be built.
+    """Refuse an invalid configuration before a method is built from it.
 
-    Whether the method exists and takes these options is for the floor above to say.
+    Whether the method exists and accepts these options is checked by `hf_pretraining`.
 
     Args:
-        config: What a `pretraining/config.json` holds.
+        config: Content of a `pretraining/config.json`.
 
     Raises:
-        ValueError: What is wrong with which key.
+        ValueError: Names the key and what is wrong with it.
     """
     try:
         if not re.fullmatch(r"[a-z]\w*", config["method"]):
-            raise ValueError(f"method: {config['method']!r} is no name of a method")
+            raise ValueError(f"method: {config['method']!r} is not the name of a method")
         check_plain_options(config.get("options") or {})
         check_config(config["network"])
     except (KeyError, TypeError, AttributeError) as error:
@@ -105,31 +105,31 @@ def read_pretraining_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a folder `pretraining/`, checked.
 
     Raises:
-        ValueError: It cannot be read, or is none of ours.
+        ValueError: It cannot be read, or is not ours.
     """
     path = folder / CONFIG
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise ValueError("it is larger than a megabyte")
+            raise ValueError("it is larger than 1 MB")
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
             raise ValueError(f"its model_type is not {MODEL_TYPE}")
         check_pretraining_config(config)
     except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{path} describes no method of ours ({error})") from error
+        raise ValueError(f"{path} does not describe a method of ours ({error})") from error
     return config
 
 
 def check_belongs(folder: Path, network: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Refuse a `pretraining/` that is not the training of the backbone above it.
+    """Refuse a `pretraining/` that does not belong to the backbone in the folder above.
 
     Args:
-        folder: With `pretraining/` in it.
-        network: As in its `config.json`.
-        weights: timm's keys.
+        folder: Folder that contains `pretraining/`.
+        network: Content of its `config.json`.
+        weights: Its weights under timm's keys.
 
     Raises:
-        ValueError: Another network, other weights, or numbers that are not finite.
+        ValueError: Another network, other weights, or values that are not finite.
     """
     config, state = read_pretraining_config(folder / FOLDER), read_state(folder / FOLDER)
     for key in ("architecture", "model_args"):
@@ -142,7 +142,7 @@ def check_belongs(folder: Path, network: Mapping[str, Any], weights: Mapping[str
             f"delete {FOLDER}/"
         )
     if broken := [key for key, value in state.items() if not value.isfinite().all()]:
-        raise ValueError(f"{folder / FOLDER}: {broken[0]} holds numbers that are not finite")
+        raise ValueError(f"{folder / FOLDER}: {broken[0]} has values that are not finite")
 
 
 # --------------------------------------------------------------------------- going on with it
@@ -152,11 +152,11 @@ def saved_state(words: str) -> dict[str, Tensor]:
     """State of the method that trained these weights, under the method's own keys.
 
     Args:
-        words: As a recipe's `init` names weights of ours: `runs/NAME`, an exported folder,
+        words: Weights of ours as in a recipe's `init`: `runs/NAME`, an exported folder,
             `local-dir:FOLDER`, `fgssl_BACKBONE_DATA.METHOD`, `hf-hub:OWNER/NAME[@REVISION]`.
 
     Raises:
-        ValueError: They have no `pretraining/`, or it cannot be had.
+        ValueError: They have no `pretraining/`, or it is not available.
     """
     folder = _saved_folder(words)
     read_pretraining_config(folder)

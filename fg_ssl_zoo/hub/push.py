@@ -1,8 +1,7 @@
-"""Push: one upload of one folder, by the Hub's own client.
+"""Upload one folder with the Hub's own client.
 
-The client leaves out what is there already: a file that did not change makes no commit, a blob
-that was sent before a connection broke is not sent again. So the same command repeats nothing and
-goes on where it stopped.
+The client does not upload unchanged files, and does not send a blob again that was complete before
+a connection broke. The same command therefore continues an interrupted upload.
 """
 
 import shutil
@@ -26,13 +25,13 @@ from fg_ssl_zoo.hub.release import licensed
 
 @dataclass(frozen=True)
 class Pushed:
-    """What an upload did.
+    """The result of an upload.
 
     Attributes:
         repo: `OWNER/NAME`.
-        commit: The repository's newest; `None` after a dry run.
-        is_new: Whether this upload made it.
-        files: Name and bytes of all files.
+        commit: The newest commit of the repository; `None` after a dry run.
+        is_new: Whether this upload created the commit.
+        files: Name and size in bytes of all files.
     """
 
     repo: str
@@ -42,18 +41,18 @@ class Pushed:
 
 
 def target_repo(found: Checked, repo: str | None = None, org: str | None = None) -> str:
-    """`OWNER/NAME` to publish to: as asked, else the recipe's, else the default organisation's.
+    """`OWNER/NAME` to publish to: as given, else the recipe's, else the default organisation's.
 
     Args:
         found: A checked folder.
         repo: `OWNER/NAME`.
-        org: Owner; the model's name is kept. It wins over `repo`.
+        org: Owner; the model keeps its name. It takes precedence over `repo`.
 
     Raises:
-        ValueError: No such name is possible on the Hub.
+        ValueError: The name is not valid on the Hub.
     """
     name = found.recipe.name
-    if org is not None:  # an empty one is an empty variable of a shell, and no wish for the default
+    if org is not None:  # an empty value is an unset shell variable, not a request for the default
         key, wanted = "--org", f"{org}/{name}"
     elif repo is not None:
         key, wanted = "--repo", repo
@@ -69,13 +68,13 @@ def target_repo(found: Checked, repo: str | None = None, org: str | None = None)
 
 
 def push(found: Checked, repo: str, *, private: bool = False, dry_run: bool = False) -> Pushed:
-    """Upload a checked folder in one commit; nothing is committed where nothing changed.
+    """Upload a checked folder in one commit; without changes there is no commit.
 
     Args:
         found: A checked folder.
-        repo: `OWNER/NAME`; is made where it is missing.
-        private: Of a repository that is made now.
-        dry_run: Stop before the first request.
+        repo: `OWNER/NAME`; created if it does not exist.
+        private: Whether a new repository is private.
+        dry_run: Whether to stop before the first request.
 
     Raises:
         ValueError: The Hub refuses it; the message says what to do.
@@ -98,7 +97,7 @@ def push(found: Checked, repo: str, *, private: bool = False, dry_run: bool = Fa
 
 
 def _upload(staged: Path, repo: str, private: bool) -> tuple[str, bool]:
-    """The newest commit, and whether it is ours."""
+    """The newest commit, and whether this upload created it."""
     api = HfApi()
     try:
         about = api.model_info(repo)
@@ -106,18 +105,23 @@ def _upload(staged: Path, repo: str, private: bool) -> tuple[str, bool]:
         api.create_repo(repo, private=private, exist_ok=True)
         about = api.model_info(repo)
     if private and not about.private:
-        raise ValueError(f"{repo} is public already; --private makes a new repository only")
+        raise ValueError(f"{repo} is public; --private needs a new repository")
     info = api.upload_folder(
         repo_id=repo,
         folder_path=staged,
         commit_message=f"Publish {staged.name}",
-        delete_patterns=["*.bin", "*.safetensors", "*.index.json", f"{FOLDER}/*"],  # earlier forms
+        delete_patterns=[
+            "*.bin",
+            "*.safetensors",
+            "*.index.json",
+            f"{FOLDER}/*",
+        ],  # files of earlier versions
     )
     return info.oid, info.oid != about.sha
 
 
 def _explain(error: Exception, repo: str) -> str:
-    """One line, without anything of the request's headers."""
+    """The error in one line, without request headers."""
     line = next(iter(str(error).splitlines()), "")
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, HfHubHTTPError) and status in (401, 403):
@@ -135,9 +139,9 @@ def _explain(error: Exception, repo: str) -> str:
 
 
 def stage(found: Checked, repo: str, folder: Path) -> Path:
-    """The folder as it is uploaded: whole weights, and card and recipe that name the repository.
+    """Write the folder as it is uploaded: weights in one file, the repository in card and recipe.
 
-    A card that was edited by hand is kept, and names the repository where it named another.
+    A card that was edited by hand is kept; only the name of the repository is replaced.
     """
     folder.mkdir(parents=True)
     if weight_files(found.folder) == [found.folder / WEIGHTS]:
@@ -166,8 +170,8 @@ def loading_lines(found: Checked, repo: str) -> list[str]:
     """Python that opens the repository: by timm, by our name, by transformers.
 
     Args:
-        found: What was uploaded.
-        repo: Where to.
+        found: The uploaded folder.
+        repo: Its repository.
     """
     by_timm = f'timm.create_model("hf-hub:{repo}", pretrained=True)'
     ours = usage_by_name(found.recipe.name, repo)

@@ -1,8 +1,8 @@
-"""Release: a trained folder becomes `published/NAME`, small enough to lie in a repository of code.
+"""Release a trained folder as `published/NAME`, small enough for a code repository.
 
-Matrices and kernels are stored in half precision; vectors (biases, norms, running statistics) stay
-as they are, since they are few and a running variance may not fit. A file beyond 50 MB is split
-into parts. `pretraining/` stays behind. The sha256 of the weights in one file then stands in the
+Matrices and kernels are stored in half precision. Vectors (biases, norms, running statistics) keep
+their precision, since they are small and a running variance may overflow. A file above 50 MB is
+split into parts. `pretraining/` is left out. The sha256 of the joined weights is written to the
 recipe.
 """
 
@@ -40,7 +40,7 @@ from fg_ssl_zoo.hub.export import (
 )
 
 LARGEST_FILE = 50_000_000
-"""Bytes; above them a hosted git repository warns."""
+"""Size in bytes above which hosted git repositories warn."""
 
 
 def release(
@@ -57,8 +57,8 @@ def release(
         folder: An exported folder, or the folder of a run.
         root: `published/` of a checkout, or any folder to be FG_SSL_ZOO_DIR.
         license: SPDX name for weights whose recipe has none.
-        about: What its card says first, such as which pictures it was trained on.
-        largest_file: Bytes of a file of weights, before it is split.
+        about: First sentence of the card, such as which images it was trained on.
+        largest_file: Largest size of a weight file in bytes; larger ones are split.
 
     Returns:
         `root/NAME`, as an absolute path.
@@ -69,7 +69,7 @@ def release(
     found = check(folder, license, backbone_only=True)
     target = home_path(root).resolve() / found.recipe.name
     if target.parent.is_file():
-        raise ValueError(f"--to: {root} is a file; released models lie in a folder")
+        raise ValueError(f"--to: {root} is a file; name a folder")
     check_replaceable(target)
     weights = half_of(found.backbone.model.state_dict())
     before = trace(found.backbone)
@@ -77,8 +77,8 @@ def release(
     after = trace(found.backbone)
     error = distance(after, before)
     if error > TOLERANCE:
-        raise ValueError(f"{found.folder}: half precision moves its features by {error:.1%}")
-    config = {**found.config, "trace": after, "dtype": "float32"}  # transformers computes in it
+        raise ValueError(f"{found.folder}: half precision changes its features by {error:.1%}")
+    config = {**found.config, "trace": after, "dtype": "float32"}  # for transformers
     results = {**found.results, "released": {"precision": "float16", "feature_error": error}}
     if about:
         results["about"] = about
@@ -101,9 +101,9 @@ def release(
 
 
 def anywhere(recipe: Recipe) -> Recipe:
-    """The recipe without what holds for one machine: folder of the pictures, processes, threads.
+    """The recipe without settings of one machine: folder of the images, processes, threads.
 
-    The pictures themselves are told by the fingerprint in the results.
+    The fingerprint in the results identifies the images.
     """
     data = replace(
         recipe.data,
@@ -116,7 +116,7 @@ def anywhere(recipe: Recipe) -> Recipe:
 
 
 def half_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices and kernels in float16 where all their numbers fit; the rest as it is."""
+    """Matrices and kernels in float16, if all their values fit; the rest unchanged."""
     largest = torch.finfo(torch.float16).max
     return {
         key: value.half().contiguous()
@@ -127,11 +127,11 @@ def half_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split(weights: Mapping[str, Tensor], folder: Path, largest_file: int) -> None:
-    """Put parts and their index in the place of the one file."""
+    """Replace the weight file by parts and their index."""
     plan = split_torch_state_dict_into_shards(
         dict(weights), filename_pattern="model{suffix}.safetensors", max_shard_size=largest_file
     )
-    if len(plan.filename_to_tensors) == 1:  # one tensor is all there is
+    if len(plan.filename_to_tensors) == 1:  # there is only one tensor
         return
     for name, keys in plan.filename_to_tensors.items():
         write_state({key: weights[key] for key in keys}, folder / name)
@@ -142,25 +142,25 @@ def _split(weights: Mapping[str, Tensor], folder: Path, largest_file: int) -> No
 
 
 def licensed(config: Mapping[str, Any], license: str | None) -> dict[str, Any]:
-    """The configuration with the licence that was chosen."""
+    """The configuration with the chosen licence."""
     return {**config, "pretrained_cfg": {**config["pretrained_cfg"], "license": license}}
 
 
 def pin(recipe_file: Path, sha256: str) -> bool:
-    """Write `hub.sha256` into a recipe, comments and order kept.
+    """Write `hub.sha256` into a recipe; comments and order are kept.
 
     Args:
         recipe_file: A YAML file whose `hub:` is `{...}` on one line, or missing.
-        sha256: Of the released weights.
+        sha256: SHA-256 of the released weights.
 
     Returns:
-        Whether it stands there now; a file of another form is left alone.
+        Whether it was written; a file of another form is not changed.
     """
     text = recipe_file.read_text(encoding="utf-8")
     wanted = yaml.safe_load(text)
     wanted["hub"] = {**(wanted.get("hub") or {}), "sha256": sha256}
     without = re.sub(r"""(?m)^(hub: \{.*?)(?:, *)?sha256: *"?\w+"?(?:, *)?""", r"\1", text)
-    entry = f'sha256: "{sha256}"'  # quoted: one of digits alone would be a number
+    entry = f'sha256: "{sha256}"'  # quoted, since a hash of digits only would be a number
     new = re.sub(
         r"(?m)^hub: \{(.*?)\}",
         lambda m: f"hub: {{{', '.join(filter(None, [m[1], entry]))}}}",

@@ -1,10 +1,10 @@
-"""A term that keeps a network near its start: the features of the same pictures stay alike.
+"""A loss term that keeps a network close to its start: the distance of their features.
 
-    loss + weight * mean over pictures of 1 - cos(h, h_start)
+    loss + weight * mean over images of 1 - cos(h, h_start)
 
-Feature distillation to the start (Li & Hoiem, 2016, arXiv 1606.09282, keep the outputs; features
-as in Romero et al., 2015): the pictures are those that the method shows its backbone, the start is
-fixed and in evaluation mode.
+Feature distillation from the start (after Li & Hoiem, 2016, arXiv 1606.09282, who distil outputs;
+features as in Romero et al., 2015). The images are those that the method passes through its
+backbone; the start is fixed and in evaluation mode.
 """
 
 import copy
@@ -17,22 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Heard = list[tuple[Tensor, Tensor]]
-"""Normalised pictures and the features of them that carry a gradient, pass by pass."""
+"""Normalised images and their features with gradient, one pair per forward pass."""
 
 
 @runtime_checkable
 class Listened(Protocol):
-    """A network that reports its passes to `listener`."""
+    """A network that appends its forward passes to `listener`."""
 
     listener: Heard | None
 
 
 class Anchor:
-    """The start of a stage and how strongly it holds.
+    """The loss term for the start of a stage.
 
     Args:
-        start: Is copied; neither trained nor part of a checkpoint.
-        weight: Of the term.
+        start: Backbone that is copied; the copy is neither trained nor stored in checkpoints.
+        weight: Weight of the loss term.
     """
 
     def __init__(self, start: nn.Module, weight: float) -> None:
@@ -40,15 +40,14 @@ class Anchor:
         self.weight = weight
 
     def loss(self, heard: Heard) -> Tensor:
-        """The weighted term of the passes of one step.
+        """The weighted loss term of the forward passes of one step.
 
         Raises:
-            ValueError: The method has asked the backbone for no pooled features.
+            ValueError: The method has not used the pooled features of the backbone.
         """
         if not heard:
             raise ValueError(
-                "start_distillation: this method reads no pooled features of the backbone; "
-                "0 would do"
+                "start_distillation: this method reads no pooled features of the backbone; use 0"
             )
         self.start.to(heard[0][0].device)
         errors = []
@@ -61,7 +60,7 @@ class Anchor:
 
 @contextmanager
 def listening(network: Listened) -> Iterator[Heard]:
-    """What a network is shown and says with a gradient, until the block ends."""
+    """Record the images and features of all forward passes with gradient inside the context."""
     network.listener = heard = []
     try:
         yield heard

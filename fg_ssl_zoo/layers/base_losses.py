@@ -1,9 +1,9 @@
-"""MoCo v2 and SimSiam as parts of another method: one face for both, on pairs of images.
+"""MoCo v2 and SimSiam as base losses of another method, with a common interface.
 
-What they are stands in `methods/moco.py` and `methods/simsiam.py`; their heads (`layers/heads.py`),
-queue and losses (`ops/`) are the same ones. Here is what a method around them needs besides: the
-backbone is an argument of the call, so that its weights have one name there, and the call may be
-repeated, on other images and with another queue, before anything moves on.
+`methods/moco.py` and `methods/simsiam.py` describe them; heads (`layers/heads.py`), queue and
+losses (`ops/`) are shared with these methods. The backbone is an argument of the call, so its
+weights are registered once. A call changes no state, so it can be repeated on other images and
+with another queue.
 """
 
 from typing import NamedTuple
@@ -21,14 +21,14 @@ from fg_ssl_zoo.ops.similarity import cross_prediction, spread, unit
 
 
 class Agreement(NamedTuple):
-    """What a base loss says of pairs of images.
+    """The result of a base loss on pairs of images.
 
     Attributes:
         loss: () mean over the images.
-        h: Features of the images that carry the gradient, those of first views first; SimSiam's are
-            those of both views.
-        keys: Of MoCo, which the queue has not taken in yet.
-        metrics: Signs of health, for the log.
+        h: Features with gradient: of the first views for MoCo, of first and second views for
+            SimSiam.
+        keys: MoCo's keys of this batch, which are not in the queue yet.
+        metrics: Values for the log.
     """
 
     loss: Tensor
@@ -41,10 +41,10 @@ class ContrastiveBase(nn.Module):
     """MoCo v2: projector, and a teacher of backbone and projector.
 
     Args:
-        backbone: Of features of `width` numbers.
+        backbone: Backbone with features of size `width`.
         width: `d`.
-        projection_size: Of queries and keys.
-        temperature: Of InfoNCE.
+        projection_size: Size of queries and keys.
+        temperature: Temperature of InfoNCE.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ContrastiveBase(nn.Module):
         self.temperature = temperature
 
     def student(self, backbone: nn.Module) -> nn.Sequential:
-        """What the teacher follows."""
+        """The modules that the teacher averages."""
         return nn.Sequential(backbone, self.projector)
 
     def forward(
@@ -66,7 +66,7 @@ class ContrastiveBase(nn.Module):
         second: Float[Tensor, "b 3 s s"],
         queue: Queue | None,
     ) -> Agreement:
-        """InfoNCE of the first images as queries and the second ones as keys."""
+        """InfoNCE with the first images as queries and the second images as keys."""
         assert queue is not None
         h = backbone(first)
         with torch.no_grad():
@@ -81,8 +81,8 @@ class PredictiveBase(nn.Module):
 
     Args:
         width: `d`, of the features.
-        projection_size: Of `z`.
-        predictor_size: Hidden width of the predictor.
+        projection_size: Size of `z`.
+        predictor_size: Width of the predictor's hidden layer.
     """
 
     def __init__(self, width: int, projection_size: int, predictor_size: int) -> None:
@@ -97,7 +97,7 @@ class PredictiveBase(nn.Module):
         second: Float[Tensor, "b 3 s s"],
         queue: Queue | None,
     ) -> Agreement:
-        """Minus the cosine of each image's prediction with the other's projection; no queue."""
+        """Negative cosine of each prediction with the projection of the other image; no queue."""
         h = backbone(torch.cat([first, second]))
         z = self.projector(h)  # (2b, projection_size)
         return Agreement(
@@ -106,6 +106,6 @@ class PredictiveBase(nn.Module):
 
 
 def take_in(queue: Queue | None, agreement: Agreement) -> None:
-    """Push the keys of all processes, if there are any."""
+    """Push the keys of all processes into the queue, if there are any."""
     if queue is not None and agreement.keys is not None:
         queue.push(gather(agreement.keys))

@@ -1,4 +1,4 @@
-"""BatchNorm with the statistics of all processes, so that two compute what one would."""
+"""BatchNorm with the statistics of all processes, so that results equal those of one process."""
 
 import torch
 from jaxtyping import Float
@@ -9,18 +9,18 @@ from fg_ssl_zoo.ops.distributed import gather, world_size
 
 
 class AnyDeviceSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """As `torch.nn.SyncBatchNorm`, which runs on GPUs only, for the processes of a CPU run.
+    """Like `torch.nn.SyncBatchNorm`, but also on CPUs.
 
-    Means and variances of the processes are merged as by Chan, Golub & LeVeque, 1979 (Updating
-    formulae and a pairwise algorithm for computing sample variances), since E[x^2] - E[x]^2 loses
-    a variance that is small beside the mean. Every process must bring the same number of rows.
+    Means and variances are merged as in Chan, Golub & LeVeque, 1979 (Updating formulae and a
+    pairwise algorithm for computing sample variances), since E[x^2] - E[x]^2 is inaccurate for a
+    variance that is small relative to the mean. Every process must have the same number of rows.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (b, c, ...) over all axes but c and over all processes.
+        """Normalise (b, c, ...) over all axes except c, and over all processes.
 
         Raises:
-            ValueError: One value per channel in all processes together.
+            ValueError: There is only one value per channel in all processes together.
         """
         if not self.training or world_size() == 1:
             return super().forward(input)
@@ -41,13 +41,13 @@ class AnyDeviceSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         share = self.momentum
-        if share is None:  # a plain average over all batches, as in torch
+        if share is None:  # plain average over all batches, as in torch
             share = 1 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance, share)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of axes."""
+        """Accept any number of axes."""
 
 
 def _merged(x: Float[Tensor, "b c *n"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
@@ -62,9 +62,9 @@ def _merged(x: Float[Tensor, "b c *n"]) -> tuple[Float[Tensor, " c"], Float[Tens
 
 
 def norms_of_batches(module: nn.Module) -> dict[str, nn.Module]:
-    """BatchNorm layers by name that take statistics of the batch, in the mode they are in now.
+    """Name -> BatchNorm layer that uses the statistics of the batch in its current mode.
 
-    A frozen one (in evaluation mode, with running statistics) needs no batch and is left out.
+    Frozen layers (in evaluation mode, with running statistics) are left out.
     """
     return {
         name: layer
@@ -80,10 +80,9 @@ def synchronises(layer: nn.Module, device: torch.device) -> bool:
 
 
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
-    """BatchNorm layers become synchronised ones; keys of the state dict stay.
+    """Replace BatchNorm layers by synchronised ones; the keys of the state dict do not change.
 
-    On a CPU this covers torch's own layers; timm's fused norm-and-activation layers stay local
-    there.
+    On a CPU, only torch's own layers are replaced; timm's fused norm-and-activation layers are not.
     """
     if device.type == "cuda":
         return convert_sync_batchnorm(module)

@@ -1,4 +1,4 @@
-"""The up-convolution decoder that turns a feature map into part logits (PARTICLE, section 4)."""
+"""The up-convolution decoder from a feature map to part logits (PARTICLE, section 4)."""
 
 from itertools import pairwise
 
@@ -16,13 +16,13 @@ class UpDecoder(nn.Module):
         CNN    [1 x 1 convolution, up, BatchNorm, ReLU]
         ViT    [up, (3 x 3 convolution, BatchNorm, ReLU) twice]
 
-    Source: code of PARTICLE. There the CNN's block enlarges first; bilinear weights sum to one, so
-    a 1 x 1 convolution gives the same before, at a quarter of the cost.
+    Source: code of PARTICLE. There, the CNN's block upsamples before the convolution. Bilinear
+    weights sum to one, so the order does not change the result, and this order costs a quarter.
 
     Args:
-        channels: Of the map.
-        num_outputs: Logits of every pixel.
-        deep: The blocks of the ViT.
+        channels: Number of channels of the map.
+        num_outputs: Number of logits per pixel.
+        deep: Whether to use the blocks of the ViT.
     """
 
     def __init__(self, channels: int, num_outputs: int, *, deep: bool = False) -> None:
@@ -37,15 +37,14 @@ class UpDecoder(nn.Module):
     ) -> Float[Tensor, "b c _ _"]:
         """Logits at eight times the map's side, or at `size`: the height and width of the labels.
 
-        The released decoder of the CNN ends at half of the labels' side, where no loss can be
-        taken.
+        The released decoder of the CNN ends at half of the labels' side.
         """
         logits = self.last(self.blocks(maps)).float()
         return logits if size is None else enlarged(logits, size)
 
 
 def enlarged(logits: Float[Tensor, "b c _ _"], size: tuple[int, int]) -> Float[Tensor, "b c _ _"]:
-    """Logits brought to a height and width, bilinear."""
+    """Logits resized to a height and width, bilinear."""
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 

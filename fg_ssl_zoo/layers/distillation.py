@@ -1,4 +1,4 @@
-"""What is between student and teacher of DINO: centre, temperatures, and the loss."""
+"""DINO's loss between student and teacher, with its centre and temperatures."""
 
 import torch
 from jaxtyping import Float
@@ -9,17 +9,19 @@ from fg_ssl_zoo.ops.distributed import mean_over_processes
 
 
 class Distillation(nn.Module):
-    """DINO's loss with its moving centre and its schedules, which every checkpoint keeps.
+    """DINO's loss with its moving centre and schedules, which are part of every checkpoint.
 
-    The centre keeps one output from winning everywhere, the low temperature all from being alike.
+    The centre prevents one output from dominating for all images; the low temperature prevents
+    equal outputs.
 
     Args:
-        prototypes: Outputs `k` of the head.
+        prototypes: Number of outputs `k` of the head.
         student_temperature: Divides the student's logits; 0.1 in the paper.
-        teacher_temperature: From, to, in a straight line; 0.04, 0.07 in the official longer run.
-        teacher_warmup: Share of the stage over which it rises.
-        centre_momentum: 0.9 in the paper.
-        freeze_last_layer: Share of the stage in which `prototypes_fixed` says so to the head.
+        teacher_temperature: First and last value, linear between; 0.04, 0.07 in the official
+            longer run.
+        teacher_warmup: Share of the stage over which the teacher's temperature rises.
+        centre_momentum: Momentum of the centre; 0.9 in the paper.
+        freeze_last_layer: Share of the stage in which `prototypes_fixed` is true.
     """
 
     centre: Tensor
@@ -48,11 +50,11 @@ class Distillation(nn.Module):
     def forward(
         self, logits: Float[Tensor, "v b k"], seen: Float[Tensor, "g b k"]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Loss and `signs_of_collapse`; the centre moves afterwards, in training only.
+        """Loss and `signs_of_collapse`; then updates the centre, in training only.
 
         Args:
-            logits: The student's, of all views.
-            seen: The teacher's, of the first g of them, without gradient.
+            logits: The student's logits of all views.
+            seen: The teacher's logits of the first g views, without gradient.
         """
         with torch.no_grad():
             targets = ((seen - self.centre) / self.teacher_temperature).softmax(dim=-1)
@@ -63,7 +65,7 @@ class Distillation(nn.Module):
         return loss, signs_of_collapse(targets, loss.detach())
 
     def set_progress(self, progress: float) -> None:
-        """Temperature and freeze become those of the step at `progress`."""
+        """Set temperature and freeze for the step at `progress`."""
         start, end = self.teacher_temperatures
         risen = min(1.0, progress / self.teacher_warmup) if self.teacher_warmup else 1.0
         self.teacher_temperature.fill_(start + (end - start) * risen)

@@ -1,4 +1,4 @@
-"""Mean and variance of features over the data, as training goes on; parts of every checkpoint."""
+"""Mean and variance of features during training; part of every checkpoint."""
 
 import torch
 from jaxtyping import Float
@@ -9,12 +9,12 @@ class FeatureBank(nn.Module):
     """The newest feature vectors, and their exact moments.
 
     Args:
-        size: Vectors that are kept.
-        width: Of a vector.
+        size: Number of vectors that are stored.
+        width: Width of a vector.
 
     Attributes:
-        items: (size, width), zero where nothing has been written.
-        count: () vectors that were ever pushed; the next is written at this number modulo the size.
+        items: (size, width); zero where nothing has been written.
+        count: () number of vectors pushed so far; the next is written at count modulo size.
     """
 
     items: Tensor
@@ -27,7 +27,7 @@ class FeatureBank(nn.Module):
 
     @torch.no_grad()
     def push(self, new: Float[Tensor, "n d"]) -> None:
-        """Write vectors over the oldest ones; those of all processes, the same on each."""
+        """Replace the oldest vectors by those of all processes; the result is equal on each."""
         size = len(self.items)
         numbers = self.count + torch.arange(len(new), device=new.device)
         self.items[numbers[-size:] % size] = new[-size:].to(self.items.dtype)
@@ -35,22 +35,21 @@ class FeatureBank(nn.Module):
 
     @torch.no_grad()
     def moments(self) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-        """Mean and variance (over n, not n - 1) of what is kept; zero of nothing."""
+        """Mean and variance (divided by n) of the stored vectors; zero if there are none."""
         size = len(self.items)
         kept = (torch.arange(size, device=self.items.device) < self.count)[:, None]
         number = self.count.clamp(1, size)
-        mean = self.items.sum(0) / number  # what is not written yet is zero
+        mean = self.items.sum(0) / number  # unwritten rows are zero
         return mean, ((self.items - mean).square() * kept).sum(0) / number
 
 
 class MovingMean(nn.Module):
-    """Exponential moving average of vectors, which begins as their plain mean.
+    """Exponential moving average of vectors; at the beginning it is their plain mean.
 
-    The weight of a new vector is 1 / n for the n-th, and never below `1 - decay`, so that no
-    correction for the start is needed.
+    The n-th vector has weight max(1 / n, 1 - decay), so no bias correction is needed.
 
     Args:
-        width: Of a vector.
+        width: Width of a vector.
         decay: Share of the old value that is kept in the long run.
     """
 
@@ -65,17 +64,17 @@ class MovingMean(nn.Module):
 
     @torch.no_grad()
     def push(self, new: Float[Tensor, " d"]) -> None:
-        """Move towards a vector; the same on all processes."""
+        """Update with a vector that is equal on all processes."""
         self.count += 1
         self.value.lerp_(new.to(self.value.dtype), (1 / self.count).clamp_min(1 - self.decay))
 
 
 class MovingMoments(nn.Module):
-    """Moving averages of features and of their squares: next to no memory, and not exact.
+    """Moving averages of features and of their squares: little memory, but not exact.
 
     Args:
-        width: Of a feature vector.
-        decay: Of a batch.
+        width: Width of a feature vector.
+        decay: Share of the average that is kept at each batch.
     """
 
     def __init__(self, width: int, decay: float = 0.99) -> None:
@@ -85,7 +84,7 @@ class MovingMoments(nn.Module):
 
     @torch.no_grad()
     def push(self, new: Float[Tensor, "n d"]) -> None:
-        """Count a batch; that of all processes, the same on each."""
+        """Update with the batch of all processes; the result is equal on each."""
         self.both.push(torch.cat([new.mean(0), new.square().mean(0)]))
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A network that is used without being changed, and norms that keep their running statistics."""
+"""Use a network without changing it; freeze the running statistics of norms."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -8,17 +8,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 TRACKING = "track_running_stats"
-"""torch's word for a norm that keeps running statistics."""
+"""torch's attribute of norms with running statistics."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 @contextmanager
 def frozen(network: Network) -> Iterator[Network]:
-    """The same network as a judge: gradients pass through it, and nothing of it moves.
+    """Inside the context, gradients pass through the network but nothing in it changes.
 
-    Its parameters receive no gradient. Its norms work as in training, with the statistics of what
-    they are shown, and leave the running ones and their count alone.
+    Its parameters receive no gradient. Its norms use the statistics of the batch, as in training,
+    but do not update the running statistics.
     """
     trained = [p for p in network.parameters() if p.requires_grad]
     for parameter in trained:
@@ -33,9 +33,9 @@ def frozen(network: Network) -> Iterator[Network]:
 
 @contextmanager
 def unremembered(network: Network) -> Iterator[Network]:
-    """The same network, whose norms leave their running statistics and their count alone.
+    """Inside the context, the network's norms do not update their running statistics.
 
-    In training mode they still work with the statistics of what they are shown.
+    In training mode they still use the statistics of the batch.
     """
     tracking = [m for m in network.modules() if getattr(m, TRACKING, False)]
     for norm in tracking:
@@ -48,7 +48,7 @@ def unremembered(network: Network) -> Iterator[Network]:
 
 
 def norms_of(network: nn.Module) -> frozenset[str]:
-    """Names of the batch norms that keep running statistics; those of timm are among them."""
+    """Names of the BatchNorms with running statistics, including timm's."""
     return frozenset(
         name
         for name, module in network.named_modules()
@@ -57,10 +57,10 @@ def norms_of(network: nn.Module) -> frozenset[str]:
 
 
 def norms_with_statistics(network: nn.Module) -> frozenset[str]:
-    """Names of the batch norms whose running statistics come from data.
+    """Names of the BatchNorms whose running statistics come from data.
 
-    A norm that was only initialised (mean 0, variance 1) has seen nothing: the random part of a
-    network that starts from a part of its weights.
+    A norm with initial values (mean 0, variance 1) is left out; it belongs to a part that starts at
+    random.
     """
     return frozenset(
         name for name in norms_of(network) if not _is_initial(network.get_submodule(name))
@@ -75,13 +75,13 @@ def _is_initial(norm: nn.Module) -> bool:
 
 
 def keep_statistics(network: nn.Module, names: Collection[str]) -> None:
-    """Make batch norms normalise with their running statistics, in training too, and keep them.
+    """Make BatchNorms use their running statistics without updating them, also in training.
 
-    Their scale and shift still learn. Lasts until the next `network.train()`.
+    Scale and shift are still trained. The effect ends with the next `network.train()`.
 
     Args:
-        network: Is changed.
-        names: Of `norms_of`.
+        network: Changed in place.
+        names: Names that `norms_of` returned.
     """
     for name in names:
         network.get_submodule(name).eval()

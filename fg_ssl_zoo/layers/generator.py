@@ -1,4 +1,4 @@
-"""The second half of a super-resolution generator: from a feature map to a larger picture.
+"""The second half of a super-resolution generator: from a feature map to a larger image.
 
 The first half is the backbone. Source of the layers: Ledig et al., 2017 (SRGAN), figure 4.
 """
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from fg_ssl_zoo.ops.image_quality import strip
 
 FACTOR = 4
-"""Side of the restored picture over that of the small one."""
+"""Ratio of the sides of the restored and the small image."""
 
 
 class Generator(nn.Module):
-    """Decodes the last map of an encoder that has read the small picture.
+    """Decodes the last map of an encoder that has read the small image.
 
-    A map as large as the picture (SRResNet's) enters the paper's up-sampling as it is. A smaller
-    one (any other network's) is first brought to the picture's size by the same blocks, and the
-    picture, through a 9 x 9 convolution, is added: what such an encoder has lost of the pixels.
+    A map of the image's size (SRResNet) enters the paper's upsampling blocks directly. A smaller
+    map is first enlarged to the image's size by the same blocks, and a 9 x 9 convolution of the
+    image is added, which restores pixel details that the encoder has lost.
 
     Args:
-        channels: Of the map.
+        channels: Number of channels of the map.
         map_side: Side of the map in pixels.
-        low_side: Side of the small picture in pixels.
+        low_side: Side of the small image in pixels.
         width: Channels of every layer; 64 in the paper.
     """
 
@@ -46,35 +46,35 @@ class Generator(nn.Module):
     def forward(
         self, feature_map: Float[Tensor, "b d i j"], low: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, "b 3 _ _"]:
-        """Pixels around 0..1, not cut, of 4 h x 4 w.
+        """Pixels around 0..1, not clamped, of size 4 h x 4 w.
 
         Args:
-            feature_map: Of `low`.
-            low: The small picture as the encoder reads it.
+            feature_map: Feature map of the small images.
+            low: Small images as the encoder reads them.
         """
         x = self.enter(feature_map)
         if self.reads_picture:
             x = self.enlarge(x)
-            if x.shape[2:] != low.shape[2:]:  # strides do not divide the picture
+            if x.shape[2:] != low.shape[2:]:  # the stride does not divide the image
                 x = F.interpolate(x, size=low.shape[2:], mode="bilinear")
             x = x + self.picture(low)
         return self.last(self.up(x))
 
 
 class Restores:
-    """What a method does with a backbone and the generator behind it: both halves of a restorer."""
+    """Restoration by a backbone and a generator, for methods that have both."""
 
     backbone: Any
     generator: Generator
 
     def restore(self, low: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 _ _"]:
-        """G(low): pixels around 0..1, four times as many a side."""
+        """G(low): pixels around 0..1, with four times the side."""
         seen = self.backbone.normalize(low)
         (last,) = self.backbone.feature_maps(seen, [-1])
         return self.generator(last, seen)
 
     def picture(self, batch: Mapping[str, Any]) -> UInt8[Tensor, "p q 3"]:
-        """Low, restored and true, a row for each picture."""
+        """Small, restored and true image, one row per image."""
         return strip(batch["low"], self.restore(batch["low"]), batch["high"])
 
 
@@ -84,14 +84,14 @@ def doubling(width: int) -> nn.Sequential:
 
 
 def check_size(image_size: int, patch_size: int | None = None) -> None:
-    """Refuse a side of the large picture that the small one does not divide.
+    """Refuse a side of the large image that is not a multiple of the small one.
 
     Args:
-        image_size: Of the large picture, in pixels.
-        patch_size: Of a ViT; the small picture is made of whole patches.
+        image_size: Side of the large image, in pixels.
+        patch_size: Patch size of a ViT; the small image is made of whole patches.
 
     Raises:
-        ValueError: Naming the sizes on both sides that would do.
+        ValueError: Names the nearest valid sizes.
     """
     multiple = FACTOR * (patch_size or 1)
     if image_size % multiple:
@@ -99,5 +99,5 @@ def check_size(image_size: int, patch_size: int | None = None) -> None:
         patches = f" of whole patches of {patch_size} pixels" if patch_size else ""
         raise ValueError(
             f"data.image_size: {image_size} is not {FACTOR} times a side{patches}; "
-            f"{f'{below} or {above}' if below else above} would be"
+            f"use {f'{below} or {above}' if below else above}"
         )

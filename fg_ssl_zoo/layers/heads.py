@@ -12,9 +12,9 @@ def mlp(
 
     Args:
         widths: Input, hidden and output sizes.
-        norm: BatchNorm behind hidden layers; without it they have a bias.
-        last_norm: BatchNorm on the output, without scale and shift.
-        bias: Of the last layer when no norm follows it.
+        norm: Whether BatchNorms follow the hidden layers; otherwise these have a bias.
+        last_norm: Whether a BatchNorm without scale and shift follows the last layer.
+        bias: Whether the last layer has a bias if no norm follows it.
     """
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths[:-1]):
@@ -37,18 +37,18 @@ def moco_projector(
 
     Args:
         width: `d`, of the features.
-        projection_size: Of queries and keys; 128 in the papers.
+        projection_size: Size of queries and keys; 128 in the papers.
         hidden_size: `d` when not given, as in the official code.
     """
     return mlp([width, hidden_size or width, projection_size], norm=False, bias=True)
 
 
 def simsiam_projector(width: int, projection_size: int) -> nn.Sequential:
-    """Three linear layers, a norm behind each (Chen & He, 2021, arXiv 2011.10566, section 3).
+    """Three linear layers, each followed by a norm (Chen & He, 2021, arXiv 2011.10566, section 3).
 
     Args:
         width: `d`, of the features.
-        projection_size: Of `z` and of the two hidden layers; 2,048 in the paper.
+        projection_size: Size of `z` and of the two hidden layers; 2,048 in the paper.
     """
     return mlp([width, *[projection_size] * 3], last_norm=True)
 
@@ -57,8 +57,8 @@ def simsiam_predictor(projection_size: int, predictor_size: int) -> nn.Sequentia
     """Two linear layers with a bottleneck; no norm on the output (ibid.).
 
     Args:
-        projection_size: Of `z` and `p`.
-        predictor_size: Of the hidden layer; 512 in the paper, a quarter of `z`.
+        projection_size: Size of `z` and `p`.
+        predictor_size: Width of the hidden layer; 512 in the paper, a quarter of `z`.
     """
     return mlp([projection_size, predictor_size, projection_size], bias=True)
 
@@ -66,7 +66,7 @@ def simsiam_predictor(projection_size: int, predictor_size: int) -> nn.Sequentia
 def layer_norm_mlp(width: int, hidden_size: int, width_out: int) -> nn.Sequential:
     """Two linear layers with LayerNorm and ReLU between them, as in cvl-umass/PARTICLE.
 
-    What a row becomes does not depend on the other rows, so empty or doubled ones do no harm.
+    The output of a row does not depend on other rows, so empty or duplicate rows are harmless.
     """
     return nn.Sequential(
         nn.Linear(width, hidden_size),

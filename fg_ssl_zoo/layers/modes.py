@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Temporary evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, each part's own mode again outside."""
+    """Evaluation mode inside the context; afterwards, each module has its previous mode."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""Teacher of a student: the same network, whose weights are a slow average of the student's."""
+"""Momentum teacher: a network whose weights are a moving average of the student's."""
 
 import copy
 from typing import TypeVar
@@ -15,8 +15,8 @@ Network = TypeVar("Network", bound=nn.Module)
 def teacher_of(student: Network) -> Network:
     """A copy that receives no gradient.
 
-    In training its norms work with the statistics of the batch it is shown, and leave the running
-    ones alone: these are its own, and they, too, move by `follow` only.
+    In training, its norms use the statistics of the batch. Its running statistics change only by
+    `follow`, like its weights.
     """
     teacher = copy.deepcopy(student).requires_grad_(False)
     for module in teacher.modules():
@@ -26,10 +26,10 @@ def teacher_of(student: Network) -> Network:
 
 
 def keep_all_paths(network: nn.Module) -> None:
-    """Switch off stochastic depth and dropout for good, in training mode too.
+    """Remove stochastic depth and dropout permanently, also in training mode.
 
-    A teacher that stays in training mode for its norms would else answer at random. DINO's is built
-    without them (facebookresearch/dino).
+    A teacher in training mode would otherwise give random outputs. DINO builds its teacher without
+    them (facebookresearch/dino).
     """
     for module in network.modules():
         if isinstance(module, DropPath):
@@ -43,9 +43,9 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Teacher <- momentum * teacher + (1 - momentum) * student, weights and running statistics.
 
     Args:
-        teacher: Of `teacher_of`; is changed.
-        student: Has the same parts in the same order.
-        momentum: 1 leaves the teacher as it is.
+        teacher: Module that `teacher_of` returned; changed in place.
+        student: Module with the same structure.
+        momentum: Momentum in 0..1; with 1 the teacher does not change.
     """
     for theirs, own in (
         (list(teacher.parameters()), list(student.parameters())),
@@ -58,6 +58,6 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
                 [a for a, _ in moving], [b for _, b in moving], 1 - momentum
             )
-        for a, b in pairs:  # counts of batches
+        for a, b in pairs:  # batch counters
             if not a.is_floating_point():
                 a.copy_(b)

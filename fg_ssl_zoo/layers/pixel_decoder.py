@@ -1,4 +1,4 @@
-"""The decoder that turns one feature vector into a picture."""
+"""The decoder from a feature vector to an image."""
 
 from itertools import pairwise
 
@@ -7,23 +7,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 START_WIDTH, START_SIDE = 512, 4
-"""Channels and side of the map that a feature vector becomes first."""
+"""Channels and side of the map after the first layer."""
 
 WIDTHS = (512, 256, 128, 64, 32)
-"""Channels of the blocks; the last n of them make a picture of 4 x 2^n pixels a side."""
+"""Channels of the blocks; the last n of them give an image of side 4 x 2^n pixels."""
 
 
 class PixelDecoder(nn.Module):
-    """Feature vector -> linear -> 512 x 4 x 4 -> blocks that double the side -> picture.
+    """Feature vector -> linear -> 512 x 4 x 4 -> blocks that double the side -> image.
 
-        block    nearest pixel twice, 3 x 3 convolution, BatchNorm, ReLU
+        block    nearest-neighbour upsampling by 2, 3 x 3 convolution, BatchNorm, ReLU
 
-    All that it knows of the picture is the vector: there are no skips around it. Our choice; the
-    paper that inspired it (arXiv 2407.14676) has published neither layers nor code.
+    There are no skip connections: the vector is the only input. Our choice; the paper that inspired
+    it (arXiv 2407.14676) has published neither layers nor code.
 
     Args:
-        width: Of the feature vector.
-        side: Of the picture in pixels: 8, 16, 32, 64 or 128.
+        width: Width of the feature vector.
+        side: Side of the image in pixels: 8, 16, 32, 64 or 128.
     """
 
     def __init__(self, width: int, side: int) -> None:
@@ -38,13 +38,13 @@ class PixelDecoder(nn.Module):
         self.last = nn.Conv2d(WIDTHS[-1], 3, 3, padding=1)
 
     def forward(self, h: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 s s"]:
-        """Pixels as the backbone reads them, that is normalised, and not cut."""
+        """Normalised pixels as the backbone reads them, not clamped."""
         x = self.first(h).unflatten(1, (START_WIDTH, START_SIDE, START_SIDE))
         return self.last(self.blocks(x))
 
 
 def resized(images: Float[Tensor, "b 3 _ _"], side: int) -> Float[Tensor, "b 3 s s"]:
-    """Pictures of another side, bilinear; a reduction averages all pixels it covers."""
+    """Images resized to another side, bilinear with antialiasing."""
     return F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True)
 
 

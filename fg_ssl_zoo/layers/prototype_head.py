@@ -1,4 +1,4 @@
-"""A head that compares features with learned directions."""
+"""A head that compares features with learned prototypes."""
 
 import torch
 import torch.nn.functional as F
@@ -7,19 +7,19 @@ from torch import Tensor, nn
 
 
 class PrototypeHead(nn.Module):
-    """Features -> MLP -> point on a sphere -> its cosine with each prototype (DINO).
+    """Features -> MLP -> unit vector -> its cosine with each prototype (DINO).
 
-    The prototypes are normalised where they are used, which is weight normalisation with all
-    lengths at 1; the parameter is a plain matrix, so copies, state dicts and data-parallel training
-    see nothing special. No BatchNorm, as in facebookresearch/dino, which also starts the MLP from
-    a normal of standard deviation 0.02, cut at -2 and 2 (so 100 standard deviations away), and the
-    prototypes as torch starts a linear layer.
+    The prototypes are normalised in the forward pass, which equals weight normalisation with all
+    lengths 1; the parameter is a plain matrix, so copies, state dicts and data-parallel training
+    need no special treatment. As in facebookresearch/dino there is no BatchNorm, the MLP is
+    initialised from a normal distribution of standard deviation 0.02 truncated at -2 and 2, and the
+    prototypes like a torch linear layer.
 
     Args:
-        width: Of the features.
-        hidden_size: Of the two hidden layers, with GELU; 2,048 in the paper.
-        bottleneck: Of the sphere; 256 in the paper.
-        prototypes: Outputs; 65,536 in the paper.
+        width: Width of the features.
+        hidden_size: Width of the two hidden layers, with GELU; 2,048 in the paper.
+        bottleneck: Width of the normalised bottleneck; 256 in the paper.
+        prototypes: Number of outputs; 65,536 in the paper.
     """
 
     def __init__(self, width: int, hidden_size: int, bottleneck: int, prototypes: int) -> None:
@@ -40,16 +40,16 @@ class PrototypeHead(nn.Module):
     def forward(self, h: Float[Tensor, "b d"], fixed: bool = False) -> Float[Tensor, "b k"]:
         """Cosines with all prototypes, in the precision of the weights.
 
-        A temperature of 0.04 makes of bfloat16's steps near 1 differences of a tenth, so the last
-        layer stays out of mixed precision.
+        The last layer does not use autocast: at a temperature of 0.04, rounding to bfloat16 near 1
+        changes a logit by a tenth.
 
         Args:
             h: Features.
-            fixed: The prototypes stay where they are: their gradient is zero.
+            fixed: Whether the gradient of the prototypes is zero.
         """
         z = self.mlp(h)
         with torch.autocast(h.device.type, enabled=False):
             directions = F.normalize(self.prototypes.weight, dim=1)
-            if fixed:  # zero instead of none, which would stop data-parallel training
+            if fixed:  # zero instead of None, which would stop data-parallel training
                 directions = directions.detach() + 0 * directions
             return F.linear(F.normalize(z.to(directions.dtype), dim=1), directions)

@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 
 class Queue(nn.Module):
-    """A ring of unit vectors; part of every checkpoint.
+    """A ring buffer of unit vectors; part of every checkpoint.
 
-    It starts as random directions (as in facebookresearch/moco). A batch that passes the end goes
-    on at the beginning, so its size need not divide the queue's, as it must there.
+    It starts with random directions, as in facebookresearch/moco. A batch that passes the end
+    continues at the beginning, so the batch size need not divide the queue size.
 
     Args:
-        size: Vectors that are kept.
-        width: Of a vector.
+        size: Number of vectors that are stored.
+        width: Width of a vector.
 
     Attributes:
         items: (size, width), unit length.
-        place: () where the next batch is written.
+        place: () index at which the next batch is written.
     """
 
     items: Tensor
@@ -30,21 +30,21 @@ class Queue(nn.Module):
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
     def negatives(self) -> Float[Tensor, "k d"]:
-        """A copy of `items`: a gradient needs them as they were, and `push` writes over them."""
+        """A copy of `items`, since the backward pass needs the values that `push` overwrites."""
         return self.items.clone()
 
     @torch.no_grad()
     def push(self, new: Float[Tensor, "n d"]) -> None:
-        """Write vectors over the oldest ones; those of all processes, the same on each.
+        """Replace the oldest vectors by those of all processes; the result is equal on each.
 
         Raises:
-            ValueError: More vectors than the queue holds.
+            ValueError: There are more vectors than the queue can hold.
         """
         size = len(self.items)
         if len(new) > size:
             raise ValueError(
-                f"queue_size: {size} is smaller than the batch of {len(new)} images; at least "
-                f"{len(new)} would do"
+                f"queue_size: {size} is smaller than the batch of {len(new)} images; use at least "
+                f"{len(new)}"
             )
         places = (self.place + torch.arange(len(new), device=new.device)) % size
         self.items[places] = F.normalize(new.float(), dim=-1).to(self.items.dtype)

@@ -1,13 +1,13 @@
-"""Which dimensions of a feature tell pictures apart, and which do not: the weak ones.
+"""Weak dimensions: the feature dimensions that distinguish images least.
 
-Paper: Wang, Liu, Figueroa Weston, Tian & Li, ECCV 2024 (arXiv 2407.14676), which calls the weak
-ones non-discriminative and names two signs of them; all numbers are ours, as nothing more could be
-had of it.
+Paper: Wang, Liu, Figueroa Weston, Tian & Li, ECCV 2024 (arXiv 2407.14676), which calls them
+non-discriminative and gives two criteria. All numbers are our choice, since no details were
+published.
 
-    variance     v_d, of h_d over the data; relative: v_d / (mean_d^2 + eps)
+    variance     v_d of h_d over the data; relative: v_d / (mean_d^2 + eps)
     importance   a_d, mean over images of |dL/dh_d h_d| or |dL/dh_d|: Grad-CAM of the SSL loss
     S            the share with the smallest v, the share with the smallest a, their union, ...
-    replacement  what a perturbed h' has in S: h and noise, h of another image, zero, or the mean
+    replacement  the values of a perturbed h' in S: h plus noise, h of another image, zero, or mean
 """
 
 from typing import Literal
@@ -24,31 +24,31 @@ Criterion = Literal["variance", "gradcam", "union", "intersection"]
 Perturbation = Literal["gauss", "swap", "zero", "mean"]
 
 EPS = 1e-6
-"""Of the relative variance, in squared units of the features."""
+"""Constant of the relative variance, in squared units of the features."""
 
 
 class WeakDimensions(nn.Module):
-    """The selection S, and all that it is made from; equal on every process.
+    """The set S of weak dimensions and the statistics for its selection; equal on every process.
 
-    Defaults and their sources stand in `methods/synthesized_pairs.py`.
+    Defaults and their sources are in `methods/synthesized_pairs.py`.
 
     Args:
-        statistics: Takes in features.
+        statistics: Collects the moments of features.
         width: `d`.
-        criterion: What makes a dimension weak.
-        relative: Whether a variance counts in units of its squared mean.
-        variance_share: Of the dimensions, that have too little variance.
-        importance_share: Of the dimensions, that have too little importance.
-        per_sample: Every image has its own weak dimensions, by its own importance.
-        random_share: Of S that is exchanged for dimensions drawn once from all.
-        every: Share of the stage after which S is made anew.
-        perturbation: Of `replacement`.
-        strength: Standard deviation of the noise over the mean one of all dimensions.
+        criterion: Criterion for weak dimensions.
+        relative: Whether the variance is divided by the squared mean.
+        variance_share: Share of the dimensions that count as of low variance.
+        importance_share: Share of the dimensions that count as of low importance.
+        per_sample: Whether every image has its own weak dimensions, by its own importance.
+        random_share: Share of S that is replaced by dimensions drawn once from all.
+        every: Share of the stage after which S is selected again.
+        perturbation: Kind of change, as for `replacement`.
+        strength: Standard deviation of the noise, relative to the mean of all dimensions.
 
     Attributes:
-        chosen: (d,) S, by the importance of many images. Empty before the first selection.
-        overlap: () intersection over union of S and the one before it; 0 where both are empty.
-        mean, variance: (d,) of the features at the last selection.
+        chosen: (d,) S, by the importance over many images. Empty before the first selection.
+        overlap: () intersection over union of S and the previous S; 0 if both are empty.
+        mean, variance: (d,) moments of the features at the last selection.
     """
 
     chosen: Tensor
@@ -91,13 +91,13 @@ class WeakDimensions(nn.Module):
 
     @torch.no_grad()
     def observe(self, h: Float[Tensor, "n d"], importance: Float[Tensor, "n d"]) -> None:
-        """Take in the features of this process's images and how much the loss heeds them."""
+        """Add the features of this process's images and the importance of their dimensions."""
         self.statistics.push(gather(h.float()))
         self.importance.push(mean_over_processes(importance.mean(0)))
 
     @torch.no_grad()
     def reselect(self, progress: float) -> None:
-        """Make S anew, if the share of the stage that is done asks for it."""
+        """Select S again if it is due at this progress."""
         window = int(progress / self.every + 1e-6)
         if window == int(self.window):
             return
@@ -114,7 +114,7 @@ class WeakDimensions(nn.Module):
         self.chosen.copy_(weak)
 
     def of(self, importance: Float[Tensor, "n d"]) -> Bool[Tensor, "_ d"]:
-        """S of these images: one row for all, or with `per_sample` a row for each."""
+        """S of these images: one row for all, or with `per_sample` one row per image."""
         if not self.per_sample:
             return self.chosen[None]
         return self._combined(lowest(importance, self.importance_share))
@@ -130,9 +130,10 @@ class WeakDimensions(nn.Module):
 
     @torch.no_grad()
     def replacement(self, h: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """What h' has in S, for all dimensions.
+        """The values of h' in S, computed for all dimensions.
 
-        Not below zero if no feature is: a decoder behind a ReLU knows no such vectors.
+        Clamped at zero if no feature is negative, since a decoder after a ReLU was not trained on
+        negative values.
         """
         if self.perturbation == "gauss":
             found = h + self.strength * self.variance.sqrt().mean() * torch.randn_like(h)
@@ -147,7 +148,7 @@ class WeakDimensions(nn.Module):
     def describe(
         self, h: Float[Tensor, "n d"], weak: Bool[Tensor, "_ d"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """For the log: size of S, overlap with the one before, variances, neighbours without S."""
+        """For the log: size of S, overlap with the previous S, variances, neighbours without S."""
         return {
             "train/weak_share": weak.float().mean(),
             "train/weak_overlap": self.overlap.clone(),
@@ -158,7 +159,7 @@ class WeakDimensions(nn.Module):
 
 
 def lowest(values: Float[Tensor, "*n d"], share: float) -> Bool[Tensor, "*n d"]:
-    """True at the round(share d) smallest values of each row; of equal ones, at the first."""
+    """True at the round(share d) smallest values of each row; ties by index."""
     count = round(share * values.shape[-1])
     order = values.argsort(dim=-1, stable=True)
     return torch.zeros_like(values, dtype=torch.bool).scatter(-1, order[..., :count], True)
@@ -167,39 +168,39 @@ def lowest(values: Float[Tensor, "*n d"], share: float) -> Bool[Tensor, "*n d"]:
 def partly_random(
     chosen: Bool[Tensor, " d"], drawn: Int[Tensor, " d"], share: float
 ) -> Bool[Tensor, " d"]:
-    """As many dimensions, of which a share is exchanged for others in the order drawn.
+    """Replace a share of the chosen dimensions by others in a random order; the size is kept.
 
-    At a share of 1 these are the first of the order, whatever was chosen: a random set of the same
-    size. As long as the order stands, such a set stays as it is, like one that is chosen.
+    With a share of 1, the result is the beginning of the order: a random set of the same size,
+    which does not change as long as the order is the same.
 
     Args:
         chosen: S.
         drawn: All dimensions in a random order.
-        share: Of S.
+        share: Share of S that is replaced.
     """
     count = int(chosen.sum())
     leave = round(share * count)
     ordered = chosen[drawn]
-    kept = ordered & (ordered.cumsum(0) > leave)  # the first `leave` of S in that order go
+    kept = ordered & (ordered.cumsum(0) > leave)  # the first `leave` of S in that order are removed
     new = ~kept & ((~kept).cumsum(0) <= leave)
     return torch.zeros_like(chosen).scatter(0, drawn, kept | new)
 
 
 @torch.no_grad()
 def neighbours_kept(h: Float[Tensor, "n d"], weak: Bool[Tensor, "_ d"]) -> Float[Tensor, ""]:
-    """Share of rows whose nearest other row, by the cosine, is the same without S.
+    """Share of rows whose nearest other row by cosine similarity is the same without S.
 
-    A sign, without labels, that S holds nothing by which pictures are told apart.
+    A label-free check that S does not distinguish images.
 
     Args:
         h: Features of a batch.
-        weak: S of all of them, or of each: then of the row whose neighbour is looked for.
+        weak: One S for all rows, or one per row; then that of the query row is used.
     """
     nearest = []
     h = h.float()
     with torch.autocast(h.device.type, enabled=False):
         for mask in (torch.ones_like(weak).float(), (~weak).float()):
-            lengths = (mask @ h.square().T).sqrt().clamp_min(1e-12)  # of each row under each mask
+            lengths = (mask @ h.square().T).sqrt().clamp_min(1e-12)  # per row and mask
             cosine = (h * mask) @ h.T / lengths
             nearest.append(cosine.fill_diagonal_(float("-inf")).argmax(1))
     return (nearest[0] == nearest[1]).float().mean()

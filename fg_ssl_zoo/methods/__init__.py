@@ -38,7 +38,7 @@ def create_method(name: str, backbone: Backbone, **options: Any) -> Method:
 
     Args:
         name: A key of `METHODS`.
-        backbone: Is trained in place.
+        backbone: Trained in place.
         **options: Keywords of the class's constructor.
 
     Raises:
@@ -52,7 +52,7 @@ def check_options(name: str, options: Mapping[str, Any], where: str = "options")
 
     Args:
         name: A key of `METHODS`.
-        options: As written in the recipe.
+        options: Options as written in the recipe.
         where: Path of the options, for the error.
 
     Raises:
@@ -74,11 +74,11 @@ def check_options(name: str, options: Mapping[str, Any], where: str = "options")
 
 
 def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with the defaults of those that are not given.
+    """The options, with defaults for missing ones.
 
     Args:
         name: A key of `METHODS`.
-        options: Of `check_options`.
+        options: Options that `check_options` returned.
     """
     parameters = inspect.signature(method_class(name).__init__).parameters
     given = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
@@ -86,10 +86,10 @@ def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_queue(options: Mapping[str, Any], batch_size: int, where: str = "options") -> None:
-    """Refuse a given `queue_size` that cannot take in the keys of one batch.
+    """Refuse a given `queue_size` that is smaller than one batch.
 
     Args:
-        options: Of `check_options`.
+        options: Options that `check_options` returned.
         batch_size: Images of one forward pass, of all processes together.
         where: Path of the options, for the error.
 
@@ -100,18 +100,18 @@ def check_queue(options: Mapping[str, Any], batch_size: int, where: str = "optio
     if size is not None and size < batch_size:
         raise RecipeError(
             f"{where}.queue_size: {size} is smaller than the batch of {batch_size} images; "
-            f"{batch_size} or more would do"
+            f"use {batch_size} or more"
         )
 
 
 def long_queue(options: Mapping[str, Any], num_images: int) -> str | None:
-    """What to say of a queue that is given and holds more than half of the pictures, if it does.
+    """A warning for a given queue of more than half of the images; otherwise `None`.
 
-    A queue of `k` keys holds an older key of the picture at hand k^2 / 2n^2 times on average if
-    k <= n pictures (one time in eight at a half), and k / n - 1/2 times beyond.
+    A queue of `k` keys contains on average k^2 / 2n^2 older keys of the query's own image if
+    k <= n images (one in eight at a half), and k / n - 1/2 beyond.
 
     Args:
-        options: Of `check_options`.
+        options: Options that `check_options` returned.
         num_images: To train on.
     """
     size, n = options.get("queue_size"), num_images
@@ -119,9 +119,9 @@ def long_queue(options: Mapping[str, Any], num_images: int) -> str | None:
         return None
     times = size**2 / (2 * n**2) if size <= n else size / n - 0.5
     return (
-        f"queue_size: {size} keys are more than half of the {n} training images, so that an older "
-        f"key of a picture is among its negatives {times:.2g} times on average; {n // 2} or less, "
-        "or none given, would do"
+        f"queue_size: {size} keys are more than half of the {n} training images, so an image has "
+        f"on average {times:.2g} older keys of its own among its negatives; use {n // 2} or less, "
+        "or leave it out"
     )
 
 
@@ -133,21 +133,21 @@ def complete_options(
     *,
     batch_size: int = 1,
 ) -> dict[str, Any]:
-    """Options with those that the data decide and that are not given.
+    """Add options that are set from the data, if they are not given.
 
     `num_classes` of a method that learns from labels. `queue_size` of a method with a queue: half
-    of the pictures, at most the default of its constructor, at least a batch.
+    of the images, at most the default of its constructor, at least a batch.
 
     Args:
         name: A key of `METHODS`.
-        options: As written in the recipe.
+        options: Options as written in the recipe.
         images: To train on.
         where: Path of the options, for the error.
         batch_size: Images of one forward pass, of all processes together.
 
     Raises:
-        ValueError: Labels are needed and there are none, or all are alike, or a class has a single
-            picture, or another number is given.
+        ValueError: The method needs labels and there are none, there is only one class, or
+            another number of classes is given.
     """
     if method_class(name).keeps_queue(options):
         most = all_options(name, {})["queue_size"]

@@ -2,7 +2,7 @@
 
 Paper: Grill et al., 2020 (arXiv 2006.07733).
 
-    views      two independent draws of one picture
+    views      two independent draws of one image
     student    p = predictor(projector(backbone(view)))
     teacher    t = the teacher's projection of the other view, without gradient
     loss       2 - 2 cos(p0, t1) + 2 - 2 cos(p1, t0) (eq. 2)
@@ -87,6 +87,6 @@ class BYOL(Method):
         return MethodOutput(loss, {"train/z_std": spread(z)})
 
     def on_step_end(self, progress: float) -> None:
-        """The teacher follows the student, ever more slowly."""
+        """Update the teacher, with a momentum that rises to 1."""
         momentum = cosine(self.momentum, 1.0, progress)
         follow(self.teacher, nn.Sequential(self.backbone, self.projector), momentum)

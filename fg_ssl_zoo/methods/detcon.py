@@ -72,7 +72,7 @@ class DetCon(Method):
             `{grayscale: 0}`.
 
     Raises:
-        ValueError: Segments are wanted and scikit-image is not installed, or the pictures are too
+        ValueError: Segments are wanted and scikit-image is not installed, or the images are too
             small for the backbone.
     """
 
@@ -120,10 +120,10 @@ class DetCon(Method):
         self.teacher = teacher_of(self._followed())
 
     def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
-        """`regions` (n, 64, 64) of the segments; grids and given masks need no note.
+        """`regions` (n, 64, 64) of the segments; nothing for grids and given masks.
 
         Raises:
-            ValueError: The data set has no masks, or a single region in every picture.
+            ValueError: The data set has no masks, or a single region in every image.
         """
         if isinstance(self.regions, Segments):
             return {"regions": segment_notes(images, self.regions, accelerator)}
@@ -142,7 +142,7 @@ class DetCon(Method):
         """Region contrast of `images` (b, 2, h, w, 3); both views take one pass of each network."""
         images, masks, ids = (
             batch[key].transpose(0, 1).flatten(0, 1) for key in ("images", "masks", "ids")
-        )  # the first views, then the second ones
+        )  # first views, then second views
         images = self.backbone.normalize(images)
         z = _project(self._followed(), images, masks, ids)
         p = self.predictor(z)
@@ -158,11 +158,11 @@ class DetCon(Method):
         return MethodOutput(loss, {"train/z_std": spread(z), "train/regions": regions})
 
     def on_step_end(self, progress: float) -> None:
-        """The teacher follows, ever more slowly."""
+        """Update the teacher, with a momentum that rises to 1."""
         follow(self.teacher, self._followed(), cosine(self.momentum, 1.0, progress))
 
     def _followed(self) -> nn.Sequential:
-        """What the teacher is an average of; made anew, so that it is registered once."""
+        """The modules that the teacher averages; built at each call, as they are registered."""
         return nn.Sequential(self.backbone, self.projector)
 
 

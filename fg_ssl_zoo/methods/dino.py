@@ -9,18 +9,20 @@ Paper: Caron, Touvron, Misra, Jegou, Mairal, Bojanowski & Joulin, 2021 (arXiv 21
     centre     c <- 0.9 c + 0.1 mean of t over the batch of all processes, after the loss
     average    teacher <- m teacher + (1 - m) student after each step, m from 0.996 to 1
 
-The centre keeps one output from winning everywhere, the low T all outputs from being alike. T rises
-from 0.04 to 0.07 in a straight line over the first `teacher_warmup` of the stage. The prototypes
-(the head's last layer) keep their directions over the first `freeze_last_layer` of it: what the
-student is compared with moves by the centre alone while the features are noise.
-The teacher is what the paper evaluates; it is published beside the student, as `teacher`.
+The centre prevents one output from dominating; the low T prevents equal outputs. T rises linearly
+from 0.04 to 0.07 over the first `teacher_warmup` of the stage. The directions of the prototypes
+(the head's last layer) are fixed over the first `freeze_last_layer` of the stage. The paper
+evaluates the teacher, which is exported beside the student as `teacher`.
 
-Deviations: schedules move with every step (theirs: T and the freeze with every epoch); a clip of
-the gradient is of all parameters together (theirs: of each alone); while the prototypes are fixed,
-weight decay still shortens their vectors, which the head normalises; class token and position
-embeddings have no weight decay (theirs: all but biases and norms have it); `preset: fine_grained`
-keeps colour, and shows parts (`LOCAL_SCALES`); colour jitter is one affine map (see
-`data/views.py`).
+Deviations:
+- schedules follow steps (official code: T and the freeze follow epochs);
+- the gradient is clipped by its total norm (official code: for each parameter);
+- while the prototypes are fixed, weight decay still shortens their vectors, which the head
+  normalises;
+- class token and position embeddings have no weight decay (official code: only biases and norms
+  have none);
+- `preset: fine_grained` keeps colour, and its local crops show parts (`LOCAL_SCALES`);
+- colour jitter is one affine map (see `data/views.py`).
 """
 
 import copy
@@ -51,14 +53,14 @@ _LOCAL = replace(_GLOBAL, blur=0.5, blur_sigma=(0.1 * 224 / 96, 2.0 * 224 / 96))
 _ALONE = (0.14, 1.0)  # scale of global crops without local ones, as that repository advises
 
 LOCAL_SCALES = {"paper": (0.05, 0.4), "fine_grained": (0.15, 0.4)}
-"""Area of a local crop as a share of the picture; other presets have that of `fine_grained`.
+"""Area of a local crop as a share of the image; other presets use that of `fine_grained`.
 
-Ours: by CUB's keypoints, 15 % of the paper's local crops show no part of the bird and could be
-named by their background only; of these 6 % do, and they still leave out half of the parts.
+Our choice: by CUB's keypoints, 15 % of the paper's local crops show no part of the bird, and 6 % of
+ours, which still leave out half of the parts.
 """
 
 LOCAL_SIDE = 96 / 224
-"""Side of a local crop over that of a global one, in pixels of the network (paper)."""
+"""Ratio of the input sides of local and global crops (paper)."""
 
 
 class DINO(Method, HasCompanions):
@@ -149,14 +151,14 @@ class DINO(Method, HasCompanions):
         )
 
     def side_of_local_crops(self, image_size: int) -> int:
-        """Side of a small view in pixels; a ValueError names the nearest that would fit."""
+        """Side of a local crop in pixels; a ValueError names the nearest valid side."""
         step = self.backbone.patch_size or 1
         wanted = self.local_size or image_size * LOCAL_SIDE
         fitting = min(max(step, round(wanted / step) * step), image_size // step * step)
         if self.local_size not in (None, fitting):
             kind = f"a multiple of the patch size {step}" if step > 1 else "a number of pixels"
             raise ValueError(
-                f"local_size: {self.local_size} is not {kind} up to the pictures' {image_size}; "
+                f"local_size: {self.local_size} is not {kind} up to the images' {image_size}; "
                 f"{fitting} is"
             )
         return fitting
@@ -169,7 +171,7 @@ class DINO(Method, HasCompanions):
         return MultiCrop(whole, local if n else None)
 
     def forward(self, batch: Batch) -> MethodOutput:
-        """Cross entropy of what the student names in each view under the teacher's names."""
+        """Cross entropy of the student's outputs for each view under the teacher's outputs."""
         crops = [batch["images"]]
         if self.local_crops:
             crops.append(batch["local_images"])
@@ -183,11 +185,11 @@ class DINO(Method, HasCompanions):
         return MethodOutput(*self.distillation(student, seen))
 
     def _by_view(self, pixels: UInt8[Tensor, "b v h w 3"]) -> Float[Tensor, "_ 3 h w"]:
-        """All first views, then all second ones, ..., as the network reads them."""
+        """Normalised images: all first views, then all second views, ..."""
         return self.backbone.normalize(pixels.transpose(0, 1).flatten(0, 1))
 
     def on_step_end(self, progress: float) -> None:
-        """The teacher follows; temperature and freeze become those of the next step."""
+        """Update the teacher, and set temperature and freeze for the next step."""
         student = nn.Sequential(self.backbone, self.head)
         follow(self.teacher, student, cosine(self.momentum, 1.0, progress))
         self.distillation.set_progress(progress)

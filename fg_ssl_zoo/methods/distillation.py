@@ -104,7 +104,7 @@ class Distillation(Method):
         super().__init__(backbone)
         if targets == "cached":
             map_weight = 0.0
-        if not feature_weight + logit_weight:  # or what lies behind the maps has no gradient
+        if not feature_weight + logit_weight:  # later parameters have no gradient
             raise ValueError(
                 "feature_weight and logit_weight are both 0; one of them must be above 0"
             )
@@ -133,7 +133,7 @@ class Distillation(Method):
 
     @classmethod
     def outside_teachers(cls, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Words, weights and licence of the teacher, for results and card."""
+        """Name, weights and licence of the teacher, for results and card."""
         teacher = open_teacher(options["teacher"], options.get("teacher_size"), True)
         return [
             {
@@ -146,7 +146,7 @@ class Distillation(Method):
 
     @property
     def teacher(self) -> Backbone:
-        """The fixed network; no part of the module, so that no checkpoint holds it."""
+        """The fixed network; not a submodule, so it is not in checkpoints."""
         return self._outside[0]
 
     def views(self, image_size: int) -> Views:
@@ -155,7 +155,7 @@ class Distillation(Method):
         return RandomViews(size, (self.augmentation,), (None,))
 
     def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
-        """`teacher` (n, d): the teacher's features of each picture, where they are cached."""
+        """`teacher` (n, d): the teacher's features of each image, with `targets: cached`."""
         if not self.cached:
             return {}
         return {"teacher": _features_of_all(self.teacher, images, accelerator)}
@@ -202,17 +202,17 @@ class Distillation(Method):
     def _look(
         self, network: Backbone, size: int, pixels: Tensor, indices: Sequence[int]
     ) -> tuple[list[Tensor], Tensor]:
-        """Chosen maps and the pooled features of pixels (b, h, w, 3), read at `size`."""
+        """Selected maps and pooled features of pixels (b, h, w, 3), resized to `size`."""
         images = network.normalize(pixels)
         if images.shape[-1] != size:
             images = resized(images, size)
         return network.maps_and_features(images, indices) if indices else ([], network(images))
 
     def _pairs(self, teacher: Backbone) -> list[tuple[int, int, int, int]]:
-        """Which maps are compared: numbers of the student's and the teacher's, and both widths.
+        """The maps that are compared: numbers of student and teacher map, and both widths.
 
-        For every map of the teacher at stride 8 and more that of the student with the nearest
-        number of cells a side, if one has at most half as many again; the last one of each.
+        Each teacher map of stride 8 or more is paired with the student map with the nearest number
+        of cells per side, if the two differ by at most a factor of 1.5.
         """
         mine = _maps_by_cells(self.backbone, self.size)
         theirs = _maps_by_cells(teacher, teacher.image_size)
@@ -231,12 +231,12 @@ def open_teacher(words: str, size: int | None, may_be_own: bool) -> Backbone:
     """The teacher in evaluation mode, without gradient.
 
     Args:
-        words: As `open_backbone` takes them.
-        size: Side of its pictures in pixels; its own when not given.
-        may_be_own: Whether a teacher that cannot read this size reads its own instead.
+        words: Text for `open_backbone`.
+        size: Side of its images in pixels; its own when not given.
+        may_be_own: Whether a teacher that does not accept this size uses its own instead.
 
     Raises:
-        ValueError: No such model, one without trained weights, or a size that it cannot read.
+        ValueError: No such model, a model with random weights, or a size that it does not accept.
     """
     if words.endswith("@scratch"):
         raise ValueError(f"teacher: '{words}' has random weights; name a trained model")
@@ -250,16 +250,16 @@ def open_teacher(words: str, size: int | None, may_be_own: bool) -> Backbone:
 
 
 def _license(words: str, teacher: Backbone) -> str | None:
-    """Of the teacher's weights, where timm or its folder states one; a bare file states none."""
+    """Licence of the teacher's weights, from timm or its folder; `None` for a bare file."""
     cfg = getattr(teacher.model, "pretrained_cfg", None) or {}
     return None if ".safetensors" in words else cfg.get("license")
 
 
 @torch.no_grad()
 def standardised(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Zero mean and unit deviation per channel over the rows of all processes.
+    """Zero mean and unit standard deviation per channel over the rows of all processes.
 
-    A channel that hardly varies (deviation far below 1e-3) becomes zero.
+    A channel that hardly varies (standard deviation far below 1e-3) becomes zero.
     """
     x = x.float()
     x = x - mean_over_processes(x.mean(0))
@@ -276,14 +276,14 @@ def divergence(
 
 
 def _with_cells(x: Float[Tensor, "b c _ _"], cells: Sequence[int]) -> Float[Tensor, "b c y x"]:
-    """A map with another number of cells, bilinear; a reduction averages what it covers."""
+    """A map resized to another number of cells, bilinear with antialiasing."""
     if x.shape[-2:] == tuple(cells):
         return x
     return F.interpolate(x.float(), size=tuple(cells), mode="bilinear", antialias=True)
 
 
 def _maps_by_cells(backbone: Backbone, size: int) -> dict[int, tuple[int, int]]:
-    """Cells a side, of a picture of `size` -> number of the last map that has them, its width."""
+    """Cells per side for images of `size` -> number and width of the last map of that size."""
     if not hasattr(backbone.model, "forward_intermediates"):
         return {}
     device = next(backbone.parameters()).device
@@ -295,9 +295,9 @@ def _maps_by_cells(backbone: Backbone, size: int) -> dict[int, tuple[int, int]]:
 
 @torch.inference_mode()
 def _features_of_all(teacher: Backbone, images: Images, accelerator: Accelerator) -> Tensor:
-    """Features (n, d) of every picture in evaluation's view, equal on every process.
+    """Features (n, d) of the centre crop of every image, equal on every process.
 
-    Those of a picture that cannot be read stay 0; the loop replaces such a picture and its notes.
+    Features of an unreadable image are 0; the loop replaces such an image and its notes.
     """
     teacher.to(accelerator.device)
     mine = list(range(len(images)))[rank() :: world_size()]

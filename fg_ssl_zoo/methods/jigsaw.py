@@ -107,7 +107,7 @@ class Jigsaw(Method):
         if not tile:
             raise ValueError(
                 f"data.image_size: with {image_size} pixels, a tile is smaller than a patch of "
-                f"{patch} pixels; {GRID * int(np.ceil(patch / TILE))} would do"
+                f"{patch} pixels; use {GRID * int(np.ceil(patch / TILE))}"
             )
         return Tiles(image_size, tile, self.orders, self.brightness)
 
@@ -136,7 +136,7 @@ def standardised(tiles: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Cuts a picture into tiles and shows them in a random order of a set.
+    """Cuts an image into tiles and shows them in a random order of a set.
 
     Attributes:
         size: Side of the square that is cut, in pixels.

@@ -3,26 +3,28 @@
 Paper: Shu, van den Hengel & Liu: Learning Common Rationale to Improve Self-Supervised
 Representation for Fine-Grained Visual Recognition Problems, CVPR 2023. Code: `GANPerf/LCR`.
 
-    views      two independent draws of one picture; the first is the query's, the second the key's
+    views      two independent draws of one image; the first is the query's, the second the key's
     map        A, the last features of the backbone; h is their mean over the positions
     contrast   L_C, MoCo v2: q = projector(h); k of the teacher; negatives from a queue
     target     G = relu(sum_c A_c dL_C/dA_c) at every position, a constant
     attention  a = max over 32 channels of ReLU(BN(conv 1x1(A))), `backbones/networks/attentive.py`
     loss       L_C + weight KL(softmax G || softmax a), over all positions of an image
 
-After training the attention weighs the mean over the positions. That network is published beside
-the backbone, as `fgssl_attentive`; the backbone itself is pooled as stock timm pools it.
+After training, the attention weights the mean over the positions. That network is exported beside
+the backbone as `fgssl_attentive`; the backbone itself has timm's own pooling.
 
-Deviations: a is stretched to 0..1 in every image by itself (theirs: over the whole batch, so that
-features depend on their neighbours), and so is G, from the gradient of each image's own loss
-(theirs: of the batch's mean, so that its scale depends on the batch); the softmax of the KL runs
-over the whole map (theirs over each row) and the KL is averaged over images with a weight of 1
-(theirs is a sum and weighs 0.01); where a map is constant it counts as even, which is the plain
-mean. The KL's gradient flows through the attention into the backbone. Momentum and queue are those
-for small sets, 0.99 to 0.999 and at most 4,096 (theirs 0.999 and 65,536). No norm is shuffled:
-those of several processes share their statistics. Biases and norms have no weight decay (theirs
-have it as all parameters do). Their second attention and second queue, which never enter the loss,
-are left out.
+Deviations:
+- a and G are scaled to 0..1 within each image, and G uses the gradient of each image's own loss
+  (official code: over the batch, so both depend on the other images);
+- the softmax of the KL runs over the whole map (official code: over each row), and the KL is
+  averaged over images with weight 1 (official code: a sum with weight 0.01);
+- a constant map counts as uniform attention, that is, the plain mean;
+- the gradient of the KL flows into the backbone;
+- momentum 0.99 to 0.999 and at most 4,096 keys, for small data sets (paper: 0.999 and 65,536);
+- BatchNorms are synchronised over processes instead of shuffling images;
+- biases and norms have no weight decay (official code: all parameters have it);
+- the second attention and the second queue of the official code, which are not in its loss, are
+  left out.
 """
 
 from collections.abc import Mapping
@@ -51,11 +53,11 @@ from fg_ssl_zoo.ops.gradcam import gradcam, gradient_at, min_max
 from fg_ssl_zoo.ops.schedules import cosine
 
 PICTURES = 8
-"""Rows of the picture for the eye."""
+"""Number of rows of the logged image."""
 
 
 class LCR(Method, DrawsPictures, HasCompanions):
-    """MoCo v2 around a backbone, with a branch that learns where its loss looks.
+    """MoCo v2 around a backbone, with a branch that predicts the Grad-CAM of its loss.
 
     Args:
         backbone: The network to train. Its pooled features must be the mean of its last feature
@@ -124,7 +126,7 @@ class LCR(Method, DrawsPictures, HasCompanions):
         return RandomViews(image_size, self.augmentations, (None, None))
 
     def student(self) -> nn.Sequential:
-        """What the teacher follows; not a part of its own, its parts have names already."""
+        """The modules that the teacher averages; built at each call, as they are registered."""
         return nn.Sequential(self.backbone, self.projector)
 
     def forward(self, batch: Batch) -> MethodOutput:
@@ -149,12 +151,12 @@ class LCR(Method, DrawsPictures, HasCompanions):
         return MethodOutput(contrast + self.attention_weight * difference, metrics)
 
     def on_step_end(self, progress: float) -> None:
-        """The teacher follows."""
+        """Update the teacher."""
         momentum = cosine(self.momentum, self.momentum_end, progress)
         follow(self.teacher, self.student(), momentum)
 
     def companions(self) -> Mapping[str, Backbone]:
-        """The backbone with its attention, whose features are the paper's."""
+        """The backbone with its attention, which computes the features of the paper."""
         own = self.backbone
         architecture, stock_options = stock_of(own.name, own.model)
         sized = size_arguments(architecture, own.image_size, own.model)
@@ -175,7 +177,7 @@ class LCR(Method, DrawsPictures, HasCompanions):
         }  # fmt: skip
 
     def picture(self, batch: Batch) -> UInt8[Tensor, "p q 3"]:
-        """First views, and beside each its attention: the pixels times a."""
+        """First views, each beside its pixels multiplied by the attention."""
         shown = batch["images"][:PICTURES, 0]
         features = self.backbone.model.forward_features(self.backbone.normalize(shown))
         attention = self.attention(map_of(self.backbone.model, features))

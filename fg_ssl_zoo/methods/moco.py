@@ -3,7 +3,7 @@
 Papers: He, Fan, Wu, Xie & Girshick, 2020 (arXiv 1911.05722), with the head and the views of Chen,
 Fan, Girshick & He, 2020 (arXiv 2003.04297).
 
-    views      two independent draws of one picture
+    views      two independent draws of one image
     query      q = projector(backbone(first view))
     key        k = teacher(second view), without gradient
     loss       InfoNCE of q, its own k, and the keys in the queue (eq. 1)
@@ -109,7 +109,7 @@ class MoCo(Method):
         return RandomViews(image_size, self.augmentations, (None, None))
 
     def forward(self, batch: Batch) -> MethodOutput:
-        """InfoNCE of `images` (b, 2, h, w, 3); the queue has moved on afterwards."""
+        """InfoNCE of `images` (b, 2, h, w, 3); updates the queue."""
         first, second = self.backbone.normalize(batch["images"].transpose(0, 1))
         seen, partner = first, second
         if self.symmetric:
@@ -122,6 +122,6 @@ class MoCo(Method):
         return MethodOutput(own_key_loss(logits), {"train/accuracy": own_key_accuracy(logits)})
 
     def on_step_end(self, progress: float) -> None:
-        """The teacher follows the student."""
+        """Update the teacher."""
         momentum = cosine(self.momentum, self.momentum_end, progress)
         follow(self.teacher, nn.Sequential(self.backbone, self.projector), momentum)

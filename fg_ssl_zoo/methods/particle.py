@@ -3,8 +3,8 @@
 Paper: Saha & Maji, 2023 (arXiv 2309.13822). A stage with `rounds: 3` repeats the two steps.
 
     annotate   f(x) = features of pixel x: a CNN's hypercolumn, a ViT's keys; k-means over all x
-               (of a picture, or of the whole set); part map of a picture = number of its cluster
-    views      two random views v of a picture b; its part map is cut and mirrored with it
+               (of an image, or of the whole set); part map of an image = number of its cluster
+    views      two random views v of an image b; its part map is cut and mirrored with it
     pool       h_m = mean of the last feature map F under part m of the cut map
     student    q_m = predictor(projector(h_m))
     teacher    t_m = projector(h_m) of a moving average of the student's weights
@@ -13,7 +13,7 @@ Paper: Saha & Maji, 2023 (arXiv 2309.13822). A stage with `rounds: 3` repeats th
                l(v, b, i) = -w / |P| sum_{j in P} log softmax(q_vbi . t / tau)_ubj
                w          = [|P| > 0] / number of draws of this part in (v, b)
                L_parts    = mean_bi l(1, b, i) + mean_bi l(2, b, i)
-               over the targets t of all parts, pictures and views but q's own part in its own view
+               over the targets t of all parts, images and views but q's own part in its own view
     ViT        L = L_parts + L_DINO between the same two views (`layers/distillation.py`)
 
 Discovery is in `parts/discovery.py`, L_parts in `ops/region_contrast.py`. An image with a single
@@ -62,7 +62,7 @@ PAPER = augmentations_of("byol", {"grayscale": 0.0})
 
 
 def values_for(backbone: Backbone, source: str) -> dict[str, Any]:
-    """What options that are not given stand for: ours, or those of cvl-umass/PARTICLE."""
+    """Defaults of options that are not given: ours, or those of cvl-umass/PARTICLE."""
     vit = backbone.patch_size is not None
     values = {
         "num_samples": 6 if vit else 10, "hidden_size": 2048 if vit else 4096, "distillation": vit,
@@ -115,7 +115,7 @@ class Particle(Method, FindsParts):
             `{grayscale: 0}`.
 
     Raises:
-        ValueError: Options that no discovery can have, or pictures too small for the backbone.
+        ValueError: Invalid options of the discovery, or images too small for the backbone.
     """
 
     papers = (
@@ -186,13 +186,13 @@ class Particle(Method, FindsParts):
         keep_all_paths(self.teacher)
 
     def annotate(self, images: Images, accelerator: Accelerator) -> Notes:
-        """`regions` (n, m, m): the parts that the backbone finds as it is now."""
+        """`regions` (n, m, m): the parts discovered with the current backbone."""
         return {"regions": self._discover(images, accelerator)}
 
     def parts(
         self, images: Images, accelerator: Accelerator, learn_from: Images | None = None
     ) -> Tensor | None:
-        """The same numbered from 1, where numbers mean the same in all pictures."""
+        """The part maps numbered from 1; `None` if numbers differ between images."""
         if self.discovery.scope != "dataset":
             return None
         found = self._discover(images, accelerator, learn_from)
@@ -240,20 +240,20 @@ class Particle(Method, FindsParts):
         return MethodOutput(loss + dino, metrics)
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
-        """The heads at the full rate, the backbone at a share of it."""
+        """The heads at the full learning rate, the backbone at a share of it."""
         trained = [p for p in self.backbone.parameters() if p.requires_grad]
         apart = {id(p) for p in trained}
         yield {"params": trained, "lr_scale": self.backbone_rate}
         yield {"params": [p for p in self.parameters() if p.requires_grad and id(p) not in apart]}
 
     def on_step_end(self, progress: float) -> None:
-        """The teacher follows, ever more slowly; DINO's schedules move on."""
+        """Update the teacher, with a momentum that rises, and DINO's schedules."""
         follow(self.teacher, self._followed(), cosine(self.momentum, self.momentum_end, progress))
         if self.distils:
             self.distillation.set_progress(progress)
 
     def _followed(self) -> nn.Sequential:
-        """What the teacher is an average of; made anew, so that it is registered once."""
+        """The modules that the teacher averages; built at each call, as they are registered."""
         heads = [self.projector, self.head] if self.distils else [self.projector]
         return nn.Sequential(self.backbone, *heads)
 

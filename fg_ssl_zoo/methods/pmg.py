@@ -6,18 +6,21 @@ Paper: Du, Chang, Bhunia, Xie, Ma, Song & Guo, 2020 (arXiv 2003.03836). The supe
     embed      e_k(x) = max over places of block_k(feature map k of x), k = 1, 2, 3
     parts      CE(classifier_k(e_k(jigsaw of x with n_k x n_k tiles)), y): n = 8, 4, 2
     whole      2 CE(classifier([e_1(x); e_2(x); e_3(x)]), y)
-    name       the class with the largest sum of the four classifiers' logits on x
+    classify   the class with the largest sum of the four classifiers' logits on x
 
 An early stage can use only the details of small tiles; later stages build on its features.
 
-Deviations: one step for the sum of the four losses (`updates: together`), where the paper makes
-four steps on each batch, every one from the weights that the last has left. `updates: in_turn`
-makes its four steps, each on a batch of its own, so that a pass over the pictures holds a quarter
-of the paper's. A head sees only the pictures it learns from, and so do its BatchNorm statistics
-(the code at hand sends all pictures through all heads). The crop is a square of 448/550 of the
-shorter side without padding (theirs squeezes the picture to a square first and pads by 8 pixels);
-each picture has an order of its own (`per_sample`; theirs has one a batch); pixels have the
-backbone's mean and std (theirs 0.5); norms and biases are not decayed.
+Deviations:
+- one step on the sum of the four losses (`updates: together`); the paper makes four successive
+  steps on each batch. `updates: in_turn` makes four steps on four batches, so one epoch contains a
+  quarter of the paper's steps;
+- a head, with its BatchNorm statistics, reads only the images of its own loss (official code: all
+  images pass all heads);
+- the crop is a square of 448/550 of the shorter side without padding (official code: the image is
+  first resized to a square and padded by 8 pixels);
+- each image has its own order (`per_sample`; official code: one order per batch);
+- pixels are normalised with the backbone's mean and std (official code: 0.5);
+- norms and biases have no weight decay.
 """
 
 import math
@@ -117,12 +120,12 @@ class PMG(Method, Classifies):
             fitting = max(step, round(image_size / step) * step)
             raise ValueError(
                 f"data.image_size: {image_size} is not divisible into {step} tiles a side; "
-                f"{fitting} would be"
+                f"use {fitting}"
             )
         return LabelledPuzzle(image_size, self.grids)
 
     def forward(self, batch: Batch) -> MethodOutput:
-        """The weighted sum of the cross entropies that are due in this step."""
+        """The weighted sum of the cross entropies of this step."""
         images, labels, whole = batch["image"], batch["label"], len(self.grids)
         due = range(whole + 1) if self.updates == "together" else [int(self.turn)]
         terms, metrics = [], {}
@@ -142,30 +145,30 @@ class PMG(Method, Classifies):
                 terms.append(F.cross_entropy(self.classifiers[turn](embedding), labels))
                 metrics[f"loss/grid_{n}"] = terms[-1].detach()
         loss = torch.stack(terms).sum()
-        if self.updates == "in_turn":  # what waits has a zero gradient, as in the paper's code
+        if self.updates == "in_turn":  # other losses have a zero gradient, as in the paper's code
             loss = loss + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return MethodOutput(loss, metrics)
 
     def embed(self, images: Float[Tensor, "b 3 h w"], k: int | None = None) -> list[Tensor]:
-        """`e_k` (b, e) of stage `k` of normalised pictures, of all stages when it is not given."""
+        """`e_k` (b, e) of stage `k` of normalised images, of all stages when it is not given."""
         chosen = range(len(self.stages)) if k is None else [k]
         maps = self.backbone.feature_maps(images, [self.stages[i] for i in chosen])
         return [self.blocks[i](found).amax((2, 3)) for i, found in zip(chosen, maps, strict=True)]
 
     def classify(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
-        """Sum of the logits of all classifiers on whole pictures: the paper's combined score."""
+        """Sum of the logits of all classifiers on whole images: the paper's combined score."""
         parts = self.embed(images)
         seen = [*parts, torch.cat(parts, dim=1)]
         return torch.stack([f(e) for f, e in zip(self.classifiers, seen, strict=True)]).sum(dim=0)
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
-        """The heads at the full rate, the backbone at a share of it."""
+        """The heads at the full learning rate, the backbone at a share of it."""
         trained = [p for p in self.backbone.parameters() if p.requires_grad]
         yield {"params": trained, "lr_scale": self.backbone_rate}
         yield {"params": [*self.blocks.parameters(), *self.classifiers.parameters()]}
 
     def on_step_end(self, progress: float) -> None:
-        """The next granularity's turn."""
+        """Select the granularity of the next step."""
         self.turn.add_(1).remainder_(len(self.grids) + 1)
 
 
@@ -173,7 +176,7 @@ def _stages(backbone: Backbone, count: int, stages: tuple[int, ...] | None) -> l
     """Numbers of the feature maps, counted from the first.
 
     Raises:
-        ValueError: Not as many as there are grids, not rising, or not there.
+        ValueError: Their number differs from that of the grids, they do not rise, or do not exist.
     """
     depth = len(getattr(backbone.model, "feature_info", ()))
     if stages is None and backbone.patch_size:
@@ -217,7 +220,7 @@ def classifier(width: int, hidden: int, num_classes: int) -> nn.Sequential:
 def shuffle_tiles(
     images: UInt8[Tensor, "b h w c"], orders: Int64[Tensor, "b t"]
 ) -> UInt8[Tensor, "b h w c"]:
-    """Tile `orders[b, i]` of each picture at place i of its grid, row by row."""
+    """Put tile `orders[b, i]` of each image at position i of its grid, row by row."""
     b, h, w, c = images.shape
     n = math.isqrt(orders.shape[1])
     tiles = images.reshape(b, n, h // n, n, w // n, c).transpose(2, 3).flatten(1, 2)
@@ -239,8 +242,8 @@ class LabelledPuzzle:
     grids: tuple[int, ...]
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
-        """What is read of one sample."""
-        assert "label" in sample  # pretrain refuses pictures without labels
+        """The crop, label and orders of one sample."""
+        assert "label" in sample  # pretrain refuses images without labels
         height, width = sample["image"].shape[:2]
         side = max(1, round(min(height, width) * CROP))
         y, x = (int(generator.integers(0, room - side + 1)) for room in (height, width))

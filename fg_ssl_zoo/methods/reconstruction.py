@@ -3,7 +3,7 @@
 The first stage of the staged form of `synthesized_pairs`, and a way to look at features by itself.
 Our choice; the paper behind that method (arXiv 2407.14676) trains all parts on one loss.
 
-    views      one draw of the picture
+    views      one draw of the image
     features   h = backbone(view), pooled; the backbone is fixed
     decode     g(h), `layers/pixel_decoder.py`
     loss       mean squared error of g(h) and the view, in normalised pixels
@@ -30,10 +30,10 @@ from fg_ssl_zoo.ops.image_quality import psnr, side_by_side
 
 
 class Reconstruction(Method, DrawsPictures):
-    """A decoder behind a fixed backbone.
+    """A decoder on a fixed backbone.
 
     Args:
-        backbone: Gives the pooled features `h`; is not trained.
+        backbone: Computes the pooled features `h`; not trained.
         decoder_size: Side of the decoded images in pixels; must equal that of the stage that
             inherits the decoder.
         preset: Named pair of views: a key of `fg_ssl_zoo.data.views.PRESETS`, or `paper` for
@@ -68,16 +68,16 @@ class Reconstruction(Method, DrawsPictures):
         return MethodOutput(loss, {"train/psnr": psnr(seen.clamp(0, 1), wanted)})
 
     def decode(self, view: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
-        """g(h) of normalised pictures, in float32."""
+        """g(h) of normalised images, in float32."""
         with torch.no_grad(), unremembered(self.backbone):
             h = self.backbone(view)
         return self.decoder(h).float()
 
     def picture(self, batch: Batch) -> UInt8[Tensor, "p q 3"]:
-        """A row a picture: it, g(h), and their difference.
+        """One row per image: view, g(h), and their difference.
 
-        In evaluation mode, so with the backbone's running statistics: of one that starts from
-        scratch, and has none yet, the decoder can make little here.
+        Evaluation mode uses the backbone's running statistics, so g(h) is poor for a backbone with
+        random weights, which has none.
         """
         view = self.backbone.normalize(batch["images"][:, 0])
         found = self.decode(view), resized(view, self.decoder.side)

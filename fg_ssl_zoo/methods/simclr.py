@@ -2,13 +2,13 @@
 
 Paper: Chen, Kornblith, Norouzi & Hinton, 2020 (arXiv 2002.05709).
 
-    views      two independent draws of one picture
+    views      two independent draws of one image
     features   h = backbone(view)
     project    z = projector(h)
     loss       NT-Xent over the views of all processes (eq. 1)
 
 The pairs beside the original one are those of SSL-Cassava (Breiki, Ridzuan & Grandhe, 2021, arXiv
-2107.13973): one of the two views is drawn from the picture after a power law, with holes, with two
+2107.13973): one of the two views is drawn from the image after a power law, with holes, with two
 patches exchanged, ... (`data/augment.py`). `preset: paper` takes the views of its notebooks, which
 crop in the first two pairs only.
 
@@ -91,7 +91,7 @@ class SimCLR(Method):
 
     @classmethod
     def reported(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
-        """The figures of the cassava paper, which gives two of its seven."""
+        """The cassava paper's figures, which exist for two of the seven pairs."""
         figure = {"original": "73 %", "gamma": "73.8 %"}.get(options.get("pair", "original"))
         where = "on 5 classes of cassava leaves, ResNet-18 at 512 px, frozen (arXiv 2107.13973)"
         return (f"{figure} accuracy {where}",) if figure else ()

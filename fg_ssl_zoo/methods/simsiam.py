@@ -2,19 +2,18 @@
 
 Paper: Chen & He, 2021 (arXiv 2011.10566).
 
-    views      two independent draws of one picture
+    views      two independent draws of one image
     project    z = projector(backbone(view))
     predict    p = predictor(z)
     loss       -(cos(p0, stop(z1)) + cos(p1, stop(z0))) / 2 (eq. 4)
 
-There are neither negatives nor a teacher: what keeps all pictures from being told alike are the
-predictor and the gradient that stops. `train/z_std` shows whether they do: 1 / sqrt(d) of `z` in
-good health, 0 after a collapse (section 4.1). The predictor keeps the peak learning rate
-throughout (`--fix-pred-lr` of the official code).
+There are neither negatives nor a teacher; the predictor and the stopped gradient prevent a
+collapse. `train/z_std` is 1 / sqrt(d) of `z` in normal training and 0 after a collapse (section
+4.1). The learning rate of the predictor stays at its peak (`--fix-pred-lr` of the official code).
 
-Deviations: norms see both views of the batch together (theirs: one view at a time); biases and
-norms have no weight decay (theirs have it as all parameters do); colour jitter is one affine map
-(see `data/views.py`).
+Deviations: BatchNorms see both views of the batch together (official code: one view at a time).
+Biases and norms have no weight decay (official code: all parameters have it). Colour jitter is one
+affine map (see `data/views.py`).
 """
 
 from collections.abc import Iterator
@@ -70,7 +69,7 @@ class SimSiam(Method):
         return RandomViews(image_size, self.augmentations, (None, None))
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
-        """What the schedule moves, and the predictor, whose rate stays."""
+        """Parameters with the scheduled learning rate, and the predictor with a constant one."""
         predictor = list(self.predictor.parameters())
         apart = {id(p) for p in predictor}
         yield {"params": [p for p in self.parameters() if p.requires_grad and id(p) not in apart]}

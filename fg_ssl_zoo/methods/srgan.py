@@ -5,21 +5,24 @@ et al., 2017 (arXiv 1609.04802).
 
     views           high: a random crop; low: the same crop, bicubic, a quarter of the side
     generator       G(low) = decoder(last feature map of the backbone(low), low)
-    discriminator   D, `backbones/networks/srgan.py`: a logit, high for a picture that looks true
+    discriminator   D, `backbones/networks/srgan.py`: a logit, high for an image that looks true
     perceptual      phi, ImageNet features of VGG-19 up to its last ReLU (`features[:36]`)
 
     L_G = MSE(G(low), high) + 0.006 MSE(phi(G(low)), phi(high)) + 0.001 BCE(D(G(low)), 1)
     L_D = BCE(D(high), 1) + BCE(D(G(low)), 0)
 
-One loss L_G + L_D, whose gradients are disjoint: D is frozen while it judges for L_G, and L_D sees
-a detached G(low). Pixels are in 0..1 for all losses and for D. All terms are computed in float32
-from the networks' outputs, also under autocast.
+One loss L_G + L_D with disjoint gradients: D is frozen in L_G, and L_D reads a detached G(low).
+Pixels are in 0..1 for all losses and for D. All terms are computed in float32 from the networks'
+outputs, also under autocast.
 
-Deviations: G and D step together on the same weights (theirs: D, then G against the new D); D's
-logits enter the cross entropy once (theirs pass a sigmoid twice, which bounds each term from below
-by 0.313 or 0.693); phi is off unless its weights are given, and reads ImageNet-normalised pixels
-(theirs 0..1); any backbone may be the first half of G, and reads pixels normalised as every later
-use does; the loop's schedule of the rate (theirs drops it tenfold once, at half).
+Deviations:
+- G and D are updated in the same step (official code: D first, then G against the new D);
+- D's logits pass one sigmoid (official code: two, which bounds each term from below by 0.313 or
+  0.693);
+- phi is off unless its weights are given, and reads ImageNet-normalised pixels (official code:
+  0..1);
+- any backbone may be the first half of G, and reads normalised pixels, as in later use;
+- the learning rate follows the loop's schedule (official code: one drop to a tenth at half-way).
 """
 
 import copy
@@ -52,10 +55,10 @@ from fg_ssl_zoo.method import (
 from fg_ssl_zoo.ops.image_quality import quality
 
 PERCEPTUAL = "vgg19"
-"""timm name of phi's network."""
+"""Name of phi's network in timm."""
 
 PERCEPTUAL_LAYERS = 36
-"""Its layers that make phi: up to the ReLU behind the sixteenth convolution."""
+"""Number of its layers in phi: up to the ReLU after the sixteenth convolution."""
 
 
 class SRGAN(Restores, Method, DrawsPictures, FetchesWeights, HasCompanions):
@@ -110,7 +113,7 @@ class SRGAN(Restores, Method, DrawsPictures, FetchesWeights, HasCompanions):
 
     @classmethod
     def options_of_saved(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Without a source of weights for phi, which the state holds."""
+        """Options without a source of phi's weights, which are in the state."""
         return {**options, "perceptual": "scratch" if options.get("perceptual") else None}
 
     def views(self, image_size: int) -> Views:
@@ -123,7 +126,7 @@ class SRGAN(Restores, Method, DrawsPictures, FetchesWeights, HasCompanions):
         return LowAndHigh(image_size, FACTOR)
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
-        """The two players; Adam keeps its moments by parameter, so one Adam is two."""
+        """One group for each player; Adam has moments per parameter, so one Adam acts as two."""
         for player in ([self.backbone, self.generator], [self.discriminator]):
             yield {"params": [p for m in player for p in m.parameters() if p.requires_grad]}
 
@@ -146,7 +149,7 @@ class SRGAN(Restores, Method, DrawsPictures, FetchesWeights, HasCompanions):
         return MethodOutput(generator_loss + discriminator_loss, metrics)
 
     def companions(self) -> Mapping[str, Backbone]:
-        """The discriminator, and the whole generator of the paper: both classify there."""
+        """The discriminator and the whole generator; the paper classifies with both."""
         model: Any = copy.deepcopy(self.discriminator)
         model.reset_classifier(0)
         cfg = model.pretrained_cfg
@@ -170,7 +173,7 @@ class Perceptual(nn.Module):
     """phi: fixed features of pixels in 0..1; plain convolutions, the same in training mode.
 
     Args:
-        init: As for a backbone.
+        init: Start weights, as for a backbone.
     """
 
     mean: Tensor
@@ -194,7 +197,7 @@ def generator_of(trunk: Backbone, up: nn.Sequential) -> Backbone | None:
 
     Args:
         trunk: Any backbone; `None` is returned for one that is not SRResNet's trunk.
-        up: The enlargements that were trained behind it; `None` is returned for another width.
+        up: The upsampling blocks trained after it; `None` is returned for another width.
     """
     first: Any = up[0]
     if not isinstance(trunk.model, SRResNet) or first[0].in_channels != trunk.model.num_features:

@@ -9,9 +9,9 @@ et al., 2017 (arXiv 1609.04802).
 
 With the backbone `fgssl_srresnet`, G is the generator of the paper.
 
-Deviations: any backbone may be the first half of G; it reads pixels normalised by the mean and std
-that every later use has, as for all methods here (theirs reads 0..1 while training and normalises
-downstream); the loop's schedule of the rate (theirs drops it tenfold once, at half).
+Deviations: any backbone may be the first half of G. It reads pixels normalised with the mean and
+std of later use (official code: 0..1 in pretraining, normalised downstream). The learning rate
+follows the loop's schedule (official code: one drop to a tenth at half-way).
 """
 
 import torch.nn.functional as F

@@ -3,28 +3,28 @@
 Paper: Wang, Liu, Figueroa Weston, Tian & Li, ECCV 2024 (arXiv 2407.14676), later called LDF. No
 code was released, so this is LDF-style and not LDF.
 
-    views        two independent draws of one picture
+    views        two independent draws of one image
     contrast     L_C, of MoCo v2 or SimSiam; h = backbone(view)
-    select       S, the dimensions of h that vary least over the data or that L_C heeds least
+    select       S, the dimensions of h with the lowest variance or the lowest importance for L_C
     perturb      h' = h outside S; in S h' = h + noise, ... (`layers/weak_dimensions.py`)
     decode       g(h) and g(h'): a synthesized pair (`layers/pixel_decoder.py`)
     reconstruct  L_R, mean squared error of g(h) and the view, in normalised pixels
     pair         L_Cp, the base loss of g(h) and g(h'), which are constants for it
     loss         L_C + alpha L_R + nu L_Cp
 
-L_Cp teaches the encoder alone: a decoder that heard of it would learn to leave S out of its
-pictures. Nu waits for the decoder. Synthesized keys have a queue of their own, since among real
-ones they would be told by their blur.
+L_Cp trains only the encoder; otherwise the decoder would learn to ignore S. nu is 0 until the
+decoder is trained. Synthesized keys have their own queue, since they could be distinguished from
+real keys by their blur.
 
-Confirmed by the paper's abstract: the two criteria, that these dimensions alone are perturbed, the
-decoder, and the invariance that is learnt; by a summary of it: the three terms of the loss and the
-two bases. Everything else is our choice: every layer, number and schedule.
+The paper's abstract confirms the two criteria, the perturbation of these dimensions only, the
+decoder, and the learned invariance; a summary confirms the three loss terms and the two bases. All
+layers, numbers and schedules are our choice.
 
-Deviations from the plainest reading: a pair is decoded with the decoder's running statistics, so
-that its pictures differ by what h and h' differ by and by nothing else in the batch, and it leaves
-the backbone's running statistics alone, which so stay those of photographs. Perturbed features are
-cut at zero where the batch has none below it (a trunk that ends in ReLU). Norms see both views of
-SimSiam together, and those of several processes are synchronised, as for the two methods.
+Further choices: a pair is decoded with the decoder's running statistics, so that its images differ
+only by h and h'. Decoded images do not update the backbone's running statistics. Perturbed features
+are clamped at zero if no feature of the batch is negative (a backbone that ends in ReLU).
+BatchNorms see both views of SimSiam together and are synchronised over processes, as in the two
+base methods.
 """
 
 from collections.abc import Iterator, Mapping
@@ -56,7 +56,7 @@ from fg_ssl_zoo.ops.image_quality import psnr, side_by_side
 from fg_ssl_zoo.ops.schedules import cosine, ramp
 
 PICTURES = 8
-"""Rows of the picture for the eye."""
+"""Number of rows of the logged image."""
 
 
 class SynthesizedPairs(Method, DrawsPictures):
@@ -156,7 +156,7 @@ class SynthesizedPairs(Method, DrawsPictures):
         super().__init__(backbone)
         if per_sample and random_share:
             raise ValueError("random_share: a random S is the same for all images, so it cannot be "
-                             "used with per_sample=true; random_share=0 would do")  # fmt: skip
+                             "used with per_sample=true; use random_share=0")  # fmt: skip
         d, k = backbone.num_features, projection_size or (128 if base == "moco" else 2048)
         self.base: ContrastiveBase | PredictiveBase
         self.queue = self.pair_queue = None
@@ -185,7 +185,7 @@ class SynthesizedPairs(Method, DrawsPictures):
 
     @classmethod
     def keeps_queue(cls, options: Mapping[str, Any]) -> bool:
-        """With MoCo as its base."""
+        """True if the base is MoCo."""
         return options.get("base", "moco") == "moco"
 
     def views(self, image_size: int) -> Views:
@@ -193,7 +193,7 @@ class SynthesizedPairs(Method, DrawsPictures):
         return RandomViews(image_size, self.augmentations, (None, None))
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
-        """What the schedule moves, and SimSiam's predictor, whose rate stays."""
+        """Parameters with the scheduled learning rate; SimSiam's predictor has a constant one."""
         predictor = self.base.predictor if isinstance(self.base, PredictiveBase) else None
         constant = list(predictor.parameters()) if predictor else []
         apart = {id(p) for p in constant}
@@ -202,7 +202,7 @@ class SynthesizedPairs(Method, DrawsPictures):
             yield {"params": constant, "constant_lr": True}
 
     def forward(self, batch: Batch) -> MethodOutput:
-        """L_C + alpha L_R + nu L_Cp of `images` (b, 2, h, w, 3); queues and store move on."""
+        """L_C + alpha L_R + nu L_Cp of `images` (b, 2, h, w, 3); updates queues and store."""
         first, second = self.backbone.normalize(batch["images"].transpose(0, 1))
         base = self.base(self.backbone, first, second, self.queue)
         h, importance = (x[: len(first)] for x in (base.h, self.importance_of(base)))
@@ -228,10 +228,11 @@ class SynthesizedPairs(Method, DrawsPictures):
         return MethodOutput(loss, metrics)
 
     def importance_of(self, base: Agreement) -> Float[Tensor, "n d"]:
-        """How much L_C heeds each dimension of each h; a constant.
+        """Importance of each dimension of each h for L_C; detached.
 
-        Where h is the mean of the last map A over its positions, dL/dA = dL/dh / (h w) at each of
-        them, so Grad-CAM's weight is dL/dh up to a factor: one backward pass through the heads.
+        If h is the mean of the last map A over its positions, dL/dA = dL/dh / (h w) at each
+        position. Grad-CAM's weight is then dL/dh up to a factor, which needs only a backward pass
+        through the heads.
         """
         gradient = gradient_at(base.loss, base.h).float()
         weighed = gradient * base.h.detach() if self.importance == "grad_x_act" else gradient
@@ -241,7 +242,7 @@ class SynthesizedPairs(Method, DrawsPictures):
     def synthesize(
         self, h: Float[Tensor, "b d"], weak: Bool[Tensor, "_ d"]
     ) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b 3 s s"]]:
-        """g(h) and g(h') of this process's images; what is drawn is drawn for all processes."""
+        """g(h) and g(h') of this process's images; random draws are made for all processes."""
         changed = torch.where(weak, own_share_of_first(self.weak.replacement(gather(h))), h)
         with evaluating(self.decoder):
             original, perturbed = self.decoder(torch.cat([h, changed])).float().chunk(2)
@@ -250,7 +251,7 @@ class SynthesizedPairs(Method, DrawsPictures):
     def agree_on_pairs(
         self, original: Float[Tensor, "b 3 s s"], changed: Float[Tensor, "b 3 s s"]
     ) -> Float[Tensor, ""]:
-        """L_Cp: the base loss of decoded pictures, in random roles, and with their own queue."""
+        """L_Cp: the base loss of decoded images, in random roles, with their own queue."""
         count = len(original) * world_size()
         drawn = own_share_of_first(torch.rand((count, 1, 1, 1), device=original.device))
         first = torch.where(drawn < 0.5, original, changed)
@@ -264,7 +265,7 @@ class SynthesizedPairs(Method, DrawsPictures):
         return pairs.loss
 
     def on_step_end(self, progress: float) -> None:
-        """The teacher follows; S and nu, which are buffers, become those of the next step."""
+        """Update the teacher, and set S and nu (buffers) for the next step."""
         if isinstance(self.base, ContrastiveBase):
             momentum = cosine(self.momentum, self.momentum_end, progress)
             follow(self.base.teacher, self.base.student(self.backbone), momentum)
@@ -272,7 +273,7 @@ class SynthesizedPairs(Method, DrawsPictures):
         self.nu.fill_(self.pair_weight * ramp(progress, *self.pair_rise))
 
     def picture(self, batch: Batch) -> UInt8[Tensor, "p q 3"]:
-        """A row a picture: it, g(h), g(h'), their difference, Grad-CAM of what is kept and of S."""
+        """One row per image: view, g(h), g(h'), difference, Grad-CAM outside of S and of S."""
         first, second = self.backbone.normalize(batch["images"].transpose(0, 1))
         with torch.enable_grad():
             base = self.base(self.backbone, first, second, self.queue)
@@ -285,7 +286,7 @@ class SynthesizedPairs(Method, DrawsPictures):
         shown = self.backbone.denormalize(resized(first, self.decoder.side))
         columns = [shown, original, changed, (original - changed).abs()]
         maps = map_of(self.backbone.model, self.backbone.model.forward_features(first)).float()
-        if maps.shape[1] == h.shape[1]:  # else no dimension of h is a channel of the map
+        if maps.shape[1] == h.shape[1]:  # otherwise dimensions of h are not channels of the map
             for group in (~weak, weak):
                 heeded = (gradient[:n] * group)[..., None, None]
                 light = min_max(gradcam(maps, heeded))[:, None]

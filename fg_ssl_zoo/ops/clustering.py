@@ -1,9 +1,9 @@
-"""k-means for many sets of points at once, such as the pixels of each picture of a batch.
+"""k-means for many sets of points at once, such as the pixels of each image of a batch.
 
 Sources: Lloyd, 1982; Arthur & Vassilvitskii, 2007 (k-means++), with as many trials of each draw as
-scikit-learn's `KMeans`. On the pixels of a picture it is two to three times as fast
-(`benchmarks/clustering.py`): most steps are taken on a part of the points, and a set is done when
-its inertia hardly falls, where scikit-learn waits for the centres to rest.
+scikit-learn's `KMeans`. On the pixels of an image it is two to three times faster
+(`benchmarks/clustering.py`): most steps use a part of the points, and a set stops when its inertia
+hardly falls, while scikit-learn waits until the centres do not move.
 """
 
 import functools
@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Clusters:
-    """What k-means has found in each of b sets.
+    """The result of k-means for each of b sets.
 
     Attributes:
         labels: (b, n) int64 number of each point's cluster, 0 to k - 1.
@@ -43,35 +43,36 @@ def kmeans(
     max_iterations: int = 300,
     tolerance: float = 3e-4,
 ) -> Clusters:
-    """Cluster each set of a batch by itself; a set's result does not depend on its neighbours.
+    """Cluster each set of a batch independently; the result of a set does not depend on the others.
 
-    A cluster that loses its last point keeps its centre, so there may be fewer labels than clusters
-    and inertia never rises. Sums are taken in float32.
+    A cluster that loses its last point keeps its centre, so there may be fewer labels than
+    clusters, and the inertia never rises. Sums are computed in float32.
 
     Args:
-        features: b sets of n points; one large set is a batch of one. A second copy is made.
+        features: b sets of n points; one large set is a batch of one. The tensor is copied.
         num_clusters: `k`.
-        seeds: Of each set; results depend on nothing else that is random.
-        cosine: Points and centres are brought to length one (spherical k-means).
-        coarse: Cluster every `coarse`-th point first and start from there. Neighbouring pixels are
-            alike, so few steps on all points remain. Left out where it would leave too few points.
-        restarts: Starts of which the best is kept; judged on the coarse points where there are.
-        max_iterations: Of each stage; 300 in scikit-learn.
-        tolerance: A set is done when a step lowers its inertia by no more than this share. With
-            3e-4 inertia stays within half a per cent of scikit-learn's.
+        seeds: One seed for each set, the only source of randomness.
+        cosine: Whether points and centres are scaled to unit length (spherical k-means).
+        coarse: First cluster every `coarse`-th point, then continue with all points. Neighbouring
+            pixels are similar, so few steps on all points remain. Ignored if too few points would
+            be left.
+        restarts: Number of starts, of which the best is kept; compared on the coarse points.
+        max_iterations: Largest number of iterations of each stage; 300 in scikit-learn.
+        tolerance: A set stops when a step lowers its inertia by at most this share. With 3e-4 the
+            inertia is within 0.5 % of scikit-learn's.
 
     Raises:
-        ValueError: More clusters than points.
+        ValueError: There are more clusters than points.
     """
     count = features.shape[1]
     if not 1 <= num_clusters <= count:
         raise ValueError(
-            f"num_clusters: {num_clusters} clusters of {count} points; 1 to {count} would do"
+            f"num_clusters: {num_clusters} clusters of {count} points; use 1 to {count}"
         )
     how = (num_clusters, cosine, coarse, restarts, max_iterations, tolerance)
     if features.device.type != "cpu":
         return _kmeans(features, seeds, *how)
-    sets = zip(features, seeds, strict=True)  # one by one: none waits for a slower neighbour
+    sets = zip(features, seeds, strict=True)  # one by one, so that no set waits for a slower one
     alone = [_kmeans(points[None], [seed], *how) for points, seed in sets]
     return Clusters(*(torch.cat([getattr(one, key) for one in alone]) for key in vars(alone[0])))
 
@@ -90,7 +91,7 @@ def _kmeans(
     points = features.float()
     if cosine:
         points = F.normalize(points, dim=-1)
-    else:  # distances are differences of large numbers far from the origin
+    else:  # far from the origin, distances would lose precision
         origin = points.mean(dim=1, keepdim=True)
         points = points - origin
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -111,7 +112,7 @@ def lloyd(
     max_iterations: int = 300,
     tolerance: float = 3e-4,
 ) -> Clusters:
-    """Assign and average in turn until every set is done; a set that is done stays as it is."""
+    """Alternate assignment and averaging until every set stops; stopped sets do not change."""
     centres, squares = start, points.square().sum(dim=2)
     labels, inertia = _assign(points, squares, centres)
     done = torch.zeros_like(inertia, dtype=torch.bool)
@@ -132,10 +133,10 @@ def means(
     labels: Integer[Tensor, "b n"],
     centres: Float[Tensor, "b k d"],
 ) -> Float[Tensor, "b k d"]:
-    """Mean of every cluster's points; one without points keeps its centre."""
+    """Mean of every cluster's points; an empty cluster keeps its centre."""
     members = F.one_hot(labels, centres.shape[1]).to(points.dtype)  # (b, n, k)
     sizes = members.sum(dim=1)[:, :, None]
-    if points.device.type == "cpu":  # six times as fast; elsewhere its sums have no fixed order
+    if points.device.type == "cpu":  # six times faster; on GPUs its order is not fixed
         pairs = zip(labels, points, strict=True)
         empty = torch.zeros_like(centres[0])
         sums = torch.stack([empty.index_add(0, which, rows) for which, rows in pairs])
@@ -147,7 +148,7 @@ def means(
 def squared_distances(
     points: Float[Tensor, "b n d"], centres: Float[Tensor, "#b k d"]
 ) -> Float[Tensor, "b k n"]:
-    """Of every point to every centre."""
+    """Squared distance of every point to every centre."""
     centres = centres.expand(len(points), -1, -1)
     return (_relative(points, centres) + points.square().sum(dim=2)[:, None]).clamp(min=0)
 
@@ -157,9 +158,9 @@ def plus_plus(
 ) -> Float[Tensor, "b k d"]:
     """Starting centres by k-means++: a point is drawn with probability d(x)^2 / sum of d^2.
 
-    d is the distance to the nearest centre so far. Of 2 + ln k draws the one is kept that leaves
-    the smallest sum. With e ~ Exp(1), the smallest e / w belongs to x with probability w / sum w:
-    a draw that needs no running sums, which differ between devices.
+    d is the distance to the nearest centre so far. Of 2 + ln k candidates, the one with the
+    smallest remaining sum is kept. With e ~ Exp(1), the smallest e / w belongs to x with
+    probability w / sum w. This needs no cumulative sums, which differ between devices.
     """
     rows = torch.arange(len(points), device=points.device)
     trials = 2 + int(math.log(num_clusters))
@@ -197,7 +198,7 @@ def _relative(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def _better(one: Clusters, other: Clusters) -> Clusters:
-    """Of each set the result with less inertia."""
+    """For each set, the result of lower inertia."""
     wins = other.inertia < one.inertia
     return Clusters(
         torch.where(wins[:, None], other.labels, one.labels),

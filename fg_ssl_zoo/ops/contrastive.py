@@ -1,4 +1,4 @@
-"""Contrastive losses as functions of tensors, in float32 or better also under autocast."""
+"""Contrastive losses as functions of tensors; at least float32, also under autocast."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ def nt_xent(
 ) -> Float[Tensor, ""]:
     """Normalised temperature-scaled cross entropy over all processes (SimCLR, eq. 1).
 
-    ln(2n - 1) for equal projections, whatever the temperature.
+    Its value is ln(2n - 1) for equal projections, at any temperature.
 
     Args:
         z0: Projections of the first views of this process's images.
@@ -37,12 +37,12 @@ def info_nce(
 ) -> Float[Tensor, ""]:
     """Cross entropy of each query's own key against `k` shared negatives (MoCo, eq. 1).
 
-    ln(1 + k) where all vectors are equal.
+    Its value is ln(1 + k) if all vectors are equal.
 
     Args:
-        queries: Of this process's images.
-        keys: Of the same images, in the same order; without gradient in MoCo.
-        negatives: The queue; of length 1 already.
+        queries: Queries of this process's images.
+        keys: Keys of the same images, in the same order; without gradient in MoCo.
+        negatives: The queue of unit vectors.
         temperature: Divides the cosine similarities.
     """
     return own_key_loss(info_nce_logits(queries, keys, negatives, temperature))
@@ -54,7 +54,7 @@ def info_nce_logits(
     negatives: Float[Tensor, "k d"],
     temperature: float,
 ) -> Float[Tensor, "n 1+k"]:
-    """Cosine of each query to its own key, then to all negatives, over the temperature."""
+    """Cosine of each query with its own key, then with all negatives, over the temperature."""
     queries, keys = unit(queries), unit(keys)
     with torch.autocast(queries.device.type, enabled=False):
         own = (queries * keys).sum(dim=1, keepdim=True)

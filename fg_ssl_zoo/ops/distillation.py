@@ -1,4 +1,4 @@
-"""A student names what its teacher names (DINO): the loss, and how to see a collapse of it.
+"""DINO's loss between student and teacher, and values that show a collapse.
 
 Paper: Caron, Touvron, Misra, Jegou, Mairal, Bojanowski & Joulin, 2021 (arXiv 2104.14294).
 """
@@ -13,29 +13,29 @@ def distillation_loss(
 ) -> Float[Tensor, ""]:
     """Mean over all pairs of different views of -sum_k P_t log P_s (DINO, eq. 3).
 
-    ln(k) for a student whose logits are all alike, whatever the targets.
+    Its value is ln(k) if all logits of the student are equal, for any targets.
 
     Args:
-        logits: The student's, of all views; the first g are the views that the teacher sees.
+        logits: The student's logits of all views; the teacher reads the first g of these views.
         targets: The teacher's distributions, without gradient.
         temperature: Divides the logits.
     """
-    log_p = (logits / temperature).log_softmax(dim=-1).unbind()  # an index would cost a copy each
+    log_p = (logits / temperature).log_softmax(dim=-1).unbind()  # indexing would copy
     pairs = [(g, v) for g in range(len(targets)) for v in range(len(logits)) if v != g]
     return torch.stack([-(targets[g] * log_p[v]).sum(-1).mean() for g, v in pairs]).mean()
 
 
 @torch.no_grad()
 def signs_of_collapse(targets: Float[Tensor, "g b k"], loss: Tensor) -> dict[str, Tensor]:
-    """Entropies in nats of what the teacher says, and what the student has left to learn.
+    """Entropies of the teacher's outputs in nats, and the divergence of teacher and student.
 
-    `teacher_entropy` is 0 where one output has won and ln k where all are alike; the batch's mean
-    distribution has no more than it where all pictures get one answer. The divergence of student
-    and teacher is 0 after either collapse (section 5.3 of the paper).
+    `teacher_entropy` is 0 if one output dominates, and ln k if all outputs are equal. The entropy
+    of the batch's mean distribution equals it if all images have the same output. The divergence of
+    teacher and student is 0 after either collapse (section 5.3 of the paper).
 
     Args:
         targets: The teacher's distributions.
-        loss: Their cross entropy with the student's.
+        loss: Cross entropy of the teacher's outputs and the student's.
     """
     entropy = torch.special.entr(targets).sum(-1).mean()
     return {

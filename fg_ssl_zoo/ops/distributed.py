@@ -1,4 +1,4 @@
-"""What a loss needs from other processes, with the gradient; identities in a single process."""
+"""Communication between processes with gradients; without effect in a single process."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def rank() -> int:
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error says that another process is gone; gloo raises plain RuntimeErrors."""
+    """Whether an error means that another process has ended; gloo raises plain RuntimeErrors."""
     text = str(error).lower()
     said = "gloo" in text or "connection closed by peer" in text or "connection reset" in text
     known = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and said)
@@ -43,11 +43,10 @@ class _AllGather(torch.autograd.Function):
 
 
 def gather(x: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
-    """Rows of all processes in rank order, (n, d) -> (n * world, d), through which gradients flow.
+    """Rows of all processes in rank order, (n, d) -> (n * world, d), with gradient.
 
-    Every process must bring the same number of rows. With a loss that is the mean over a process's
-    *own* anchors, the average that data parallelism takes over processes equals the gradient on the
-    whole batch.
+    Every process must have the same number of rows. If the loss is the mean over a process's *own*
+    anchors, the gradient averaged by data-parallel training equals that of the whole batch.
     """
     return _AllGather.apply(x) if world_size() > 1 else x
 
@@ -67,7 +66,7 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_over_processes(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Sum of a tensor over all processes, through which gradients flow."""
+    """Sum of a tensor over all processes, with gradient."""
     return _Sum.apply(x) if world_size() > 1 else x
 
 
@@ -79,12 +78,12 @@ def mean_over_processes(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
 @torch.no_grad()
 def own_share_of_first(x: Float[Tensor, "m ..."]) -> Float[Tensor, "_ ..."]:
-    """This process's rows of what the first one has drawn for the images of all, in rank order.
+    """This process's rows of a tensor that the first process has drawn for all images.
 
-    So what is drawn does not depend on the number of processes.
+    The draw therefore does not depend on the number of processes.
 
     Args:
-        x: A row for each image of all processes; of the same shape on each of them.
+        x: One row for each image of all processes; the same shape on every process.
     """
     if world_size() == 1:
         return x

@@ -1,7 +1,7 @@
-"""Where a loss looks: Grad-CAM of a self-supervised loss, and maps stretched to 0..1.
+"""Grad-CAM of a self-supervised loss, and scaling of maps to 0..1.
 
-Papers: Selvaraju et al., 2017 (arXiv 1610.02391), for the score of a class; with the loss in the
-place of the score, LCR (Shu, van den Hengel & Liu, CVPR 2023).
+Papers: Selvaraju et al., 2017 (arXiv 1610.02391), for a class score; LCR (Shu, van den Hengel &
+Liu, CVPR 2023) uses the loss instead of the score.
 """
 
 import torch
@@ -9,24 +9,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 LEAST_SPAN = 1e-6
-"""Share of a map's largest magnitude that its values must span, or it counts as constant."""
+"""A map counts as constant if its range is below this share of its largest magnitude."""
 
 
 def gradient_at(
     loss: Float[Tensor, ""], features: Float[Tensor, "b ..."]
 ) -> Float[Tensor, "b ..."]:
-    """Gradient of every image's own term of a mean loss, at its features; a constant.
+    """Gradient of each image's own loss with respect to its features; detached.
 
-    The loss is the mean over `b` images, so this is `b` times its gradient: the size of a batch
-    does not show. Only what lies between features and loss is passed backward, and that graph is
-    kept for the training step.
+    The loss is the mean over `b` images, so this is `b` times its gradient, independent of the
+    batch size. The backward pass covers only the graph between features and loss, which is kept for
+    the training step.
 
-    For features h that are the mean of a map A over its h x w positions, dL/dA = dL/dh / (h w) at
-    each of them: then the gradient at h tells all that the one at A does.
+    If the features h are the mean of a map A over its h x w positions, dL/dA = dL/dh / (h w) at
+    each position, so the gradient at h is sufficient.
 
     Args:
-        loss: Mean over the images.
-        features: Pooled ones or a map, on the way to the loss.
+        loss: Mean of the loss over the images.
+        features: Pooled features or a map that the loss depends on.
     """
     (found,) = torch.autograd.grad(loss * len(features), features, retain_graph=True)
     return found.detach()
@@ -39,19 +39,19 @@ def gradcam(
 
     Args:
         maps: `A`, a feature map.
-        gradient: dL/dA; one position will do where all are equal.
+        gradient: dL/dA; a single position is enough if all are equal.
     """
     return (maps * gradient).sum(1).relu()
 
 
 def min_max(maps: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
-    """Each map stretched to 0..1 by itself; one everywhere where a map is constant.
+    """Scale each map to 0..1; a constant map becomes 1 everywhere.
 
-    In float32 or better, and without a look at the other images, so that what is made of an image
-    does not depend on its batch.
+    Computed in at least float32 and for each image alone, so the result does not depend on the
+    batch.
     """
     maps = maps.float() if maps.dtype in (torch.bfloat16, torch.float16) else maps
     least = maps.amin((1, 2), keepdim=True)
     span = maps.amax((1, 2), keepdim=True) - least
-    flat = span <= LEAST_SPAN * maps.abs().amax((1, 2), keepdim=True)  # rounding is no structure
+    flat = span <= LEAST_SPAN * maps.abs().amax((1, 2), keepdim=True)  # rounding errors
     return torch.where(flat, 1.0, (maps - least) / torch.where(flat, 1.0, span))

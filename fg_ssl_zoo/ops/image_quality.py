@@ -1,4 +1,4 @@
-"""How close two pictures are: PSNR and SSIM of pixels in 0..1, and strips to judge by eye."""
+"""Similarity of two images: PSNR and SSIM of pixels in 0..1, and images for visual comparison."""
 
 import torch
 import torch.nn.functional as F
@@ -9,32 +9,32 @@ WINDOW = 11
 """Side of SSIM's window in pixels."""
 
 SIGMA = 1.5
-"""Of the Gaussian that weighs the window, in pixels."""
+"""Sigma of the Gaussian window in pixels."""
 
 K1, K2 = 0.01, 0.03
-"""Shares of the range that keep SSIM's two quotients from 0 / 0."""
+"""Constants that prevent 0 / 0 in SSIM, as shares of the range of pixels."""
 
 LEAST_ERROR = 1e-10
-"""Mean squared error below which pictures count as equal: no PSNR is above 100 dB."""
+"""Smallest mean squared error, so that no PSNR is above 100 dB."""
 
 
 def psnr(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
-    """Peak signal-to-noise ratio, -10 log10(MSE) in dB of each picture, averaged over pictures."""
+    """Peak signal-to-noise ratio, -10 log10(MSE) in dB of each image, averaged over images."""
     error = (a.float() - b.float()).square().flatten(1).mean(1)
     return -10 * error.clamp_min(LEAST_ERROR).log10().mean()
 
 
 def ssim(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
-    """Structural similarity of Wang et al. (IEEE TIP 2004), averaged over places and channels.
+    """Structural similarity of Wang et al. (IEEE TIP 2004), averaged over positions and channels.
 
         (2 m_a m_b + c1) (2 s_ab + c2) / ((m_a^2 + m_b^2 + c1) (s_a^2 + s_b^2 + c2))
 
     with means m and (co)variances s under a Gaussian window of 11 pixels and sigma 1.5, at all
-    places where the window lies inside the picture; c = (0.01)^2 and (0.03)^2.
+    positions where the window is inside the image; c = (0.01)^2 and (0.03)^2.
 
     Args:
-        a: In 0..1; no side below 11 pixels.
-        b: In 0..1.
+        a: Pixels in 0..1; sides of at least 11 pixels.
+        b: Pixels in 0..1.
     """
     with torch.autocast(a.device.type, enabled=False):  # variances are small differences
         a, b = (x if x.dtype == torch.float64 else x.float() for x in (a, b))
@@ -48,7 +48,7 @@ def ssim(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tens
 
 
 def _local_mean(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
-    """Gaussian mean of every window, one axis after the other."""
+    """Gaussian mean of every window, computed along one axis after the other."""
     place = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
     weights = torch.exp(-(place**2) / (2 * SIGMA**2))
     weights = (weights / weights.sum()).expand(x.shape[1], 1, 1, WINDOW)
@@ -59,7 +59,7 @@ def _local_mean(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
 def quality(
     restored: Float[Tensor, "b c h w"], true: Float[Tensor, "b c h w"]
 ) -> dict[str, Float[Tensor, ""]]:
-    """`train/psnr` and `train/ssim` of pictures that are first cut to 0..1; without gradient."""
+    """`train/psnr` and `train/ssim` of images that are first clamped to 0..1; without gradient."""
     shown = restored.detach().float().clamp(0, 1)
     return {"train/psnr": psnr(shown, true), "train/ssim": ssim(shown, true)}
 
@@ -70,7 +70,7 @@ def strip(
     high: UInt8[Tensor, "b s s 3"],
     most: int = 8,
 ) -> UInt8[Tensor, "p q 3"]:
-    """One row for each picture: the small one with its pixels repeated, the restored, the true."""
+    """One row per image: the small image with repeated pixels, the restored and the true image."""
     side = high.shape[1]
     repeated = F.interpolate(low[:most].movedim(-1, 1).float(), size=(side, side)).movedim(1, -1)
     pixels = (restored[:most].float().clamp(0, 1) * 255).round().movedim(1, -1)
@@ -79,6 +79,6 @@ def strip(
 
 
 def side_by_side(*columns: Float[Tensor, "b 3 s s"], most: int = 8) -> UInt8[Tensor, "p q 3"]:
-    """One row for each picture, one column for each argument; pixels are cut to 0..1."""
+    """One row per image, one column per argument; pixels are clamped to 0..1."""
     rows = torch.cat([column[:most].float().clamp(0, 1) for column in columns], dim=3)
     return (rows * 255).round().byte().movedim(1, -1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The nearest rows by cosine similarity, and what classes they name."""
+"""The nearest rows by cosine similarity, and the kNN vote."""
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ def nearest(
     """Rows of the gallery by falling cosine similarity, and the similarity.
 
     Args:
-        queries: Features.
+        queries: Features of the queries.
         gallery: Features to search.
-        count: Neighbours; lowered to what the gallery has.
-        own: Row of each query in the gallery, which is no neighbour of itself.
+        count: Number of neighbours; at most the size of the gallery.
+        own: Row of each query in the gallery, which is excluded from its neighbours.
     """
     similarity = F.normalize(queries, dim=-1) @ F.normalize(gallery, dim=-1).T
     if own is not None:
@@ -39,16 +39,16 @@ def knn_predict(
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> Int64[Tensor, " m"]:
-    """Class of each test row; `k` is lowered to n on smaller sets.
+    """Predicted class of each test row; `k` is at most the number of training rows.
 
     Args:
-        train: Features that vote; any length, they are normalised here.
-        labels: Their classes.
+        train: Training features; normalised here.
+        labels: Class numbers.
         test: Features to classify.
-        num_classes: Classes there are.
-        k: Neighbours.
-        temperature: Of the weights.
-        chunk: Test rows at a time.
+        num_classes: Number of classes.
+        k: Number of neighbours.
+        temperature: Temperature of the weights.
+        chunk: Number of test rows computed at a time.
     """
     bank = F.normalize(train, dim=-1)
     predictions = []
@@ -71,7 +71,7 @@ def knn_top1(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Share of the test rows whose class the neighbours name, in 0..1."""
+    """Accuracy of the kNN vote in 0..1."""
     num_classes = int(torch.maximum(labels.max(), test_labels.max())) + 1
     predicted = knn_predict(
         train, labels, test, num_classes=num_classes, k=k, temperature=temperature
@@ -80,5 +80,5 @@ def knn_top1(
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows (..., d) at length 1; a row of zeros stays as it is."""
+    """Rows (..., d) scaled to length 1; a row of zeros does not change."""
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)

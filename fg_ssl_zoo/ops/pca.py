@@ -8,16 +8,16 @@ from torch import Tensor
 def principal_axes(
     points: Float[Tensor, "n d"], num_axes: int
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, "d _"]]:
-    """Mean, and the directions of largest variance as orthonormal columns, the largest first.
+    """Mean and directions of largest variance as orthonormal columns, in descending order.
 
-    The sign of a direction, which is free, makes its largest entry positive.
+    The sign of each direction is chosen such that its largest entry is positive.
 
     Raises:
-        ValueError: More axes than coordinates.
+        ValueError: There are more axes than dimensions.
     """
     width = points.shape[1]
     if not 1 <= num_axes <= width:
-        raise ValueError(f"pca: {num_axes} axes of {width} coordinates; 1 to {width} would do")
+        raise ValueError(f"pca: {num_axes} axes of {width} dimensions; use 1 to {width}")
     mean = points.mean(dim=0)
     centred = (points - mean).to(torch.promote_types(points.dtype, torch.float32))
     _, axes = torch.linalg.eigh(centred.T @ centred / len(points))  # ascending

@@ -1,7 +1,7 @@
-"""Orders of tiles: permutation sets for jigsaw puzzles, and the shuffles that are easy to confuse.
+"""Orders of tiles: permutation sets for jigsaw puzzles, and the shuffles of several papers.
 
-An order says which tile goes where: `shuffled[i] = tiles[order[i]]`. Every shuffle takes a numpy
-generator and the side `n` of its grid, and returns an order of n * n tiles, row by row.
+An order defines `shuffled[i] = tiles[order[i]]`. Every shuffle takes a numpy generator and the side
+`n` of its grid, and returns an order of n * n tiles, row by row.
 """
 
 from collections.abc import Callable
@@ -14,20 +14,20 @@ from jaxtyping import Int64, UInt8
 Shuffle = Callable[[np.random.Generator, int], np.ndarray]
 
 STORED = "permutations_3x3.txt"
-"""1,000 orders of nine tiles, in the order in which `maximal_hamming` chose them."""
+"""File of 1,000 orders of nine tiles, in the sequence in which `maximal_hamming` chose them."""
 
 
 def maximal_hamming(num_tiles: int, count: int, seed: int = 0) -> UInt8[np.ndarray, "p t"]:
     """Permutations that differ from each other in as many places as possible.
 
     Greedy (Noroozi & Favaro, 2016, arXiv 1603.09246, algorithm 1 with the maximum): the first is
-    random, each further one is the permutation with the largest minimal distance to those before
-    it, of all there are; ties are broken at random. Twenty seconds for 1,000 of nine tiles.
+    random; each further one has, among all permutations, the largest minimal distance to those
+    before it; ties are broken at random. 1,000 orders of nine tiles take twenty seconds.
 
     Args:
-        num_tiles: At most 9: all permutations are looked at.
-        count: How many.
-        seed: Of the first one and of the ties.
+        num_tiles: At most 9, since all permutations are enumerated.
+        count: Number of permutations.
+        seed: Seed of the first one and of the ties.
     """
     generator = np.random.default_rng(seed)
     every = np.array(list(permutations(range(num_tiles))), dtype=np.uint8)
@@ -44,7 +44,7 @@ def stored_permutations(count: int) -> Int64[np.ndarray, "p 9"]:
     """The first `count` of the stored orders of nine tiles.
 
     Raises:
-        ValueError: There are not so many.
+        ValueError: There are fewer than `count`.
     """
     lines = (files("fg_ssl_zoo.ops") / STORED).read_text(encoding="ascii").split()
     if not 2 <= count <= len(lines):
@@ -61,10 +61,10 @@ def uniform(generator: np.random.Generator, n: int) -> Int64[np.ndarray, " t"]:
 
 
 def dcl(generator: np.random.Generator, n: int, k: int = 2) -> Int64[np.ndarray, " t"]:
-    """Region confusion as DCL defines it (Chen et al., CVPR 2019): a move is below 2 k.
+    """Region confusion as defined by DCL (Chen et al., CVPR 2019): a tile moves by less than 2 k.
 
-    Every index of a row gets a draw of U(-k, k) on top and the row is sorted; then the columns
-    likewise.
+    A draw of U(-k, k) is added to every index of a row, and the row is sorted by it; then the same
+    for the columns.
     """
     row, column = np.ogrid[:n, :n]
     grid = row * n + _jittered(generator, n, k)
@@ -77,10 +77,10 @@ def _jittered(generator: np.random.Generator, n: int, k: int) -> np.ndarray:
 
 
 def dcl_release(generator: np.random.Generator, n: int) -> Int64[np.ndarray, " t"]:
-    """The rule of DCL's released code: neighbours change places one pair after the other.
+    """The rule of DCL's released code: neighbours swap positions, one pair after the other.
 
-    Going along a row, the newest tile and the one before it stay or change places, by chance; then
-    the rows likewise. A tile can be carried all the way: its move is not bounded.
+    Along a row, each tile and the one before it are swapped at random; then the same for the rows.
+    A tile can be swapped repeatedly, so its move is not bounded.
     """
     grid = [_carried(generator, list(range(row * n, row * n + n))) for row in range(n)]
     return np.array(_carried(generator, grid), dtype=np.int64).ravel()
@@ -94,9 +94,9 @@ def _carried(generator: np.random.Generator, items: list) -> list:
 
 
 def pmg(generator: np.random.Generator, n: int) -> Int64[np.ndarray, " t"]:
-    """The jigsaw generator of PMG's released code: tile 0 changes places with every tile once.
+    """The jigsaw generator of PMG's released code: tile 0 is swapped with every tile once.
 
-    It is always one cycle through all tiles, so none stays where it was.
+    The result is always one cycle through all tiles, so no tile keeps its position.
     """
     order = list(range(n * n))
     for other in generator.permutation(n * n).tolist():
@@ -117,19 +117,19 @@ def split_tiles(image: UInt8[np.ndarray, "h w c"], n: int) -> UInt8[np.ndarray, 
     """N * n tiles, row by row.
 
     Raises:
-        ValueError: A side that n does not divide, with the nearest that would do.
+        ValueError: n does not divide a side; names the nearest valid side.
     """
     height, width, channels = image.shape
     for side in (height, width):
         if side % n or side < n:
             fitting = max(n, round(side / n) * n)
-            raise ValueError(f"a side of {side} pixels has no {n} equal tiles; {fitting} would")
+            raise ValueError(f"a side of {side} pixels has no {n} equal tiles; use {fitting}")
     tiles = image.reshape(n, height // n, n, width // n, channels).swapaxes(1, 2)
     return tiles.reshape(n * n, height // n, width // n, channels)
 
 
 def join_tiles(tiles: UInt8[np.ndarray, "t th tw c"]) -> UInt8[np.ndarray, "h w c"]:
-    """The picture that `split_tiles` took apart."""
+    """The inverse of `split_tiles`."""
     n = round(len(tiles) ** 0.5)
     height, width, channels = tiles.shape[1:]
     grid = tiles.reshape(n, n, height, width, channels).swapaxes(1, 2)

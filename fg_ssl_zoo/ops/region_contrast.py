@@ -1,13 +1,13 @@
-"""Contrast of regions instead of whole pictures (DetCon, PARTICLE).
+"""Contrast of regions instead of whole images (DetCon, PARTICLE).
 
-    vote_cells       region numbers of pixels -> the commonest one of every cell of a feature map
-    sample_regions   which regions of two views are compared
-    pool_regions     mean feature of each of them
+    vote_cells       region numbers of pixels -> the most frequent one in every cell of a map
+    sample_regions   draws the regions of two views that are compared
+    pool_regions     mean feature of each region
     region_contrast  the same region in the other view against all others
-    num_compared     how many different regions that was, for the log
+    num_compared     number of different regions, for the log
 
-The first two work on arrays and belong to the data path, where what is drawn depends on the picture
-and the epoch only; the others work on tensors.
+The first two work on arrays in the data path, where random draws depend only on the image and the
+epoch; the others work on tensors.
 """
 
 import numpy as np
@@ -19,16 +19,16 @@ from fg_ssl_zoo.ops.distributed import gather, rank
 from fg_ssl_zoo.ops.similarity import unit
 
 MOST_REGIONS = 256
-"""Regions of one picture: their numbers are 0..255."""
+"""Largest number of regions in an image; their numbers are 0..255."""
 
 _OUT = -1e9
-"""A logit that counts as left out; finite, since a row may have no other."""
+"""Logit of excluded keys; finite, since a row may have no other keys."""
 
 
 def vote_cells(mask: UInt8[np.ndarray, "m m"], cells: int) -> UInt8[np.ndarray, "c c"]:
-    """The commonest region of each of cells x cells squares; the lower number wins a tie.
+    """The most frequent region in each of cells x cells squares; ties go to the lower number.
 
-    As in google-deepmind/detcon, where it is an average pooling of 256 binary masks and an argmax.
+    As in google-deepmind/detcon, which average-pools 256 binary masks and takes the argmax.
 
     Args:
         mask: Region of every pixel; `cells` need not divide its side.
@@ -46,16 +46,16 @@ def sample_regions(
     num_samples: int,
     generator: np.random.Generator,
 ) -> Int64[np.ndarray, "2 s"]:
-    """Regions of two views to compare, uniform and with replacement, the same ones in both.
+    """Draw regions to compare, uniformly and with replacement, the same ones for both views.
 
-    Only regions that both views show are drawn. Where there is none, each view draws from its own:
-    these have no positive and so no weight in `region_contrast`, but are negatives to others.
+    Only regions that both views show are drawn. If there are none, each view draws from its own
+    regions; these have no positive and thus no weight in `region_contrast`, but are negatives.
 
     Args:
         first: Region of every cell of the first view.
-        second: Of the second view.
-        num_samples: 16 in DetCon, 10 in PARTICLE.
-        generator: Gives `num_samples` numbers, whatever the views show.
+        second: Region of every cell of the second view.
+        num_samples: Number of draws; 16 in DetCon, 10 in PARTICLE.
+        generator: Always consumes `num_samples` random numbers.
     """
     common = np.intersect1d(first, second)
     pools = (common, common) if len(common) else (np.unique(first), np.unique(second))
@@ -66,12 +66,12 @@ def sample_regions(
 def pool_regions(
     features: Float[Tensor, "b d h w"], masks: Integer[Tensor, "b h w"], ids: Integer[Tensor, "b s"]
 ) -> Float[Tensor, "b s d"]:
-    """Mean feature of each chosen region; zero for a region that has no cell.
+    """Mean feature of each drawn region; zero for a region without cells.
 
     Args:
         features: Last feature map of the backbone.
         masks: Region of every cell.
-        ids: Chosen regions.
+        ids: Drawn regions.
     """
     member = (masks.flatten(1)[:, None] == ids[..., None]).to(features.dtype)  # (b, s, h w)
     share = member / member.sum(dim=-1, keepdim=True).clamp_min(1)
@@ -90,22 +90,22 @@ def region_contrast(
 ) -> Float[Tensor, ""]:
     """Cross entropy of each region with itself in the other view (DetCon, eq. 3), both ways.
 
-    For the direction v -> u, the logits of a prediction are its cosines with the targets of both
-    views, without those of its own region in its own view v. Its positives are the targets of its
-    own region in u. The mean over positives of -log softmax is divided by how often the region was
-    drawn in v, and is 0 where u has no positive.
+    For the direction v -> u, the logits of a prediction are its cosine similarities to the targets
+    of both views, except its own region in its own view v. Its positives are the targets of its own
+    region in u. The mean of -log softmax over the positives is divided by how often the region was
+    drawn in v, and is 0 if u has no positive.
 
-    2 ln(2 b s - 1) where all vectors are equal and the s regions of a picture differ. Computed in
-    float32 or better.
+    Its value is 2 ln(2 b s - 1) if all vectors are equal and the s regions of an image differ.
+    Computed in at least float32.
 
     Args:
-        predictions: Of the student, by view, picture of this process and drawn region.
-        targets: Of the teacher, without gradient.
-        ids: Which regions were drawn; they are compared within a picture only.
+        predictions: Predictions of the student, by view, image of this process and drawn region.
+        targets: Targets of the teacher, without gradient.
+        ids: Drawn regions; numbers are compared within an image only.
         temperature: Divides the cosine similarities.
-        weights: Of the pictures; 1 by default.
-        local_negatives: Whether other regions of the same picture are negatives.
-        gather_targets: Whether targets are those of all processes, or of this one alone.
+        weights: Weights of the images; 1 by default.
+        local_negatives: Whether other regions of the same image are negatives.
+        gather_targets: Whether the targets of all processes are used, or only those of this one.
     """
     q, t = unit(predictions), unit(targets)
     everyones = [view.flatten(0, 1) for view in t]  # (b s, d)
@@ -134,9 +134,9 @@ def _one_way(
     local_negatives: bool,
     before: int,
 ) -> Float[Tensor, "b s"]:
-    """Weighted cross entropy of every query; the keys are the other view's, then its own view's.
+    """Weighted cross entropy of every query; keys are those of the other view, then of its own.
 
-    `before` pictures of other processes come first among the keys.
+    The keys start with `before` images of other processes.
     """
     b, s, _ = queries.shape
     logits = (queries.flatten(0, 1) @ keys.T / temperature).view(b, s, 2, -1, s)
@@ -158,11 +158,11 @@ def _equal(a: Integer[Tensor, "b s"], b: Integer[Tensor, "b s"]) -> Bool[Tensor,
 
 
 def num_compared(ids: Int64[Tensor, "2 b s"], weights: Float[Tensor, " b"]) -> Float[Tensor, ""]:
-    """Mean number of different regions that a picture contributes; 0 where views share none.
+    """Mean number of different regions that an image contributes; 0 if its views share none.
 
     Args:
-        ids: Drawn by `sample_regions`: the same ones in both views, or none in common.
-        weights: Of the pictures.
+        ids: Result of `sample_regions`: the same regions in both views, or none in common.
+        weights: Weights of the images.
     """
     first, second = ids.sort(dim=-1).values
     different = 1 + (first.diff(dim=-1) != 0).sum(dim=-1)

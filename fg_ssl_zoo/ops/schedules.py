@@ -1,4 +1,4 @@
-"""Schedules as pure functions of progress in 0..1: nothing to checkpoint, one line to plot."""
+"""Schedules as pure functions of progress in 0..1, so there is no state to checkpoint."""
 
 import math
 
@@ -9,11 +9,11 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 
 def warmup_cosine(progress: float, warmup: float, end: float = 0.0) -> float:
-    """Factor on a learning rate: a straight line from 0 to 1 over `warmup`, then a cosine to `end`.
+    """Factor of a learning rate: linear from 0 to 1 over `warmup`, then a cosine to `end`.
 
     Args:
-        progress: Share of the steps that is done.
-        warmup: Share of the steps that the rise takes.
+        progress: Completed share of the steps.
+        warmup: Share of the steps of the linear rise.
         end: Value at progress 1.
     """
     if progress < warmup:
@@ -22,7 +22,7 @@ def warmup_cosine(progress: float, warmup: float, end: float = 0.0) -> float:
 
 
 def ramp(progress: float, start: float, end: float) -> float:
-    """0 up to `start`, a straight line to 1 at `end`, then 1; a step where both are one place."""
+    """0 up to `start`, then linear to 1 at `end`, then 1; a step function if both are equal."""
     if progress >= end:
         return 1.0
     return max(0.0, (progress - start) / (end - start)) if end > start else 0.0

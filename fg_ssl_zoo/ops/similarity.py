@@ -1,4 +1,4 @@
-"""Cosines of embeddings, in float32 or better whatever the precision of the network."""
+"""Cosine similarity of embeddings, in at least float32 for any precision of the network."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 def unit(x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-    """Rows at length 1; half precision becomes float32 first."""
+    """Rows scaled to length 1; half precision is first converted to float32."""
     return F.normalize(x.float() if x.dtype in _HALF else x, dim=-1)
 
 
@@ -21,11 +21,11 @@ def mean_cosine(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Float[Tenso
 def cross_prediction(p: Float[Tensor, "n d"], z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """-(cos(p0, stop(z1)) + cos(p1, stop(z0))) / 2, averaged over the images (SimSiam, eq. 4).
 
-    -1 where each prediction points where the other view's projection does.
+    Its value is -1 if each prediction has the direction of the other view's projection.
 
     Args:
         p: Predictions of all first views, then of all second ones.
-        z: Projections in the same order; a constant here.
+        z: Projections in the same order; they receive no gradient.
     """
     (p0, p1), (z0, z1) = p.chunk(2), z.detach().chunk(2)
     return -(mean_cosine(p0, z1) + mean_cosine(p1, z0)) / 2
@@ -33,9 +33,8 @@ def cross_prediction(p: Float[Tensor, "n d"], z: Float[Tensor, "n d"]) -> Float[
 
 @torch.no_grad()
 def spread(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """How far unit rows differ: their standard deviation over the batch, averaged over the axes.
+    """Standard deviation of unit rows over the batch, averaged over the dimensions.
 
-    1 / sqrt(d) for directions that fill the sphere, 0 for a network that says the same of every
-    picture (SimSiam, section 4.1).
+    1 / sqrt(d) for uniformly distributed directions, 0 for equal outputs (SimSiam, section 4.1).
     """
     return unit(z).std(dim=0, correction=0).mean()

@@ -1,4 +1,4 @@
-"""How many directions features use: the label-free signs of a good or collapsed run."""
+"""Label-free measures of features that show a collapse: RankMe and standard deviation."""
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,8 @@ def rankme(features: Float[Tensor, "n d"], eps: float = 1e-7) -> float:
     Garrido et al., 2023 (arXiv 2210.02885). From 1 (collapsed) to min(n, d).
 
     Args:
-        features: Of n images, n well above d for a stable value.
-        eps: Added to every share, as in the paper.
+        features: Features of n images; use n well above d for a stable value.
+        eps: Added to every normalised singular value, as in the paper.
     """
     values = torch.linalg.svdvals(features.double())
     share = values / values.sum().clamp_min(1e-300) + eps
@@ -23,8 +23,8 @@ def rankme(features: Float[Tensor, "n d"], eps: float = 1e-7) -> float:
 def feature_std(features: Float[Tensor, "n d"]) -> float:
     """Mean standard deviation of the coordinates of unit-length features, times sqrt(d).
 
-    1 for features spread evenly over the sphere, 0 when all are equal (the check of SimSiam,
-    section 4.1, there without the factor).
+    1 for uniformly distributed features, 0 if all are equal (SimSiam, section 4.1, without the
+    factor).
     """
     unit = F.normalize(features.double(), dim=-1)
     return float(unit.std(dim=0, correction=0).mean() * features.shape[1] ** 0.5)

@@ -1,4 +1,4 @@
-"""Rows of text as a table: of markdown, or in columns for a terminal."""
+"""Tables of text, as markdown or as aligned columns for a terminal."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ def markdown_table(
     *,
     spaced: bool = False,
 ) -> str:
-    """A table of markdown.
+    """A markdown table.
 
     Args:
-        titles: Of the columns.
-        rows: Their cells.
-        words: Columns from the left that hold words; numbers in the others are set to the right.
-        spaced: Spaces in the rule, as the cards that are published have it.
+        titles: Titles of the columns.
+        rows: Cells of each row.
+        words: Number of text columns from the left; the others are right-aligned numbers.
+        spaced: Whether the separator row has spaces, as in published cards.
     """
     marks = ["---"] * words + ["---:"] * (len(titles) - words)
     rule = f"| {' | '.join(marks)} |" if spaced else f"|{'|'.join(marks)}|"
@@ -25,11 +25,11 @@ def markdown_table(
 
 
 def columns(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list[str]:
-    """Lines whose cells stand below each other, two spaces apart.
+    """Lines with aligned columns, two spaces apart.
 
     Args:
-        rows: Cells; as many in each row.
-        numbers: Whether all columns but the first are set to the right.
+        rows: Cells, the same number in each row.
+        numbers: Whether all columns except the first are right-aligned.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     set_rest = str.rjust if numbers else str.ljust

@@ -12,8 +12,8 @@ def tokens_to_map(
     """Patch tokens, row by row, as (b, d, h, w).
 
     Args:
-        tokens: Without class or register tokens.
-        height: Rows of patches; a square map when not given.
+        tokens: Patch tokens, without class or register tokens.
+        height: Number of rows of patches; a square map when not given.
     """
     rows = math.isqrt(tokens.shape[1]) if height is None else height
     return tokens.mT.unflatten(2, (rows, -1))

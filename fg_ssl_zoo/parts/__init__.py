@@ -1,7 +1,7 @@
-"""Parts that nobody has named: found by clustering what a network sees in every pixel.
+"""Parts of images, discovered by clustering the features of pixels.
 
-This floor stands beside `method`: it needs backbones and data, and a method's `annotate`, the
-evaluation of parts and the command that shows them all need it.
+This package is on the layer of `method`: it imports backbones and data, and is used by methods
+(`annotate`), by the evaluation of parts and by `fgssl parts`.
 """
 
 from fg_ssl_zoo.parts.discovery import discover_parts

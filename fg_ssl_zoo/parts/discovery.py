@@ -1,21 +1,23 @@
-"""Part discovery: cluster the features of every pixel, for each picture or for the whole set.
+"""Part discovery: cluster the features of pixels, for each image or for the whole data set.
 
 Paper: Saha & Maji, 2023 (PARTICLE, arXiv 2309.13822), section on part discovery.
 
     features    hypercolumns of a CNN, keys of a ViT (`backbones/hypercolumns.py`)
-    foreground  (ViT) clusters that the class token looks at (`parts/foreground.py`)
-    centres     k-means on the (foreground) features: of a picture, or of a sample of the set
-    maps        the part whose centre is nearest, after distances were brought to the map's size
+    foreground  (ViT) clusters with high attention of the class token (`parts/foreground.py`)
+    centres     k-means on the (foreground) features of an image, or of a sample of the data set
+    maps        the part with the nearest centre, after distances were resized to the map
 
-Pictures are read in blocks (`parts/pixels.py`), and process r takes the blocks r, r + world, ...: a
-block is the same work whoever does it, so the maps do not depend on the number of processes to the
-bit. All that is random is seeded by (seed, name of the picture).
+Images are read in fixed blocks (`parts/pixels.py`), and process r computes the blocks r, r + world,
+..., so the maps are equal to the bit for any number of processes. Random draws are seeded by the
+seed and the name of the image.
 
-Deviations from the release: k-means with fewer restarts, whose draws are the same in every run; a
-set-wide clustering sees a sample of each picture instead of chunks of 30 in folder order;
-saliency comes from the same pass as the keys, not from one of its own; a cluster needs votes of the
-pictures in which it appears, not of all; the most salient cluster is the object where none passes;
-a majority filter instead of a dense CRF.
+Deviations from the release:
+- k-means has fewer restarts, and the same draws in every run;
+- a clustering of the data set reads a sample of each image instead of chunks of 30 in folder order;
+- saliency comes from the same forward pass as the keys;
+- a cluster needs votes of the images that contain it, not of all images;
+- if no cluster has enough votes, the most salient one is the object;
+- a majority filter replaces the dense CRF.
 """
 
 import logging
@@ -49,12 +51,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Centres:
-    """What a pixel is compared with.
+    """Cluster centres that pixels are compared with.
 
     Attributes:
-        parts: (k, d).
-        background: (j, d); j may be 0.
-        mean, axes: (d0,), (d0, d) of the principal components, if they were taken.
+        parts: (k, d) centres of parts.
+        background: (j, d) centres of the background; j may be 0.
+        mean, axes: (d0,), (d0, d) of the principal components, if they are used.
     """
 
     parts: Tensor
@@ -73,39 +75,38 @@ def discover_parts(
     num_workers: int = 0,
     cache: Path | None = None,
 ) -> UInt8[Tensor, "n m m"]:
-    """Part of every pixel of every picture, a row each, equal on all processes.
+    """Part maps of all images, one row per image, equal on all processes.
 
-    A map covers the whole picture, stretched to a square. Without `foreground` parts are 0 to
-    num_parts - 1; with it they are 1 to num_parts, and 0 is background. A picture of one colour has
-    a map of zeros: it has no parts. So has one that cannot be decoded, which nobody reads, as the
-    loader takes another picture instead.
+    A map covers the whole image, resized to a square. Without `foreground`, parts are 0 to
+    num_parts - 1; with it, they are 1 to num_parts, and 0 is the background. The map is zero for an
+    image of a single colour, and for an unreadable image, which the loader replaces.
 
     Args:
-        backbone: Not wrapped; reads pictures of its own size.
-        images: n pictures.
+        backbone: Backbone without a DDP wrapper; reads images of its own size.
+        images: n images.
         accelerator: Its device and precision are used.
-        how: The defaults of `Discovery` when not given.
-        learn_from: Other pictures that the clusters come from, so that numbers mean the same in
-            both sets (scope `dataset` only); the pictures themselves when not given.
-        num_workers: Loader processes.
-        cache: Folder where maps are kept under a fingerprint of weights, pictures and options;
-            `assets/fg_ssl_zoo` of the Hugging Face cache by default. An interrupted discovery goes
-            on from there.
+        how: Options; the defaults of `Discovery` when not given.
+        learn_from: Other images from which the clusters are computed, so that a number means the
+            same part in both data sets (scope `dataset` only); the images themselves when not
+            given.
+        num_workers: Number of loader processes.
+        cache: Folder of stored maps, by a fingerprint of weights, images and options; by default
+            `assets/fg_ssl_zoo` in the Hugging Face cache. An interrupted discovery continues there.
 
     Raises:
-        ValueError: More parts than a picture has features, a layer or an option that the network
-            does not have, or features that are not finite.
+        ValueError: There are more parts than features of an image, the network does not have a
+            layer or option, or features are not finite.
     """
     how = how or Discovery()
     if how.foreground and backbone.patch_size is None:
-        raise ValueError(f"foreground: {backbone.name} has no attention; foreground=False would do")
+        raise ValueError(f"foreground: {backbone.name} has no attention; use foreground=False")
     if learn_from is not None and how.scope != "dataset":
-        raise ValueError(f"scope: '{how.scope}' learns nothing from other pictures; dataset does")
+        raise ValueError(f"scope: '{how.scope}' cannot use clusters of other images; use dataset")
     others = None if learn_from is images else learn_from
     work = _Work(backbone, images, accelerator, how, num_workers, cache, others)
     accelerator.wait_for_everyone()
     kept = work.store.read()
-    if all(gather_object([kept is not None])):  # nobody writes before everybody has looked
+    if all(gather_object([kept is not None])):  # no process writes before all have looked
         assert kept is not None
         return kept["maps"]
     began = time.perf_counter()
@@ -120,19 +121,19 @@ def discover_parts(
     if accelerator.is_main_process:
         work.store.finish({"maps": parts, **(work.store.read("centres") or {})})
         seconds = time.perf_counter() - began
-        _log.info("parts     %d pictures in %.0f s (scope %s)", len(parts), seconds, how.scope)
+        _log.info("parts     %d images in %.0f s (scope %s)", len(parts), seconds, how.scope)
     accelerator.wait_for_everyone()
     return parts
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """Some pixels of n pictures.
+    """Some pixels of n images.
 
     Attributes:
-        features: (n, p, d), on the CPU as the others.
-        saliency: (n, p), where the foreground is wanted.
-        images: (n,) numbers of the pictures.
+        features: (n, p, d), on the CPU like the others.
+        saliency: (n, p), if the foreground is separated.
+        images: (n,) numbers of the images.
     """
 
     features: Tensor
@@ -140,7 +141,7 @@ class _Sample:
     images: Tensor
 
     def first(self, count: int) -> "_Sample":
-        """Of the first pictures."""
+        """The sample of the first `count` images."""
         salient = None if self.saliency is None else self.saliency[:count]
         return _Sample(self.features[:count], salient, self.images[:count])
 
@@ -151,7 +152,7 @@ def _state(images: Images) -> list[str]:
 
 @dataclass(eq=False)
 class _Work(Pixels):
-    """One discovery: its pictures, its share of the blocks and its files."""
+    """One discovery: its images, this process's blocks and its files."""
 
     cache: Path | None
     learn_from: Images | None = None
@@ -175,7 +176,7 @@ class _Work(Pixels):
     # ----------------------------------------------------------------------- centres
 
     def centres(self) -> Centres:
-        """Of the whole set, from a sample of pixels; the same on every process."""
+        """Centres for the whole data set, from a sample of pixels; equal on every process."""
         kept = self.store.read("centres") or self._centres_of_finished()
         if all(gather_object([kept is not None])):
             assert kept is not None
@@ -185,22 +186,22 @@ class _Work(Pixels):
         tensors: dict[str, Tensor] = {
             key: value for key, value in found.items() if value is not None
         }
-        if world_size() > 1:  # the same work on all, and still: one process's word
+        if world_size() > 1:  # rank 0's copy, since rounding can differ
             tensors = {key: self._of_first(value) for key, value in tensors.items()}
         if self.accelerator.is_main_process:
             self.store.keep("centres", tensors)
         return Centres(**tensors)
 
     def _centres_of_finished(self) -> dict[str, Tensor] | None:
-        """Those that lie beside finished maps."""
+        """The centres stored beside complete maps, if any."""
         whole = self.store.read() or {}
         return {key: whole[key] for key in whole.keys() - {"maps"}} or None
 
     def _sample(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Features (s, d), saliency (s,) and picture (s,) of some pixels of every picture."""
+        """Features (s, d), saliency (s,) and image (s,) of some pixels of every image."""
         gathered: list[_Sample] = [one for one in gather_object([self._own_sample()]) if one]
         if not gathered:
-            raise ValueError(f"{self.images.name}: none of the pictures can be decoded")
+            raise ValueError(f"{self.images.name}: none of the images can be decoded")
         images, order = torch.cat([one.images for one in gathered]).sort()
         device, pixels = self.accelerator.device, gathered[0].features.shape[1]
         features = torch.cat([one.features for one in gathered])[order].flatten(0, 1).to(device)
@@ -209,10 +210,10 @@ class _Work(Pixels):
         return features, saliency, images.repeat_interleave(pixels)
 
     def _own_sample(self) -> "_Sample | None":
-        """Of this process's pictures; `None` if it has none that can be decoded.
+        """The sample of this process's images; `None` if none is readable.
 
-        Filled into tensors that were made once: small ones that stay between the blocks' large ones
-        would keep the C library from using that memory again (22 GB for a ResNet-50's layer3).
+        It is written into preallocated tensors. Small tensors between the large ones of the blocks
+        would fragment the memory (22 GB for a ResNet-50's layer3).
         """
         each = -(-self.how.sample // max(len(self.images), 1))
         most = sum(len(self.indices(block)) for block in self.mine)
@@ -246,7 +247,7 @@ class _Work(Pixels):
         if self.how.num_parts > len(features):
             raise ValueError(
                 f"num_parts: {self.how.num_parts} parts of a sample of {len(features)} pixels; "
-                f"sample={self.how.num_parts * 100} would do"
+                f"use sample={self.how.num_parts * 100}"
             )
         parts, background = self._parts_and_background(
             features, saliency, images, self.how.seed, self.how.restarts
@@ -256,7 +257,7 @@ class _Work(Pixels):
     def _parts_and_background(
         self, features: Tensor, saliency: Tensor | None, images: Tensor, seed: int, restarts: int
     ) -> tuple[Tensor, Tensor]:
-        """Centres of parts (k, d), k being less on a small object, and background (j, d)."""
+        """Centres of parts (k, d), fewer for a small object, and of the background (j, d)."""
         background = features[:0]
         if saliency is not None:
             how = self.how
@@ -280,7 +281,7 @@ class _Work(Pixels):
     # ----------------------------------------------------------------------- maps
 
     def maps(self, centres: Centres | None) -> dict[int, Tensor]:
-        """Maps (b, m, m) uint8 of this process's blocks, from their files or made now."""
+        """Maps (b, m, m) uint8 of this process's blocks, read from files or computed."""
         side = self.how.size
         empty = torch.zeros(len(self.mine), BLOCK, side, side, dtype=torch.uint8)  # made once
         kept = {block: self.store.read(f"block_{block}") for block in self.mine}
@@ -307,14 +308,14 @@ class _Work(Pixels):
                 features, self.how.num_parts, seeds, coarse=4, restarts=self.how.restarts
             )
             found = self._nearest(features, clusters.centres, clusters.centres[:, :0])
-        else:  # every picture has its own number of centres
+        else:  # the number of centres differs between images
             found = torch.cat(
                 [
                     self._map_of_one(features[row], saliency[row], self.seed(index))
                     for row, index in enumerate(indices)
                 ]
             )
-        found[block.flat] = 0  # what differs there is distance to the border, or position
+        found[block.flat] = 0  # such features differ only by position and distance to the border
         return majority(found, self.how.smooth) if self.how.smooth > 1 else found
 
     def _map_of_one(self, features: Tensor, saliency: Tensor, seed: int) -> Tensor:
@@ -330,10 +331,10 @@ class _Work(Pixels):
         parts: Float[Tensor, "#b k d"],
         background: Float[Tensor, "#b j d"],
     ) -> Tensor:
-        """Number of the nearest centre at the map's size; 0 is background where there is one."""
+        """Number of the nearest centre at the size of the map; 0 is the background, if any."""
         distances = squared_distances(features, parts)  # (b, k, n)
         if self.how.foreground:
-            away = distances.amax(dim=1, keepdim=True) + 1  # there is none
+            away = distances.amax(dim=1, keepdim=True) + 1  # no background
             if background.shape[1]:
                 away = squared_distances(features, background).amin(dim=1, keepdim=True)
             distances = torch.cat([away, distances], dim=1)

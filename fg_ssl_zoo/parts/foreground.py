@@ -1,6 +1,6 @@
-"""Which clusters are the object: those that the class token of a ViT looks at.
+"""Separate object and background by the attention of a ViT's class token.
 
-Source: Amir et al., 2021 (co-segmentation by deep ViT features), as the released PARTICLE uses it.
+Source: Amir et al., 2021 (co-segmentation by deep ViT features), as in the release of PARTICLE.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from fg_ssl_zoo.ops.clustering import Clusters, kmeans
 
 @dataclass(frozen=True)
 class Split:
-    """Points of the object, and where the rest lies.
+    """The result of the separation.
 
     Attributes:
-        foreground: (n,) bool.
+        foreground: (n,) bool, whether each point belongs to the object.
         background: (j, d) centres of the other clusters; j may be 0.
     """
 
@@ -34,15 +34,16 @@ def split_foreground(
     threshold: float,
     votes: float,
 ) -> Split:
-    """Cluster the points and call those clusters foreground that are salient in most pictures.
+    """Cluster the points; clusters that are salient in most images are the foreground.
 
     Args:
-        features: Points of one or many pictures.
-        saliency: Of the points, in 0..1.
-        images: Which picture each point is of.
-        seed: Of k-means.
-        threshold: A cluster is salient in a picture when its points' mean saliency there is above.
-        votes: Share of the pictures in which it has points that must find it salient.
+        features: Points of one or many images.
+        saliency: Saliency of each point, in 0..1.
+        images: Number of the image of each point.
+        seed: Seed of k-means.
+        threshold: A cluster is salient in an image if the mean saliency of its points is above
+            this.
+        votes: Share of the images with points of the cluster in which it must be salient.
     """
     found = elbow(features, seed)
     labels, num_clusters = found.labels[0].cpu(), found.centres.shape[1]
@@ -61,7 +62,7 @@ def salient_clusters(
     threshold: float,
     votes: float,
 ) -> Bool[Tensor, " k"]:
-    """Clusters that enough pictures find salient; where none is, the most salient one."""
+    """Clusters that are salient in enough images; if there are none, the most salient one."""
     num_images = int(images.max()) + 1
     cells = images * num_clusters + labels
     zeros = torch.zeros(num_images * num_clusters, dtype=torch.float64)
@@ -81,15 +82,15 @@ def salient_clusters(
 def saliency_of(
     attention: Float[Tensor, "b heads h w"], heads: tuple[int, ...] | None
 ) -> Float[Tensor, "b _"]:
-    """Mean attention of the chosen heads, from 0 to 1 within each picture: (b, h * w).
+    """Mean attention of the chosen heads, from 0 to 1 within each image: (b, h * w).
 
     Raises:
-        ValueError: A head that the network does not have.
+        ValueError: The network does not have such a head.
     """
     count = attention.shape[1]
     wrong = [head for head in heads or () if not 0 <= head < count]
     if wrong:
-        raise ValueError(f"heads: there is no {wrong[0]}; 0 to {count - 1} are there")
+        raise ValueError(f"heads: there is no head {wrong[0]}; use 0 to {count - 1}")
     chosen = attention if heads is None else attention[:, list(heads)]
     mean = chosen.mean(dim=1).flatten(1)
     low, high = mean.amin(dim=1, keepdim=True), mean.amax(dim=1, keepdim=True)
@@ -104,14 +105,14 @@ def elbow(
     ratio: float = 0.975,
     restarts: int = 1,
 ) -> Clusters:
-    """k-means with k = 1, 2, ... until one more cluster is hardly worth it; of one set, as b = 1.
+    """k-means with k = 1, 2, ... until another cluster hardly lowers the inertia; one set (b = 1).
 
     Args:
         features: n points.
         seed: As for `kmeans`.
         most: Largest k; 14 in the released PARTICLE.
-        ratio: The first k that leaves more than this share of the inertia before it is the last
-            (and is taken); 0.975 in the released PARTICLE.
+        ratio: Stop at the first k whose inertia is more than this share of the previous one; that
+            k is used; 0.975 in the released PARTICLE.
         restarts: As for `kmeans`.
     """
     found = kmeans(features[None], 1, [seed])

@@ -1,4 +1,4 @@
-"""What decides a discovery of parts."""
+"""Options of part discovery."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,26 +14,27 @@ class Discovery:
     """How parts are discovered.
 
     Attributes:
-        num_parts: `k`; 15 for CNNs and 5 for ViTs in the released code.
-        scope: `image` clusters each picture by itself, so that numbers mean nothing outside it (the
-            released code for ResNet); `dataset` gives a part the same number in all pictures.
-        layers: As `hypercolumns` takes them. When empty, the network's own (`default_layers`) for
-            scope `image`, and the deepest of them alone for `dataset`: over a whole set shallow
-            maps sort pixels by colour and edge (NMI with the keypoints of 64 birds 0.12 with
-            layer3 to maxpool, 0.34 with layer3; ResNet-18, ImageNet weights).
-        normalize: Bring each layer to length one.
+        num_parts: Number of clusters `k`; 15 for CNNs and 5 for ViTs in the released code.
+        scope: `image` clusters each image alone, so numbers do not agree between images (the
+            released code for ResNet); `dataset` gives a part the same number in all images.
+        layers: Layers as for `hypercolumns`. When empty: `default_layers` of the network for scope
+            `image`, and only the deepest of them for `dataset`, since over a data set shallow maps
+            group pixels by colour and edges (NMI with the keypoints of 64 birds 0.12 with layer3 to
+            maxpool, 0.34 with layer3; ResNet-18, ImageNet weights).
+        normalize: Whether each layer is scaled to unit length.
         size: Side of the part maps in pixels; a CNN is clustered at this size, a ViT at its own.
-        stride: Of a ViT's patches in pixels; less than the patch size makes them overlap.
-        foreground: Part 0 is background, and parts are found within the rest (ViT only).
+        stride: Step of a ViT's patches in pixels; less than the patch size makes them overlap.
+        foreground: Whether part 0 is the background, and the object is divided into parts (ViT
+            only).
         threshold: Mean saliency above which a cluster is salient; 0.065 in the release.
-        votes: Share of pictures that must find it so; 0.75 in the release.
-        heads: Whose attention is saliency; all when not given (0, 2, 4, 5 of DINO's ViT-S in the
-            release).
-        pca: Cluster this many principal components of the sample (scope `dataset` only).
-        sample: Pixels that are clustered, of the whole set (scope `dataset` only).
-        restarts: Starts of k-means, of which the best is kept; 10 in the release.
+        votes: Share of images in which it must be salient; 0.75 in the release.
+        heads: Heads whose attention is the saliency; all when not given (0, 2, 4, 5 of DINO's
+            ViT-S in the release).
+        pca: Number of principal components of the sample that are clustered (scope `dataset` only).
+        sample: Number of pixels of the data set that are clustered (scope `dataset` only).
+        restarts: Number of starts of k-means, of which the best is kept; 10 in the release.
         smooth: Side of the majority filter's window in pixels of the map, odd; 1 for none.
-        seed: Another seed starts k-means elsewhere.
+        seed: Seed of k-means and of the sample.
     """
 
     num_parts: int = 15
@@ -62,14 +63,14 @@ class Discovery:
         if not 1 <= self.num_parts <= most:
             raise ValueError(
                 f"num_parts: {self.num_parts} parts on maps of {self.size} x {self.size} pixels; "
-                f"1 to {most} would do"
+                f"use 1 to {most}"
             )
         if self.scope not in ("image", "dataset"):
             raise ValueError(f"scope: '{self.scope}' is neither image nor dataset")
         if self.scope == "image" and self.pca is not None:
-            raise ValueError("pca: needs scope=dataset; one picture has no components of the set")
+            raise ValueError("pca: needs scope=dataset, since components are those of the data set")
         if self.smooth < 1 or self.smooth % 2 == 0:
-            raise ValueError(f"smooth: {self.smooth} is no odd number of pixels; 1, 3, 5 would do")
+            raise ValueError(f"smooth: {self.smooth} is not an odd number of pixels; use 1, 3, 5")
 
 
 def discovery_for(
@@ -78,13 +79,13 @@ def discovery_for(
     """15 parts for a CNN; 5 and the background for a ViT.
 
     Args:
-        backbone: Whose features are clustered.
+        backbone: Backbone whose features are clustered.
         changes: Fields of `Discovery` with other values.
-        released: The values of cvl-umass/PARTICLE instead of ours. Their ViT-S/8 cut patches 4
-            pixels apart: half a patch.
+        released: Whether to use the values of cvl-umass/PARTICLE. Their ViT-S/8 takes patches at a
+            stride of 4 pixels, half a patch.
 
     Raises:
-        RecipeError: An unknown field, or a value that it cannot have.
+        RecipeError: An unknown field, or an invalid value.
     """
     if backbone.patch_size is None:
         known = Discovery(num_parts=15)

@@ -1,4 +1,4 @@
-"""Features of the pixels of many pictures, read in blocks that never change."""
+"""Features of the pixels of many images, read in fixed blocks."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -18,19 +18,19 @@ from fg_ssl_zoo.parts.foreground import saliency_of
 from fg_ssl_zoo.parts.options import Discovery
 
 BLOCK = 16
-"""Pictures that are read and clustered together; a ResNet-50's hypercolumns take 0.5 GB."""
+"""Number of images read and clustered together; hypercolumns of a ResNet-50 then need 0.5 GB."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """What was read of a block of pictures.
+    """Features of a block of images.
 
     Attributes:
-        number: Of the block.
-        indices: b pictures of it that can be decoded.
+        number: Number of the block.
+        indices: Numbers of its b readable images.
         features: (b, n, d) float32.
-        saliency: (b, n) in 0..1, where the foreground is wanted.
-        flat: (b,) whether all pixels of a picture have one colour.
+        saliency: (b, n) in 0..1, if the foreground is separated.
+        flat: (b,) whether all pixels of an image have the same colour.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Block:
 
 @dataclass(eq=False)
 class Pixels:
-    """Reads the pictures of a discovery; arguments as `discover_parts`."""
+    """Reads the images of a discovery; arguments as for `discover_parts`."""
 
     backbone: Backbone
     images: Images
@@ -55,22 +55,22 @@ class Pixels:
         self.num_blocks = -(-len(self.images) // BLOCK)
 
     def indices(self, block: int) -> range:
-        """Pictures of a block."""
+        """Images of a block."""
         return range(block * BLOCK, min((block + 1) * BLOCK, len(self.images)))
 
     def seed(self, index: int) -> int:
-        """Of a picture: a hash of its name and of the seed."""
+        """Seed of an image: a hash of its name and the seed."""
         text = f"{self.how.seed} {image_name(self.images, index)}"
         digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=7)
         return int.from_bytes(digest.digest())
 
     def read(self, blocks: Sequence[int]) -> Iterator[Block]:
-        """These blocks, in ascending order, from one loader."""
+        """Read these blocks in ascending order, with one loader."""
         loader = image_loader(
             self.images,
             WholeView(self.backbone.image_size, self.backbone.interpolation),
             [index for block in blocks for index in self.indices(block)],
-            batch_size=BLOCK,  # all blocks but the last one of the set are full
+            batch_size=BLOCK,  # all blocks except the last one are full
             num_workers=self.num_workers,
             title="parts",
         )
@@ -101,11 +101,11 @@ class Pixels:
             names = ", ".join(image_name(self.images, indices[row]) for row in bad[:5])
             raise ValueError(
                 f"{self.backbone.init}: the features of {names} are not finite; "
-                "speed.precision=fp32 may help, or the weights are broken"
+                "try speed.precision=fp32, or check the weights"
             )
         count = features.shape[1]
         if self.how.num_parts > count:
             raise ValueError(
                 f"num_parts: {self.how.num_parts} parts of the {count} features that "
-                f"{self.backbone.name} has of a picture; 1 to {count} would do"
+                f"{self.backbone.name} has of an image; use 1 to {count}"
             )

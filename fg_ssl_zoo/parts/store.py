@@ -1,10 +1,10 @@
-"""Part maps that are computed once, and go on where they were interrupted.
+"""Stored part maps; an interrupted discovery continues from them.
 
-    CACHE/FINGERPRINT.safetensors              all maps, when all are there
-    CACHE/FINGERPRINT/block_12.safetensors     maps of a block of pictures
-    CACHE/FINGERPRINT/centres.safetensors      centres of the whole set
+    CACHE/FINGERPRINT.safetensors              all maps, when complete
+    CACHE/FINGERPRINT/block_12.safetensors     maps of a block of images
+    CACHE/FINGERPRINT/centres.safetensors      centres of the data set
 
-The fingerprint covers all that decides the maps: weights, pictures, options, precision.
+The fingerprint covers everything that determines the maps: weights, images, options, precision.
 """
 
 import shutil
@@ -21,8 +21,8 @@ class PartStore:
     """Files of one discovery.
 
     Args:
-        about: All that decides the maps, as JSON takes it.
-        cache: Folder of the files; `assets/fg_ssl_zoo` of the Hugging Face cache when not given.
+        about: Everything that determines the maps, as plain data.
+        cache: Folder of the files; by default `assets/fg_ssl_zoo` in the Hugging Face cache.
     """
 
     def __init__(self, about: Mapping[str, Any], cache: Path | None = None) -> None:
@@ -30,15 +30,15 @@ class PartStore:
         self.file = cache_file(about, "parts", cache)
 
     def read(self, name: str | None = None) -> dict[str, Tensor] | None:
-        """What was kept under this name, or all maps; `None` if it is not there or was cut off."""
+        """The tensors of this name, or all maps; `None` if the file is missing or incomplete."""
         return read_tensors(self.file if name is None else self._block(name))
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Keep a part of the work."""
+        """Store a part of the maps."""
         write_tensors(self._block(name), tensors, self.metadata)
 
     def finish(self, tensors: dict[str, Tensor]) -> None:
-        """Keep the whole, and delete the parts."""
+        """Store all maps, and delete the parts."""
         write_tensors(self.file, tensors, self.metadata)
         shutil.rmtree(self.file.with_suffix(""), ignore_errors=True)
 

@@ -3,13 +3,13 @@
 accelerate launch train.py [RECIPE or FOLDER] [key.path=value ...]
 python -m fg_ssl_zoo.pretrain [RECIPE or FOLDER] [key.path=value ...]
 
-    own_pictures  a recipe for a folder of pictures, chosen by their number and the machine
-    run        what all stages share, and how it is opened
-    stages     stage after stage around one backbone
-    inherit    what a stage takes over besides
-    rounds     notes on the pictures, then training
-    results    the record: rows before and after, protocol, all that could move a number
-    export     that record and the networks, as folders
+    own_pictures  chooses a recipe for a folder of images by their number and the machine
+    run           the state that all stages share
+    stages        trains stage after stage around one backbone
+    inherit       modules that a stage takes over besides the backbone
+    rounds        notes on the images, then training
+    results       the record: scores before and after, protocol, settings
+    export        writes this record and the networks as folders
 """
 
 import argparse
@@ -63,22 +63,22 @@ _log = logging.getLogger(__name__)
 
 
 def pretrain(recipe: Recipe, summary: str | None = None, splits: Splits | None = None) -> Backbone:
-    """Train every stage of a recipe, or go on where it was stopped, and export the backbone.
+    """Train every stage of a recipe, or continue a stopped run, and export the backbone.
 
     Args:
-        recipe: What is trained.
-        summary: Of the recipe, printed in the place of its YAML.
-        splits: Pictures of `recipe.data` where they are listed already.
+        recipe: The recipe.
+        summary: Text that is printed instead of the recipe's YAML.
+        splits: Images of `recipe.data`, if they are already listed.
 
     Returns:
         The trained backbone, in evaluation mode.
 
     Raises:
-        ValueError: Something in the recipe does not fit; nothing was trained or deleted.
-        TrainingStopped, Collapsed: The run goes nowhere, or its start weights are no numbers.
-        Interrupted: A signal came; the checkpoint is written.
+        ValueError: The recipe does not fit; nothing was trained or deleted.
+        TrainingStopped, Collapsed: The run diverged or collapsed, or start weights are not finite.
+        Interrupted: A signal was received; the checkpoint is written.
     """
-    max_pixels()  # refuses a wrong environment
+    max_pixels()  # refuses an unsupported launch
     check_folder(recipe.folder, "output")
     if encodable(str(recipe.folder)) != str(recipe.folder):
         raise ValueError(
@@ -103,19 +103,21 @@ def pretrain(recipe: Recipe, summary: str | None = None, splits: Splits | None =
 
 def _train_and_export(run: Run, backbone: Backbone) -> None:
     method, record = run_stages(run, backbone)
-    backbone.eval().to(memory_format=torch.contiguous_format)  # as whoever loads the export has it
+    backbone.eval().to(memory_format=torch.contiguous_format)  # as in the loaded export
     export_backbone(run, backbone, record, pretraining_of(run, method))
     companions = method.companions() if isinstance(method, HasCompanions) else {}
     for name, companion in companions.items():
         export_companion(run, name, companion, record)
     if line := below_start(record.measurements):
-        run.say(f"\n# {line}")  # a comment: the lines above may be pasted into Python as they are
-    if run.accelerator.num_processes > 1:  # not now: another run of this process needs the group
+        run.say(f"\n# {line}")  # a comment: the lines above can be pasted into Python
+    if (
+        run.accelerator.num_processes > 1
+    ):  # not now, since another run of this process needs the group
         atexit.register(run.accelerator.state.destroy_process_group)
 
 
 def _check_stages(recipe: Recipe) -> None:
-    """Refuse what cannot fit any data, before weights and pictures are fetched."""
+    """Refuse settings that fit no data, before weights and images are loaded."""
     check_backbone_options(recipe.backbone_options)
     check_trackers(recipe.trackers)
     for number, stage in enumerate(recipe.stages):
@@ -133,7 +135,7 @@ def _check_stages(recipe: Recipe) -> None:
 
 
 def _check_stages_on(recipe: Recipe, train: Images, accelerator: Accelerator) -> None:
-    """Refuse what does not fit these pictures, before the run's folder is touched."""
+    """Refuse settings that do not fit these images, before the run's folder is changed."""
     for number, stage in enumerate(recipe.stages):
         where = f"stages[{number}].options"
         options = check_options(stage.method, options_on(stage, train, where), where)
@@ -150,7 +152,7 @@ def _check_stages_on(recipe: Recipe, train: Images, accelerator: Accelerator) ->
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None:
-    """The command: a recipe or a folder, and overrides; a wrong word is one line and status 2."""
+    """The command: a recipe or a folder, and overrides; an error is one line and status 2."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Pretrain a backbone without labels and export it.",
@@ -160,7 +162,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None
         "words",
         nargs="*",
         metavar="RECIPE, FOLDER or key.path=value",
-        help="a recipe (file or name) or a folder of pictures, for which a recipe is chosen, and "
+        help="a recipe (file or name) or a folder of images, for which a recipe is chosen, and "
         "overrides such as stages.0.train.steps=200",
     )
     parser.add_argument("--print-recipe", action="store_true", help="print the YAML and stop")
@@ -193,21 +195,21 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None
 GO_ON = "run the same command again to go on"
 
 NO_MEMORY = "can't allocate memory"
-"""What torch says in a RuntimeError when the machine has no memory left."""
+"""Text of torch's RuntimeError if the machine is out of memory."""
 
 
 def _said(stopped: Interrupted) -> Interrupted:
-    """The same, its message printed."""
+    """Print the message of the interrupt, and return it."""
     print(f"{stopped.message}{_launcher_note()}", file=sys.stderr)  # noqa: T201
     stopped.said = True
     return stopped
 
 
 def _line_of(error: Exception) -> str | None:
-    """What to say of an error that a user or a machine has made; `None` of one of ours."""
+    """Message of an error caused by the user or the machine; `None` for a bug of ours."""
     if isinstance(error, ValueError | TrainingStopped | Collapsed | checkpoint.CheckpointError):
         return str(error)
-    if isinstance(error, SafetensorError):  # of a full disk, for instance
+    if isinstance(error, SafetensorError):  # such as a full disk
         return f"weights could not be read or written ({error}); {GO_ON}"
     if isinstance(error, OSError):
         return f"{disk_error(error)}; {GO_ON}"
@@ -223,10 +225,10 @@ def _line_of(error: Exception) -> str | None:
 
 
 def _launcher_note() -> str:
-    """What to say of the traceback that a launcher prints behind any status but 0."""
+    """A note about the traceback that a launcher prints after every status except 0."""
     if "WORLD_SIZE" in os.environ:  # several processes
         return "\n(a traceback of the launcher follows; it says nothing more)"
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # one, started by accelerate
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # one process, started by accelerate
         return (
             "\n(a traceback of accelerate's launcher follows; accelerate launch --quiet omits it)"
         )
@@ -234,7 +236,7 @@ def _launcher_note() -> str:
 
 
 def _quiet_libraries() -> None:
-    """Messages of libraries that a user can do nothing about."""
+    """Hide messages of libraries that a user cannot act on."""
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     logging.getLogger("timm").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.ERROR)

@@ -1,9 +1,9 @@
-"""The choice of a recipe for a folder of pictures: method, start, size, batch, steps and rate.
+"""The choice of a recipe for a folder of images: method, start, size, batch, steps and rate.
 
-    choose      facts -> Recipe; a pure function that names its sources
+    choose      facts about images, machine and start -> Recipe; a pure function
     describe    ten lines: what was chosen, and how to change it
 
-With a start, the network is distilled from itself at one and a half times the picture size:
+With a start, the network is distilled from itself at one and a half times the image size:
 contrastive methods at usual rates make good features worse (docs/zoo.md). From random weights it is
 SimCLR with the settings chosen on CUB (docs/recipes.md).
 """
@@ -17,21 +17,21 @@ from timm.models import is_model_in_modules
 from fg_ssl_zoo.config import Data, Monitor, Recipe, Stage, Train, recipe_files, short_name
 
 SMALL_SET = 1000
-"""Training pictures below which a ResNet-18 is trained from random weights, not a ResNet-50."""
+"""With fewer training images, a ResNet-18 is trained from random weights instead of a ResNet-50."""
 
 SIMCLR_MEMORY = 0.2
-"""GiB of GPU memory that a picture of 224 px, seen twice, needs in a step of ResNet-50 in bf16."""
+"""GiB of GPU memory per image (two views of 224 px) in a bf16 step of a ResNet-50."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a folder holds.
+    """Facts about the images of a folder.
 
     Attributes:
         data: `data:` of the recipe.
-        num_train: Pictures to learn from.
-        num_test: Labelled pictures to measure by; 0 for unlabelled ones.
-        num_classes: Of labelled pictures; 0 for unlabelled ones.
+        num_train: Number of training images.
+        num_test: Number of labelled test images; 0 without labels.
+        num_classes: Number of classes; 0 for images without labels.
         short_side: Median of the shorter sides, in pixels.
     """
 
@@ -44,12 +44,12 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Machine:
-    """What trains.
+    """Facts about the machine.
 
     Attributes:
-        cores: That a process may use.
+        cores: Number of cores that a process may use.
         gpu_memory: GiB of each GPU; 0 without one.
-        processes: That train together.
+        processes: Number of processes that train together.
     """
 
     cores: int
@@ -59,15 +59,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Start:
-    """Weights to start from.
+    """Facts about the start weights.
 
     Attributes:
-        init: Of the recipe; `scratch` for random weights.
-        backbone: Architecture in timm; empty where the choice is free.
+        init: The recipe's `init`; `scratch` for random weights.
+        backbone: Architecture in timm; empty if it is to be chosen.
         options: `backbone_options` of that architecture.
-        image_size: Side of the pictures that the weights were trained on, in pixels.
-        teacher: Words that open the same weights as a teacher.
-        divisor: Of every side that the network reads, in pixels.
+        image_size: Side of the images that the weights were trained on, in pixels.
+        teacher: Text that opens the same weights as a teacher.
+        divisor: Number that divides every input side which the network accepts, in pixels.
     """
 
     init: str = "scratch"
@@ -84,13 +84,13 @@ class Start:
 def choose(
     pictures: Pictures, machine: Machine, start: Start, *, image_size: int | None = None
 ) -> Recipe:
-    """The recipe for these pictures on this machine.
+    """The recipe for these images on this machine.
 
     Args:
-        pictures: To learn from.
-        machine: That trains.
+        pictures: The training images.
+        machine: The machine that trains.
         start: Weights to start from.
-        image_size: Side in pixels that the user asked for; chosen when not given.
+        image_size: Side in pixels set by the user; chosen when not given.
     """
     choice = _from_random if start.init == "scratch" else _from_start
     backbone, options, size, stage = choice(pictures, machine, start, image_size)
@@ -98,7 +98,7 @@ def choose(
     assert train.steps is not None
     epochs = train.steps * train.batch_size / pictures.num_train
     name = f"fgssl_{short_name(backbone)}_{pictures.data.name}"
-    if f"{name}.{stage.method}" in recipe_files():  # a folder called as a data set of the zoo
+    if f"{name}.{stage.method}" in recipe_files():  # named like a data set of the catalogue
         name = f"{name}_own"
     return Recipe(
         name=f"{name}.{stage.method}",
@@ -117,8 +117,8 @@ def _from_start(
     """Distillation from itself at 1.5 times the size, heads first.
 
     Steps, batch, rates and 128 px are those of `fgssl_efficientnet_lite1_cub.distillation`, chosen
-    on a validation part of 2,999 pictures of birds. Accuracy hardly grows above 192 px
-    (docs/zoo.md), so that a start of more pixels is read at 160 at most.
+    on a validation part of 2,999 images of birds. Accuracy hardly grows above 192 px (docs/zoo.md),
+    so a start with a larger input is trained at 160 px at most.
     """
     largest = 160 if machine.gpu_memory else 128
     size = image_size or _multiple(min(start.image_size, largest), start.divisor)
@@ -140,10 +140,10 @@ def _from_start(
 def _from_random(
     pictures: Pictures, machine: Machine, start: Start, image_size: int | None
 ) -> tuple[str, dict[str, Any], int, Stage]:
-    """SimCLR as on CUB-200-2011: of `fgssl_resnet50_cub.simclr` on a GPU, smaller on a CPU.
+    """SimCLR as on CUB-200-2011: `fgssl_resnet50_cub.simclr` on a GPU, a smaller one on a CPU.
 
-    On a CPU the settings of the README's cub100 row: ResNet-18, 96 px, batches of 64, and at most
-    2,000 steps (some 50 minutes of one core).
+    On a CPU, the settings of the README's cub100 row: ResNet-18, 96 px, batches of 64, and at most
+    2,000 steps (about 50 minutes of one core).
     """
     gpu = machine.gpu_memory > 0
     largest = min(224 if gpu else 96, pictures.short_side)
@@ -175,7 +175,7 @@ def _from_random(
 
 
 def _batch(wanted: int, pictures: Pictures, machine: Machine) -> int:
-    """The wanted batch, or the largest power of two that the pictures fill, split evenly."""
+    """The wanted batch, or the largest power of two that the images fill, divided evenly."""
     while wanted > max(pictures.num_train, 2):
         wanted //= 2
     return max(wanted // machine.processes, 1) * machine.processes
@@ -189,7 +189,7 @@ def _multiple(pixels: float, divisor: int) -> int:
 
 
 def describe(recipe: Recipe, pictures: Pictures, machine: Machine) -> str:
-    """Ten lines: what was chosen and which words of the command line change it."""
+    """Ten lines: what was chosen, and the arguments that change it."""
     (stage,) = recipe.stages
     train, options = stage.train, stage.options
     counted = train.steps or round(train.epochs * pictures.num_train / train.batch_size)
@@ -200,19 +200,19 @@ def describe(recipe: Recipe, pictures: Pictures, machine: Machine) -> str:
         f", backbone {train.lr * train.backbone_lr_scale:g}" if train.backbone_lr_scale != 1 else ""
     )
     rows = [
-        ("pictures", f"{pictures.num_train} to learn from, {pictures.short_side} px, {labels}",
+        ("images", f"{pictures.num_train} for training, {pictures.short_side} px, {labels}",
          "data.num_images=500"),
         ("machine", _machine(machine), "speed.threads=2"),
         ("start", _start(recipe), "init=scratch" if recipe.init != "scratch" else "init=runs/NAME"),
         ("method", _METHODS.get(stage.method, stage.method), "RECIPE data.path=FOLDER"),
         ("size", f"{recipe.data.image_size} px" + (f", teacher {teacher} px" if teacher else ""),
          "data.image_size=160"),
-        ("batch", f"{train.batch_size} pictures", "stages.0.train.batch_size=32"),
-        ("steps", f"{counted} ({passes:.3g} passes over the pictures)", "stages.0.train.steps=200"),
+        ("batch", f"{train.batch_size} images", "stages.0.train.batch_size=32"),
+        ("steps", f"{counted} ({passes:.3g} passes over the images)", "stages.0.train.steps=200"),
         ("rate", f"{rate} ({train.optimizer})", "stages.0.train.lr=1e-3"),
         ("views", options.get("preset", "fine_grained"), "stages.0.options.preset=simclr"),
-        ("measured", f"kNN accuracy of {pictures.num_test} pictures" if pictures.num_test
-         else "RankMe, as nothing is labelled", "monitor.every=10"),
+        ("measured", f"kNN accuracy of {pictures.num_test} images" if pictures.num_test
+         else "RankMe, since there are no labels", "monitor.every=10"),
     ]  # fmt: skip
     width = max(len(value) for _, value, _ in rows)
     lines = [f"{name:9} {value:{width}}  {how}" for name, value, how in rows]

@@ -1,4 +1,4 @@
-"""What a run leaves behind its last step: results, and exported folders that open without it."""
+"""Write results and exported folders after the last step of a run."""
 
 import json
 from dataclasses import replace
@@ -35,10 +35,10 @@ def export_backbone(
 
 
 def export_companion(run: Run, name: str, companion: Backbone, record: Record) -> None:
-    """Score another network of the method, as it is and untrained, and export it.
+    """Measure another network of the method, trained and before training, and export it.
 
-    A second network of the recipe's kind, such as a teacher, started as the first one did; any
-    other is compared with random weights.
+    A network of the recipe's architecture, such as a teacher, is compared with the recipe's start;
+    any other with random weights.
     """
     companion.eval().to(memory_format=torch.contiguous_format)
     if companion.name == run.recipe.backbone:
@@ -65,7 +65,7 @@ def export_companion(run: Run, name: str, companion: Backbone, record: Record) -
 
 
 def pretraining_of(run: Run, method: Method) -> Pretraining | None:
-    """The last stage's method as whoever goes on with it needs it, if its state is all of it."""
+    """The last stage's method, to continue its training; `None` if its state is not complete."""
     if method.has_outside_teacher:
         return None
     stage = run.recipe.stages[-1]

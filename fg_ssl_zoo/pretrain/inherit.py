@@ -1,4 +1,4 @@
-"""What a stage inherits beside the backbone: parts of the stage before, or of an earlier run."""
+"""Modules that a stage inherits besides the backbone, from the stage before or an earlier run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,12 +9,12 @@ from fg_ssl_zoo.method import Method
 
 
 def inherit(method: Method, names: Sequence[str], before: Method | None) -> None:
-    """Give modules of a method the state of those of the same name in the stage before.
+    """Copy the state of modules from the modules of the same name in the stage before.
 
-    Nothing where `before` is not at hand: the run goes on, and its checkpoint holds them.
+    Nothing is copied if `before` is `None`: the run is continued, and its checkpoint has the state.
 
     Raises:
-        ValueError: A module that one of them lacks, or of another shape.
+        ValueError: A module is missing in one of the stages, or has another shape.
     """
     if before is None:
         return
@@ -38,10 +38,10 @@ def inherit(method: Method, names: Sequence[str], before: Method | None) -> None
 
 
 def inherit_saved(method: Method, names: Sequence[str], saved: Mapping[str, Tensor]) -> None:
-    """Give parts of a method the state that an earlier training saved; `all` is all of it.
+    """Copy the saved state of modules from an earlier training; `all` copies all modules.
 
     Raises:
-        ValueError: A part that one of them lacks, or of another shape.
+        ValueError: A module is missing in one of them, or has another shape.
     """
     own = {k: v for k, v in method.state_dict().items() if not k.startswith("backbone.")}
     for name in names:
@@ -52,7 +52,7 @@ def inherit_saved(method: Method, names: Sequence[str], saved: Mapping[str, Tens
         if not here or here.keys() != there.keys():
             known = {key.partition(".")[0] for key in saved.keys() & own.keys()}
             raise ValueError(
-                f"stages[0].inherit: '{name}' is not the same part in both trainings"
+                f"stages[0].inherit: '{name}' is not the same module in both trainings"
                 f"{nearest(name, sorted(known))}"
             )
         if odd := [key for key in here if here[key].shape != there[key].shape]:

@@ -1,7 +1,7 @@
-"""A folder of pictures in the place of a recipe: the facts that the choice of a recipe rests on.
+"""A folder of images instead of a recipe: collect the facts for the choice of a recipe.
 
-measure, this_machine, the_start    pictures, hardware, weights to start from
-recipe_of_words                     a command line -> recipe, and what was chosen (`choice.py`)
+measure, this_machine, the_start    images, hardware, weights to start from
+recipe_of_words                     command line -> recipe, and what was chosen (`choice.py`)
 """
 
 import json
@@ -39,22 +39,22 @@ from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.pretrain.choice import Machine, Pictures, Start, choose, describe
 
 MEASURED = 24
-"""Pictures whose sides are read."""
+"""Number of images whose size is read."""
 
 
 Splits = tuple[Images, Images | None]
-"""Pictures to learn from, and labelled ones to measure by: what `load_splits` returns."""
+"""Training images, and labelled test images or `None`: the result of `load_splits`."""
 
 
 def measure(data: Data, splits: Splits) -> Pictures:
-    """Numbers and sizes of a folder's pictures.
+    """Count and measure the images of a folder.
 
     Args:
-        data: Of the recipe.
-        splits: Its pictures.
+        data: The recipe's `data`.
+        splits: Its images.
 
     Raises:
-        ValueError: None of the pictures can be read.
+        ValueError: None of the images can be read.
     """
     train, test = splits
     looked_at = evenly(len(train), MEASURED)
@@ -62,7 +62,7 @@ def measure(data: Data, splits: Splits) -> Pictures:
     sides = list(_short_sides(train, looked_at, lost))
     if not sides:
         raise ValueError(
-            f"data.path: none of the {len(looked_at)} pictures that were looked at in {data.path} "
+            f"data.path: none of the {len(looked_at)} images that were checked in {data.path} "
             f"can be read ({lost[0]}); replace or remove them"
         )
     return Pictures(
@@ -75,7 +75,7 @@ def measure(data: Data, splits: Splits) -> Pictures:
 
 
 def _short_sides(images: Images, indices: Sequence[int], lost: list[str]) -> Iterator[int]:
-    """Pixels of these pictures; what is wrong with unreadable ones is added to `lost`."""
+    """Shorter sides of these images in pixels; errors of unreadable ones are added to `lost`."""
     for index in indices:
         try:
             yield min(images[index]["image"].shape[:2])
@@ -91,14 +91,14 @@ def this_machine() -> Machine:
 
 
 def the_start(init: str | None, backbone: str | None) -> Start:
-    """Weights that these words mean; a released model of ours when nothing is said.
+    """The start weights that the user names; a released model of ours if none are named.
 
     Args:
-        init: As in a recipe.
-        backbone: Architecture; needed where `init` is a tag of timm or a bare file.
+        init: `init` as in a recipe.
+        backbone: Architecture; needed if `init` is a timm tag or a bare file.
 
     Raises:
-        ValueError: No such weights, or they are of no known architecture.
+        ValueError: No such weights, or their architecture is unknown.
     """
     if init is None and backbone is None:
         init = next(iter(released()), "scratch")
@@ -106,7 +106,7 @@ def the_start(init: str | None, backbone: str | None) -> Start:
         return Start(backbone=backbone or "")
     is_own = init.startswith(PLACES) or home_path(init).is_dir() or init.startswith("fgssl_")
     if not is_own and backbone is None:
-        raise RecipeError(f"init: {init} needs backbone=ARCHITECTURE beside it")
+        raise RecipeError(f"init: {init} also needs backbone=ARCHITECTURE")
     words = init if is_own else f"{backbone}@{init}"
     shape = open_backbone(words, pretrained=False)
     architecture, stock_options = stock_of(shape.name, shape.model)
@@ -119,9 +119,9 @@ def the_start(init: str | None, backbone: str | None) -> Start:
 def released() -> list[str]:
     """Released models of photographs whose weights are on this machine, the smallest first.
 
-    Of equally large models the one that learned from more pictures comes first: it is the
-    better start on average over birds, cars and dishes (docs/own_pictures.md). The drawn birds'
-    model is left out: it has seen no photograph.
+    Of models of equal size the one trained on more images comes first: it is the better start on
+    average over birds, cars and dishes (docs/own_pictures.md). The model of the drawn birds is left
+    out, since it was not trained on photographs.
     """
     names = [
         f"{architecture}.{tag}"
@@ -134,7 +134,7 @@ def released() -> list[str]:
 
 
 def _size_and_pictures(folder: Path) -> tuple[int, int]:
-    """Bytes of the weights, and the pictures that they learned from, the most first."""
+    """Bytes of the weights, and minus the number of images that they were trained on."""
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     results = folder / "results.json"
     seen = json.loads(results.read_text())["data"]["num_train"] if results.is_file() else 0
@@ -145,12 +145,12 @@ def _size_and_pictures(folder: Path) -> tuple[int, int]:
 
 
 class Chosen(NamedTuple):
-    """What a command line means.
+    """The recipe of a command line.
 
     Attributes:
-        recipe: What is trained.
-        summary: Ten lines on what was chosen; `None` where the words name a recipe.
-        splits: Pictures of the folder, listed once for choice and run; `None` likewise.
+        recipe: The recipe.
+        summary: Ten lines about the choice; `None` if the command line names a recipe.
+        splits: Images of the folder, listed once for choice and run; `None` in the same case.
     """
 
     recipe: Recipe
@@ -160,28 +160,26 @@ class Chosen(NamedTuple):
 
 @dataclass(frozen=True)
 class _Seed:
-    """The one key of a recipe, beside `data`, that decides which pictures are listed."""
+    """The only key of a recipe besides `data` that determines which images are listed."""
 
     seed: Seed = 0
 
 
 def recipe_of_words(words: Sequence[str]) -> Chosen:
-    """The recipe of a command line, chosen where it names a folder of pictures.
+    """The recipe of a command line, chosen if it names a folder of images.
 
     Args:
-        words: A recipe or a folder of pictures, and overrides in any order.
+        words: A recipe or a folder of images, and overrides in any order.
 
     Raises:
-        ValueError: As `recipe_of`, or there are no pictures in the folder.
+        ValueError: As for `recipe_of`, or the folder contains no images.
     """
     for word in words:
         if not is_override(word) and is_picture(home_path(word)):
-            raise RecipeError(
-                f"{printable(word)} is a picture; name the folder that holds the pictures"
-            )
+            raise RecipeError(f"{printable(word)} is an image; name the folder of the images")
     folders = [word for word in words if is_folder(word)]
     if len(folders) != 1 or any(not is_override(w) and w not in folders for w in words):
-        return Chosen(recipe_of(words))  # says what is wrong with two of them
+        return Chosen(recipe_of(words))  # the error for two of them
     (folder,) = folders
     if (home_path(folder) / "recipe.yaml").is_file():
         raise RecipeError(
@@ -202,10 +200,10 @@ def recipe_of_words(words: Sequence[str]) -> Chosen:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a path is that of a picture, by its suffix."""
+    """Whether a path has the suffix of an image."""
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def is_folder(word: str) -> bool:
-    """Whether a word of the command line names a folder in the place of a recipe."""
+    """Whether an argument names a folder instead of a recipe."""
     return not is_override(word) and word not in recipe_files() and home_path(word).is_dir()

@@ -1,4 +1,4 @@
-"""The record that a card is rendered from."""
+"""The results of a run, from which its card is rendered."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from fg_ssl_zoo.pretrain.run import Run
 
 
 def results_of(run: Run, record: Record) -> dict[str, Any]:
-    """The record a card is rendered from: rows, protocol, all that could move a number."""
+    """Content of `results.json`: rows, protocol, and all settings that can change a score."""
     recipe = run.recipe
     first, last = record.measurements[0], record.measurements[-1]
     papers = [paper for stage in recipe.stages for paper in method_class(stage.method).papers]
@@ -53,12 +53,12 @@ def results_of(run: Run, record: Record) -> dict[str, Any]:
 def table_rows(
     start: tuple[str, dict[str, float]], trained: tuple[str, dict[str, float]]
 ) -> list[dict[str, Any]]:
-    """The two rows of a card's table: a network before training and behind it.
+    """The two rows of a card's table: a network before and after training.
 
     Args:
-        start: `init` of the network as training found it, and its measurement; the row is named
-            `untrained` if that is `scratch` and `start` otherwise.
-        trained: The same of the trained one.
+        start: `init` of the network before training, and its measurement; the row is named
+            `untrained` if `init` is `scratch`, and `start` otherwise.
+        trained: The same of the trained network.
     """
     names = ("untrained" if start[0] == "scratch" else "start", "trained")
     return [
@@ -68,11 +68,11 @@ def table_rows(
 
 
 def _data_of(run: Run, record: Record) -> dict[str, Any]:
-    """Which pictures: their terms, counts and fingerprints; of the test pictures, those scored."""
+    """Terms, counts and fingerprints of the images; the count of test images is of scored ones."""
     data = run.recipe.data
     entry = CATALOG.get(data.name)
     num_test = 0 if run.test is None else record.num_scored
-    if num_test is None:  # of a run that is older than this count
+    if num_test is None:  # a run of an older version has no such count
         num_test = len(run.test or ())
     return {
         "name": data.name,
@@ -88,7 +88,7 @@ def _data_of(run: Run, record: Record) -> dict[str, Any]:
 
 
 def _knn_protocol(recipe: Recipe) -> dict[str, Any]:
-    """How the measurements of a run are taken."""
+    """The settings of a run's measurements."""
     return {
         "k": recipe.monitor.k,
         "temperature": recipe.monitor.temperature,
@@ -99,6 +99,6 @@ def _knn_protocol(recipe: Recipe) -> dict[str, Any]:
 
 
 def _plain(measured: dict[str, float]) -> dict[str, float]:
-    """Scores on all pictures under the names that tables know; neither the step nor a sample's."""
+    """Scores on all images under the names of tables, without the step and scores of samples."""
     scores = {key: value for key, value in measured.items() if key.startswith("eval/")}
     return {key.removeprefix("eval/"): value for key, value in scores.items()}

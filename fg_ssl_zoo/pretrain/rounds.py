@@ -1,4 +1,4 @@
-"""One round of a stage: take notes on the pictures, then train on both."""
+"""One round of a stage: compute notes on the images, then train on images and notes."""
 
 import copy
 from typing import Any
@@ -25,7 +25,7 @@ from fg_ssl_zoo.pretrain.run import Run
 from fg_ssl_zoo.pretrain.start_weights import RESTORE, read_kept, start_weights
 
 SHOWN = 48
-"""Pictures whose parts are kept to be looked at."""
+"""Number of images whose parts are stored for `fgssl parts`."""
 
 
 def run_round(
@@ -77,16 +77,16 @@ def run_round(
 
 
 def _measure(run: Run, method: Method, record: Record) -> dict[str, float]:
-    """Scores of the backbone and of the method; the record keeps how many pictures they are of."""
+    """Measure the backbone and the method; the record stores the number of images."""
     found = run.monitor(method.backbone, run.accelerator)
     record.num_scored = run.monitor.used.get("test")
     return {**found, **run.monitor.own_accuracy(method, run.accelerator)}
 
 
 def _measure_start(run: Run, method: Method, record: Record) -> dict[str, float]:
-    """Scores before the first step: of all pictures where they are few or known, else of a sample.
+    """Scores before the first step: on all images if they are few or cached, otherwise on a sample.
 
-    What is not measured on all pictures now is left to `complete_start`.
+    In the second case, `complete_start` measures on all images later.
     """
     if not run.recipe.monitor.at_start:
         record.start_left = True
@@ -104,11 +104,11 @@ def _measure_start(run: Run, method: Method, record: Record) -> dict[str, float]
 
 
 def complete_start(run: Run, backbone: Backbone) -> dict[str, float]:
-    """Scores of the weights that the run started from, on all pictures.
+    """Scores of the weights that the run started from, on all images.
 
     Args:
-        run: Its folder holds them (`keep_start`).
-        backbone: Lends its form; it stays as it is.
+        run: Its folder contains the start weights (`keep_start`).
+        backbone: Defines the architecture; not changed.
     """
     start = copy.deepcopy(backbone)
     start.model.load_state_dict(start_weights(run, 0))
@@ -116,7 +116,7 @@ def complete_start(run: Run, backbone: Backbone) -> dict[str, float]:
 
 
 def _round_seed(recipe: Recipe, at: Position) -> int:
-    """Another order and other views in every round."""
+    """Seed of a round, so that order and views differ between rounds."""
     return recipe.seed + 1000 * at.stage + 100_000 * at.round
 
 
@@ -127,10 +127,10 @@ def _title(recipe: Recipe, at: Position) -> str:
 
 
 def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
-    """The method's notes of this round, from the file of a run that goes on or taken now.
+    """The method's notes of this round, read from the file of a continued run or computed now.
 
     Raises:
-        ValueError: The run goes on in the midst of a round whose notes are gone.
+        ValueError: The run is continued within a round whose notes are missing.
     """
     name = f"stage{at.stage}_round{at.round}"
     path = run.folder.notes / f"{name}.safetensors"
@@ -146,9 +146,9 @@ def _notes(run: Run, method: Method, at: Position) -> dict[str, Tensor]:
 
 
 def part_scores(run: Run, method: Method) -> dict[str, float]:
-    """How well the parts that the method finds in the training pictures are those that are known.
+    """Agreement of the parts discovered in the training images with the annotated parts.
 
-    The next round finds the same ones, and reads them from the cache.
+    The next round reads the same parts from the cache.
     """
     if not isinstance(method, FindsParts) or not knows_parts(run.train):
         return {}
@@ -157,7 +157,7 @@ def part_scores(run: Run, method: Method) -> dict[str, float]:
 
 
 def _keep_shown(run: Run, method: Method, name: str) -> None:
-    """Keep the parts of a few pictures, of the test split where there is one, to be looked at."""
+    """Store the parts of a few images for `fgssl parts`, of the test split if there is one."""
     if not isinstance(method, FindsParts):
         return
     images, split = (run.train, "train") if run.test is None else (run.test, "test")

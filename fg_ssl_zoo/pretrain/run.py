@@ -1,4 +1,4 @@
-"""What all stages of a run share, and how it is opened."""
+"""The state that all stages of a run share, and how a run is opened."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,16 +23,16 @@ from fg_ssl_zoo.progress import tell
 
 @dataclass(frozen=True)
 class Run:
-    """What all stages share.
+    """The state that all stages share.
 
     Attributes:
-        recipe: Resolved.
-        folder: Where everything of the run lies.
+        recipe: The resolved recipe.
+        folder: Folder of the run.
         accelerator: Devices, precision and processes.
-        train, test: Pictures to learn from, and labelled ones to score or `None`.
+        train, test: Training images, and labelled test images or `None`.
         switches: Resolved hardware switches.
-        monitor: Measurements while training.
-        commit: Of the code when the run was started, not when it ended.
+        monitor: Measurements during training.
+        commit: Commit of the code when the run started.
     """
 
     recipe: Recipe
@@ -46,23 +46,23 @@ class Run:
 
     @property
     def processes(self) -> str:
-        """How many train."""
+        """Number of training processes."""
         count = self.accelerator.num_processes
         return "1 process" if count == 1 else f"{count} processes"
 
     @property
     def measures_start_later(self) -> bool:
-        """Whether the start may be measured on all pictures only after the first step."""
+        """Whether the start may be measured on all images after the first step."""
         return self.monitor.samples_start or not self.recipe.monitor.at_start
 
     def say(self, text: str) -> None:
-        """A line of the main process on standard output."""
+        """Print a line on standard output, in the main process only."""
         if self.accelerator.is_main_process:
             tell(encodable(text))
 
 
 def prepare_backbone(recipe: Recipe) -> tuple[hardware.Switches, Backbone]:
-    """The start weights, built after the switches that concern the whole process."""
+    """Set the switches of the whole process, then build the start weights."""
     with torch.device("meta"):
         shape = create_backbone(
             recipe.backbone, image_size=recipe.data.image_size, **recipe.backbone_options
@@ -80,25 +80,25 @@ def open_run(
     test: Images | None,
     summary: str | None = None,
 ) -> Run:
-    """Claim the run's folder, ready the measurements, and say what is about to be trained.
+    """Lock the run's folder, prepare the measurements, and print what is trained.
 
     Args:
-        recipe: Resolved.
-        switches: Of `prepare_backbone`.
-        accelerator: Of these switches.
-        train: Pictures to learn from.
-        test: Labelled ones to score, or `None`.
-        summary: Of the recipe, said in the place of its YAML.
+        recipe: The resolved recipe.
+        switches: Switches that `prepare_backbone` returned.
+        accelerator: Accelerator created with these switches.
+        train: Training images.
+        test: Labelled test images, or `None`.
+        summary: Text that is printed instead of the recipe's YAML.
 
     Raises:
-        ValueError: The processes do not see the same recipe and pictures, or the folder holds a run
-            of another recipe or of other pictures; nothing in it was touched.
+        ValueError: The processes have different recipes or images, or the folder contains a run
+            of another recipe or of other images; nothing in it was changed.
     """
     if accelerator.num_processes > 1:
-        free = replace(recipe, output=None, data=replace(recipe.data, path=None))  # of each machine
+        free = replace(recipe, output=None, data=replace(recipe.data, path=None))  # one per machine
         pictures = [None if images is None else fingerprint(images) for images in (train, test)]
         refuse_differences(accelerator, "the same recipe", to_yaml(free))
-        same = "the same pictures: bring the folders of all machines to one state"
+        same = "the same images: bring the folders of all machines to one state"
         refuse_differences(accelerator, same, pictures)
     folder = RunFolder(recipe.folder)
     if accelerator.is_main_process:
@@ -112,15 +112,15 @@ def open_run(
 
 
 def refuse_differences(accelerator: Accelerator, needed: str, mine: Any) -> None:
-    """Refuse to train where the processes differ, which would end in wrong weights or a deadlock.
+    """Refuse to train if processes differ, which would cause wrong weights or a deadlock.
 
     Args:
         accelerator: All its processes call this together.
-        needed: What is wrong otherwise, for the error.
-        mine: What this process has.
+        needed: What must be equal, for the error.
+        mine: The value of this process.
 
     Raises:
-        ValueError: On every process; the first one that differs from the main process.
+        ValueError: On every process; names the first one that differs from the main process.
     """
     if accelerator.num_processes == 1:
         return

@@ -1,4 +1,4 @@
-"""The stages of a run, from where it was stopped: one backbone walks through all of them."""
+"""The stages of a run, which all train the same backbone; a stopped run is continued."""
 
 import copy
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ from fg_ssl_zoo.pretrain.start_weights import keep_start, start_file, start_weig
 
 
 def run_stages(run: Run, backbone: Backbone) -> tuple[Method, Record]:
-    """Train all rounds that are not done: the last method, and what the run has been through."""
-    with run.accelerator.main_process_first():  # which sets aside what cannot be read
+    """Train all rounds that are not complete; returns the last method and the record of the run."""
+    with run.accelerator.main_process_first():  # renames checkpoints that cannot be read
         newest, state = checkpoint.newest(run.folder.checkpoints)
     shared = f"{run.folder.checkpoints} on a disk that all machines share"
     refuse_differences(run.accelerator, shared, newest if state else None)
@@ -76,7 +76,7 @@ def _refuse_foreign(run: Run, at: Position, state: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another run, or of a newer version.
 
     Raises:
-        ValueError: What does not fit.
+        ValueError: Names what does not fit.
     """
     path = run.folder.checkpoints / at.file_name
     stages = run.recipe.stages
@@ -90,11 +90,11 @@ def _refuse_foreign(run: Run, at: Position, state: Mapping[str, Any]) -> None:
         why = f"it holds {', '.join(sorted(set(state['record']) - known))}, of a newer version"
     else:
         return
-    raise ValueError(f"{path} is no checkpoint of this run ({why}); remove it from the folder")
+    raise ValueError(f"{path} is not a checkpoint of this run ({why}); remove it from the folder")
 
 
 def _note_where(run: Run, record: Record) -> None:
-    """Note the code and the hardware; say where they differ from those of the steps before."""
+    """Record code and hardware, and print a line if they differ from those of earlier steps."""
     _note(run, "code", record.commits, run.commit)
     _note(run, "hardware", record.hardware, f"{run.processes}; {run.switches}")
 
@@ -112,14 +112,14 @@ def _note(run: Run, what: str, known: list[Any], now: str | None) -> None:
 def _anchor_of(
     run: Run, backbone: Backbone, number: int, stage: Stage, at_start: bool
 ) -> Anchor | None:
-    """Keep the weights that a stage starts from, if it needs them; the anchor, if it has one.
+    """Store the start weights of a stage, if it needs them; returns its anchor, if it has one.
 
     Args:
-        run: What all stages share.
-        backbone: With the weights that the stage starts from, if `at_start`.
-        number: Of the stage.
+        run: The state that all stages share.
+        backbone: Backbone with the start weights of the stage, if `at_start`.
+        number: Number of the stage.
         stage: Its settings.
-        at_start: Whether no step of the stage was done yet.
+        at_start: Whether the stage has not made a step yet.
     """
     if not stage.keeps_start:
         return None
@@ -135,7 +135,7 @@ def _anchor_of(
 def _average_with_start(
     run: Run, backbone: Backbone, number: int, share: float, record: Record
 ) -> None:
-    """Weights <- share * start of the stage + (1 - share) * trained, and a measurement of these."""
+    """Weights <- share * start of the stage + (1 - share) * trained; then measure them."""
     start = start_weights(run, number)
     for key, value in backbone.model.state_dict().items():
         if value.is_floating_point():
@@ -143,23 +143,23 @@ def _average_with_start(
     measured = run.monitor(backbone, run.accelerator)
     record.measurements.append({"step": record.measurements[-1]["step"], **measured})
     values = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
-    run.say(f"stage {number}: {share:g} of its start averaged in, {values}")
+    run.say(f"stage {number}: averaged with {share:g} of its start, {values}")
 
 
 def check_methods(
     recipe: Recipe, backbone: Backbone, train: Images, accelerator: Accelerator
 ) -> None:
-    """Build every stage's method and views once, so that nothing wrong is found after training.
+    """Build every stage's method and views once, so that errors are found before training.
 
     Args:
-        recipe: Resolved.
-        backbone: Is copied for each stage; the random numbers that follow are as before.
-        train: Pictures to learn from.
-        accelerator: Tells processes and device.
+        recipe: The resolved recipe.
+        backbone: Copied for each stage; the state of the random number generators is restored.
+        train: Training images.
+        accelerator: Defines number of processes and device.
 
     Raises:
-        ValueError: A stage that cannot be built, cannot inherit what it names, or has too few
-            pictures in a forward pass to learn from.
+        ValueError: A stage cannot be built, cannot inherit a module, or has too few images in a
+            forward pass.
     """
     before: Method | None = None
     with torch.random.fork_rng(devices=[]):
@@ -169,7 +169,7 @@ def check_methods(
                 before = stage_method(stage, copy.deepcopy(backbone), train, before, saved)
                 before.views(recipe.data.image_size)
             except ValueError as error:
-                if str(error).startswith(("stages[", "data.", "init:")):  # names its key
+                if str(error).startswith(("stages[", "data.", "init:")):  # already names its key
                     raise
                 raise ValueError(f"stages[{number}]: {error}") from error
             except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError,
@@ -191,9 +191,9 @@ def stage_method(
     before: Method | None,
     saved: Mapping[str, Tensor] | None,
 ) -> Method:
-    """The method of a stage around the walking backbone, with what it inherits.
+    """The method of a stage around the current backbone, with inherited modules.
 
-    Of the stage before; the first stage inherits from the training of the start weights.
+    They come from the stage before; for the first stage, from the training of the start weights.
     """
     backbone.requires_grad_(True)
     options = options_on(stage, train)
@@ -206,6 +206,6 @@ def stage_method(
 
 
 def options_on(stage: Stage, train: Images, where: str = "options") -> dict[str, Any]:
-    """A stage's options with those that the pictures and the batch decide."""
+    """A stage's options, with those that are set from the images and the batch."""
     at_once = stage.train.batch_size // stage.train.accumulate
     return complete_options(stage.method, stage.options, train, where, batch_size=at_once)

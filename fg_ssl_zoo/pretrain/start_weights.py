@@ -1,4 +1,4 @@
-"""Tensors of a run that cannot be computed again: the weights that its stages started from."""
+"""Start weights of a run's stages, which cannot be computed again."""
 
 from pathlib import Path
 
@@ -15,18 +15,18 @@ RESTORE = (
 
 
 def keep_start(run: Run, backbone: Backbone, number: int, at_start: bool = True) -> None:
-    """Write the weights that a stage starts from, once: a resumed run reads them.
+    """Write the start weights of a stage once; a continued run reads them.
 
-    The first stage starts from weights that every run of the recipe has again.
+    Start weights of the first stage can be built again from the recipe.
 
     Args:
-        run: Its folder gets them.
-        backbone: With the weights that the stage starts from, if `at_start`.
-        number: Of the stage.
-        at_start: Whether no step of the stage was done yet.
+        run: Run whose folder receives them.
+        backbone: Backbone with the start weights of the stage, if `at_start`.
+        number: Number of the stage.
+        at_start: Whether the stage has not made a step yet.
 
     Raises:
-        ValueError: The file of a later stage that has begun is gone.
+        ValueError: The file of a later stage that has begun is missing.
     """
     path = start_file(run, number)
     is_there = path.is_file()
@@ -40,12 +40,12 @@ def keep_start(run: Run, backbone: Backbone, number: int, at_start: bool = True)
 
 
 def start_weights(run: Run, number: int) -> dict[str, Tensor]:
-    """The weights that a stage started from; errors as `read_kept`."""
+    """The start weights of a stage; errors as for `read_kept`."""
     return read_kept(start_file(run, number))
 
 
 def read_kept(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file among the run's notes.
+    """Read the tensors of a file in the run's notes.
 
     Raises:
         ValueError: It is damaged.

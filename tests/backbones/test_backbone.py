@@ -63,9 +63,9 @@ def test_normalize_is_the_end_of_timms_transform():
         ({"name": "resnet19"}, "unknown backbone 'resnet19'; did you mean .*resnet18"),
         (
             {"name": "test_vit", "image_size": 70},
-            "70 is not divisible by the patch size 16 of test_vit; 64 or 80 would be",
+            "70 is not divisible by the patch size 16 of test_vit; use 64 or 80",
         ),
-        ({"name": "test_vit", "image_size": 10}, "not divisible by .* 16 would be"),
+        ({"name": "test_vit", "image_size": 10}, "not divisible by .* use 16"),
         ({"name": "test_resnet", "init": "r160_in1"}, "init: 'r160_in1' is neither .*r160_in1k"),
         (
             {"name": "resnet50", "init": "fgssl_resnet50_cub.simcrl"},
@@ -141,17 +141,17 @@ def test_a_map_behind_the_last_norm_trains_it(norm, frozen):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"in_chans": 1}, r"backbone_options\.in_chans: pictures are read with 3 channels, got 1"),
+        ({"in_chans": 1}, r"backbone_options\.in_chans: images have 3 channels, got 1"),
         ({"num_classes": 5}, r"backbone_options\.num_classes: a backbone has no classifier"),
         ({"features_only": True}, r"\.features_only: a backbone returns pooled features"),
         ({"img_size": 64}, r"\.img_size: data\.image_size sets it"),
         ({"checkpoint_path": "x.pth"}, r"\.checkpoint_path: `init` names the start weights"),
-        ({"global_pool": ""}, r"returns \(2, .* and not 2 rows of features; global_pool=avg"),
+        ({"global_pool": ""}, r"returns \(2, .* instead of 2 rows of features; global_pool=avg"),
         ({"global_pool": "most"}, r"cannot be built with global_pool='most' \(AssertionError"),
         ({"act_layer": "nope"}, r"cannot be built with act_layer='nope' \(KeyError"),
-        ({"drop_path_rate": 5}, r"\.drop_path_rate: should be a number from 0 to below 1, got 5"),
+        ({"drop_path_rate": 5}, r"\.drop_path_rate: a number from 0 to below 1 is needed, got 5"),
         ({"depths": {"a": 1}}, r"depths: .* is neither a number, a short text nor a list"),
-        ({"two words": 1}, r"'two words' is no argument of a network"),
+        ({"two words": 1}, r"'two words' is not an argument of a network"),
         ({"layers": 10**9}, r"layers: 1000000000 is larger than in any network"),
     ],
 )

@@ -152,13 +152,18 @@ def test_a_patch_of_the_overlapping_grid_is_the_convolution_at_that_place(vit, i
     ("name", "layers", "options", "message"),
     [
         ("test_resnet", ["layer9"], {}, "test_resnet has no layer 'layer9'"),
-        ("test_resnet", ["global_pool"], {}, "'global_pool' of test_resnet gives no map"),
+        ("test_resnet", ["global_pool"], {}, "'global_pool' of test_resnet has no map as output"),
         ("test_resnet", [9], {}, "there is no"),
         ("test_resnet", ["layer1"], {"stride": 4}, "stride: test_resnet has no patches"),
-        ("test_vit", ["layer1"], {}, "test_vit has no 'layer1'; a block's number, keys"),
+        (
+            "test_vit",
+            ["layer1"],
+            {},
+            "test_vit has no 'layer1'; the layers of a ViT",
+        ),
         ("test_vit", ["keys:x"], {}, "has no 'keys:x'"),
         ("test_vit", [99], {}, "blocks; there is no 99"),
-        ("test_vit", ["keys"], {"stride": 99}, "stride: 99 is not within 1 and the patch size"),
+        ("test_vit", ["keys"], {"stride": 99}, "stride: 99 is not between 1 and the patch size"),
     ],
 )
 def test_what_a_network_does_not_have_is_refused(name, layers, options, message, images):

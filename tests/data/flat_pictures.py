@@ -1,4 +1,4 @@
-"""Folders of pictures of one colour."""
+"""Folders of images of one colour."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from fg_ssl_zoo.config import Data
 
 
 def draw(path, colour=(10, 20, 30), size=(6, 8)):
-    """A picture of one RGB colour."""
+    """An image of one RGB colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), np.full((*size, 3), colour[::-1], np.uint8))
     return path

@@ -1,4 +1,4 @@
-"""Where pictures lie on the sheet, to the pixel."""
+"""Where images lie on the sheet, to the pixel."""
 
 import cv2
 import numpy as np
@@ -40,7 +40,7 @@ def test_titles_stand_above_their_columns_in_whole_words():
     np.testing.assert_array_equal(sheet[GAP + above :], bare[GAP:])
     strip = sheet[: GAP + above]
     edge = GAP + 64
-    assert (strip[:CAPTION, :edge] == 255).all()  # one line, right above its picture
+    assert (strip[:CAPTION, :edge] == 255).all()  # one line, right above its image
     assert (strip[CAPTION:, :edge] < 255).any()
     assert (strip[:CAPTION, edge:] < 255).any()
     with pytest.raises(ValueError, match="titles: 1 for 2 columns"):

@@ -1,4 +1,4 @@
-"""Folders of every shape, drawn here; which pictures, which labels, which split, which error."""
+"""Folders of every shape, drawn here; which images, which labels, which split, which error."""
 
 import json
 import logging
@@ -82,7 +82,7 @@ def test_flat_and_nested_folders_are_unlabelled(tmp_path, names):
     assert paths(train) == names
     assert (train.labels, train.classes, train.name, test) == (None, [], "photos", None)
     assert set(train[0]) == {"image", "index"}
-    with pytest.raises(ValueError, match="no test pictures"):
+    with pytest.raises(ValueError, match="no test images"):
         load_images(data(tmp_path / "photos"), "test")
 
 
@@ -91,7 +91,7 @@ def test_pictures_beside_class_folders_make_all_unlabelled(tmp_path, caplog):
     draw(tmp_path / "preview.png")
     train, test = load_splits(data(tmp_path))
     assert (len(train), train.labels, test) == (5, None, None)
-    assert "1 pictures lie beside its folders (preview.png, ...)" in caplog.text
+    assert "1 images lie beside its folders (preview.png, ...)" in caplog.text
 
 
 def test_subfolders_belong_to_their_class_folder(tmp_path):
@@ -154,7 +154,7 @@ def test_splits_stay_splits_and_what_is_in_none_is_named(tmp_path, caplog):
     (tmp_path / "docs").mkdir()
     images = all_splits(data(tmp_path))
     assert [paths(split) for split in images.values()] == [["train/0.png"], ["test/0.png"]]
-    assert "the pictures in extra/ belong to no split and are not used" in caplog.text
+    assert "the images in extra/ belong to no split and are not used" in caplog.text
 
 
 def test_a_test_folder_with_one_of_the_classes_is_used(tmp_path, caplog):
@@ -163,7 +163,7 @@ def test_a_test_folder_with_one_of_the_classes_is_used(tmp_path, caplog):
     train, test = load_splits(data(tmp_path))
     assert (len(train), paths(test)) == (10, [f"test/jay/{i}.png" for i in range(3)])
     np.testing.assert_array_equal(test.labels, [1, 1, 1])
-    assert "test has test pictures of 1 of 2 classes; none of crow" in caplog.text
+    assert "test has test images of 1 of 2 classes; none of crow" in caplog.text
     assert "held out" not in caplog.text
 
 
@@ -180,7 +180,7 @@ def test_files_that_are_left_out_are_counted_by_suffix(tmp_path, caplog):
     for i, name in enumerate(("a.HEIC", "b.heic", "c", "d.txt")):
         (tmp_path / "train" / ("crow", "jay")[i % 2] / name).write_text("x")
     load_splits(data(tmp_path, test_split="none"))
-    assert "train: 2 pictures; left out are 2 .heic, 1 without a suffix, 1 .txt" in caplog.text
+    assert "train: 2 images; left out are 2 .heic, 1 without a suffix, 1 .txt" in caplog.text
     assert len(caplog.records) == 1
 
 
@@ -210,10 +210,10 @@ def test_num_images_below_the_classes_names_those_that_are_gone(tmp_path, caplog
     draw_classes(tmp_path / "test", num_images=1, classes=("a", "b", "c"))
     train, _ = load_splits(data(tmp_path, num_images=2))
     (gone,) = {0, 1, 2} - set(train.labels.tolist())
-    assert f"num_images=2 leaves 1 of 3 classes without a picture: {'abc'[gone]}" in caplog.text
+    assert f"num_images=2 leaves 1 of 3 classes without an image: {'abc'[gone]}" in caplog.text
 
 
-# --------------------------------------------------------------------------- notes beside pictures
+# --------------------------------------------------------------------------- notes beside images
 
 
 def test_keypoints_of_parts_csv(tmp_path):
@@ -268,10 +268,10 @@ def test_part_masks(tmp_path):
     assert train.parts == ["hood", "part2", "door"]
     np.testing.assert_array_equal(train[0]["part_mask"], mask)
     cv2.imwrite(str(tmp_path / "masks" / "train" / "a.png"), mask[:5])
-    with pytest.raises(CorruptImage, match=r"\(5, 8\); the picture needs uint8 \(6, 8\)"):
+    with pytest.raises(CorruptImage, match=r"\(5, 8\); the image needs uint8 \(6, 8\)"):
         train[0]
     draw(tmp_path / "train" / "b.jpg")
-    with pytest.raises(ValueError, match=r"1 of 2 pictures have no mask, as .*b\.png"):
+    with pytest.raises(ValueError, match=r"1 of 2 images have no mask, as .*b\.png"):
         load_splits(data(tmp_path))
 
 
@@ -279,7 +279,7 @@ OFFICIAL = {
     "images.txt": "{0} a.Crow/x.png\n{1} b.Jay/y.png\n{2} b.Jay/z.png\n",
     "train_test_split.txt": "{0} 1\n{1} 1\n{2} 0\n",
     "image_class_labels.txt": "{0} 3\n{1} 17\n{2} 17\n",
-    "classes.txt": "3 a.Crow\n5 Birds without pictures\n17 Blue Jay (male)\n",
+    "classes.txt": "3 a.Crow\n5 Birds without images\n17 Blue Jay (male)\n",
     "bounding_boxes.txt": "{0} 1.0 2.0 3.0 4.0\n{1} 0 0 8 6\n{2} 1 1 2 2\n",
     "parts/parts.txt": "1 beak\n2 left eye\n",
     "parts/part_locs.txt": "{0} 1 2.0 3.0 1\n{0} 2 0.0 0.0 0\n{1} 1 -1 -1 0\n{1} 2 4 1.5 1\n",
@@ -308,10 +308,10 @@ def test_official_layout_of_cub_and_nabirds(tmp_path, ids):
     np.testing.assert_array_equal(train[0]["keypoints"], [[2 / 8, 3 / 6, 1], [0, 0, 0]])
     np.testing.assert_array_equal(train[1]["keypoints"], [[0, 0, 0], [4 / 8, 1.5 / 6, 1]])
     (root / "images" / "b.Jay" / "z.png").unlink()
-    with pytest.raises(ValueError, match=r"1 of 3 pictures .* are not in .*, as b.Jay/z.png"):
+    with pytest.raises(ValueError, match=r"1 of 3 images .* are not in .*, as b.Jay/z.png"):
         load_splits(data(tmp_path))
     (root / "train_test_split.txt").write_text(f"{ids[0]} 1\n")
-    with pytest.raises(ValueError, match=r"train_test_split.txt: 2 pictures"):
+    with pytest.raises(ValueError, match=r"train_test_split.txt: 2 images"):
         load_splits(data(tmp_path))
 
 
@@ -342,7 +342,7 @@ def make(root, what):
     ("what", "options", "message"),
     [
         ("nothing", {}, r"data.path: .*wrong is empty"),
-        ("files", {}, r"data.path: no pictures in .*wrong \(.*\.jpg.*\); found 2 \.txt, 1 \.npy"),
+        ("files", {}, r"data.path: no images in .*wrong \(.*\.jpg.*\); found 2 \.txt, 1 \.npy"),
         ("empty train", {}, r"data.path: .*train is empty"),
         ("only test", {}, r"data.train_split: .* has no folder 'train'; known are test"),
         ("no split", {"test_split": "hold"}, r"data.test_split: .*; did you mean holdout\?"),
@@ -361,7 +361,7 @@ def test_a_missing_folder_names_the_nearest(tmp_path, monkeypatch):
     draw(tmp_path / "cub100" / "train" / "a.png")
     with pytest.raises(ValueError, match=r"cub10 is not in .*; did you mean cub100\?"):
         load_splits(data(tmp_path / "cub10" / "train"))
-    with pytest.raises(ValueError, match="is a file; a folder of pictures is needed"):
+    with pytest.raises(ValueError, match="is a file; a folder of images is needed"):
         load_splits(data(tmp_path / "cub100" / "train" / "a.png"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"no folder cub1 \(seen from "):

@@ -1,4 +1,4 @@
-"""Every kind of picture against Pillow, and everything that is no picture."""
+"""Every kind of image against Pillow, and everything that is no image."""
 
 import io
 import struct
@@ -116,7 +116,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def resized_header(kind: str, side: int) -> bytes:
-    """A small picture whose header asks for side x side pixels."""
+    """A small image whose header asks for side x side pixels."""
     content, size = bytearray(KINDS[kind]), struct.pack("<HH", side, side)
     if kind == "gif":
         content[6:10] = size
@@ -224,7 +224,7 @@ def test_blocks_that_were_never_written_are_noticed(kind):
         (b"<!DOCTYPE html><html>404</html>", "HTML"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         (b"\0\0\0\x18ftypheic" + b"\0" * 99, "HEIC"),
-        (b"no picture at all", "17 bytes that start with b'no pictu'"),
+        (b"no image at all", "17 bytes that start with b'no pictu'"),
         (encoded(Image.fromarray(PICTURE[..., 0].astype(np.float32)), "TIFF"), "32 bits"),
     ],
 )

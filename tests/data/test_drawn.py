@@ -1,4 +1,4 @@
-"""Drawn birds: pictures that carry their class in small parts, and nowhere else."""
+"""Drawn birds: images that carry their class in small parts, and nowhere else."""
 
 import hashlib
 import itertools
@@ -64,7 +64,7 @@ def nearest_centroid_accuracy(feature, train, test):
 
 
 def at_keypoints(sample, radius=5):
-    """Small pieces of the picture around all keypoints, one below the other."""
+    """Small pieces of the image around all keypoints, one below the other."""
     image, size = sample["image"], len(sample["image"])
     padded = cv2.copyMakeBorder(image, *[radius] * 4, cv2.BORDER_REFLECT)
     corners = (sample["keypoints"][:, :2] * size).clip(0, size - 1).astype(int)

@@ -21,7 +21,7 @@ def png(value: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory) -> str:
-    """Train of twelve rows, test of four; the last train row is no picture."""
+    """Train of twelve rows, test of four; the last train row is no image."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -64,7 +64,7 @@ def test_rows_are_decoded_by_us(parquet):
     sample = pickle.loads(pickle.dumps(train))[7]
     assert (sample["index"], sample["label"]) == (7, 1)
     np.testing.assert_array_equal(sample["image"], np.full((4, 5, 3), 7))
-    with pytest.raises(CorruptImage, match=r"wrens\[train\] row 11 \(broken.png\): not a picture"):
+    with pytest.raises(CorruptImage, match=r"wrens\[train\] row 11 \(broken.png\): not an image"):
         train[11]
     assert fingerprint(train) != fingerprint(test)
 

@@ -1,4 +1,4 @@
-"""Which pictures are the same, for files, copies, part masks, Hub rows and drawn birds."""
+"""Which images are the same, for files, copies, part masks, Hub rows and drawn birds."""
 
 import os
 import shutil
@@ -108,7 +108,7 @@ def test_drawn_pictures_follow_from_the_recipe():
         return take({"train": train, "test": test})
 
     assert not differences(drawn(16), drawn(16))
-    assert len(differences(drawn(16), drawn(20)).added) == 5  # four, and a test picture
+    assert len(differences(drawn(16), drawn(20)).added) == 5  # four, and a test image
 
 
 def test_a_file_survives_names_that_are_no_utf8(tmp_path):
@@ -117,5 +117,5 @@ def test_a_file_survives_names_that_are_no_utf8(tmp_path):
     inventory.write(tmp_path / "data.json", found)
     assert inventory.read(tmp_path / "data.json") == found
     (tmp_path / "data.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"data\.json is no list of pictures"):
+    with pytest.raises(ValueError, match=r"data\.json is no list of images"):
         inventory.read(tmp_path / "data.json")

@@ -116,7 +116,7 @@ def test_notes_reach_the_views(birds):
     dataset = ViewDataset(birds, parts_of, 0, notes={"parts": torch.arange(16) * 10})
     assert [int(dataset[0, i]["parts"]) for i in (0, 7)] == [0, 70]
     holed = ViewDataset(SomeCorrupt(birds, [7]), parts_of, 0, notes=dataset.notes)
-    assert (holed[0, 7]["index"], int(holed[0, 7]["parts"])) == (8, 80)  # of the picture shown
+    assert (holed[0, 7]["index"], int(holed[0, 7]["parts"])) == (8, 80)  # of the image shown
 
 
 def test_the_generator_is_seeded_by_seed_epoch_and_index(birds):

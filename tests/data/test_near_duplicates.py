@@ -1,4 +1,4 @@
-"""Overlap: planted copies are found whatever was done to them, and other pictures are not."""
+"""Overlap: planted copies are found whatever was done to them, and other images are not."""
 
 import csv
 import html
@@ -21,7 +21,7 @@ CLASSES = ("crow", "jay")
 
 
 def scene(seed, height=96, width=120):
-    """A picture with coarse and fine structure that no other seed draws."""
+    """An image with coarse and fine structure that no other seed draws."""
     generator = np.random.default_rng(seed)
     picture = np.zeros((height, width, 3))
     for cells, weight in ((4, 0.6), (12, 0.3), (40, 0.1)):
@@ -37,7 +37,7 @@ def write(path, picture, **how):
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """Forty training pictures; of the thirty test pictures, 0 to 4 are copies of them."""
+    """Forty training images; of the thirty test images, 0 to 4 are copies of them."""
     root = tmp_path_factory.mktemp("planted")
     for number in range(40):
         write(root / "train" / CLASSES[number % 2] / f"{number}.png", scene(number))
@@ -50,7 +50,7 @@ def planted(tmp_path_factory):
     (root / "test" / "jay" / "1.png").unlink()
     write(root / "test" / "crow" / "4.jpg", scene(14)[:, ::-1], quality=60)
     (root / "test" / "crow" / "4.png").unlink()
-    (root / "test" / "crow" / "99.jpg").write_bytes(b"no picture")
+    (root / "test" / "crow" / "99.jpg").write_bytes(b"no image")
     return root
 
 
@@ -70,13 +70,13 @@ def test_planted_copies_are_found_and_nothing_else(planted):
     assert (found.num_train, found.num_test, found.exact, found.near) == (40, 30, 1, 5)
     assert (found.conflicts, found.left_off, found.similar) == (1, 0, None)
     assert found.summary() == (
-        "Near-duplicates between pretraining and test pictures: 5 of 30 "
+        "Near-duplicates between pretraining and test images: 5 of 30 "
         "(phash of 256 bits <= 40, mirrored too); exact: 1"
     )
     assert found.entry()["near"] == 5
     assert "pairs" not in found.entry()
     assert len(found.unreadable) == 1
-    assert "test/crow/99.jpg: not a picture" in found.unreadable[0]
+    assert "test/crow/99.jpg: not an image" in found.unreadable[0]
 
 
 def test_the_hash_is_imagehashs_own():
@@ -151,7 +151,7 @@ def test_the_command_prints_lists_and_shows_the_pairs(planted, tmp_path, capsys)
 
 def test_another_set_is_compared_whole_where_it_has_no_test_pictures(planted, capsys):
     main(["compare-splits", "--data", str(planted), "--against", str(planted / "train")])
-    assert "40 training pictures of" in (printed := capsys.readouterr().out)
+    assert "40 training images of" in (printed := capsys.readouterr().out)
     assert "40 of 40" in printed
     assert "exact: 40" in printed
 
@@ -160,10 +160,10 @@ def test_another_set_is_compared_whole_where_it_has_no_test_pictures(planted, ca
     ("words", "message"),
     [
         (["--data", "nowhere/"], "there is no folder"),
-        (["--data", "loose"], "loose has no test pictures; name others with --against"),
+        (["--data", "loose"], "loose has no test images; name others with --against"),
         (["--data", "planted", "--out", "pairs.txt"], "the suffix is .csv"),
         (["--data", "planted", "--sheet", "pairs.jpg"], "the suffix of a sheet is .png"),
-        (["--data", "planted", "--against", "broken"], "none of the 1 pictures of broken can be"),
+        (["--data", "planted", "--against", "broken"], "none of the 1 images of broken can be"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(planted, tmp_path, monkeypatch, capsys, words, message):
@@ -171,7 +171,7 @@ def test_what_is_typed_wrong_is_one_line(planted, tmp_path, monkeypatch, capsys,
     (tmp_path / "planted").symlink_to(planted)
     write(tmp_path / "loose" / "a.png", scene(1))
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.jpg").write_bytes(b"no picture")
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"no image")
     with pytest.raises(SystemExit) as stopped:
         main(["compare-splits", *words])
     assert stopped.value.code == 2
@@ -199,7 +199,7 @@ def test_a_run_that_was_trained_on_these_pictures_gets_it_into_its_card(planted,
     assert results["rows"][1]["name"] == "trained"
     with pytest.raises(SystemExit):
         main(["compare-splits", "--data", "drawn", "num_images=20", "--card", str(run)])
-    assert "it was trained on other pictures than drawn holds here" in capsys.readouterr().err
+    assert "it was trained on other images than drawn holds here" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*compare, str(tmp_path / "nowhere")])
     assert "there is no exported backbone in" in capsys.readouterr().err

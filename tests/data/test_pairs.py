@@ -88,7 +88,7 @@ def test_a_tile_shuffle_keeps_all_pixels_and_one_tile_is_the_picture(shuffle, im
 
 
 def test_a_picture_smaller_than_the_grid_is_refused():
-    with pytest.raises(ValueError, match=r"a picture of 9 x 3 pixels has no 4 x 4 tiles"):
+    with pytest.raises(ValueError, match=r"an image of 9 x 3 pixels has no 4 x 4 tiles"):
         tile_shuffle(np.zeros((3, 9, 3), np.uint8), rng(), grid=4)
 
 

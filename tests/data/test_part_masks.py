@@ -1,4 +1,4 @@
-"""Part masks beside pictures: one for all parts, one for each; the folders of PASCUB and OID."""
+"""Part masks beside images: one for all parts, one for each; the folders of PASCUB and OID."""
 
 import json
 
@@ -41,10 +41,10 @@ def test_overlapping_parts_have_a_mask_each(tmp_path):
     assert "part_mask" not in train[0]
     np.testing.assert_array_equal(train[0]["part_maps"], np.stack([wing, nose]) > 0)
     write(tmp_path / "masks" / "nose" / "train" / "a.png", nose[:4])
-    with pytest.raises(WrongMask, match=r"nose/train/a\.png: \(4, 8\); the picture needs"):
+    with pytest.raises(WrongMask, match=r"nose/train/a\.png: \(4, 8\); the image needs"):
         train[0]
     (tmp_path / "masks" / "nose" / "train" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"1 of 1 pictures have no mask, as .*nose/train/a\.png"):
+    with pytest.raises(ValueError, match=r"1 of 1 images have no mask, as .*nose/train/a\.png"):
         splits(tmp_path)
 
 
@@ -63,7 +63,7 @@ def test_the_folders_of_pascub(tmp_path):
     for index in range(3):
         np.testing.assert_array_equal(found["test"][index]["part_mask"], mask)
     (tmp_path / "PASCAL_Parts" / "parts_train" / "a.png").unlink()
-    with pytest.raises(ValueError, match="1 of 2 pictures have no mask"):
+    with pytest.raises(ValueError, match="1 of 2 images have no mask"):
         splits(tmp_path)
 
 
@@ -83,7 +83,7 @@ def test_a_wrong_mask_costs_those_alone_who_need_masks_a_picture(tmp_path):
         given = RandomRegionViews(8, 2, 3, views, given_parts)
         seen = ViewDataset(images, given, seed=0)[0, 1]
         assert seen["index"] == 2
-        assert "b.png: (6, 8); the picture needs uint8 (8, 8)" in seen["corrupt"][0]
+        assert "b.png: (6, 8); the image needs uint8 (8, 8)" in seen["corrupt"][0]
         with pytest.raises(ValueError, match=r"1 part masks do not fit their images: .*b\.png"):
             mask_contingency(torch.zeros(3, 4, 4, dtype=torch.uint8), images, 2)
         assert part_agreement(torch.arange(48).reshape(3, 4, 4) % 3, images) == {}
@@ -102,7 +102,7 @@ def cell(*values):
 
 
 def aircraft():
-    """Four pictures of 12 x 20; the first has two aeroplanes, the second none, numbers are odd."""
+    """Four images of 12 x 20; the first has two aeroplanes, the second none, numbers are odd."""
     parts = {
         "wing": ([1, 2, 3], [52, 50, 51], [box(1, 1, 3, 4), box(6, 2, 9, 5), box(15, 6, 90, 90)]),
         "nose": ([4], [50], [box(0, 0, 0, 0)]),
@@ -153,7 +153,7 @@ def test_wrong_annotations_of_oid_aircraft_are_refused(tmp_path):
     with pytest.raises(WrongMask, match=r"a.jpg: \(9, 20\); its outlines are for \(12, 20\)"):
         splits(tmp_path)["train"][0]
     (tmp_path / "data" / "images" / "aeroplane" / "d.jpg").unlink()
-    with pytest.raises(ValueError, match=r"1 of 2 pictures of .*anno.mat are not in .*d.jpg"):
+    with pytest.raises(ValueError, match=r"1 of 2 images of .*anno.mat are not in .*d.jpg"):
         splits(tmp_path)
     savemat(tmp_path / "data" / "annotations" / "anno.mat", {"anno": {"image": 3}})
     with pytest.raises(ValueError, match=r"anno.mat: the annotations of oid-aircraft-beta-1 are"):

@@ -1,4 +1,4 @@
-"""Kept pictures are what decoding gives, in bounded space, whatever is killed or runs beside."""
+"""Kept images are what decoding gives, in bounded space, whatever is killed or runs beside."""
 
 import multiprocessing
 import os
@@ -100,12 +100,12 @@ def test_a_full_cache_keeps_what_it_has_and_says_so_once(photos, tmp_path, caplo
     assert sum(file.stat().st_size for file in there) <= most
     (line,) = caplog.messages
     assert line.startswith("data.cache: ")
-    assert "further pictures are decoded each time" in line
+    assert "further images are decoded each time" in line
 
 
 def test_an_unreadable_picture_is_the_same_error(photos, tmp_path):
-    (tmp_path / "photos" / "0.jpg").write_bytes(b"no picture")
-    with pytest.raises(CorruptImage, match=r"0\.jpg: not a picture"):
+    (tmp_path / "photos" / "0.jpg").write_bytes(b"no image")
+    with pytest.raises(CorruptImage, match=r"0\.jpg: not an image"):
         cached(photos, tmp_path / "cache").for_training(0, None)
     (tmp_path / "photos" / "1.jpg").unlink()
     with pytest.raises(CorruptImage, match=r"1\.jpg"):

@@ -1,4 +1,4 @@
-"""Pictures are decoded only so far as no crop is enlarged, and what is seen stays the same."""
+"""Images are decoded only so far as no crop is enlarged, and what is seen stays the same."""
 
 import itertools
 from dataclasses import replace

@@ -29,13 +29,13 @@ STILL = Augmentation(crop_scale=(0.08, 1.0), jitter=0, grayscale=0, blur=0)
 
 
 def quadrants(height, width):
-    """A picture whose grey values are its region numbers, four of them."""
+    """An image whose grey values are its region numbers, four of them."""
     mask = Grid(2)({"image": np.zeros((height, width, 3), np.uint8), "index": 0})
     return np.repeat(mask[..., None] * 60, 3, axis=2), mask
 
 
 class OneColour:
-    """Pictures of a single region."""
+    """Images of a single region."""
 
     name, classes, labels = "flat", [], None
 
@@ -57,11 +57,11 @@ class OneColour:
 @pytest.mark.parametrize("shape", [(120, 90), (64, 64), (200, 331)])
 @pytest.mark.parametrize("source", ["given", "note"])
 def test_a_picture_that_is_its_mask_stays_so_in_every_view(shape, source):
-    """Defect 9. Pixels near another region are blended in the picture: the nearest value counts."""
+    """Defect 9. Pixels near another region are blended in the image: the nearest value counts."""
     image, mask = quadrants(*shape)
     sample = {"image": image, "index": 0, "part_mask": mask}
     regions = given_parts
-    if source == "note":  # of another size than the picture
+    if source == "note":  # of another size than the image
         sample["regions"] = torch.from_numpy(quadrants(NOTE_SIDE, NOTE_SIDE)[1])
         regions = Segments()
     size, crossed = 32, 0
@@ -114,7 +114,7 @@ def test_a_picture_of_one_region_has_no_weight():
 
 @pytest.mark.parametrize("shape", [(64, 64), (120, 90), (400, 700)])
 def test_segments_of_flat_colours_are_the_colours_at_any_resolution(shape):
-    """Beside thin ones along the borders, where the smoothed picture has other colours."""
+    """Beside thin ones along the borders, where the smoothed image has other colours."""
     image, mask = quadrants(*shape)
     found = Segments()({"image": image, "index": 0})
     assert found.shape == shape
@@ -164,7 +164,7 @@ def test_notes_are_the_segments_of_every_picture_that_can_be_read(birds, caplog)
     assert (notes[3] == 0).all()
     for index in (0, 7, 15):
         np.testing.assert_array_equal(notes[index], segments.note(birds[index]["image"]))
-    assert "regions a picture, 1 pictures with a single one" in caplog.text
+    assert "regions an image, 1 images with a single one" in caplog.text
 
 
 def notes_of_a_process(path, images):
@@ -182,14 +182,14 @@ def test_two_processes_take_the_notes_of_one_and_both_hold_them(tmp_path):
 
 
 def test_a_set_of_single_regions_is_refused():
-    with pytest.raises(ValueError, match="every picture of flat is a single region at scale 1000"):
+    with pytest.raises(ValueError, match="every image of flat is a single region at scale 1000"):
         segment_notes(OneColour(), Segments(), Accelerator(cpu=True))
 
 
 def test_given_masks_are_looked_at_first(birds):
     check_given(birds)
     check_given(SomeCorrupt(birds, {0}))
-    with pytest.raises(ValueError, match="given needs part masks, and the pictures have none"):
+    with pytest.raises(ValueError, match="given needs part masks, and the images have none"):
         check_given(OneColour())
     with pytest.raises(ValueError, match="part masks of flat show a single part"):
         check_given(OneColour(np.zeros((40, 40), np.uint8)))

@@ -34,7 +34,7 @@ def assert_equal(one, two):
 
 
 class Growing:
-    """Views whose size changes with the picture of a batch, and a tensor and numbers besides."""
+    """Views whose size changes with the image of a batch, and a tensor and numbers besides."""
 
     def __call__(self, sample, generator):
         side = 8 + 4 * (sample["index"] // 4)

@@ -1,4 +1,4 @@
-"""Which pictures are held out, taken or told from others, and that a set travels."""
+"""Which images are held out, taken or told from others, and that a set travels."""
 
 import os
 import pickle

@@ -55,12 +55,12 @@ def test_an_error_is_raised_where_its_batch_would_have_come(birds):
     class Fails:
         def __call__(self, sample, generator):
             if sample["index"] == 9:
-                raise ValueError("the tenth picture")
+                raise ValueError("the tenth image")
             return {"x": sample["index"]}
 
     batches = iter(image_loader(birds, Fails(), range(16), batch_size=4, num_workers=2))
     assert [next(batches)["x"].tolist() for _ in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    with pytest.raises(ValueError, match=r"^the tenth picture$"):
+    with pytest.raises(ValueError, match=r"^the tenth image$"):
         next(batches)
     for thread in threads():
         thread.join(30)

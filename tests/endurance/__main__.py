@@ -100,7 +100,7 @@ def changed(content):
 
 
 def images(count, seed):
-    """Damaged pictures: decoded, or refused as unreadable."""
+    """Damaged images: decoded, or refused as unreadable."""
     import cv2
 
     picture = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
@@ -116,7 +116,7 @@ def images(count, seed):
             refused = str(error)
         assert len(refused.splitlines()) == 1
 
-    return fuzz("damaged pictures", count, seed, st.one_of(*map(changed, whole)), check)
+    return fuzz("damaged images", count, seed, st.one_of(*map(changed, whole)), check)
 
 
 def exports(root, count, seed):
@@ -167,7 +167,7 @@ def main():
     parser.add_argument("--kills", type=int, default=0, help="kill -9 of training runs")
     parser.add_argument("--processes", type=int, default=1, help="of the runs that are killed")
     parser.add_argument("--faults", choices=["all"], help="each fault once")
-    parser.add_argument("--images", type=int, default=0, help="damaged pictures")
+    parser.add_argument("--images", type=int, default=0, help="damaged images")
     parser.add_argument("--recipes", type=int, default=0, help="recipes of any form")
     parser.add_argument("--exports", type=int, default=0, help="damaged exported folders")
     parser.add_argument("--steps", type=int, default=0, help="of a run whose memory is watched")

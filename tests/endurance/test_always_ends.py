@@ -35,7 +35,7 @@ WORDS = [
 
 
 class Views:
-    """Views of one small picture, or that raise an error."""
+    """Views of one small image, or that raise an error."""
 
     def __init__(self, error):
         self.error = error
@@ -86,7 +86,7 @@ def test_a_killed_worker_ends_the_run_in_one_line(tmp_path):
     ended = killed(tmp_path, "worker")
     assert ended.code == 2
     last = ended.text.rstrip().splitlines()[-1]
-    assert last.startswith("error: a process that loads pictures has ended (DataLoader worker (pid")
+    assert last.startswith("error: a process that loads images has ended (DataLoader worker (pid")
     assert last.endswith("run the same command again to go on")
     assert "Traceback" not in ended.text
     assert not ended.orphans

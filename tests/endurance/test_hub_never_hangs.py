@@ -99,7 +99,7 @@ def wrong(limits, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("kind", "message"), [
     ("busy", r"127\.0\.0\.1 asks to wait 300 s \(429\); try again then"),
     ("circle", r"127\.0\.0\.1 redirects in a circle; check HF_ENDPOINT"),
-    ("login", r"127\.0\.0\.1 answers with a web page where a file belongs: a login page"),
+    ("login", r"127\.0\.0\.1 answers with a web page instead of a file: a login page"),
     ("slow", r"127\.0\.0\.1 sent \d+ bytes in \d+ s; try again later"),
     ("drip", r"127\.0\.0\.1 has not completed the headers of its answer in \d+ s; try again"),
 ])  # fmt: skip
@@ -176,5 +176,5 @@ def test_weights_of_a_repository_have_the_hash_that_the_hub_states(tmp_path, mon
         hub.publish("owner/name", folder)
         hub.corrupt.add("model.safetensors")
         wanted = hashlib.sha256(b"weights" * 100).hexdigest()[:12]
-        with pytest.raises(ValueError, match=f"is not what was published: .* {wanted}"):
+        with pytest.raises(ValueError, match=f"differs from the published file: .* {wanted}"):
             check_source("hf-hub:owner/name")

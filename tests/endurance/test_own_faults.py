@@ -66,7 +66,7 @@ def rewrite(folder, change, at=Position(step=2)):  # noqa: B008
 def test_a_checkpoint_of_another_network_is_one_line(run, capsys, change, message):
     rewrite(run, change)
     line = refused(capsys, f"output={run}")
-    assert "stage0_round0_step00000002.pt is no checkpoint of this run" in line
+    assert "stage0_round0_step00000002.pt is not a checkpoint of this run" in line
     assert message in line
     assert "remove it" in line
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_of_another_network_is_one_line(run, capsys, change, messag
 def test_a_checkpoint_beyond_the_recipe_is_one_line(run, capsys, at):
     rewrite(run, lambda state: None, at)
     line = refused(capsys, f"output={run}")
-    assert f"{at.file_name} is no checkpoint of this run (the recipe has no such step)" in line
+    assert f"{at.file_name} is not a checkpoint of this run (the recipe has no such step)" in line
 
 
 def test_a_folder_with_the_name_of_a_checkpoint_is_none(run):
@@ -233,7 +233,7 @@ def test_processes_that_see_other_pictures_do_not_train(tmp_path, birds):
     (tmp_path / "two" / "3.png").unlink()
     words = [[f"data.path={tmp_path / name}", "data.name=birds"] for name in ("one", "two")]
     for line in ranks_that_differ(tmp_path, *words):
-        assert line.startswith("error: process 1 and process 0 need the same pictures: bring the")
+        assert line.startswith("error: process 1 and process 0 need the same images: bring the")
 
 
 def test_a_process_whose_pictures_are_gone_ends_both(tmp_path):

@@ -1,4 +1,4 @@
-"""Pictures that are deleted or damaged while a run reads them."""
+"""Images that are deleted or damaged while a run reads them."""
 
 import json
 import os
@@ -27,7 +27,7 @@ class Unreadable:
 
     def __getitem__(self, index):
         if index in self.bad:
-            raise CorruptImage(f"picture {index}.jpg is gone")
+            raise CorruptImage(f"image {index}.jpg is gone")
         return self.birds[index]
 
 
@@ -42,7 +42,7 @@ def train_with_bad_pictures(path, birds, share):
 def test_unreadable_pictures_of_both_processes_are_counted_once_in_one_file(tmp_path, birds):
     launch(train_with_bad_pictures, tmp_path / "some", birds, 0.5)
     lines = (tmp_path / "some" / "corrupt_images.txt").read_text().splitlines()
-    assert sorted(lines) == ["picture 11.jpg is gone", "picture 3.jpg is gone"]
+    assert sorted(lines) == ["image 11.jpg is gone", "image 3.jpg is gone"]
     launch(train_with_bad_pictures, tmp_path / "many", birds, 0.1)  # each saw one: 0.0625
     refused = list((tmp_path / "many").glob("refused*"))
     assert len(refused) == 2
@@ -54,11 +54,11 @@ def delete(path):
 
 
 def damage(path):
-    path.write_bytes(b"no picture")
+    path.write_bytes(b"no image")
 
 
 def train(tmp_path, birds, monkeypatch, harm, *names):
-    """Train on 12 pictures with 4 to test, and do harm to some at the first checkpoint."""
+    """Train on 12 images with 4 to test, and do harm to some at the first checkpoint."""
     photos, run, save = tmp_path / "photos", tmp_path / "run", checkpoint.save
     write_photos(photos, birds, classes=True, split_of=lambda n: "train" if n < 12 else "test")
 
@@ -92,7 +92,7 @@ def test_a_picture_that_is_lost_in_a_run_is_skipped_and_named(tmp_path, birds, m
 
 @pytest.mark.parametrize(("pattern", "message"), [
     ("train/*/*", "error: none of the 12 images can be decoded; "),
-    ("test/*/*", "error: none of the 4 pictures of photos can be read ("),
+    ("test/*/*", "error: none of the 4 images of photos can be read ("),
 ])  # fmt: skip
 @pytest.mark.parametrize("harm", [delete, damage])
 def test_all_pictures_of_a_split_lost_in_a_run_are_one_line(

@@ -357,11 +357,11 @@ def test_too_many_corrupt_pictures_stop_the_run_and_are_listed(tmp_path, birds):
 
         def __getitem__(self, index):
             if index % 2:
-                raise CorruptImage(f"picture {index}.jpg is truncated")
+                raise CorruptImage(f"image {index}.jpg is truncated")
             return birds[index]
 
     with pytest.raises(TooManyCorruptImages, match=r"of 16 images cannot be decoded, more than 1%"):
         trained(tmp_path, HalfCorrupt())
     listed = (tmp_path / "corrupt_images.txt").read_text().splitlines()
-    assert set(listed) <= {f"picture {i}.jpg is truncated" for i in range(1, 16, 2)}
+    assert set(listed) <= {f"image {i}.jpg is truncated" for i in range(1, 16, 2)}
     assert len(listed) == len(set(listed)) >= 1

@@ -116,7 +116,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, place):
     assert "\n" not in str(raised.value)
 
 
-# --------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------- images
 
 
 @pytest.fixture
@@ -141,8 +141,8 @@ def test_a_run_goes_on_with_its_own_pictures_only(tmp_path, photos):
     with pytest.raises(RunFolderTaken) as raised:
         claim_photos(tmp_path / "run", photos)
     message = str(raised.value)
-    assert "other pictures (1 added, 2 gone, 0 changed: 103.png, 3.png, 4.png)" in message
-    for remedy in ("restore the pictures", "output=FOLDER", "overwrite=true"):
+    assert "other images (1 added, 2 gone, 0 changed: 103.png, 3.png, 4.png)" in message
+    for remedy in ("restore the images", "output=FOLDER", "overwrite=true"):
         assert remedy in message
     assert "\n" not in message
     assert (tmp_path / "run" / "data.json").read_bytes() == written

@@ -11,7 +11,7 @@ from fg_ssl_zoo.features.extract import Features
 
 
 def features(rows, labels) -> Features:
-    """Features of a split; the picture numbers are 0, 1, ..."""
+    """Features of a split; the image numbers are 0, 1, ..."""
     rows = torch.as_tensor(np.asarray(rows), dtype=torch.float32)
     labels = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
     return Features(rows, labels, torch.arange(len(labels)))

@@ -89,7 +89,7 @@ def test_the_best_is_marked_and_so_is_what_does_not_differ(evaluation):
     ]
     best = int(np.argmax([row.outcomes["knn_top1"].value for row in evaluation.rows]))
     assert cells[best].endswith("*")
-    assert cells[1 - best].endswith("=")  # six pictures tell nothing
+    assert cells[1 - best].endswith("=")  # six images tell nothing
 
 
 def test_an_architecture_has_one_untrained_row(tmp_path):
@@ -134,14 +134,14 @@ def test_a_number_behind_the_words_scores_that_feature_map(tmp_path):
 
 
 def test_a_metric_that_scores_no_picture_is_left_out_and_says_why(tmp_path):
-    data = Data(name="drawn", num_images=8, num_classes=4, image_size=48)  # one test picture each
+    data = Data(name="drawn", num_images=8, num_classes=4, image_size=48)  # one test image each
     found = evaluate(
         MODELS[:1], data, Accelerator(cpu=True), protocols=["knn", "retrieval"],
         image_size=48, cache=tmp_path,
     )  # fmt: skip
     text = table.terminal(table.as_plain(found))
     assert table.metrics_of(table.as_plain(found)) == ["knn_top1"]
-    assert "retrieval_map: no picture is scored (4 pictures alone in their class" in text
+    assert "retrieval_map: no image is scored (4 images alone in their class" in text
 
 
 def test_a_fine_tuning_that_diverges_costs_its_cell_and_not_the_table(tmp_path):
@@ -153,7 +153,7 @@ def test_a_fine_tuning_that_diverges_costs_its_cell_and_not_the_table(tmp_path):
     )  # fmt: skip
     results = table.as_plain(found)
     assert table.metrics_of(results) == ["knn_top1"]
-    assert ", finetune: no picture is scored (the loss is " in table.terminal(results)
+    assert ", finetune: no image is scored (the loss is " in table.terminal(results)
 
 
 def test_names_of_rows_are_short_and_differ():
@@ -200,7 +200,7 @@ def test_a_wrong_name_among_several_costs_no_work(tmp_path):
 
 @pytest.fixture
 def garden(tmp_path):
-    """Sixteen pictures of four species in train/ and test/."""
+    """Sixteen images of four species in train/ and test/."""
     birds = DrawnBirds(16, num_classes=4, image_size=48)
     for index in range(16):
         folder = (
@@ -217,8 +217,8 @@ def test_the_command_prints_and_writes(garden, tmp_path, capsys):
     main([*words, "--protocols", "knn", "--cache", str(tmp_path), "--out", str(out)])
     printed = capsys.readouterr().out
     assert "knn_top1" in printed
-    assert "garden: 12 training and 4 test pictures" in printed
-    assert "k is 12: there are no more pictures" in printed
+    assert "garden: 12 training and 4 test images" in printed
+    assert "k is 12: there are no more images" in printed
     assert sorted(path.name for path in out.iterdir()) == [
         "results.csv", "results.json", "results.md",
     ]  # fmt: skip
@@ -233,15 +233,15 @@ def test_every_count_is_what_was_used_and_unreadable_pictures_are_named(
     with pytest.raises(SystemExit):
         main(words)
     error = capsys.readouterr().err
-    assert "1 of 12 pictures of garden cannot be read, more than 1%" in error
+    assert "1 of 12 images of garden cannot be read, more than 1%" in error
     assert "s0/0.png: the file is empty" in error
     assert len(error.splitlines()) == 1
 
     monkeypatch.setattr("fg_ssl_zoo.features.extract.MOST_CORRUPT", 0.1)
     main(words)
     printed = capsys.readouterr().out
-    assert "garden: 11 training and 4 test pictures" in printed
-    assert "1 train pictures cannot be read and are left out: " in printed
+    assert "garden: 11 training and 4 test images" in printed
+    assert "1 train images cannot be read and are left out: " in printed
     data = json.loads((tmp_path / "results.json").read_text())["data"]
     assert (data["num_train"], data["num_test"]) == (11, 4)
     assert data["unreadable"]["train"][0].endswith("s0/0.png: the file is empty")
@@ -252,7 +252,7 @@ def test_every_count_is_what_was_used_and_unreadable_pictures_are_named(
     with pytest.raises(SystemExit):
         main(words)
     error = capsys.readouterr().err
-    assert "none of the 4 pictures of garden can be read" in error
+    assert "none of the 4 images of garden can be read" in error
     assert len(error.splitlines()) == 1
 
 

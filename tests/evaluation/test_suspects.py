@@ -67,7 +67,7 @@ def test_swapped_labels_of_well_separated_classes_are_the_list():
 
 
 def test_one_picture_has_no_neighbours():
-    with pytest.raises(ValueError, match="one image, which has no neighbours"):
+    with pytest.raises(ValueError, match="has one image; at least 2"):
         find_suspects(torch.ones(1, 3), torch.zeros(1, dtype=torch.int64))
 
 
@@ -86,7 +86,7 @@ def test_the_command_writes_a_page_and_a_list_or_checks_itself(
     page = (tmp_path / "suspects.html").read_text(encoding="utf-8")
     assert page.count("<section>") == min(2, len(rows))
     assert rows[0]["file"] in page.replace("<wbr>", "")  # a place for a line break is no text
-    assert f"of {len(rows)} pictures" in printed
+    assert f"of {len(rows)} images" in printed
     (tmp_path / "suspects.csv").unlink()
     cli.main([*words, "--check", "0.1"])
     assert "2 of 16 labels swapped" in capsys.readouterr().out
@@ -102,13 +102,13 @@ def test_pictures_of_zero_bytes_are_named_and_no_picture_is_an_error(
     files[0].write_bytes(b"")
     words = ["suspects", "test_resnet@scratch", "--data", "photos", "--image-size", "32"]
     cli.main([*words, "--cache", "cache"])
-    assert "1 pictures cannot be read and are left out: " in (said := capsys.readouterr().out)
+    assert "1 images cannot be read and are not used: " in (said := capsys.readouterr().out)
     assert f"{files[0].name}: the file is empty" in said
     for path in files:
         path.write_bytes(b"")
     with pytest.raises(SystemExit):
         cli.main([*words, "--cache", "cache"])
-    assert "none of the 16 pictures of photos can be read" in capsys.readouterr().err
+    assert "none of the 16 images of photos can be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ MODEL = "test_resnet@scratch"
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Class folders with 14 training and 9 test pictures, one of them cut off."""
+    """Class folders with 14 training and 9 test images, one of them cut off."""
     root = tmp_path_factory.mktemp("photos")
     birds = DrawnBirds(23, num_classes=3, image_size=64, seed=0)
     write_photos(root, birds, classes=True, split_of=lambda i: "train" if i < 14 else "test")
@@ -227,7 +227,7 @@ def test_a_picture_that_is_replaced_under_its_name_is_embedded_again(embedder, t
     bmp(folder / "6.bmp", 200)
     again = write(embedder, folder, out, say=lines.append)
     assert (again.found, again.made) == ((2, 1) if suffix == "parquet" else (0, 3))
-    assert lines[0] == "pictures of 1 of 3 parts have changed; these are made again"
+    assert lines[0] == "images of 1 of 3 parts have changed and are computed again"
     assert len(again.skipped) == 1
     write(embedder, folder, tmp_path / "fresh.parquet")
     rows = np.array(rows_of(tmp_path / "fresh.parquet")["embedding"], np.float32)
@@ -297,10 +297,10 @@ def command(out, *words):
 
 def test_the_command_takes_all_splits_or_one(photos, tmp_path, capsys):
     command(tmp_path / "all.parquet", photos)
-    assert "22 pictures, 96 features each" in (printed := capsys.readouterr().out)
-    assert "1 pictures that cannot be read" in printed
+    assert "22 images, 96 features each" in (printed := capsys.readouterr().out)
+    assert "1 images that cannot be read" in printed
     command(tmp_path / "test.npz", photos, "--split", "test")
-    assert "9 pictures" in capsys.readouterr().out
+    assert "9 images" in capsys.readouterr().out
     command(tmp_path / "all.parquet", photos)
     assert "nothing to do" in capsys.readouterr().out
     command(tmp_path / "drawn.parquet", "drawn", "num_images=8", "num_classes=4")
@@ -313,9 +313,9 @@ def test_the_command_takes_all_splits_or_one(photos, tmp_path, capsys):
         ("x.csv", "photos", r"the suffix is one of .parquet .npz .safetensors"),
         ("x.parquet", "phots/", r"did you mean photos"),
         ("x.parquet", "empty", r"empty is empty"),
-        ("note.npz", "photos", r"note.npz is there and not a file of `fgssl embed`"),
-        ("y.parquet", "photos", r"y.parquet.parts holds files that are no parts"),
-        ("z.parquet", "broken", r"none of the 2 pictures can be read"),
+        ("note.npz", "photos", r"note.npz exists and is not a file of `fgssl embed`"),
+        ("y.parquet", "photos", r"y.parquet.parts holds files that `fgssl embed` did not"),
+        ("z.parquet", "broken", r"none of the 2 images can be read"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(photos, tmp_path, monkeypatch, capsys, out, data, message):
@@ -327,7 +327,7 @@ def test_what_is_typed_wrong_is_one_line(photos, tmp_path, monkeypatch, capsys, 
     (tmp_path / "y.parquet.parts" / "mine.txt").write_text("mine")
     (tmp_path / "broken").mkdir()
     for name in "ab":
-        (tmp_path / "broken" / f"{name}.jpg").write_bytes(b"no picture")
+        (tmp_path / "broken" / f"{name}.jpg").write_bytes(b"no image")
     with pytest.raises(SystemExit) as stopped:
         command(out, data)
     assert stopped.value.code == 2
@@ -362,9 +362,9 @@ def test_load_refuses_what_is_no_picture(photos, tmp_path):
         ([np.zeros((2, 8, 8), np.uint8), broken], r"not an array uint8 \(2, 8, 8\)"),
         (np.zeros((8, 8, 3), np.float32), "not an array float32"),
         ([torch.zeros(3, 8, 8)], "not Tensor"),
-        (tmp_path / "none.jpg", "there is no picture"),
+        (tmp_path / "none.jpg", "there is no image"),
         (tmp_path / "none", "there is no folder"),
-        (tmp_path, "there are no pictures in"),
+        (tmp_path, "there are no images in"),
         ([next((photos / "test").rglob("*.png")), broken], "5.png"),
     ):
         with pytest.raises(ValueError, match=message):

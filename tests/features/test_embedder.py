@@ -55,7 +55,7 @@ def test_embed_equals_the_printed_lines_of_timm_and_transformers(folder):
     pixels = processor([Image.fromarray(picture) for picture in PHOTOGRAPHS])["pixel_values"]
     model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     assert cosines(found, model(pixels).detach().numpy()).min() > 0.9999
-    assert cosines(found[:1], found[1:2]).max() < 0.9999  # the pictures do differ
+    assert cosines(found[:1], found[1:2]).max() < 0.9999  # the images do differ
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_many_unreadable_pictures_are_refused_and_few_are_named():
         lines(*range(100), labelled=False)
     birds.labels[:] = 1
     birds.labels[7] = 0
-    with pytest.raises(TooManyCorruptImages, match=rf"no picture of class {birds.classes[0]} can"):
+    with pytest.raises(TooManyCorruptImages, match=rf"no image of class {birds.classes[0]} can"):
         lines(7)
     assert lines(7, labelled=False) == ["7.jpg is truncated"]
 
@@ -66,13 +66,13 @@ def test_a_run_names_test_pictures_that_cannot_be_read_once(backbone, birds, cap
     for _ in range(2):
         measure(backbone, Accelerator(cpu=True))
     (line,) = caplog.messages
-    assert line == "1 of 16 pictures of drawn cannot be read and are not measured: " + (
+    assert line == "1 of 16 images of drawn cannot be read and are not measured: " + (
         "3.jpg is truncated"
     )
     monkeypatch.setattr(monitor_module, "rank", lambda: 1)  # another process says nothing
     monitor(birds, test=SomeCorrupt(birds, [3]))(backbone, Accelerator(cpu=True))
     assert len(caplog.messages) == 1
-    with pytest.raises(TooManyCorruptImages, match=r"none of the 16 pictures of drawn can be read"):
+    with pytest.raises(TooManyCorruptImages, match=r"none of the 16 images of drawn can be read"):
         monitor(birds, test=SomeCorrupt(birds, range(16)))(backbone, Accelerator(cpu=True))
 
 

@@ -22,7 +22,7 @@ MODEL = "test_resnet@scratch"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Twelve pictures of three classes and their index in parts of four."""
+    """Twelve images of three classes and their index in parts of four."""
     root = tmp_path_factory.mktemp("birds")
     birds = DrawnBirds(12, num_classes=3, image_size=64, seed=1)
     write_photos(root / "photos", birds, classes=True)
@@ -91,12 +91,12 @@ def test_a_picture_of_the_index_finds_itself_and_the_sheet_shows_it(folder, tmp_
 @pytest.mark.parametrize(
     ("words", "options", "message"),
     [
-        (["note.txt"], {}, "note.txt: not a picture"),
-        (["none.jpg"], {}, "there is no picture none.jpg"),
+        (["note.txt"], {}, "note.txt: not an image"),
+        (["none.jpg"], {}, "there is no image none.jpg"),
         (["bird.png"], {"index": "none.parquet"}, "there is no file"),
         (["bird.png"], {"index": "note.txt"}, "is not a .parquet file of `fgssl embed`"),
         (["bird.png"], {"index": "other.parquet"}, "is not a .parquet file of `fgssl embed`"),
-        (["bird.png"], {"index": "empty.parquet"}, "holds no pictures"),
+        (["bird.png"], {"index": "empty.parquet"}, "holds no images"),
         (["bird.png"], {"model": "test_vit@scratch"}, "was made with test_resnet@scratch"),
         (["bird.png", "--out", "x.jpg"], {}, "the suffix of a sheet is .png"),
     ],
@@ -128,7 +128,7 @@ def test_an_index_whose_pictures_moved_away_searches_without_a_sheet(folder, tmp
     assert "drawn[" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*words, "--out", str(tmp_path / "x.png")])
-    assert "are no files" in capsys.readouterr().err
+    assert "are not files" in capsys.readouterr().err
 
 
 def test_other_options_of_the_same_weights_are_another_model(folder, tmp_path):

@@ -115,7 +115,7 @@ def test_the_card_says_which_pictures_were_seen(backbone):
 
 def test_the_card_says_what_training_and_test_pictures_have_in_common(backbone):
     card = render_card(backbone, recipe_of(), RESULTS)
-    assert "\n- Near-duplicates between pretraining and test pictures: not checked.\n" in card
+    assert "\n- Near-duplicates between pretraining and test images: not checked.\n" in card
     found = {**RESULTS, "overlap": {"summary": "Near-duplicates: 4 of 1620; exact: 0", "near": 4}}
     card = render_card(backbone, recipe_of(), found)
     assert "\n- Near-duplicates: 4 of 1620; exact: 0.\n" in card

@@ -46,8 +46,8 @@ def test_every_recipe_has_a_licence_that_its_pictures_allow():
 @pytest.mark.parametrize(
     ("hub", "message"),
     [
-        ({}, r"hub.license is missing \(the pictures of cub: non-commercial.*choose one with --li"),
-        ({"license": "apache-2.0"}, r"apache-2.0 allows commercial use .*; cc-by-nc-4.0 would not"),
+        ({}, r"hub.license is missing \(the images of cub: non-commercial.*choose one with --li"),
+        ({"license": "apache-2.0"}, r"apache-2.0 allows commercial use .*; use cc-by-nc-4.0"),
         ({"license": "GPL 3"}, "is no SPDX name"),
         ({"license": "mit\ntags: [x]"}, "is no SPDX name"),
     ],
@@ -62,11 +62,11 @@ def test_other_pictures_do_not_inherit_the_licence_of_a_recipe():
     drawn = "fgssl_resnet18_drawn.simclr"
     assert load_recipe(drawn, ["seed=3"]).hub.license == "apache-2.0"
     garden = load_recipe(drawn, ["data.path=photos", "data.name=garden"])
-    with pytest.raises(ValueError, match=r"missing \(the pictures of garden: terms unknown to us"):
+    with pytest.raises(ValueError, match=r"missing \(the images of garden: terms unknown to us"):
         check_license(garden)
     check_license(load_recipe(drawn, ["data.name=garden", "hub.license=mit"]))
     mine = ["data.path=CUB_200_2011", "data.name=cub"]
-    with pytest.raises(ValueError, match=r"missing \(the pictures of cub: non-commercial"):
+    with pytest.raises(ValueError, match=r"missing \(the images of cub: non-commercial"):
         check_license(load_recipe("fgssl_resnet50_cub.simclr", mine))
 
 
@@ -82,7 +82,7 @@ def test_results_without_their_protocol_are_refused(folder):
     with pytest.raises(ValueError, match="lacks the protocol of knn"):
         check(folder)
     edit(folder / "results.json", rows=[], protocol={})
-    with pytest.raises(ValueError, match="lacks the protocol of its numbers"):
+    with pytest.raises(ValueError, match="lacks the protocol of its scores"):
         check(folder)
 
 
@@ -102,7 +102,7 @@ def test_features_that_are_not_the_trained_ones_are_refused(folder):
         ({"num_features": 95}, "the network has 96 features, config.json says 95"),
         ({"model_args": {"global_pool": "max"}}, "has other features than the trained one"),
         ({"architecture": "test_resnet2"}, "timm knows no 'test_resnet2'"),
-        ({"model_args": {"channels": [16, 24, 24, 48]}}, "the backbone is no stock test_resnet"),
+        ({"model_args": {"channels": [16, 24, 24, 48]}}, "the backbone is not a stock test_resnet"),
         ({"trace": None}, "has other features"),
     ],
 )
@@ -118,8 +118,8 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(folder, config, messa
         ("model.safetensors", b"", "model.safetensors is broken"),
         ("model.safetensors", b"\x10" + 7 * b"\0" + b"{}", "model.safetensors is broken"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "`git lfs pull`"),
-        ("results.json", b'{"rows": [', r"results.json is no JSON .*; export the run again"),
-        ("results.json", b"[]", "results.json holds no results by name"),
+        ("results.json", b'{"rows": [', r"results.json is not JSON .*; export the run again"),
+        ("results.json", b"[]", "results.json is not a JSON object"),
         ("recipe.yaml", b"backbone: [", "recipe.yaml"),
         ("config.json", b"{", "config.json is no timm config"),
         ("README.md", b"\xff\xfe", "README.md"),
@@ -141,7 +141,7 @@ def test_weights_that_are_not_finite_are_refused(folder):
 
 def test_nothing_but_an_export_leaves_the_machine(folder, tmp_path):
     (folder / ".env").write_text("secret")
-    with pytest.raises(ValueError, match=r"holds \.env, which no export wrote"):
+    with pytest.raises(ValueError, match=r"holds \.env, which no export writes"):
         check(folder)
     (folder / ".env").unlink()
     (tmp_path / "private.png").write_text("secret")
@@ -174,7 +174,7 @@ def test_a_card_with_another_licence_or_header_is_refused(folder):
     with pytest.raises(ValueError, match=r"says license mit, recipe.yaml says cc-by-nc-4.0"):
         check(folder)
     (folder / "README.md").write_text("---\n- a list\n---\n")
-    with pytest.raises(ValueError, match="its header is not what the Hub reads"):
+    with pytest.raises(ValueError, match="the Hub cannot read its header"):
         check(folder)
     (folder / "README.md").unlink()
     with pytest.raises(ValueError, match=r"lacks README.md"):
@@ -188,7 +188,7 @@ def test_a_picture_is_shown_on_the_card(folder, tmp_path):
     assert "![Its parts / on ten birds](picture.png)" in (folder / "README.md").read_text()
     assert check(folder).results["picture"]
     png.write_bytes(b"<svg/>")
-    with pytest.raises(ValueError, match="is no PNG"):
+    with pytest.raises(ValueError, match="is not a PNG"):
         add_picture(folder, png, "")
 
 

@@ -1,4 +1,4 @@
-"""A folder of labelled pictures -> a classifier that timm, transformers and onnxruntime open."""
+"""A folder of labelled images -> a classifier that timm, transformers and onnxruntime open."""
 
 import csv
 import json
@@ -65,14 +65,14 @@ def fit(*words):
 def test_five_labels_become_a_classifier_that_a_colleague_runs(head, photos, birds, capsys):
     fit("--shots", "3", "--head", head, *(["--epochs", "2"] if head == "finetune" else []))
     printed = capsys.readouterr().out
-    assert "4 classes, 12 labelled pictures" in printed
+    assert "4 classes, 12 labelled images" in printed
     folder = photos.parent / "model"
     names = json.loads((folder / "config.json").read_text())["label_names"]
     assert sorted(names) == sorted(birds.classes)
     card = (folder / "README.md").read_text(encoding="utf-8")
-    accuracy = re.search(r"Accuracy on 4 other pictures: ([\d.]+) %", card)[1]
+    accuracy = re.search(r"Accuracy on 4 other images: ([\d.]+) %", card)[1]
     when = " after 2 passes of fine-tuning" if head == "finetune" else ""
-    assert f"accuracy on 4 other pictures{when}: {float(accuracy):.1f}%" in printed
+    assert f"accuracy on 4 other images{when}: {float(accuracy):.1f}%" in printed
     assert ("fine-tuned together for 2 passes over 12" in card) == (head == "finetune")
 
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -129,7 +129,7 @@ def test_a_fine_tuned_head_starts_as_the_linear_one_and_the_backbone_is_left_alo
     after = tuned.model.state_dict()
     statistics = [key for key in before if "running" in key]
     assert statistics
-    for key in statistics:  # few pictures would replace them by their own
+    for key in statistics:  # few images would replace them by their own
         torch.testing.assert_close(after[key], before[key], rtol=0, atol=0)
     assert any(not torch.equal(after[key], before[key]) for key in before)
     assert not tuned.training
@@ -153,20 +153,20 @@ def test_an_earlier_classifier_is_replaced_and_anything_else_is_not(
     (tmp_path / "x" / "thesis.tex").write_text("x")
     with pytest.raises(SystemExit):
         fit("--out", "x")
-    assert "x holds thesis.tex, which is no part of a classifier" in capsys.readouterr().err
+    assert "x holds thesis.tex, which is not part of a classifier" in capsys.readouterr().err
 
 
 def test_pictures_that_cannot_be_read_are_counted(photos, capsys, birds, without_onnx):
     fit()
     capsys.readouterr()
-    (photos / "broken.jpg").write_bytes(b"no picture")
+    (photos / "broken.jpg").write_bytes(b"no image")
     cv2.imwrite(str(photos / "one.png"), birds[0]["image"])
     words = ["predict", "model", "photos/broken.jpg", "photos/one.png", "--out", "p.csv"]
     cli.main(words)
-    assert "p.csv: 1 pictures; 1 cannot be read" in capsys.readouterr().out
+    assert "p.csv: 1 images; 1 cannot be read" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.main(["predict", "model", "photos/broken.jpg", "--out", "q.csv"])
-    assert "none of the 1 pictures can be read" in capsys.readouterr().err
+    assert "none of the 1 images can be read" in capsys.readouterr().err
     assert not (photos.parent / "q.csv").exists()
 
 
@@ -174,13 +174,13 @@ def test_pictures_of_zero_bytes_are_named_and_no_picture_is_an_error(photos, cap
     first, *others = sorted((photos / "train").rglob("*.png"))
     first.write_bytes(b"")
     fit()
-    assert "1 pictures cannot be read and are left out: " in (said := capsys.readouterr().out)
+    assert "1 images cannot be read and are not used: " in (said := capsys.readouterr().out)
     assert f"{first.name}: the file is empty" in said
     for path in others:
         path.write_bytes(b"")
     with pytest.raises(SystemExit):
         fit("--out", "y")
-    assert "none of the 12 pictures of photos can be read" in capsys.readouterr().err
+    assert "none of the 12 images of photos can be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ class Stage:
         self.run("accelerate", "launch", ROOT / "train.py", *words)
 
     def draw_photos(self) -> None:
-        """Class folders of pictures, to stand for birds that cannot be passed on."""
+        """Class folders of images, to stand for birds that cannot be passed on."""
         birds = DrawnBirds(32, num_classes=4, image_size=64, seed=3)
         for index in range(32):
             kind = birds.classes[birds.labels[index]]

@@ -104,11 +104,11 @@ def test_an_older_export_is_replaced_and_nothing_else_is(tmp_path):
     assert json.loads((folder / "results.json").read_text())["seed"] == 2
 
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"model holds notes.txt, which no export wrote"):
+    with pytest.raises(ValueError, match=r"model holds notes.txt, which no export writes"):
         export(backbone, folder, recipe, {})
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "README.md").write_text("mine")
-    with pytest.raises(ValueError, match=r"project holds README.md, which no export wrote"):
+    with pytest.raises(ValueError, match=r"project holds README.md, which no export writes"):
         export(backbone, tmp_path / "project", recipe, {})
     with pytest.raises(ValueError, match="is a file"):
         export(backbone, folder / "notes.txt", recipe, {})
@@ -168,7 +168,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 
 root = Path(sys.argv[1])
 drawn = np.random.default_rng(0).integers(0, 256, (120, 90, 3), dtype=np.uint8)
-picture = Image.fromarray(drawn)
+image = Image.fromarray(drawn)
 
 
 def same(a, b):
@@ -184,10 +184,10 @@ def check(code, expected):
     by_timm, transform = names["model"], names["transform"]
     exec(mark + second, names)
     by_transformers, processor = names["model"], names["processor"]
-    row = by_timm(transform(picture)[None])
+    row = by_timm(transform(image)[None])
     assert f"one row of {row.shape[1]} features" in code
-    same(by_transformers(**processor(picture)).pooler_output, row)
-    same(processor(picture)["pixel_values"][0], transform(picture))
+    same(by_transformers(**processor(image)).pooler_output, row)
+    same(processor(image)["pixel_values"][0], transform(image))
     same(by_timm(expected["pixels"]), expected["features"])
     same(by_transformers(expected["pixels"]).pooler_output, expected["features"])
 

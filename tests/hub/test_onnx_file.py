@@ -28,7 +28,7 @@ def test_the_command_writes_a_file_with_torchs_features(name, said, tmp_path, ca
     cli.main(["export-onnx", f"{name}@scratch", "--image-size", "64", "--out", str(file)])
     printed = capsys.readouterr().out
     assert said in printed
-    assert "its features are torch's" in printed
+    assert "its features equal torch's" in printed
     assert [path.name for path in file.parent.iterdir()] == ["model.onnx"]  # weights inside
     about = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     kept = about.get_modelmeta().custom_metadata_map

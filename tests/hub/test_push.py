@@ -183,7 +183,7 @@ def test_a_private_model_stays_private(run, hub, capsys):
     main(["publish", str(run), "--org", "you"])
     with pytest.raises(SystemExit):
         main(["publish", str(run), "--org", "you", "--private"])
-    assert "is public already" in capsys.readouterr().err
+    assert "is public; --private" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------- what goes wrong

@@ -86,7 +86,7 @@ def test_it_replaces_an_older_one_and_nothing_else(trained, tmp_path):
     release(trained[0], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds notes.txt, which no export wrote"):
+    with pytest.raises(ValueError, match=r"holds notes.txt, which no export writes"):
         release(trained[0], tmp_path)
     with pytest.raises(ValueError, match=r"--to: .*notes.txt is a file"):
         release(trained[0], folder / "notes.txt")

@@ -55,7 +55,7 @@ def test_list_and_info_know_it(folder, capsys):
     trained = results["rows"][-1]
     if "knn_top1" in trained:
         assert row["knn"] == trained["knn_top1"]
-    else:  # trained on pictures without labels
+    else:  # trained on images without labels
         first = next(iter(results["evaluations"].values()))
         assert row["knn"] == first["rows"][0]["scores"]["knn_top1"]["value"]
     main(["info", folder.name])

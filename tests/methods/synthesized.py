@@ -1,4 +1,4 @@
-"""Synthesized pairs as small as they come, and the pictures that their tests share."""
+"""Synthesized pairs as small as they come, and the images that their tests share."""
 
 from functools import cache
 

@@ -46,7 +46,7 @@ def softmax(x):
 
 
 def loss_of_the_paper(student, teacher, centre, student_temperature, teacher_temperature):
-    """Equation 3 of the paper, one pair, picture and prototype after the other."""
+    """Equation 3 of the paper, one pair, image and prototype after the other."""
     num_views, num_images, num_prototypes = student.shape
     total, count = 0.0, 0
     for g in range(len(teacher)):

@@ -119,7 +119,7 @@ def test_a_queue_smaller_than_a_batch_is_refused_before_anything_is_trained(tmp_
     with pytest.raises(
         ValueError,
         match=r"^stages\[0\]\.options\.queue_size: 63 is smaller than the batch of 64 images; "
-        r"64 or more would do$",
+        r"use 64 or more$",
     ):
         pretrain.pretrain(recipe)
     assert not (tmp_path / "run").exists()
@@ -146,7 +146,9 @@ def test_a_given_queue_above_half_of_the_pictures_is_named_in_the_log(size, time
     assert (line is None) == (times is None)
     if line:
         assert line.startswith(f"queue_size: {size} keys are more than half of the 16 training")
-        assert f"among its negatives {times} times on average; 8 or less" in line
+        assert (
+            f"on average {times} older keys of its own among its negatives; use 8 or less" in line
+        )
 
 
 def test_a_queue_of_half_an_epoch_holds_an_own_older_key_one_time_in_eight():

@@ -195,7 +195,7 @@ def test_parts_of_each_picture_alone_are_not_scored(birds):
 
 @pytest.mark.parametrize("shape", [(120, 90), (64, 200)])
 def test_a_picture_that_is_its_part_map_stays_so_in_every_view(shape):
-    """Defect 9: the same crop and flip for both. Beside a border the picture blends two parts."""
+    """Defect 9: the same crop and flip for both. Beside a border the image blends two parts."""
     note = np.arange(16, dtype=np.uint8).repeat(16).reshape(16, 16) // 4
     height, width = shape
     big = cv2.resize(note, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -324,7 +324,7 @@ def test_the_release_has_its_values_where_nothing_is_given(word):
     [
         ({"num_parts": 5, "discovery": {"size": 2}}, "num_parts: 5 parts on maps of 2 x 2 pixels"),
         ({"discovery": {"sise": 2}}, "discovery.sise: unknown key; did you mean size"),
-        ({"discovery": {"smooth": 2}}, "smooth: 2 is no odd number"),
+        ({"discovery": {"smooth": 2}}, "smooth: 2 is not an odd number"),
         ({"scope": "chunk"}, "scope: should be 'image' or 'dataset'"),
         ({"values": "released"}, "values: should be 'ours' or 'release'"),
         ({"preset": "papers"}, "preset: unknown 'papers'; did you mean paper"),
@@ -351,7 +351,7 @@ def test_the_figures_name_who_measured_them():
 
 
 def one_step(path, images):
-    """Notes, and loss and gradients of eight pictures, of which this process sees its share."""
+    """Notes, and loss and gradients of eight images, of which this process sees its share."""
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     method = build().eval()  # what norms do over processes is tested elsewhere

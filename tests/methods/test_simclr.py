@@ -94,7 +94,7 @@ def test_the_paper_gives_figures_for_two_pairs():
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_both_views_show_the_picture_that_the_sample_holds(pair):
-    """The code of SSL-Cassava walked two folders in no order and could pair two pictures."""
+    """The code of SSL-Cassava walked two folders in no order and could pair two images."""
     plain = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "crop_scale": [0.9, 1.0]}
     method = build(pair=pair, augmentation=plain)
     views = method.views(32)

@@ -151,7 +151,7 @@ def test_the_gradients_of_the_two_losses_are_disjoint(batch):
 
 
 def test_judging_moves_no_statistic_of_the_discriminator(batch):
-    """Two passes a step, of true and of restored pictures, are all that its norms remember."""
+    """Two passes a step, of true and of restored images, are all that its norms remember."""
     method = build()
     twin = copy.deepcopy(method.discriminator)
     method(batch)

@@ -49,7 +49,7 @@ def test_the_page_shows_a_staged_recipe_and_what_finds_s_in_a_checkpoint(tmp_pat
 
 
 def test_wrong_options_are_refused_with_what_would_do():
-    with pytest.raises(ValueError, match="random_share=0 would do"):
+    with pytest.raises(ValueError, match="use random_share=0"):
         build("synthesized_pairs", per_sample=True, random_share=1.0)
 
 

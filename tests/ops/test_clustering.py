@@ -141,7 +141,7 @@ def test_as_many_clusters_as_points_leave_nothing():
 
 
 def test_more_clusters_than_points_are_refused():
-    with pytest.raises(ValueError, match="num_clusters: 7 clusters of 6 points; 1 to 6 would do"):
+    with pytest.raises(ValueError, match="num_clusters: 7 clusters of 6 points; use 1 to 6"):
         kmeans(torch.randn(1, 6, 2), 7, [0])
 
 

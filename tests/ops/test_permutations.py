@@ -87,5 +87,5 @@ def test_tiles_come_apart_and_together():
 
 @pytest.mark.parametrize(("side", "fitting"), [(97, 96), (2, 3), (98, 99)])
 def test_a_side_without_equal_tiles_names_the_nearest(side, fitting):
-    with pytest.raises(ValueError, match=rf"{side} pixels has no 3 equal tiles; {fitting} would"):
+    with pytest.raises(ValueError, match=rf"{side} pixels has no 3 equal tiles; use {fitting}"):
         split_tiles(np.zeros((side, side, 3), np.uint8), 3)

@@ -51,7 +51,7 @@ def test_four_flat_quadrants_are_four_parts(tmp_path, scope, monkeypatch):
     for found in parts:
         corners = found[:8, :8], found[:8, 8:], found[8:, :8], found[8:, 8:]
         assert sorted(int(corner.unique().item()) for corner in corners) == [0, 1, 2, 3]
-    if scope == "dataset":  # a colour has one number in all pictures
+    if scope == "dataset":  # a colour has one number in all images
         assert torch.equal(parts[0], parts[1].flip(0))
 
 
@@ -82,7 +82,7 @@ def test_clusters_of_other_pictures_give_what_a_set_of_both_would(tmp_path, bird
 
 
 def test_a_picture_by_itself_learns_nothing_from_others(tmp_path, birds):
-    with pytest.raises(ValueError, match="scope: 'image' learns nothing from other pictures"):
+    with pytest.raises(ValueError, match="scope: 'image' cannot use clusters of other images"):
         discover_parts(
             build(), birds, Accelerator(cpu=True), Discovery(scope="image"), learn_from=birds
         )
@@ -148,7 +148,7 @@ def test_a_picture_that_cannot_be_decoded_has_an_empty_map(tmp_path, birds):
 
 
 def test_none_that_can_be_decoded_is_an_error(tmp_path, birds):
-    with pytest.raises(ValueError, match="drawn: none of the pictures can be decoded"):
+    with pytest.raises(ValueError, match="drawn: none of the images can be decoded"):
         discover(tmp_path, SomeCorrupt(birds, range(16)))
 
 
@@ -212,10 +212,10 @@ def test_a_file_cut_off_is_made_anew(tmp_path, birds):
     [
         ({"num_parts": 5, "size": 2}, "num_parts: 5 parts on maps of 2 x 2 pixels; 1 to 4 would"),
         ({"num_parts": 0}, "num_parts: 0 parts"),
-        ({"num_parts": 256}, "1 to 255 would do"),
+        ({"num_parts": 256}, "use 1 to 255"),
         ({"scope": "chunk"}, "scope: 'chunk' is neither image nor dataset"),
         ({"scope": "image", "pca": 4}, "pca: needs scope=dataset"),
-        ({"smooth": 2}, "smooth: 2 is no odd number"),
+        ({"smooth": 2}, "smooth: 2 is not an odd number"),
         ({"foreground": True}, "foreground: test_resnet has no attention"),
         ({"sample": 1, "num_parts": 15}, "num_parts: 15 parts of a sample of 4 pixels"),
     ],

@@ -1,15 +1,15 @@
-"""A timm model that is pooled by an attention it has learnt: `fgssl_attentive`.
+"""A timm model that is pooled by a learned attention: `fgssl_attentive`.
 
 Paper: LCR (Shu, van den Hengel & Liu, CVPR 2023).
 
-    trunk      any timm model whose features are a mean over the positions of its last map A
-    attention  a = max over 32 channels of ReLU(BN(conv 1x1(A))), stretched to 0..1 in each image
-    pooling    the trunk's own, of A a / mean(a): a mean of A with weights a
+    trunk      any timm model whose features are the mean over the positions of its last map A
+    attention  a = max over 32 channels of ReLU(BN(conv 1x1(A))), scaled to 0..1 in each image
+    pooling    the trunk's own pooling of A a / mean(a), that is, the mean of A with weights a
 
-The kind of trunk is an option, so that one name is enough:
-`timm.create_model("fgssl_attentive", trunk="resnet50")`. Stock timm lacks it: whoever opens such a
-model imports fg_ssl_zoo first. timm lists models under the last part of a module's name, hence
-this file's.
+The trunk is an option, so one name is enough:
+`timm.create_model("fgssl_attentive", trunk="resnet50")`. Import fg_ssl_zoo before opening such a
+model, since stock timm does not have it. timm shows the last part of a module's name when it lists
+models, hence the name of this file.
 """
 
 import copy
@@ -33,15 +33,15 @@ from fg_ssl_zoo.ops.gradcam import min_max
 from fg_ssl_zoo.ops.tokens import tokens_to_map
 
 POOLINGS = ("attention", "avg", "")
-"""By the attention, by the trunk itself, and none."""
+"""Pooling by the attention, by the trunk itself, and none."""
 
 
 class AttentionBranch(nn.Module):
-    """Where to look: a (b, h, w) map in 0..1 (the paper's GFB).
+    """The attention: a (b, h, w) map in 0..1 (the paper's GFB).
 
     Args:
         width: Channels of the feature map.
-        channels: Of the 1x1 convolution; 32 in the paper's code.
+        channels: Number of channels of the 1x1 convolution; 32 in the paper's code.
     """
 
     def __init__(self, width: int, channels: int = 32) -> None:
@@ -50,17 +50,17 @@ class AttentionBranch(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
-        """One everywhere where no position stands out."""
+        """Attention map; constant maps become 1 everywhere."""
         return min_max(self.norm(self.conv(maps)).relu().amax(1))
 
 
 def map_of(trunk: nn.Module, features: Float[Tensor, "b ..."]) -> Float[Tensor, "b c h w"]:
-    """What a timm model's `forward_features` gives, or its gradient, as a map.
+    """The output of a timm model's `forward_features`, or its gradient, as a map (b, c, h, w).
 
     Args:
-        trunk: Tells where the channels are, and how many tokens of a ViT are no patches.
-        features: A map, channels first or last, or tokens (b, n, c). Patches that make no square
-            become a column.
+        trunk: Defines the position of the channels, and the number of prefix tokens of a ViT.
+        features: A map, channels first or last, or tokens (b, n, c). Patches that do not form a
+            square become one column.
     """
     if features.ndim == 3:
         patches = features[:, _num_prefix_tokens(trunk) :]
@@ -73,12 +73,12 @@ def map_of(trunk: nn.Module, features: Float[Tensor, "b ..."]) -> Float[Tensor, 
 def weigh(
     trunk: nn.Module, features: Float[Tensor, "b ..."], attention: Float[Tensor, "b h w"]
 ) -> Float[Tensor, "b ..."]:
-    """Features whose mean over the positions is their mean with the attention as weights.
+    """Features whose plain mean over the positions is the attention-weighted mean of the input.
 
     Args:
-        trunk: Whose `forward_features` gave them.
-        features: Are multiplied by attention / its mean; tokens that are no patches stay.
-        attention: Of `map_of(trunk, features)`, not negative and not zero everywhere.
+        trunk: Network whose `forward_features` computed them.
+        features: Multiplied by attention / mean(attention); prefix tokens are not changed.
+        attention: Weights for `map_of(trunk, features)`; not negative, and not zero everywhere.
     """
     factor = (attention / attention.mean((1, 2), keepdim=True)).to(features.dtype)
     if features.ndim == 3:
@@ -89,13 +89,13 @@ def weigh(
 
 
 def check_pooling(model: nn.Module, name: str, image_size: int) -> None:
-    """Refuse a timm model whose features are no mean over the positions of its last map.
+    """Refuse a timm model whose features are not the mean over the positions of its last map.
 
-    A weighted mean would mean nothing there, and the loss of a ViT that is pooled by its class
-    token has no gradient at the patches.
+    Attention cannot weight such features, and the loss of a ViT that is pooled by its class token
+    has no gradient at the patches.
 
     Raises:
-        ValueError: Such a backbone, or pictures so small that the map has one position.
+        ValueError: Such a backbone, or images so small that the map has only one position.
     """
     twin: Any = copy.deepcopy(model).eval()
     side = image_size
@@ -106,8 +106,8 @@ def check_pooling(model: nn.Module, name: str, image_size: int) -> None:
         height, width = map_of(twin, found).shape[2:]
         if height * width == 1:
             raise ValueError(
-                f"data.image_size: {side} pixels leave {name} a map of one position, "
-                f"with nothing to choose from; {2 * side} would do"
+                f"data.image_size: with {side} pixels the last map of {name} has one position; "
+                f"use {2 * side}"
             )
         varied = 10 * torch.randn(found.shape, generator=generator).to(found)
         attention = torch.rand((1, height, width), generator=generator).to(found)
@@ -122,13 +122,13 @@ def check_pooling(model: nn.Module, name: str, image_size: int) -> None:
             else "{global_pool: avg}"
         )
         raise ValueError(
-            f"{name}: its features are no mean over the positions of its last map, which "
-            f"attention would weigh; backbone_options={how} or a resnet50 would do"
+            f"{name}: its features are not the mean over the positions of its last map, which "
+            f"attention needs; use backbone_options={how} or a resnet50"
         )
 
 
 def _evened(trunk: nn.Module, features: Tensor) -> Tensor:
-    """Features with the mean of the map at every position."""
+    """Features in which every position has the mean of the map."""
     if features.ndim == 3:
         first, patches = features.tensor_split([_num_prefix_tokens(trunk)], dim=1)
         return torch.cat([first, patches.mean(1, keepdim=True).expand_as(patches)], dim=1)
@@ -148,13 +148,13 @@ class Attentive(nn.Module):
     """A trunk, its attention, and a classifier if one is asked for.
 
     Args:
-        trunk: timm name of a model that averages its last map.
+        trunk: Name of a timm model that averages its last map.
         trunk_options: Keywords of its constructor.
-        attention_channels: Of the branch; 32 in the paper's code.
+        attention_channels: Number of channels of the branch; 32 in the paper's code.
         num_classes: 0 for no classifier.
-        in_chans: Channels of the picture.
+        in_chans: Channels of the image.
         global_pool: `attention`, `avg` for the trunk's own pooling, or '' for its last features.
-        drop_rate: Before the classifier.
+        drop_rate: Dropout before the classifier.
 
     Raises:
         ValueError: Unknown trunk or pooling.
@@ -191,7 +191,7 @@ class Attentive(nn.Module):
         return self.trunk.forward_features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pooled features, or logits where there is a classifier."""
+        """Pooled features, or logits if there is a classifier."""
         if self.global_pool == "attention":
             x = weigh(self.trunk, x, self.attention(map_of(self.trunk, x)))
         x = self.trunk.forward_head(x) if self.global_pool else x
@@ -203,11 +203,11 @@ class Attentive(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The trunk's maps, as timm's own models give them."""
+        """The trunk's feature maps, as in timm."""
         return self.trunk.forward_intermediates(x, *args, **kwargs)
 
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
-        """Drop the attention, the head, and the layers that no chosen map needs."""
+        """Remove the attention, the head, and the layers that no selected map needs."""
         self.attention = nn.Identity()
         self._set_head(0, "")
         return self.trunk.prune_intermediate_layers(*args, **kwargs)
@@ -217,18 +217,18 @@ class Attentive(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Another classifier, or none for 0 classes; `global_pool` as in the constructor."""
+        """Replace the classifier; 0 classes for none; `global_pool` as in the constructor."""
         self._set_head(num_classes, self.global_pool if global_pool is None else global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """As the trunk does it."""
+        """Passed to the trunk."""
         self.trunk.set_grad_checkpointing(enable)
 
     def _set_head(self, num_classes: int, global_pool: str) -> None:
         if global_pool not in POOLINGS or (num_classes and not global_pool):
             raise ValueError(
-                f"global_pool: '{global_pool}' with {num_classes} classes; attention or avg, or '' "
-                "without classes, would do"
+                f"global_pool: '{global_pool}' with {num_classes} classes; use attention or avg, "
+                "or '' without classes"
             )
         self.num_classes, self.global_pool = num_classes, global_pool
         self.fc = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
@@ -246,7 +246,7 @@ default_cfgs = generate_default_cfgs({
 
 @register_model
 def fgssl_attentive(pretrained: bool = False, trunk: str = "resnet50", **kwargs: Any) -> nn.Module:
-    """A trunk pooled by its attention; `trunk` and `trunk_options` tell which."""
+    """A trunk pooled by its attention; selected by `trunk` and `trunk_options`."""
     stock = get_pretrained_cfg(trunk)
     first = stock.first_conv if stock else None
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})

@@ -1,4 +1,4 @@
-"""A vision transformer over the feature map of any timm CNN: `fgssl_hybrid`.
+"""A vision transformer on the feature map of any timm CNN: `fgssl_hybrid`.
 
 Paper: Dosovitskiy et al., 2021 (ViT, arXiv 2010.11929), section 3.1, "Hybrid Architecture".
 
@@ -6,11 +6,11 @@ Paper: Dosovitskiy et al., 2021 (ViT, arXiv 2010.11929), section 3.1, "Hybrid Ar
     tokens   every position of that map, projected to the width of the transformer
     blocks   timm's `VisionTransformer`
 
-On a few thousand pictures a transformer from scratch hardly learns what a patch shows; the stem of
-a pretrained CNN knows it from the first step. timm has hybrids of four CNNs; here stem and widths
-are options, and `init=FILE#partial` with the weights of the CNN alone fills the stem:
-`timm.create_model("fgssl_hybrid", stem="resnet18", depth=6)`. Stock timm lacks it: whoever opens
-such a model imports fg_ssl_zoo first.
+On a few thousand images, a transformer from scratch learns poor patch features; a pretrained CNN
+stem provides them from the start. timm has hybrids of four CNNs. Here, stem and widths are options:
+`timm.create_model("fgssl_hybrid", stem="resnet18", depth=6)`. `init=FILE#partial` with the weights
+of the CNN alone fills the stem. Import fg_ssl_zoo before opening such a model, since stock timm
+does not have it.
 """
 
 from functools import partial
@@ -30,16 +30,16 @@ from torch import nn
 from fg_ssl_zoo.config import nearest
 
 TINY: dict[str, Any] = {"embed_dim": 192, "depth": 6, "num_heads": 3}
-"""ViT-Ti (DeiT, arXiv 2012.12877) with half its blocks."""
+"""ViT-Ti (DeiT, arXiv 2012.12877) with half of its blocks."""
 
 
 def stem_of(name: str, stage: int, in_chans: int = 3) -> nn.Module:
-    """A timm CNN up to a stage, as a list of one map.
+    """A timm CNN up to one of its stages; its output is a list of one map.
 
     Args:
-        name: Of a timm model with feature maps (b, c, h, w).
-        stage: Its feature map, as `features_only` numbers them; 3 has a stride of 16 for most.
-        in_chans: Channels of the picture.
+        name: Name of a timm model with feature maps (b, c, h, w).
+        stage: Number of the feature map in `features_only`; map 3 has stride 16 for most CNNs.
+        in_chans: Channels of the image.
 
     Raises:
         ValueError: No such model, or no such map.
@@ -53,7 +53,7 @@ def stem_of(name: str, stage: int, in_chans: int = 3) -> nn.Module:
     except (AssertionError, IndexError, RuntimeError, AttributeError) as error:
         raise ValueError(f"stem_stage: {name} gives no feature map {stage} ({error})") from error
     if getattr(stem, "output_fmt", "NCHW") != "NCHW":
-        raise ValueError(f"stem: the maps of {name} are no (b, c, h, w); resnet18 would do")
+        raise ValueError(f"stem: the maps of {name} are not (b, c, h, w); resnet18 works")
     return stem
 
 
@@ -70,7 +70,7 @@ default_cfgs = generate_default_cfgs({
 def fgssl_hybrid(
     pretrained: bool = False, stem: str = "resnet18", stem_stage: int = 3, **kwargs: Any
 ) -> nn.Module:
-    """A `VisionTransformer` whose tokens are positions of a CNN's map; `stem` tells which CNN."""
+    """A `VisionTransformer` whose tokens are the positions of a CNN's map; `stem` is the CNN."""
     below = stem_of(stem, stem_stage, kwargs.get("in_chans", 3))
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     stock = get_pretrained_cfg(stem)

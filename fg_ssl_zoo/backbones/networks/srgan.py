@@ -3,10 +3,10 @@
 Paper: Ledig et al., 2017 (arXiv 1609.04802), figure 4; layers as in the code of Breiki, Ridzuan &
 Grandhe, 2021 (`Lornatang/SRGAN-PyTorch`).
 
-They are architectures, as `resnet50` is one, so no data is in their names: a model trained from one
-is `fgssl_srresnet_DATA.METHOD`, from its recipe, as for any other backbone. Stock timm lacks them:
-whoever opens such a model imports fg_ssl_zoo first. timm lists models under the last part of a
-module's name, hence this file's.
+They are architectures like `resnet50`, so their names contain no data set; a trained model is named
+`fgssl_srresnet_DATA.METHOD` by its recipe. Import fg_ssl_zoo before opening such a model, since
+stock timm does not have them. timm shows the last part of a module's name when it lists models,
+hence the name of this file.
 """
 
 from abc import ABC, abstractmethod
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from fg_ssl_zoo.layers.generator import doubling
 
 FULL_MAP = 6
-"""Side of the discriminator's last map at 96 pixels, and at 88; other maps are pooled to it."""
+"""Side of the discriminator's last map at 96 and at 88 pixels; other maps are pooled to it."""
 
 
 class _Chain(nn.Module, ABC):
-    """What timm asks of a model, for networks that are told by the maps they pass through."""
+    """timm's model interface for a network that is a chain of feature maps."""
 
     num_features: int
     head_hidden_size: int
@@ -46,7 +46,7 @@ class _Chain(nn.Module, ABC):
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pooled features of the last map, or logits where there is a classifier."""
+        """Pooled features of the last map, or logits if there is a classifier."""
         x = self.hidden(self.pool(x)) if self.global_pool else x
         x = self.head_drop(x)
         return x if pre_logits else self.fc(x)
@@ -64,7 +64,7 @@ class _Chain(nn.Module, ABC):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Chosen maps, and the last one unless `intermediates_only`, as for timm's own models."""
+        """Selected maps, and the last one unless `intermediates_only`, as in timm."""
         assert output_fmt == "NCHW", "Output shape must be NCHW."
         wanted, last = self._taken(indices)
         found = []
@@ -78,7 +78,7 @@ class _Chain(nn.Module, ABC):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the head; all layers before it stay."""
+        """Remove the head; all layers before it are kept."""
         if prune_head:
             self.hidden = nn.Identity()
             self.head_hidden_size = self.num_features
@@ -86,7 +86,7 @@ class _Chain(nn.Module, ABC):
         return self._taken(indices)[0]
 
     def _taken(self, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-        """Numbers of the maps, none of them negative, and the largest."""
+        """Non-negative numbers of the maps, and the largest."""
         wanted = indices if indices is None or isinstance(indices, int) else list(indices)
         return feature_take_indices(len(self.feature_info), wanted)
 
@@ -95,11 +95,11 @@ class _Chain(nn.Module, ABC):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Another classifier, or none for 0 classes; `global_pool` as in the constructor."""
+        """Replace the classifier; 0 classes for none; `global_pool` as in the constructor."""
         self._set_head(num_classes, self.global_pool if global_pool is None else global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Is not there."""
+        """Not supported."""
         assert not enable, "gradient checkpointing not supported"
 
     def _make_head(self, num_classes: int, global_pool: str, drop_rate: float) -> None:
@@ -109,39 +109,37 @@ class _Chain(nn.Module, ABC):
 
     def _set_head(self, num_classes: int, global_pool: str) -> None:
         if num_classes and not global_pool:
-            raise ValueError("global_pool: a classifier needs pooled features; avg would do")
+            raise ValueError("global_pool: a classifier needs pooled features; use avg")
         self.num_classes, self.global_pool = num_classes, global_pool
         side = self.pool_size if global_pool else 1
         self.pool = SelectAdaptivePool2d(side, global_pool, flatten=bool(global_pool))
         if isinstance(self.hidden, nn.Identity):
             self.head_hidden_size = self.num_features * self.pool.feat_mult() * side**2
         elif global_pool and self.pool.feat_mult() != self.feat_mult:
-            raise ValueError(
-                f"global_pool: {global_pool} does not fit the layer behind the pooling"
-            )
+            raise ValueError(f"global_pool: {global_pool} does not fit the layer after the pooling")
         self.fc = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
 
 
 class SRResNet(_Chain):
-    """The trunk of SRGAN's generator, up to the map that its up-sampling begins with.
+    """The trunk of SRGAN's generator, up to the map before upsampling.
 
         stem     conv 9x9 and PReLU
         blocks   16 times: x + conv-BN-PReLU-conv-BN(x)
         fuse     stem + conv-BN(last block)
 
-    Every map is as large as the picture.
+    Every map is as large as the image.
 
     Args:
         num_classes: 0 for no classifier.
-        in_chans: Channels of the picture.
+        in_chans: Channels of the image.
         global_pool: `avg`, `max`, `avgmax`, `catavgmax`, or '' for the map itself.
         num_blocks: 16 in the paper.
-        drop_last_blocks: How many of these are left out, from the end.
+        drop_last_blocks: Number of blocks left out at the end.
         width: Channels of every layer; 64 in the paper.
-        pool_size: Side of the grid that pooling leaves; 4 gives 1,024 features.
-        upsample: Go on with the two enlargements that the whole generator makes: the last map is
-            four times as large as the picture, as in the paper's downstream classifier.
-        drop_rate: Before the classifier.
+        pool_size: Side of the grid after pooling; 4 gives 1,024 features.
+        upsample: Whether the two upsampling blocks of the generator follow; the last map is then
+            four times as large as the image, as in the paper's downstream classifier.
+        drop_rate: Dropout before the classifier.
     """
 
     def __init__(
@@ -166,7 +164,7 @@ class SRResNet(_Chain):
         self._make_head(num_classes, global_pool, drop_rate)
 
     def drop_last_blocks(self, count: int) -> None:
-        """Leave out residual blocks from the end; what lies behind them stays.
+        """Remove residual blocks from the end; the layers after them are kept.
 
         Raises:
             ValueError: No block would be left.
@@ -174,7 +172,7 @@ class SRResNet(_Chain):
         there = len(self.blocks)
         if not 0 <= count < there:
             raise ValueError(
-                f"drop_last_blocks: {count} of {there} blocks leave none; 0 to {there - 1} would do"
+                f"drop_last_blocks: {count} of {there} blocks leave none; use 0 to {there - 1}"
             )
         self.blocks = self.blocks[: there - count]
         flat = ["stem", *(f"blocks.{number}" for number in range(len(self.blocks))), "fuse"]
@@ -186,7 +184,7 @@ class SRResNet(_Chain):
         ]
 
     def maps(self, x: Tensor) -> Iterator[Tensor]:
-        """After the stem, after every block, their sum, and after every enlargement."""
+        """Maps after the stem, after every block, their sum, and after every upsampling."""
         first = x = self.stem(x)
         yield x
         for block in self.blocks:
@@ -214,18 +212,18 @@ class ResidualBlock(nn.Module):
 
 
 class Discriminator(_Chain):
-    """SRGAN's judge of 96-pixel pictures: eight convolutions, two linear layers, logits.
+    """SRGAN's discriminator: eight convolutions, two linear layers, logits.
 
-    A map of other than 6 x 6 pixels is averaged to that, so any picture of 16 pixels and more can
-    be judged; at 96 and 88 pixels this changes nothing.
+    The last map is averaged to 6 x 6, so images of at least 16 pixels are accepted; at 96 and 88
+    pixels the map already has this size.
 
     Args:
         num_classes: 0 for no classifier.
-        in_chans: Channels of the picture.
-        global_pool: How other maps become 6 x 6: `avg` or `max`; '' for the map itself.
-        width: Channels of the first two convolutions; 64 in the paper, 512 at the end.
-        hidden_size: Of the layer before the classifier; 1,024 in the paper.
-        drop_rate: Before the classifier.
+        in_chans: Channels of the image.
+        global_pool: Pooling to 6 x 6: `avg` or `max`; '' for the map itself.
+        width: Channels of the first two convolutions; 64 in the paper (512 at the end).
+        hidden_size: Width of the layer before the classifier; 1,024 in the paper.
+        drop_rate: Dropout before the classifier.
     """
 
     def __init__(
@@ -258,7 +256,7 @@ class Discriminator(_Chain):
         self.reset_classifier(num_classes)
 
     def maps(self, x: Tensor) -> Iterator[Tensor]:
-        """After every convolution."""
+        """Maps after every convolution."""
         for block in self.blocks:
             x = block(x)
             yield x
@@ -288,13 +286,13 @@ default_cfgs = generate_default_cfgs({
 
 @register_model
 def fgssl_srresnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Trunk of SRGAN's generator; features before up-sampling, at the picture's resolution."""
+    """Trunk of SRGAN's generator; features before upsampling, at the image's resolution."""
     return _build(SRResNet, "fgssl_srresnet", pretrained, **kwargs)
 
 
 @register_model
 def fgssl_srgan_discriminator(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """SRGAN's discriminator; reads pixels in 0..1 and gives logits."""
+    """SRGAN's discriminator; reads pixels in 0..1 and returns logits."""
     return _build(Discriminator, "fgssl_srgan_discriminator", pretrained, **kwargs)
 
 

@@ -1,1 +1,1 @@
-"""Weights on disk and on the Hub: published folders, where a name is found, files of others."""
+"""Weights on disk and on the Hub: published folders, search by name, files of other projects."""

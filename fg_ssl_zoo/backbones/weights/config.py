@@ -1,7 +1,7 @@
-"""The configuration of a published folder, checked before a network is built of it.
+"""The configuration of a published folder, checked before a network is built from it.
 
-Whoever wrote the folder may be a stranger: every value is checked, and no field may fetch weights
-from a place that nobody named.
+The author of the folder is not trusted: every value is checked, and no field may load weights from
+another place.
 """
 
 import json
@@ -26,18 +26,18 @@ from fg_ssl_zoo.backbones.weights.folder import (
 )
 
 PLACES = ("local-dir:", "hf-hub:", "hf_hub:")
-"""How timm's names of a folder and of a repository begin."""
+"""Prefixes of timm's names of a folder and of a repository."""
 
 _ELSEWHERE = ("url", "file", "state_dict", "source", "custom_load")
-"""Fields of a `pretrained_cfg` that would fetch weights from a place that nobody named."""
+"""Fields of a `pretrained_cfg` that would load weights from another place."""
 
 _RESERVED = ("pretrained", "checkpoint_path", "cache_dir")
-_NESTED = ("trunk_options",)  # arguments of the network inside ours (fgssl_attentive)
+_NESTED = ("trunk_options",)  # arguments of the inner network (fgssl_attentive)
 _LARGEST = {
     "in_chans": 1024, "img_size": 8192,
     **dict.fromkeys(("num_classes", "num_features", "prototypes", "queue_size"), 1_000_000),
 }  # fmt: skip
-_LARGEST_INTEGER = 100_000  # of any other argument; the widest of timm's layers have 20,000
+_LARGEST_INTEGER = 100_000  # limit of other arguments; timm's widest layers have 20,000
 _LARGEST_FILE = 1_000_000  # bytes of a config.json
 
 
@@ -45,12 +45,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a published folder, checked.
 
     Raises:
-        ValueError: It cannot be read, or holds what no network should be built of.
+        ValueError: It cannot be read, or a value is refused.
     """
     path = folder / CONFIG
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise ValueError("it is larger than a megabyte")
+            raise ValueError("it is larger than 1 MB")
         config = json.loads(path.read_text(encoding="utf-8"))
         check_config(config)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -59,13 +59,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse a configuration with an unknown network, or with values of no network.
+    """Refuse a configuration with an unknown network or with invalid values.
 
     Args:
-        config: What a `config.json` holds.
+        config: Content of a `config.json`.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: What is wrong with which key.
+        ValueError, KeyError, TypeError, AttributeError: Names the key and what is wrong with it.
     """
     architecture = config["architecture"]
     if not isinstance(architecture, str) or not is_model(architecture):
@@ -75,7 +75,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             _check_whole(key, config[key])
     for key in ("model_args", "pretrained_cfg"):
         if not isinstance(config.get(key, {}), Mapping):
-            raise ValueError(f"{key}: {str(config[key])[:40]!r} is no mapping")
+            raise ValueError(f"{key}: {str(config[key])[:40]!r} is not a mapping")
     arguments, cfg = config.get("model_args", {}), config.get("pretrained_cfg", {})
     check_arguments("model_args", arguments)
     if "in_chans" in arguments:
@@ -87,7 +87,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 def _check_whole(key: str, value: Any, least: int = 0) -> None:
     _check_value(key, value)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{key}: {str(value)[:40]!r} is no whole number of {least} or more")
+        raise ValueError(f"{key}: {str(value)[:40]!r} is not a whole number of at least {least}")
 
 
 def _check_fields(cfg: Mapping[str, Any]) -> None:
@@ -99,28 +99,28 @@ def _check_fields(cfg: Mapping[str, Any]) -> None:
         value = cfg.get(key)
         names = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(name, str) for name in names):
-            raise ValueError(f"pretrained_cfg.{key}: {str(value)[:40]!r} is no name of a layer")
+            raise ValueError(f"pretrained_cfg.{key}: {str(value)[:40]!r} is not a layer's name")
 
 
 def check_arguments(name: str, arguments: Mapping[str, Any], depth: int = 0) -> None:
-    """Refuse names that no constructor may have, and values that are not plain.
+    """Refuse argument names that are not allowed, and values that are not plain data.
 
     Args:
-        name: Of the arguments, for the error.
+        name: Name of the arguments, for the error.
         arguments: Keywords.
-        depth: Of the mapping they stand in.
+        depth: Nesting depth of the mapping that holds them.
 
     Raises:
-        ValueError: Which one.
+        ValueError: Names the argument.
     """
     for key, value in arguments.items():
         if not re.fullmatch(r"[a-z]\w*", key) or key.startswith(_RESERVED):
-            raise ValueError(f"{name}: {key!r} is no argument of a network")
+            raise ValueError(f"{name}: {key!r} is not an argument of a network")
         _check_value(key, value, depth)
 
 
 def _check_value(key: str, value: Any, depth: int = 0) -> None:
-    """Plain and of a size that a network has."""
+    """Refuse a value that is not plain data, or too large."""
     if key in _NESTED and isinstance(value, Mapping) and depth == 0:
         check_arguments(key, value, depth + 1)
     elif isinstance(value, list | tuple) and depth < 3 and len(value) <= 256:
@@ -135,18 +135,18 @@ def _check_value(key: str, value: Any, depth: int = 0) -> None:
 
 
 def check_plain_options(options: Mapping[str, Any], depth: int = 0) -> None:
-    """Refuse options of a method that are not plain, or larger than any method's.
+    """Refuse options of a method that are not plain data, or too large.
 
     Args:
         options: Keywords; a value may be a mapping of its own.
-        depth: Of the mapping they stand in.
+        depth: Nesting depth of the mapping that holds them.
 
     Raises:
         ValueError: Which one.
     """
     for key, value in options.items():
         if not re.fullmatch(r"[a-z]\w*", key):
-            raise ValueError(f"options: {key!r} is no name of an option")
+            raise ValueError(f"options: {key!r} is not the name of an option")
         if isinstance(value, Mapping) and depth < 2:
             check_plain_options(value, depth + 1)
         else:
@@ -154,7 +154,7 @@ def check_plain_options(options: Mapping[str, Any], depth: int = 0) -> None:
 
 
 def _check_pixels(cfg: Mapping[str, Any]) -> None:
-    """The fields of a `pretrained_cfg` that resize and scale pictures, and name other files."""
+    """The fields of a `pretrained_cfg` that resize and scale images, and name other files."""
     for key in _ELSEWHERE:
         if cfg.get(key):
             raise ValueError(f"pretrained_cfg.{key}: weights lie beside {CONFIG}, nowhere else")
@@ -164,18 +164,18 @@ def _check_pixels(cfg: Mapping[str, Any]) -> None:
         or Path(name).name != name
         or not name.endswith((".safetensors", *PICKLES))
     ):
-        raise ValueError(f"pretrained_cfg.hf_hub_filename: {name!r} is no file of weights")
+        raise ValueError(f"pretrained_cfg.hf_hub_filename: {name!r} is not a weight file")
     for key in ("input_size", "mean", "std"):
         value = cfg.get(key, [1, 1, 1])
         if not isinstance(value, list) or not all(_is_number(number) for number in value):
-            raise ValueError(f"pretrained_cfg.{key}: {value!r} is no list of numbers")
+            raise ValueError(f"pretrained_cfg.{key}: {value!r} is not a list of numbers")
         if key == "input_size" and (len(value) != 3 or not all(1 <= n <= 8192 for n in value)):
-            raise ValueError(f"pretrained_cfg.{key}: {value!r} is no size of pictures")
+            raise ValueError(f"pretrained_cfg.{key}: {value!r} is not an image size")
     if any(value <= 0 for value in cfg.get("std", [1])):
-        raise ValueError("pretrained_cfg.std: pixels are divided by it; larger than 0")
+        raise ValueError("pretrained_cfg.std: must be above 0, since pixels are divided by it")
     crop = cfg.get("crop_pct") or 1.0
     if not _is_number(crop) or not 0 < crop <= 2:
-        raise ValueError(f"pretrained_cfg.crop_pct: {crop!r} is no share of a picture")
+        raise ValueError(f"pretrained_cfg.crop_pct: {crop!r} is not a share of an image")
 
 
 def _is_number(value: Any) -> bool:
@@ -183,21 +183,21 @@ def _is_number(value: Any) -> bool:
 
 
 def check_source(source: str, cache_dir: str | Path | None = None) -> dict[str, Any]:
-    """Refuse a folder or repository before timm opens it: its configuration, and pickles.
+    """Check a folder or repository before timm opens it: its configuration, and no pickles.
 
-    timm takes `model.safetensors` where there is one, and a pickle where there is none.
+    timm reads `model.safetensors` if it exists, and otherwise a pickle.
 
     Args:
-        source: `local-dir:FOLDER` or `hf-hub:OWNER/NAME[@REVISION]`; other words pass.
-        cache_dir: Of the Hub's client; its own choice when not given.
+        source: `local-dir:FOLDER` or `hf-hub:OWNER/NAME[@REVISION]`; other text is accepted.
+        cache_dir: Cache folder of the Hub client; its default when not given.
 
     Returns:
-        The configuration; empty for other words, and for a folder without one.
+        The configuration; empty for other text, and for a folder without one.
 
     Raises:
-        ValueError: It holds no safetensors, a configuration that no network should be built of, or
-            weights with another hash than the Hub states.
-        OSError, HfHubHTTPError: It cannot be had.
+        ValueError: It holds no safetensors, an invalid configuration, or weights whose hash
+            differs from the Hub's.
+        OSError, HfHubHTTPError: It is not available.
     """
     kind, _, place = source.partition(":")
     if f"{kind}:" not in PLACES:
@@ -212,7 +212,7 @@ def check_source(source: str, cache_dir: str | Path | None = None) -> dict[str, 
     arguments: dict[str, Any] = {"revision": revision or None, "cache_dir": cache_dir}
     config = read_config(Path(hf_hub_download(repo, CONFIG, **arguments)).parent)
     name = (config.get("pretrained_cfg") or {}).get("hf_hub_filename") or WEIGHTS
-    if name.endswith(PICKLES):  # the safe file that timm looks for beside it
+    if name.endswith(PICKLES):  # the safetensors file that timm prefers
         name = name.replace("pytorch_model", "model").partition(".")[0] + ".safetensors"
     try:
         weights = Path(hf_hub_download(repo, name, **arguments))

@@ -1,12 +1,12 @@
-"""A published folder: its weight files, checked before anything of them is loaded.
+"""A published folder: its weight files are checked before they are loaded.
 
-    config.json                         architecture, its arguments, the pixels it wants
+    config.json                         architecture, its arguments, preprocessing
     model.safetensors                   timm's own keys
     model-00001-of-00002.safetensors    or the same in parts, with model.safetensors.index.json
 
-Whoever wrote the folder may be a stranger. Weights are safetensors and nothing else, as a pickle
-may run code when it is opened; file names that the index mentions stay inside the folder; weights
-are compared with the sha256 that whoever loads them knows. `config.py` checks config.json.
+The author of the folder is not trusted. Weights must be safetensors, since a pickle can run code;
+file names in the index must stay inside the folder; weights are compared with the expected sha256,
+if there is one. `config.py` checks config.json.
 """
 
 import functools
@@ -32,12 +32,12 @@ RECIPE = "recipe.yaml"
 INDEX = "model.safetensors.index.json"
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9](?:[\w-]|\.(?!\.))*", re.ASCII)
-"""A model's name: it becomes the name of a folder, of a repository and of a file."""
+"""Valid names of a model, which become names of folders, repositories and files."""
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 PICKLES = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
-"""Files that may run code when they are opened."""
+"""Suffixes of files that can run code when they are opened."""
 
 _GIT_LFS = b"version https://git-lfs"
 
@@ -48,22 +48,22 @@ NO_PICKLE = (
 
 
 def pickle_hint(folder: Path) -> str:
-    """What to say of a folder that holds a pickle in the place of weights; nothing otherwise."""
+    """A hint for a folder that holds a pickle instead of safetensors; otherwise empty."""
     found = sorted(path.name for path in folder.glob("*") if path.name.endswith(PICKLES))
     return f", but {found[0]}. {NO_PICKLE}" if found else ""
 
 
 def exported_folder(folder: Path) -> Path:
-    """The exported folder itself: this one, or the one inside a run's.
+    """The exported folder: this folder, or `export` inside a run's folder.
 
     Raises:
-        ValueError: Neither holds an export.
+        ValueError: Neither is an export.
     """
     for place in (folder, folder / "export"):
         if (place / CONFIG).is_file():
             return place
     raise ValueError(
-        f"neither {folder} nor {folder / 'export'} holds a {CONFIG}; a run exports when it ends"
+        f"neither {folder} nor {folder / 'export'} holds a {CONFIG}; a run writes it at its end"
     )
 
 
@@ -71,7 +71,7 @@ def exported_folder(folder: Path) -> Path:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether the folder holds safetensors, whole or in parts."""
+    """Whether the folder holds safetensors, in one file or in parts."""
     return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
 
 
@@ -79,19 +79,19 @@ def weight_files(folder: Path) -> list[Path]:
     """`model.safetensors`, or its parts.
 
     Raises:
-        ValueError: The index names a file outside of the folder, or one that is not there.
+        ValueError: The index names a file outside of the folder, or a missing one.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     try:
         names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / INDEX} is no index of parts") from error
+        raise ValueError(f"{folder / INDEX} is not an index of weight files") from error
     for name in sorted(names, key=str):
         if not isinstance(name, str) or not re.fullmatch(r"model-\d{5}-of-\d{5}.safetensors", name):
-            raise ValueError(f"{folder / INDEX} names {name!r}, which is no part of a model")
+            raise ValueError(f"{folder / INDEX} names {name!r}, which is not a weight file")
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} lacks {name}")
+            raise ValueError(f"{name} is missing in {folder}")
     return [folder / name for name in sorted(names)]
 
 
@@ -99,7 +99,7 @@ def read_state(folder: Path) -> dict[str, Tensor]:
     """All tensors of a published folder.
 
     Raises:
-        ValueError: A part is missing, named wrongly or broken.
+        ValueError: A part is missing, has an invalid name or is broken.
     """
     return {key: value for path in weight_files(folder) for key, value in _read(path).items()}
 
@@ -112,10 +112,10 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def check_readable(path: Path) -> None:
-    """Refuse half a file, and what git leaves in the place of a large one; only its head is read.
+    """Refuse a truncated file and a Git LFS pointer; only the header is read.
 
     Raises:
-        ValueError: Which it is.
+        ValueError: Says which it is.
     """
     try:
         with safe_open(path, framework="pt"):
@@ -129,7 +129,7 @@ def check_readable(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file's content; remembered until the file changes."""
+    """SHA-256 of a file's content; cached until the file changes."""
     about = path.stat()
     return _sha256(str(path), about.st_mtime_ns, about.st_size)
 
@@ -141,32 +141,32 @@ def _sha256(path: str, changed: int, size: int) -> str:
 
 
 def check_sha256(path: Path, wanted: str, remedy: str) -> None:
-    """Refuse a file with another content.
+    """Refuse a file whose SHA-256 differs.
 
     Args:
-        path: Weights.
-        wanted: 64 hexadecimal digits.
-        remedy: What to do about it.
+        path: Weight file.
+        wanted: Expected hash, 64 hexadecimal digits.
+        remedy: What to do about it, for the error.
 
     Raises:
-        ValueError: Both hashes and the remedy.
+        ValueError: The hashes differ; names both, and the remedy.
     """
     found = sha256_of(path)
     if found != wanted:
         raise ValueError(
-            f"{path} is not what was published: its sha256 is {found[:12]}..., and "
-            f"{wanted[:12]}... was expected. {remedy}"
+            f"{path} differs from the published file: its sha256 is {found[:12]}..., expected "
+            f"{wanted[:12]}...; {remedy}"
         )
 
 
 def whole(folder: Path) -> Path:
-    """The folder with its weights in one file, which is what timm opens.
+    """A folder with the weights in one file, as timm needs it.
 
-    Parts are joined once into a folder of the cache; without a cache that can be written, into a
-    temporary one.
+    Parts are joined once into a folder of the cache, or into a temporary folder if the cache
+    cannot be written.
 
     Raises:
-        ValueError: Parts are missing or named wrongly, or the file is broken.
+        ValueError: Parts are missing or have invalid names, or the file is broken.
     """
     if not (folder / INDEX).is_file() or (folder / WEIGHTS).is_file():
         if (folder / WEIGHTS).is_file():
@@ -183,21 +183,21 @@ def whole(folder: Path) -> Path:
         root = Path(tempfile.mkdtemp(prefix="fg_ssl_zoo_"))
     if not (root / WEIGHTS).is_file():
         join(folder, root / WEIGHTS)
-    with whole_file(root / CONFIG) as partial:  # others may read it now
+    with whole_file(root / CONFIG) as partial:  # other users may read it
         shutil.copyfile(folder / CONFIG, partial)
     return root
 
 
 def join(folder: Path, target: Path) -> None:
-    """Write the parts of a folder as the one file that they were split from, bit by bit."""
+    """Join the parts of a folder into the file that they were split from, equal to the bit."""
     with whole_file(target) as partial:
         write_state(read_state(folder), partial)
 
 
 def write_state(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors; the same tensors become the same bytes.
+    """Write tensors; the same tensors give the same bytes.
 
-    A second entry of metadata would make the order of both, and with it the hash, a matter of luck.
+    Only one metadata entry is written: the order of two would vary, and with it the hash.
     """
     from safetensors.torch import save_file
 
@@ -205,9 +205,9 @@ def write_state(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def write_network(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Write `config.json` and `model.safetensors`, readable by the same people.
+    """Write `config.json` and `model.safetensors` with the same file permissions.
 
-    safetensors alone would let nobody but the owner read the weights.
+    safetensors itself creates files that only their owner can read.
     """
     (folder / CONFIG).write_text(as_json(config), encoding="utf-8")
     write_state(state, folder / WEIGHTS)
@@ -215,11 +215,11 @@ def write_network(folder: Path, config: Mapping[str, Any], state: Mapping[str, T
 
 
 def as_json(content: Mapping[str, Any]) -> str:
-    """Plain data as a file holds it."""
+    """Plain data as the text of a JSON file."""
     return encodable(json.dumps(content, indent=2, ensure_ascii=False)) + "\n"
 
 
 def hub_hash(path: Path) -> str | None:
-    """The sha256 by which the Hub knows a downloaded file: the client names its copy after it."""
+    """The Hub's sha256 of a downloaded file, which is the name of the client's copy."""
     name = path.resolve().name
     return name if SHA256.fullmatch(name) else None

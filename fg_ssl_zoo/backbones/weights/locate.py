@@ -1,13 +1,13 @@
-"""Where the weights of a name are: a folder, the cache or the Hub.
+"""Find the weights of a name: in a folder, in the cache or on the Hub.
 
-    1. FG_SSL_ZOO_DIR/NAME   yours; whatever lies there is taken, without any request
-    2. published/NAME        of a checkout: the models that are released with it
+    1. FG_SSL_ZOO_DIR/NAME   your own folder; used without any request and without a hash
+    2. published/NAME        in a checkout: the released models
     3. the Hub               the recipe's `hub.repo`, else FG_SSL_ZOO_ORG/NAME, else fg-ssl-zoo/NAME
 
-A source that the caller names comes before all of them. A released model's sha256 stands in its
-recipe (`hub.sha256`): places 2 and 3 have to have it, unless FG_SSL_ZOO_ORG says that somebody
-else's model is wanted. What the Hub sends is always compared with the Hub's own hash, which its
-client does not do. A pinned revision, `NAME@REVISION`, comes from the Hub or its cache.
+A source passed by the caller comes before all of them. The recipe of a released model contains its
+sha256 (`hub.sha256`); weights of places 2 and 3 must have it, unless FG_SSL_ZOO_ORG selects another
+organisation. Downloads are always compared with the Hub's own hash, which its client does not do.
+A revision, `NAME@REVISION`, comes from the Hub or its cache.
 """
 
 import os
@@ -34,8 +34,7 @@ from fg_ssl_zoo.config import home_path, recipe_files
 HUB_PATIENCE = 5.0
 """Seconds to wait for the Hub's first answer; HF_HUB_ETAG_TIMEOUT replaces it.
 
-The client alone would repeat the question for 23 s where nothing listens, and for minutes where no
-one answers.
+The client's own retries take 23 s if the connection is refused, and minutes if nothing answers.
 """
 
 TRAIN = "accelerate launch train.py {}"
@@ -46,23 +45,23 @@ _HINTS = {
     "RevisionNotFoundError": "It has no such commit, tag or branch",
     "RemoteEntryNotFoundError": NO_PICKLE,
 }
-"""What an error of the Hub's client means, under its name."""
+"""Name of an error of the Hub client -> its meaning."""
 
 CHECKOUT = Path(__file__).parents[3]
 
 
 class PretrainedWeightsError(RuntimeError):
-    """No place holds the weights; the message names all that were tried."""
+    """No place has the weights; the message names all places that were tried."""
 
 
 class Published(NamedTuple):
     """Where one of our models is published; `published_folder` finds it.
 
     Fields:
-        name: `fgssl_BACKBONE_DATA.METHOD`, the folder's name below FG_SSL_ZOO_DIR.
+        name: `fgssl_BACKBONE_DATA.METHOD`, also the folder's name below FG_SSL_ZOO_DIR.
         repo: `OWNER/NAME` on the Hub.
-        revision: Commit, tag or branch of that repository; then no folder is asked.
-        sha256: Of the released weights, where they are known.
+        revision: Commit, tag or branch of that repository; folders are then not searched.
+        sha256: SHA-256 of the released weights, if known.
     """
 
     name: str
@@ -75,7 +74,7 @@ class Place(NamedTuple):
     """A folder with a model.
 
     Fields:
-        kind: `folder` is FG_SSL_ZOO_DIR, `checkout` its published/, `cache` that of the Hub.
+        kind: `folder` for FG_SSL_ZOO_DIR, `checkout` for published/, `cache` for the Hub's cache.
         path: The folder.
     """
 
@@ -89,7 +88,7 @@ def published_root() -> Path | None:
 
 
 def local_place(name: str) -> tuple[Place | None, list[str]]:
-    """The folder that a name means on this machine, and what was tried before it.
+    """The folder of a name on this machine, and the places that were tried before it.
 
     Args:
         name: `fgssl_BACKBONE_DATA.METHOD`.
@@ -121,15 +120,15 @@ def _lacking(folder: Path) -> str:
 
 
 def published_folder(published: Published, cache_dir: str | Path | None = None) -> Path:
-    """The folder with a model's `config.json` and weights, downloaded where no local one has them.
+    """The folder with a model's `config.json` and weights, downloaded if there is no local one.
 
     Args:
         published: The model.
-        cache_dir: Of the Hub's client; its own choice when not given.
+        cache_dir: Cache folder of the Hub client; its default when not given.
 
     Raises:
-        PretrainedWeightsError: No place has them; names each one tried, and why it failed.
-        ValueError: A place has other weights than were released.
+        PretrainedWeightsError: No place has them; names each place tried, and why it failed.
+        ValueError: The weights found differ from the released ones.
     """
     name, repo, revision, sha256 = published
     tried = []
@@ -143,7 +142,7 @@ def published_folder(published: Published, cache_dir: str | Path | None = None) 
             return folder
     try:
         folder = _from_hub(repo, revision, sha256, cache_dir)
-    except Exception as error:  # the client raises those of its HTTP library too
+    except Exception as error:  # the client also raises errors of its HTTP library
         where = f"{constants.ENDPOINT}/{repo}" + (f"@{revision}" if revision else "")
         tried.append(f"{where} ({explain(error)})")
         raise PretrainedWeightsError(
@@ -154,7 +153,7 @@ def published_folder(published: Published, cache_dir: str | Path | None = None) 
 
 
 def _remedies(name: str) -> str:
-    """How a user gets weights of a name that has none here."""
+    """What to do if there are no weights for a name."""
     train = "train it: " + TRAIN.format(name)
     ways = [
         f"{train}, then load runs/{name} or copy runs/{name}/export to FG_SSL_ZOO_DIR/{name}"
@@ -170,7 +169,7 @@ def check_download(folder: Path, sha256: str | None = None) -> None:
     """Compare downloaded weights with the Hub's own hash, and with that of the recipe.
 
     Raises:
-        ValueError: They are others.
+        ValueError: A hash differs.
     """
     for path in weight_files(folder):
         again = f"Delete {path.resolve()} and load again"
@@ -186,7 +185,7 @@ def check_download(folder: Path, sha256: str | None = None) -> None:
 def cached_folder(
     repo: str, revision: str | None = None, cache_dir: str | Path | None = None
 ) -> Path | None:
-    """What the Hub's client keeps of a repository; `None` where it lacks config or weights."""
+    """The cached snapshot of a repository; `None` if config or weights are missing."""
     try:
         return _snapshot(repo, revision, cache_dir, local_files_only=True)
     except (LocalEntryNotFoundError, OSError):
@@ -198,9 +197,8 @@ def _from_hub(
 ) -> Path:
     """Snapshot folder of a repository.
 
-    Nothing is asked where the cache holds the released weights, or the commit that is wanted; one
-    question where it may hold the newest commit. What is cached is also taken where the Hub has no
-    answer.
+    There is no request if the cache holds the released weights or the requested commit, and one
+    request if it may hold the newest commit. The cache is also used if the Hub does not answer.
     """
     cached = cached_folder(repo, revision, cache_dir)
     if cached and (cached.name == revision or (sha256 and sha256_of(cached / WEIGHTS) == sha256)):
@@ -235,7 +233,7 @@ def _snapshot(
 
 
 def explain(error: Exception) -> str:
-    """One line of what the Hub's client raised; what can be done about it where that is known."""
+    """An error of the Hub client in one line, with a remedy if one is known."""
     line = next(iter(str(error).splitlines()), "").rstrip(".")
     if isinstance(error, PermissionError) or getattr(error, "filename", None):
         line += "; the cache cannot be written, HF_HOME=FOLDER names another"

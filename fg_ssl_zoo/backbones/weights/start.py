@@ -1,14 +1,14 @@
-"""Start weights out of a file: which of its keys are the backbone, and whether they are this one.
+"""Load start weights from a file: detect which of its keys are the backbone, and check them.
 
-    read_weights    safetensors and nothing else: nothing is unpickled
-    backbone_part   what lies under the prefix where most of the backbone is found
-    start_from      timm's own conversion, then load, or say why not
+    read_weights    reads safetensors only; nothing is unpickled
+    backbone_part   the tensors under the prefix that fits the backbone best
+    start_from      timm's own conversion, then loading, or an error
 
-Every project stores a backbone under another prefix: `module.encoder_q.` (MoCo),
-`teacher.backbone.` (DINO), `online_encoder.`, `backbone.`, `model.`. The prefix is found by names
-and shapes, so a project that nobody thought of needs no entry here. torchvision's ResNets have
-timm's keys. Heads are left out, as the backbone has no such keys. A network that the backbone has
-inside, as the CNN below a hybrid ViT, is put where its names and shapes fit.
+Projects store a backbone under different prefixes: `module.encoder_q.` (MoCo),
+`teacher.backbone.` (DINO), `online_encoder.`, `backbone.`, `model.`. The prefix is detected by
+names and shapes, so there is no list of projects. torchvision's ResNets have timm's keys. Heads are
+ignored. The weights of an inner network, such as the CNN of a hybrid ViT, are loaded where names
+and shapes fit.
 """
 
 import logging
@@ -23,22 +23,22 @@ from torch import Tensor, nn
 from fg_ssl_zoo.backbones.weights.folder import PICKLES
 
 PARTIAL = "#partial"
-"""Behind a file: it holds a part of the backbone on purpose, and the rest starts at random."""
+"""Suffix of a file that holds only a part of the backbone; the rest starts at random."""
 
 ENOUGH = 0.9
-"""Share of the backbone's weights that a file has to hold."""
+"""Share of the backbone's weights that a file must contain."""
 
 EVALUATED = ("teacher", "encoder_q", "base_encoder", "online")
-"""Of two networks in one file the one that its paper evaluates: DINO, MoCo, MoCo v3, BYOL."""
+"""Prefixes of the network that a paper evaluates, if a file holds two (DINO, MoCo, BYOL)."""
 
-_COUNTER = "num_batches_tracked"  # of a norm; no weight, and older files lack it
+_COUNTER = "num_batches_tracked"  # a counter of a norm, missing in older files
 _SHOWN = 5
 
 _log = logging.getLogger(__name__)
 
 
 def is_file_name(init: str) -> bool:
-    """Whether these words of a recipe mean a file of weights, readable or not."""
+    """Whether this `init` names a weight file, readable or not."""
     return init.removesuffix(PARTIAL).endswith((".safetensors", *PICKLES))
 
 
@@ -46,7 +46,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a file.
 
     Raises:
-        ValueError: No such file, a broken one, or a pickle.
+        ValueError: The file is missing, broken, or a pickle.
     """
     from safetensors.torch import load_file
 
@@ -69,17 +69,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def backbone_part(
     found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> tuple[str, dict[str, Tensor]]:
-    """The prefix under which most weights have the right name and shape, and what lies there.
+    """The prefix under which most weights have the right name and shape, and its tensors.
 
     Args:
-        found: A file's tensors.
-        wanted: The backbone's.
+        found: Tensors of the file.
+        wanted: Tensors of the backbone.
 
     Returns:
-        The prefix, with its last dot, and the tensors below it by the rest of their names.
+        The prefix with its final dot, and the tensors under it by the rest of their names.
 
     Raises:
-        ValueError: Several networks fit equally, and none is known as the one to take.
+        ValueError: Several networks fit equally well, and none of the known prefixes decides.
     """
     right, named = Counter[str](), Counter[str]()
     for key, value in found.items():
@@ -104,8 +104,8 @@ def _one_of(prefixes: Sequence[str]) -> str:
         if len(chosen) == 1:
             return chosen[0]
     raise ValueError(
-        f"init: the backbone is there {len(prefixes)} times, under {', '.join(prefixes)}; "
-        "keep the keys of one of them in the file"
+        f"init: the file contains the backbone {len(prefixes)} times, under "
+        f"{', '.join(prefixes)}; keep the keys of one of them"
     )
 
 
@@ -117,17 +117,17 @@ def start_from_file(model: nn.Module, path: Path, source: str, *, partial: bool 
 def start_from(
     model: nn.Module, found: Mapping[str, Tensor], source: str, *, partial: bool = False
 ) -> None:
-    """Load the backbone out of `found`; what starts at random and what is resized is logged.
+    """Load the backbone from `found`; the log names tensors that start at random or are resized.
 
     Args:
-        model: A timm model without its classifier; is changed in place.
-        found: Tensors under anybody's keys.
-        source: Where they come from, for messages.
-        partial: Whether the file may lack any part, or hold a deeper network.
+        model: A timm model without its classifier; changed in place.
+        found: Tensors with any prefix of keys.
+        source: Their source, for messages.
+        partial: Whether weights may be missing, or belong to a deeper network.
 
     Raises:
-        ValueError: A shape that differs, too few of the backbone's weights, or more of them than it
-            has a place for.
+        ValueError: A shape differs, too many of the backbone's weights are missing, or the file
+            belongs to a deeper network.
     """
     state = model.state_dict()
     wanted = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
@@ -165,18 +165,18 @@ def start_from(
 
 
 def _inside(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a network that the backbone has inside, as the CNN below a hybrid ViT."""
+    """Weights of an inner network, such as the CNN of a hybrid ViT."""
     ends = {name.rpartition(".")[2] for name in found}
     inside = {key: value for key, value in wanted.items() if key.rpartition(".")[2] in ends}
     try:
         place, _ = backbone_part(inside, found)
-    except ValueError:  # it would fit in several places: it is none of them
+    except ValueError:  # it fits in several places, so it is ignored
         return dict(found)
     return {f"{place}{name}": value for name, value in found.items()}
 
 
 def _refuse_deeper(part: Mapping[str, Tensor], state: Collection[str], source: str) -> None:
-    """A ResNet-34 holds all that a ResNet-18 wants, and is another network all the same."""
+    """Refuse a deeper network: a ResNet-34 contains all keys of a ResNet-18."""
     parts = {key.partition(".")[0] for key in state}
     beyond = [key for key in part if key not in state and key.partition(".")[0] in parts]
     if len(beyond) > (1 - ENOUGH) * len(state):
@@ -188,10 +188,9 @@ def _refuse_deeper(part: Mapping[str, Tensor], state: Collection[str], source: s
 def _as_timm_reads(
     part: dict[str, Tensor], model: nn.Module, wanted: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The part after timm's own conversion for this family, where something does not fit as it is.
+    """Apply timm's own conversion for this family (`checkpoint_filter_fn`) if tensors do not fit.
 
-    That is where timm resizes position embeddings, and reads the original keys of some papers. Each
-    of timm's model files calls that function `checkpoint_filter_fn`.
+    timm's function resizes position embeddings, and converts the original keys of some papers.
     """
     if all(key in part and part[key].shape == value.shape for key, value in wanted.items()):
         return part
@@ -205,7 +204,7 @@ def _as_timm_reads(
         RuntimeError,
         AttributeError,
         AssertionError,
-    ):  # another network's; the counts will say so
+    ):  # weights of another network; the counts show it
         return part
     for key in part.keys() & converted.keys():
         before, after = tuple(part[key].shape), tuple(converted[key].shape)

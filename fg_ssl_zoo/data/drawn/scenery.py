@@ -68,8 +68,8 @@ class Seat(NamedTuple):
     """What the bird sits on, with the plants that grow there and before the bird.
 
     Fields:
-        slope: Of the branch or the ground, as a tangent.
-        width: Of the branch, as a share of the picture.
+        slope: Slope of the branch or the ground, as a tangent.
+        width: Width of the branch, as a share of the picture.
         draws: Uniform numbers that place and turn the plants.
     """
 

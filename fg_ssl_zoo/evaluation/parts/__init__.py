@@ -1,9 +1,9 @@
-"""Parts of objects: true masks, scores of found parts, a network that learns masks.
+"""Parts of objects: annotated masks, scores of discovered parts, part segmentation.
 
-truth               part names and masks of a data set in one form
-points              keypoints of a data set, in the picture and in its centre crop
-scores              found parts against masks and keypoints
+truth               annotated part names and masks of a data set
+points              keypoints of a data set, in the image and in its centre crop
+scores              discovered parts compared with masks and keypoints
 segmenter           the network of `part_segmentation` and its options
-segmenter_training  how it learns from a list of labelled pictures
-segmenter_scores    its pixels counted against the masks
+segmenter_training  trains it on a list of labelled images
+segmenter_scores    compares its predictions with the masks
 """

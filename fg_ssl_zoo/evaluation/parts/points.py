@@ -1,4 +1,4 @@
-"""Keypoints of pictures: their names, and their places in the picture and in its centre crop."""
+"""Keypoints of images: names, and positions in the image and in its centre crop."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,25 +15,25 @@ from fg_ssl_zoo.data.sample import Images, Sample, keypoints_known
 
 
 def keypoint_names(images: Images) -> list[str]:
-    """Names of the keypoints that the pictures carry.
+    """Names of the keypoints of the images.
 
     Raises:
-        ValueError: They carry none.
+        ValueError: They have none.
     """
     names = keypoints_known(images)
     if not names:
         raise ValueError(
             f"{images.name} has no keypoints; drawn, the official CUB_200_2011 folder and folders "
-            "with a parts.csv have (docs/data.md)"
+            "with a parts.csv have keypoints (docs/data.md)"
         )
     return names
 
 
 def points_of(images: Images, view: CentreView, num_workers: int = 0) -> Float[Tensor, "n k 3"]:
-    """Keypoints of all readable pictures: x, y in 0..1 of the centre crop, and visible in it.
+    """Keypoints of all readable images: x, y in 0..1 of the centre crop, and visible in it.
 
     Raises:
-        ValueError: A visible keypoint lies outside of its picture.
+        ValueError: A visible keypoint lies outside of its image.
     """
     loader = image_loader(
         images,
@@ -52,32 +52,32 @@ def points_of(images: Images, view: CentreView, num_workers: int = 0) -> Float[T
 def refuse_points_outside(
     images: Images, points: Float[Tensor, "n k 3"], indices: Int64[Tensor, " n"]
 ) -> None:
-    """Visible keypoints lie within the picture.
+    """Refuse visible keypoints outside of their image.
 
     Args:
-        images: The set.
-        points: x, y as shares of the picture, and visible.
-        indices: Which pictures these are.
+        images: The data set.
+        points: x, y as shares of the image, and whether the keypoint is visible.
+        indices: Numbers of these images in the data set.
 
     Raises:
-        ValueError: Some do not; names the first, and how many.
+        ValueError: Some are outside; the message counts them and names the first.
     """
     off = ((points[..., :2] < 0) | (points[..., :2] > 1)).any(dim=-1) & (points[..., 2] > 0)
     if off.any():
         row, k = off.nonzero()[0].tolist()
         x, y = points[row, k, :2].tolist()
         raise ValueError(
-            f"{images.name}: {int(off.sum())} visible keypoints lie outside of their picture, as "
+            f"{images.name}: {int(off.sum())} visible keypoints lie outside of their image, as "
             f"{keypoint_names(images)[k]} of {image_name(images, int(indices[row]))} at x {x:.3g}, "
-            f"y {y:.3g} (shares of the picture)"
+            f"y {y:.3g} (shares of the image)"
         )
 
 
 @dataclass(frozen=True)
 class PointsInCrop:
-    """`keypoints` (k, 3) as shares of the centre crop; one outside of it is not visible.
+    """`keypoints` (k, 3) as shares of the centre crop; keypoints outside of it are not visible.
 
-    `whole` has the same as shares of the picture.
+    `whole` holds the same keypoints as shares of the image.
     """
 
     view: CentreView

@@ -1,19 +1,19 @@
-"""Parts found without labels, scored against what is known: part masks and keypoints.
+"""Scores of parts discovered without labels, by part masks and keypoints.
 
-    agreement     NMI and ARI between found and true parts, over pixels or at keypoints
-    foreground    IoU of all found parts together against all true parts together
-    regression    keypoints predicted linearly from the centres of the found parts
+    agreement     NMI and ARI between discovered and annotated parts, over pixels or at keypoints
+    foreground    IoU of all discovered parts together with all annotated parts together
+    regression    keypoints predicted linearly from the centres of the discovered parts
 
-That is the usual protocol of unsupervised part discovery: the regression is from Hung et al., 2019
+This is the usual protocol of unsupervised part discovery: the regression is from Hung et al., 2019
 (SCOPS, arXiv 1905.01298), NMI and ARI at visible keypoints from Choudhury et al., 2021
-("Unsupervised part discovery from contrastive reconstruction", arXiv 2111.06349). Found numbers
-must mean the same in all pictures (`scope: dataset`); 0 is background.
+("Unsupervised part discovery from contrastive reconstruction", arXiv 2111.06349). A part number
+must mean the same in all images (`scope: dataset`); 0 is the background.
 
-A part map covers the whole picture, whatever its size: (h, w) numbers, stretched over it.
+A part map (h, w) of any size covers the whole image.
 
-Deviations: whether a part was found at all is an input of the regression beside its centre (the
-papers' parts are heat maps, which always have one); the error is a share of the picture's sides,
-which for pictures that are cut to the object, as cub100, are the sides of its box.
+Deviations: the regression also reads whether a part is present (in the papers, parts are heat maps
+and always present). The error is a share of the sides of the image; if images are cropped to the
+object, as in cub100, these are the sides of its bounding box.
 """
 
 import logging
@@ -38,10 +38,10 @@ from fg_ssl_zoo.features.extract import evenly
 _log = logging.getLogger(__name__)
 
 SCORED = 1024
-"""Pictures, evenly spaced over the set, that are looked at while training."""
+"""Number of images, evenly spaced over the data set, that are scored during training."""
 
 PartMaps = Integer[Tensor, "n h w"]
-"""Part of every pixel of every picture of a set, in its order; 0 is background."""
+"""Part number of every pixel, for all images of a data set in its order; 0 is background."""
 
 
 def part_scores(
@@ -50,25 +50,26 @@ def part_scores(
     test_maps: Integer[Tensor, "m y x"],
     test: Images,
 ) -> list[Outcome]:
-    """All scores that the pictures' masks and keypoints allow, on the test pictures.
+    """All scores on the test images that their masks and keypoints allow.
 
-    With masks: `parts_nmi`, `parts_ari` over all pixels, `parts_fg_nmi`, `parts_fg_ari` over those
-    of true parts, `parts_fg_iou`. With keypoints: `parts_keypoint_nmi`, `parts_keypoint_ari`, and
-    `parts_keypoint_error`, which is fitted on the training pictures and better when low.
+    With masks: `parts_nmi`, `parts_ari` over all pixels, `parts_fg_nmi`, `parts_fg_ari` over the
+    pixels of annotated parts, `parts_fg_iou`. With keypoints: `parts_keypoint_nmi`,
+    `parts_keypoint_ari`, and `parts_keypoint_error` (lower is better), whose regression is fitted
+    on the training images.
 
     Args:
-        train_maps: Parts found in the training pictures; read for the regression alone.
-        train: The training pictures.
-        test_maps: Parts found in the test pictures.
-        test: The test pictures.
+        train_maps: Parts discovered in the training images; read by the regression only.
+        train: The training images.
+        test_maps: Parts discovered in the test images.
+        test: The test images.
 
     Raises:
-        ValueError: There are neither masks nor keypoints, masks are wrong, keypoints lie outside of
-            their picture, or the maps are of another number of pictures.
+        ValueError: There are neither masks nor keypoints, masks are invalid, keypoints lie outside
+            of their image, or the number of maps differs from the number of images.
     """
     for maps, images, name in ((train_maps, train, "training"), (test_maps, test, "test")):
         if len(maps) != len(images):
-            raise ValueError(f"{len(maps)} part maps for {len(images)} {name} pictures")
+            raise ValueError(f"{len(maps)} part maps for {len(images)} {name} images")
     refuse_unknown_parts(test)
     has_masks, has_points = (bool(getattr(test, key, [])) for key in ("parts", "keypoints"))
     num_parts = int(max(train_maps.max(), test_maps.max())) + 1
@@ -91,21 +92,21 @@ def part_scores(
 
 
 def part_agreement(maps: Integer[Tensor, "n h w"], images: Images) -> dict[str, float]:
-    """`eval/part_nmi`, `eval/part_ari` of found parts on at most `SCORED` pictures, for the log.
+    """`eval/part_nmi`, `eval/part_ari` of discovered parts on at most `SCORED` images, for the log.
 
-    Against part masks, over all pixels; where there are none, at the visible keypoints. Nothing
-    where what is known cannot be used: who only looks at parts needs neither masks nor keypoints.
+    They compare with part masks over all pixels, or else with visible keypoints. Returns {} if
+    there are neither, and {} with a warning if they cannot be used.
 
     Args:
-        maps: Parts found in the pictures, with numbers that mean the same in all of them.
-        images: With masks or keypoints, or without.
+        maps: Discovered parts; a number means the same part in all images.
+        images: Images with or without masks and keypoints.
     """
     if not knows_parts(images):
         return {}
     try:
         return _agreement_of_some(maps, images)
     except ValueError as error:
-        _log.warning("part scores are left out: %s", error)
+        _log.warning("part scores are not computed: %s", error)
         return {}
 
 
@@ -124,15 +125,15 @@ def _agreement_of_some(maps: PartMaps, images: Images) -> dict[str, float]:
 
 
 def knows_parts(images: Images) -> bool:
-    """Whether the pictures have part masks or keypoints to score found parts with."""
+    """Whether the images have part masks or keypoints."""
     return bool(parts_known(images) or keypoints_known(images))
 
 
 def refuse_unknown_parts(images: Images) -> None:
-    """Found parts need something to be scored with.
+    """Refuse images that discovered parts cannot be compared with.
 
     Raises:
-        ValueError: The pictures have neither part masks nor keypoints.
+        ValueError: The images have neither part masks nor keypoints.
     """
     if not knows_parts(images):
         raise ValueError(
@@ -152,7 +153,7 @@ def _agreement(
 def _outcome(
     metric: str, score: Any, counts: Int64[Tensor, "n k p"], settings: dict[str, Any]
 ) -> Outcome:
-    """Pictures without a count are not scored: NaN."""
+    """One value per image; NaN for images without any count."""
     scored = counts.flatten(1).sum(dim=1) > 0
     values = np.full(len(counts), np.nan)
     if scored.any():
@@ -166,16 +167,16 @@ def _outcome(
 def contingency(
     found: Integer[Tensor, " m"], true: Integer[Tensor, " m"], shape: tuple[int, int]
 ) -> Int64[Tensor, "k p"]:
-    """How often found number i meets true number j."""
+    """Contingency table: how often discovered part i coincides with annotated part j."""
     pairs = found.long() * shape[1] + true.long()
     return pairs.bincount(minlength=shape[0] * shape[1]).reshape(shape)
 
 
 def mask_contingency(maps: PartMaps, images: Images, num_parts: int) -> Int64[Tensor, "n k p"]:
-    """Found against true parts of every picture, over the pixels of its mask; 0s where unreadable.
+    """Contingency table of each image over the pixels of its mask; zeros if it is unreadable.
 
     Raises:
-        ValueError: Masks are missing or wrong, or parts overlap.
+        ValueError: Masks are missing or invalid, or parts overlap.
     """
     shape = (num_parts, len(part_names(images)) + 1)
     counts = torch.zeros(len(images), *shape, dtype=torch.int64)
@@ -191,16 +192,16 @@ def mask_contingency(maps: PartMaps, images: Images, num_parts: int) -> Int64[Te
 
 
 def stretched(part_map: Integer[Tensor, "h w"], height: int, width: int) -> Int64[Tensor, "y x"]:
-    """A part map at the size of its picture, nearest neighbour."""
+    """A part map resized to its image by nearest neighbour."""
     small = part_map.cpu().numpy().astype(np.uint16)
     large = cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return torch.from_numpy(large.astype(np.int64))
 
 
 def normalized_mutual_information(counts: Num[Tensor, "k p"]) -> Float[Tensor, ""]:
-    """NMI = 2 I(found; true) / (H(found) + H(true)) of a contingency table; 1 where both are one.
+    """NMI = 2 I(a; b) / (H(a) + H(b)) of a contingency table; 1 if each side has one part only.
 
-    The arithmetic mean of the entropies, as in scikit-learn, which the papers used.
+    The normaliser is the arithmetic mean of the entropies, as in scikit-learn and the papers.
     """
     joint = counts.double() / counts.double().sum()
     rows, columns = joint.sum(dim=1), joint.sum(dim=0)
@@ -216,9 +217,9 @@ def _entropy(shares: Float[Tensor, "..."]) -> Float[Tensor, ""]:
 
 
 def adjusted_rand_index(counts: Num[Tensor, "k p"]) -> Float[Tensor, ""]:
-    """ARI of a contingency table (Hubert & Arabie, 1985): pairs that both put together.
+    """ARI of a contingency table (Hubert & Arabie, 1985).
 
-    0 by chance, 1 for equal partitions, below 0 for worse than chance.
+    0 by chance, 1 for equal partitions, negative if worse than chance.
     """
     table = counts.double()
     together, in_rows, in_columns = (
@@ -236,7 +237,7 @@ def _pairs(counts: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def foreground_iou(counts: Num[Tensor, "k p"]) -> Float[Tensor, ""]:
-    """IoU of everything but number 0, found against true."""
+    """IoU of the discovered and the annotated foreground (all numbers except 0)."""
     return counts[1:, 1:].sum() / (counts.sum() - counts[0, 0])
 
 
@@ -244,10 +245,10 @@ def foreground_iou(counts: Num[Tensor, "k p"]) -> Float[Tensor, ""]:
 
 
 def keypoints_of(images: Images) -> Float[Tensor, "n k 3"]:
-    """x, y as shares of the picture, and visible; all invisible where it cannot be read.
+    """x, y as shares of the image, and visibility; all invisible if an image is unreadable.
 
     Raises:
-        ValueError: A visible keypoint lies outside of its picture.
+        ValueError: A visible keypoint lies outside of its image.
     """
     names = keypoints_known(images)
     points = torch.zeros(len(images), len(names), 3)
@@ -269,7 +270,7 @@ def keypoints_of(images: Images) -> Float[Tensor, "n k 3"]:
 def keypoint_contingency(
     maps: PartMaps, points: Float[Tensor, "n j 3"], num_parts: int
 ) -> Int64[Tensor, "n k j"]:
-    """Found part at each visible keypoint against the number of the keypoint, for each picture."""
+    """Contingency table of each image: part at a visible keypoint, number of the keypoint."""
     n, height, width = maps.shape
     columns = (points[..., 0] * width).long().clamp(0, width - 1)
     rows = (points[..., 1] * height).long().clamp(0, height - 1)
@@ -279,9 +280,9 @@ def keypoint_contingency(
 
 
 def part_centres(maps: PartMaps, num_parts: int) -> Float64[Tensor, "n k 3"]:
-    """Centre x and y of each part as shares of the picture, and whether it is there; else zeros.
+    """Centre x, y of each part as shares of the image, and 1; zeros if the part is absent.
 
-    The background has none: there are `num_parts` - 1 rows.
+    There are `num_parts` - 1 rows, since the background is left out.
     """
     _, height, width = maps.shape
     there = (maps[:, None] == torch.arange(1, num_parts)[:, None, None]).double()  # (n, k, h, w)
@@ -298,12 +299,12 @@ def keypoint_errors(
     test_centres: Float64[Tensor, "m k 3"],
     truth: Float[Tensor, "m j 3"],
 ) -> Float64[np.ndarray, " m"]:
-    """Mean distance of predicted and true visible keypoints, in sides of the picture.
+    """Mean distance of predicted and annotated visible keypoints, in sides of the image.
 
-    A least-squares fit for each keypoint on the training pictures that show it, from all centres,
-    their presence and a constant; of several solutions the smallest. Predictions are kept within
-    the picture. NaN for pictures without visible keypoints, and keypoints that training never shows
-    are left out.
+    Each keypoint has a least-squares fit (minimum norm) on the training images that show it; the
+    inputs are all centres, presences and a constant. Predictions are clamped to the image. The
+    value is NaN for images without visible keypoints. Keypoints that no training image shows are
+    left out.
     """
     inputs, given = _inputs(centres), _inputs(test_centres)
     predicted = torch.full((len(given), truth.shape[1], 2), torch.nan, dtype=torch.float64)
@@ -318,7 +319,7 @@ def keypoint_errors(
 def mean_place_errors(
     seen: Float[Tensor, "n j 3"], truth: Float[Tensor, "m j 3"]
 ) -> Float64[np.ndarray, " m"]:
-    """The same for each keypoint's mean place in training: what no picture needs to be seen for."""
+    """The same error if the mean training position is predicted, without looking at the image."""
     shown = seen[..., 2:].double()
     places = (seen[..., :2].double() * shown).sum(dim=0) / shown.sum(dim=0)
     return _distances(places.expand(len(truth), -1, -1), truth)

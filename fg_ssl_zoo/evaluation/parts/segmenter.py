@@ -1,7 +1,7 @@
-"""The network of few-shot part segmentation, and what can be chosen about it.
+"""The network of few-shot part segmentation, and the options of the protocol.
 
-`part_segmentation` says what the protocol is and where it comes from, `segmenter_training` how the
-network learns, `segmenter_scores` how its pictures are counted.
+`part_segmentation` describes the protocol and its source, `segmenter_training` the training,
+`segmenter_scores` the scores.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from fg_ssl_zoo.layers.decoder import UpDecoder
 from fg_ssl_zoo.ops.tokens import tokens_to_map
 
 CHUNK = 32
-"""Pictures of one forward pass without gradient."""
+"""Number of images in one forward pass without gradient."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class PartSegmentation:
 
     @property
     def exclusive(self) -> bool:
-        """Whether the background is a class."""
+        """Whether the parts and the background exclude each other."""
         return self.labels == "exclusive"
 
 
@@ -83,9 +83,9 @@ class Segmenter(nn.Module):
     """A backbone and a decoder on its last map.
 
     Args:
-        backbone: Is changed: a ResNet's last stage gets stride 1, if asked for.
-        num_outputs: Parts, and the background where parts exclude each other.
-        options: The variant.
+        backbone: Changed in place: a ResNet's last stage gets stride 1, if asked for.
+        num_outputs: Number of parts, plus one for the background if parts exclude each other.
+        options: Options of the protocol.
     """
 
     def __init__(self, backbone: Backbone, num_outputs: int, options: PartSegmentation) -> None:
@@ -100,11 +100,11 @@ class Segmenter(nn.Module):
             shape = self.eval().maps(torch.zeros(1, 3, side, side, device=device)).shape
         self.decoder = UpDecoder(shape[1], num_outputs, deep=backbone.patch_size is not None)
         self.map_side = shape[2]
-        self.decoder.to(memory_format=torch.channels_last)  # enlarging is many times as fast
+        self.decoder.to(memory_format=torch.channels_last)  # upsampling is many times faster
         self.to(device)
 
     def maps(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d _ _"]:
-        """What the decoder reads, of normalised pictures."""
+        """The decoder's input for normalised images."""
         if self.tokens == "features" or self.backbone.patch_size is None:
             return self.backbone.feature_maps(images, [-1])[0]
         return last_keys(self.backbone, images, first_head=self.tokens == "first_head_keys")
@@ -116,13 +116,13 @@ class Segmenter(nn.Module):
         return self.decoder(self.maps(images), size)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """A copy of what training moves, under the keys of the state dict."""
+        """A copy of all trained tensors, under the keys of the state dict."""
         state = self.state_dict()
         moved = (k for k in state if not self.frozen or not k.startswith("backbone."))
         return {key: state[key].clone() for key in moved}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Back to what `trained_state` gave; nothing else may be missing than what is frozen."""
+        """Load the result of `trained_state`; only frozen tensors may be missing."""
         missing, unexpected = self.load_state_dict(state, strict=False)
         assert not unexpected
         assert all(self.frozen and key.startswith("backbone.") for key in missing)
@@ -136,9 +136,9 @@ class Segmenter(nn.Module):
 
 
 def give_last_stage_stride_one(backbone: Backbone) -> None:
-    """A ResNet's last map keeps the side of the one before; the weights stay.
+    """Set the stride of a ResNet's last stage to 1; the weights do not change.
 
-    Other networks, and ResNets that blur where they shrink, are left as they are.
+    Other networks, and ResNets with blur pooling, are not changed.
     """
     stage = getattr(backbone.model, "layer4", nn.Module())
     layers = [part for part in stage.modules() if not list(part.children())]
@@ -155,17 +155,17 @@ def give_last_stage_stride_one(backbone: Backbone) -> None:
 def last_keys(
     backbone: Backbone, images: Float[Tensor, "b 3 h w"], *, first_head: bool = False
 ) -> Float[Tensor, "b d _ _"]:
-    """Keys of a ViT's last attention as a map; of the first head alone, if asked for.
+    """Keys of a ViT's last attention layer as a map, of all heads or of the first head only.
 
     Raises:
-        ValueError: A transformer of another make.
+        ValueError: The keys of this transformer cannot be read.
     """
     try:
         attention = backbone.model.blocks[-1].attn
         projection, heads = attention.qkv, attention.num_heads
     except AttributeError:
         raise ValueError(
-            f"part_segmentation.tokens: {backbone.name} shows no keys; features would do"
+            f"part_segmentation.tokens: the keys of {backbone.name} cannot be read; use features"
         ) from None
     kept: list[Tensor] = []
     hook = projection.register_forward_hook(lambda layer, given, found: kept.append(found))
@@ -184,7 +184,7 @@ def last_keys(
 def map_pictures(
     segmenter: Segmenter, images: UInt8[Tensor, "n s s 3"], accelerator: Accelerator
 ) -> Float[Tensor, "n d _ _"]:
-    """Maps of pictures without gradient, on the CPU."""
+    """Feature maps of images, computed without gradient and moved to the CPU."""
     found = []
     with torch.no_grad(), accelerator.autocast():
         for pixels in images.split(CHUNK):

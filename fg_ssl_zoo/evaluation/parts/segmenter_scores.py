@@ -1,4 +1,4 @@
-"""How the network of few-shot part segmentation is judged: pixels found, true, and both."""
+"""Scores of few-shot part segmentation: predicted pixels, annotated pixels, and their overlap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ from fg_ssl_zoo.ops.distributed import rank, world_size
 def picture_counts(
     logits: Float[Tensor, "1 c _ _"], truth: UInt8[np.ndarray, "*p h w"], *, exclusive: bool
 ) -> Int64[Tensor, "3 c"]:
-    """`overlaps` of one picture at the size of its own mask.
+    """`overlaps` of one image at the size of its own mask.
 
-    Exclusive parts are the largest logit's; independent ones are found above probability one half,
-    each by itself. The released test takes the largest logit there too, so that of two parts which
-    overlap one is always missed.
+    Exclusive parts: the largest logit is predicted. Independent parts: each is predicted if its
+    probability is above one half. The released code takes the largest logit here too, so that it
+    always misses one of two overlapping parts.
     """
     found = enlarged(logits, (truth.shape[-2], truth.shape[-1]))[0]
     known = torch.from_numpy(np.ascontiguousarray(truth)).to(found.device).long()
@@ -48,14 +48,14 @@ def set_counts(
     view: PartView,
     accelerator: Accelerator,
 ) -> Int64[Tensor, "r n 3 c"]:
-    """`overlaps` of all pictures for several decoders, which share the maps of each picture.
+    """`overlaps` of all images for several decoders, which read the same maps.
 
     Args:
-        segmenter: Its backbone is read, its own decoder is not.
-        decoders: In evaluation mode.
-        images: The set.
-        indices: Which of them; each process takes a share, every process gets all.
-        view: How they are seen.
+        segmenter: Its backbone computes the maps; its decoder is not used.
+        decoders: Decoders in evaluation mode.
+        images: The data set.
+        indices: Numbers of the images; each process computes a share and receives all.
+        view: Crop and resolution of the images.
         accelerator: Device and precision.
     """
     mine = indices[rank() :: world_size()]
@@ -83,7 +83,7 @@ def map_counts(
     accelerator: Accelerator,
     exclusive: bool,
 ) -> Int64[Tensor, "n 3 c"]:
-    """`overlaps` of pictures whose maps are known, at the size of each mask, on the CPU."""
+    """`overlaps` of images from stored maps, at the size of each mask, on the CPU."""
     with torch.no_grad(), accelerator.autocast():
         logits = decoder(maps.to(accelerator.device))
     counts = [
@@ -98,15 +98,16 @@ def map_counts(
 
 @dataclass(frozen=True)
 class Draw:
-    """What one list of training pictures led to.
+    """The result of training on one list of images.
 
     Attributes:
-        pictures: Their names.
-        held_out: How many of them chose the checkpoint.
-        map_side: Of the map that the decoder read.
-        checkpoint: The one that is scored, from 1; 0 is the last, or one for each fold.
-        scored: Which test pictures are scored, and the counts of all, for every fold; one that
-            holds all pictures without folds.
+        pictures: Names of the images.
+        held_out: Number of these images that were used to choose the checkpoint.
+        map_side: Side of the map that the decoder reads.
+        checkpoint: Number of the scored checkpoint, from 1; 0 for the last one, or if each fold
+            has its own.
+        scored: For each fold, which test images are scored, and the counts of all test images. A
+            single entry without folds.
     """
 
     pictures: list[str]
@@ -116,7 +117,7 @@ class Draw:
     scored: list[tuple[Bool[np.ndarray, " m"], Int64[Tensor, "m 3 c"]]]
 
     def values(self, skip: int) -> Float64[np.ndarray, " m"]:
-        """Values of the test pictures, whose mean is the mean IoU, averaged over the folds."""
+        """Values of the test images; their mean is the mean IoU, averaged over the folds."""
         found = np.zeros(len(self.scored[0][0]))
         for rows, counts in self.scored:
             weight = len(rows) / rows.sum() / len(self.scored)
@@ -132,14 +133,14 @@ class Draw:
 
 
 def background_only(counts: Int64[Tensor, "m 3 c"], skip: int = 0) -> float:
-    """The mean IoU of calling every pixel background: the floor."""
+    """The mean IoU if every pixel is predicted as background."""
     true = counts[:, 2].sum(dim=0)
     share = true[0] / true.sum()
     return 0.0 if skip else float(share / occurring(counts).sum())
 
 
 def class_iou(draws: list[Draw], there: Bool[Tensor, " c"]) -> list[float | None]:
-    """IoU of every class over the set, mean over draws and folds; `None` where no truth has it."""
+    """IoU of each class, mean over draws and folds; `None` if no mask contains it."""
     found = [
         iou(counts[torch.from_numpy(rows)].sum(dim=0).double())
         for draw in draws
@@ -150,7 +151,7 @@ def class_iou(draws: list[Draw], there: Bool[Tensor, " c"]) -> list[float | None
 
 
 def mean_over_pictures(counts: Int64[Tensor, "m 3 c"], skip: int) -> float:
-    """Mean over pictures of the mean IoU of the classes that each shows; of the first list."""
+    """Mean over images of the mean IoU of the classes that each image shows; first list only."""
     rows = [
         iou(picture[:, shown].double()).mean()
         for picture in counts[:, :, skip:]

@@ -1,4 +1,4 @@
-"""How the network of few-shot part segmentation learns from a list of labelled pictures."""
+"""Training of the few-shot part segmentation network on a list of labelled images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ JITTER = Augmentation(
 
 @dataclass(frozen=True)
 class Few:
-    """Labelled pictures at the network's size.
+    """Labelled images at the input size of the network.
 
     Attributes:
         images: Pixels.
@@ -43,7 +43,7 @@ class Few:
 
 
 def read_few(images: Images, indices: list[int], view: PartView) -> Few:
-    """The pictures of a list."""
+    """Read the images of a list."""
     seen = [view(images[index]) for index in indices]
     pixels = np.stack([image for image, _ in seen])
     truth = np.stack([view.square(mask) for _, mask in seen])
@@ -53,9 +53,9 @@ def read_few(images: Images, indices: list[int], view: PartView) -> Few:
 def both_maps(
     segmenter: Segmenter, few: Few, accelerator: Accelerator
 ) -> Float[Tensor, "2 n d _ _"]:
-    """Maps of the pictures and of their mirror images; for a frozen backbone they stay as they are.
+    """Feature maps of the images and of their mirror images.
 
-    So the lists of a draw, which are beginnings of the longest, share them, and so do all steps.
+    With a frozen backbone they do not change, so all steps and all lists of a draw share them.
     """
     return torch.stack(
         [map_pictures(segmenter, seen, accelerator) for seen in (few.images, few.images.flip(2))]
@@ -63,7 +63,7 @@ def both_maps(
 
 
 def turned(truth: Tensor, twins: list[int], *, exclusive: bool) -> Tensor:
-    """The truth of the mirror images, left and right exchanged."""
+    """The labels of the mirror images, with left and right parts exchanged."""
     mirror = truth.flip(-1)
     if exclusive:
         return torch.tensor(twins, dtype=truth.dtype)[mirror.long()]
@@ -79,18 +79,18 @@ def learn(
     seed: int,
     maps: Float[Tensor, "2 n d _ _"] | None = None,
 ) -> Iterator[None]:
-    """Train a decoder, and the backbone unless it is frozen; the same on every process.
+    """Train a decoder, and the backbone unless it is frozen; the same result on every process.
 
     Yields at each of `options.checkpoints`, with the network in evaluation mode.
 
     Args:
-        segmenter: Is changed.
-        few: The pictures to learn from.
+        segmenter: Changed in place.
+        few: The labelled images.
         twins: Number of every part in the mirror image.
-        options: The variant.
+        options: Options of the protocol.
         accelerator: Device and precision.
-        seed: Of the batches and mirror images.
-        maps: `both_maps` of the pictures, read where the backbone is frozen; computed if not given.
+        seed: Seed of the batches and mirror images.
+        maps: `both_maps` of the images, used if the backbone is frozen; computed if not given.
     """
     trained = list(segmenter.decoder.parameters())
     groups = [{"params": trained, "rate": options.lr}]
@@ -124,14 +124,14 @@ def learn(
 
 
 def _loss(logits: Float[Tensor, "b c h w"], truth: Tensor, *, exclusive: bool) -> Tensor:
-    if exclusive:  # a row for each pixel: the logits lie so, and it takes half the time
+    if exclusive:  # one row per pixel: the memory layout of the logits; halves the time
         rows = logits.permute(0, 2, 3, 1).flatten(0, 2)
         return F.cross_entropy(rows, truth.long().flatten())
     return F.binary_cross_entropy_with_logits(logits, truth.float())
 
 
 def _rows(few: Few, options: PartSegmentation, seed: int) -> Iterator[tuple[int, list[int]]]:
-    """Step and rows of its batch; what is left of a pass is dropped."""
+    """Number of each step and rows of its batch; an incomplete last batch is dropped."""
     order = Order(len(few.images), min(options.batch_size, len(few.images)), seed)
     for step in shown(range(options.steps), options.steps, "steps"):
         yield step, [row for _, row in order(step)]
@@ -145,7 +145,7 @@ def _map_batches(
     accelerator: Accelerator,
     seed: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Maps of a frozen backbone: a step costs the decoder alone, and colours are not jittered."""
+    """Stored maps of a frozen backbone: only the decoder is computed, without colour jitter."""
     truth = torch.stack([few.truth, mirrors])
     for step, rows in _rows(few, options, seed):
         flips = np.random.default_rng([seed, step]).integers(2, size=len(rows)).tolist()
@@ -161,7 +161,7 @@ def _picture_batches(
     accelerator: Accelerator,
     seed: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised pictures for a backbone that learns, jittered and mirrored anew each time."""
+    """Normalised images for a trained backbone, with new colour jitter and flips in each step."""
     size = few.images.shape[1]
     for step, rows in _rows(few, options, seed):
         generator = np.random.default_rng([seed, step])
@@ -181,7 +181,7 @@ def _picture_batches(
 
 
 def _share_weights(segmenter: Segmenter) -> None:
-    """The weights of the first process for all: sums differ in their last bits on accelerators."""
+    """Broadcast rank 0's weights: on accelerators, sums differ in their last bits."""
     if world_size() > 1:
         for tensor in segmenter.state_dict().values():
             broadcast(tensor)

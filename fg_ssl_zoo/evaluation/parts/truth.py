@@ -1,7 +1,7 @@
-"""What is known of the parts of pictures: names, masks in one shape, and how they are compared.
+"""Annotated parts of images: names, masks, and the counts that IoU is computed from.
 
-The truth of a picture is (h, w) part numbers where parts exclude each other, 0 being background,
-or (p, h, w) zeros and ones where each part has a map of its own.
+The masks of an image are (h, w) part numbers if parts exclude each other, with 0 for the
+background; otherwise (p, h, w) zeros and ones, one map per part.
 """
 
 from collections import Counter
@@ -19,11 +19,11 @@ from fg_ssl_zoo.data.sample import CorruptImage, Images, Sample, WrongMask, part
 from fg_ssl_zoo.evaluation.statistics import influence_values
 
 BOX_MARGIN = 20
-"""Pixels around the labelled box in PARTICLE's code."""
+"""Margin in pixels around the box of the labels, as in PARTICLE's code."""
 
 
 def part_names(images: Images) -> list[str]:
-    """Names of the parts that the pictures have masks of.
+    """Names of the parts in the masks.
 
     Raises:
         ValueError: They have none.
@@ -32,16 +32,16 @@ def part_names(images: Images) -> list[str]:
     if not names:
         raise ValueError(
             f"{images.name} has no part masks; drawn, PASCUB, OID-Aircraft and folders with a "
-            "parts.json and masks/ have (docs/data.md)"
+            "parts.json and masks/ have part masks (docs/data.md)"
         )
     return names
 
 
 def merged(names: Sequence[str], words: Iterable[str]) -> tuple[list[str], list[int]]:
-    """Part names without some words; parts whose names then agree become one.
+    """Remove words from part names, and merge parts whose names are then equal.
 
-    `left_door`, `right_door` without `left` and `right` are both `door`. A name of nothing but such
-    words stays.
+    `left_door` and `right_door` without `left` and `right` are both `door`. A name that consists
+    of such words only is kept.
 
     Returns:
         The new names in the order of their first part, and the new number of every old one, 0 for
@@ -54,18 +54,18 @@ def merged(names: Sequence[str], words: Iterable[str]) -> tuple[list[str], list[
 
 
 def mirrored(names: Sequence[str]) -> list[int]:
-    """Number of every part in the mirror image, the background's 0 first: left becomes right."""
+    """Number of every part in the mirror image: left becomes right; the background is first."""
     swap = {"left": "right", "right": "left"}
     twins = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
     return [0, *(names.index(t) + 1 if t in names else i for i, t in enumerate(twins, start=1))]
 
 
 def usable(images: Images, indices: Iterable[int]) -> list[int]:
-    """Those of the pictures that can be read, once the masks of all of them are known to be right.
+    """The readable ones of these images, after a check of all their masks.
 
     Raises:
-        ValueError: Masks are missing, of another size than their picture, or hold numbers without
-            a name; says how many.
+        ValueError: Masks are missing, have another size than their image, or contain numbers
+            without a name; the message counts them.
     """
     num_parts, good = len(part_names(images)), []
     wrong, unknown = [], Counter[int]()
@@ -80,7 +80,7 @@ def usable(images: Images, indices: Iterable[int]) -> list[int]:
         mask = _mask_of(sample)
         if mask is None or mask.shape[-2:] != sample["image"].shape[:2]:
             shape = None if mask is None else mask.shape
-            wrong.append(f"picture {index} of {sample['image'].shape[:2]} has a mask {shape}")
+            wrong.append(f"image {index} of {sample['image'].shape[:2]} has a mask {shape}")
         elif mask.ndim == 2:
             there = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
             unknown.update(there[there > num_parts].tolist())
@@ -90,7 +90,7 @@ def usable(images: Images, indices: Iterable[int]) -> list[int]:
             f"{images.name}: {len(wrong)} part masks do not fit their images: {wrong[0]}"
         )
     if unknown:
-        found = ", ".join(f"{value} in {n} pictures" for value, n in sorted(unknown.items())[:5])
+        found = ", ".join(f"{value} in {n} images" for value, n in sorted(unknown.items())[:5])
         raise ValueError(
             f"{images.name}: part masks contain numbers without a name: {found}; its parts are "
             f"1 to {num_parts} ({part_names(images)[0]}, ...), and 0 is none"
@@ -99,14 +99,14 @@ def usable(images: Images, indices: Iterable[int]) -> list[int]:
 
 
 def refuse_no_parts(images: Images, indices: Iterable[int]) -> None:
-    """Some picture shows a part.
+    """Refuse masks that contain background only.
 
     Args:
-        images: The set.
-        indices: Of pictures that are `usable`; read until one shows a part.
+        images: The data set.
+        indices: `usable` images; they are read until one shows a part.
 
     Raises:
-        ValueError: None does.
+        ValueError: No image shows a part.
     """
     for index in indices:
         mask = _mask_of(images[index])
@@ -121,15 +121,15 @@ def _mask_of(sample: Sample) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class PartView:
-    """A whole picture for the network, and the truth of its pixels.
+    """A whole image for the network, and its masks.
 
     Attributes:
-        size: Side of the square that the picture is brought to, whatever its shape.
+        size: Side of the square that the image is resized to, whatever its shape.
         table: New number of every part, the background first; see `merged`.
-        exclusive: Whether the truth is part numbers; else each part has a map.
-        box: Cut to the box of the labelled parts with a margin of 20 pixels first.
-        cut_bottom: Rows that are cut off below first.
-        interpolation: Filter of the picture, as of the centre crop.
+        exclusive: Whether the masks are part numbers; otherwise each part has its own map.
+        box: Whether the image is first cropped to the box of its labels plus 20 pixels.
+        cut_bottom: Number of rows that are first cut off at the bottom.
+        interpolation: Filter of the image, as in the centre crop.
     """
 
     size: int
@@ -140,18 +140,18 @@ class PartView:
     interpolation: str = "bicubic"
 
     def __call__(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        """The picture (s, s, 3) uint8, and the truth at the picture's own resolution, uint8.
+        """The image (s, s, 3) uint8, and its masks (uint8) at the image's own resolution.
 
         Raises:
-            ValueError: The parts overlap and are to be told apart by one number for each pixel, or
-                nothing is left of the picture.
+            ValueError: The parts overlap although `exclusive` is set, or `cut_bottom` removes the
+                whole image.
         """
         image, mask = sample["image"], _mask_of(sample)
-        assert mask is not None  # `usable` has seen it
+        assert mask is not None  # `usable` has checked it
         if self.cut_bottom >= len(image):
             raise ValueError(
                 f"part_segmentation.cut_bottom: {self.cut_bottom} rows cannot be cut off an "
-                f"image of {len(image)} rows; fewer would do"
+                f"image of {len(image)} rows; use fewer"
             )
         truth = self._truth(mask)
         if self.cut_bottom:
@@ -162,7 +162,7 @@ class PartView:
         return resize(image, self.size, self.size, self.interpolation), truth
 
     def square(self, truth: UInt8[np.ndarray, "*p h w"]) -> UInt8[np.ndarray, "*p s s"]:
-        """The truth at the side of the network's picture, nearest neighbour."""
+        """The masks resized to the network's input by nearest neighbour."""
         flat = truth.reshape(-1, *truth.shape[-2:])
         side = (self.size, self.size)
         small = [cv2.resize(plane, side, interpolation=cv2.INTER_NEAREST) for plane in flat]
@@ -172,9 +172,7 @@ class PartView:
         table = np.array(self.table, dtype=np.uint8)
         if self.exclusive:
             if mask.ndim == 3:
-                raise ValueError(
-                    "part_segmentation.labels: these parts overlap; independent would do"
-                )
+                raise ValueError("part_segmentation.labels: these parts overlap; use independent")
             return table[mask]
         parts = range(1, max(self.table) + 1)
         if mask.ndim == 2:
@@ -183,7 +181,7 @@ class PartView:
 
 
 def labelled_box(truth: UInt8[np.ndarray, "*p h w"], margin: int) -> tuple[slice, slice]:
-    """Rows and columns around all parts; the whole picture where there is none."""
+    """Rows and columns of the box around all parts; the whole image if there is none."""
     rows, columns = np.nonzero(truth.reshape(-1, *truth.shape[-2:]).sum(axis=0))
     if not len(rows):
         return slice(None), slice(None)
@@ -195,39 +193,39 @@ def labelled_box(truth: UInt8[np.ndarray, "*p h w"], margin: int) -> tuple[slice
 
 
 def planes(labels: Int64[Tensor, "h w"], num_values: int) -> Bool[Tensor, "c h w"]:
-    """Which pixels have each of the values 0, 1, ..."""
+    """One boolean plane for each of the values 0, 1, ..."""
     return labels == torch.arange(num_values, device=labels.device)[:, None, None]
 
 
 def overlaps(
     predicted: Bool[Tensor, "c h w"], truth: Bool[Tensor, "c h w"]
 ) -> Int64[Tensor, "3 c"]:
-    """Pixels of one picture: in both, predicted, true."""
+    """Pixel counts of one image: intersection, predicted, annotated."""
     return torch.stack([t.sum(dim=(1, 2)) for t in (predicted & truth, predicted, truth)])
 
 
 def iou(counts: Float[Tensor, "3 c"]) -> Float[Tensor, " c"]:
-    """Intersection over union of summed counts; NaN where nothing is predicted nor true."""
+    """Intersection over union of summed counts; NaN if nothing is predicted or annotated."""
     both, predicted, true = counts
     return both / (predicted + true - both)
 
 
 def occurring(counts: Int64[Tensor, "n 3 c"], skip: int = 0) -> Bool[Tensor, " c"]:
-    """Classes that some truth has, without the first `skip`."""
+    """Classes that occur in some mask, without the first `skip`."""
     there = counts[:, 2].sum(dim=0) > 0
     there[:skip] = False
     return there
 
 
 def mean_iou_values(counts: Int64[Tensor, "n 3 c"], *, skip: int = 0) -> Float64[np.ndarray, " n"]:
-    """The mean IoU of a set as values of its pictures, whose mean it is (`influence_values`).
+    """One value per image, whose mean is the mean IoU of the data set (`influence_values`).
 
-    Counts are summed over the set before they are divided. The mean is over what occurs in the
-    truth, so that it runs over the same parts for every model.
+    Counts are summed over the data set before they are divided. The mean is over the classes that
+    occur in the masks, so it is over the same parts for every model.
 
     Args:
-        counts: `overlaps` of every picture.
-        skip: Classes left out at the beginning; 1 leaves the background out.
+        counts: `overlaps` of every image.
+        skip: Number of classes left out at the beginning; 1 leaves out the background.
     """
     there = occurring(counts, skip)
     return influence_values(lambda total: iou(total[:, there]).mean(), counts)

@@ -1,4 +1,4 @@
-"""The protocols: one file each, found by the record `PROTOCOL` at its end.
+"""The protocols: one file each, detected by the record `PROTOCOL` at its end.
 
 To add one, write a file with a function, a dataclass of its options and the record; nothing else
 lists protocols. `clusters.py` is the one to copy.
@@ -14,7 +14,7 @@ from fg_ssl_zoo.metrics import ON_CARDS, Metric, metric_of
 
 
 def _records() -> dict[str, Protocol]:
-    """Name -> record: the default ones, then those on features, then those behind them."""
+    """Name -> record: default protocols, then others on features, then those on the network."""
     names = [f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)]
     records: list[Protocol] = [importlib.import_module(name).PROTOCOL for name in names]
     records.sort(key=lambda record: (not record.default, record.reads == "network", record.name))
@@ -29,7 +29,7 @@ METRICS = (*(metric for record in PROTOCOLS.values() for metric in record.metric
 
 
 def metric(name: str) -> Metric:
-    """The record of a metric in a results file; one without a record is headed by its name."""
+    """The record of a metric in a results file; an unknown metric has its key as title."""
     return metric_of(name, METRICS)
 
 

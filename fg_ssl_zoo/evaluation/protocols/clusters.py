@@ -2,16 +2,16 @@
 
     fgssl eval MODEL --data DATA --protocols clusters --clusters draws=10
 
-k-means with as many clusters as there are classes is fitted on the training features of unit
-length, and each test picture goes to its nearest centre. Labels are read for the score alone:
+k-means with one cluster per class is fitted on the training features, scaled to unit length, and
+each test image is assigned to its nearest centre. Labels are read for the scores only:
 
     clusters_nmi        normalised mutual information of clusters and classes
     clusters_ari        adjusted Rand index
-    clusters_accuracy   share of the test pictures that are right when each cluster stands for one
-                        class, under the assignment with the most right (Kuhn, 1955)
+    clusters_accuracy   share of correct test images if each cluster is assigned to one class, by
+                        the best assignment (Kuhn, 1955)
 
-The protocol is that of unsupervised classification, as in SCAN (Van Gansbeke et al., 2020, arXiv
-2005.12320), with k-means in place of its training. Every number is a mean over several starts.
+This is the protocol of unsupervised classification, as in SCAN (Van Gansbeke et al., 2020, arXiv
+2005.12320), with k-means instead of training. Every score is a mean over several clusterings.
 """
 
 from collections.abc import Callable
@@ -84,14 +84,14 @@ def clusters(task: Task, options: Clusters = STANDARD) -> list[Outcome]:
 def cluster(
     train: Float[Tensor, "n d"], test: Float[Tensor, "m d"], count: int, restarts: int, seed: int
 ) -> Int64[np.ndarray, " m"]:
-    """Cluster of each test row, 0..count-1, found in the training rows.
+    """Cluster of each test row, 0..count-1, by k-means on the training rows.
 
     Args:
-        train: Features; normalised here.
-        test: Likewise.
-        count: Clusters.
-        restarts: Starts of k-means; the tightest result is kept.
-        seed: Of the starts.
+        train: Training features; normalised here.
+        test: Test features; normalised here.
+        count: Number of clusters.
+        restarts: Number of initialisations; the result of lowest inertia is kept.
+        seed: Seed of the starts.
     """
     fit = KMeans(count, n_init=restarts, random_state=seed)  # pyright: ignore[reportArgumentType]
     fit.fit(F.normalize(train, dim=-1).numpy())
@@ -103,7 +103,7 @@ def agreement(
     found: Int64[np.ndarray, " m"],
     labels: Int64[np.ndarray, " m"],
 ) -> Float64[np.ndarray, " m"]:
-    """Values whose mean is a score of the table clusters x classes (`influence_values`)."""
+    """One value per image, whose mean is a score of the table clusters x classes."""
     pair = torch.zeros(len(found), int(found.max()) + 1, int(labels.max()) + 1)
     pair[torch.arange(len(found)), torch.from_numpy(found), torch.from_numpy(labels)] = 1
     return influence_values(score, pair)
@@ -112,7 +112,7 @@ def agreement(
 def assigned(
     found: Int64[np.ndarray, " m"], labels: Int64[np.ndarray, " m"]
 ) -> Int64[np.ndarray, " m"]:
-    """Class that each row's cluster stands for; -1 for a cluster that no class is left for."""
+    """The class assigned to each row's cluster; -1 for a cluster without a class."""
     table = np.zeros((found.max() + 1, labels.max() + 1), dtype=np.int64)
     np.add.at(table, (found, labels), 1)
     class_of = np.full(len(table), -1)

@@ -1,12 +1,12 @@
 """Fine-tuning: train the network, or its last stage, with a new classifier.
 
-Protocol (our choice, stated with each number): SGD with momentum 0.9, 0.01 for the backbone and 0.1
-for the classifier, batch 64, 50 epochs, cosine; random crops of at least a third, random flips.
+Our choice, stored with each score: SGD, momentum 0.9, learning rate 0.01 for the backbone and 0.1
+for the classifier, batch 64, 50 epochs, cosine; crops of at least a third of the image, flips.
 
     fgssl eval MODEL --data DATA --protocols finetune --finetune train_what=last_stage epochs=20
 
-The variants are those of SSL-Cassava (Breiki, Ridzuan & Grandhe, 2021, arXiv 2107.13973): the last
-stage and the head alone, a hidden layer, dropout, and weights for rare classes.
+The other options come from SSL-Cassava (Breiki, Ridzuan & Grandhe, 2021, arXiv 2107.13973): the
+last stage or the head alone, a hidden layer, dropout, and class weights.
 """
 
 import copy
@@ -93,14 +93,14 @@ STANDARD = Finetune()
 
 
 def finetune(task: Task, options: Finetune = STANDARD) -> list[Outcome]:
-    """`finetune_top1`: the task's backbone is copied, trained with its labels and scored once.
+    """`finetune_top1`: a copy of the backbone is trained on the labels and scored once.
 
     Args:
-        task: The pictures are read again in every epoch.
-        options: The variant.
+        task: The images are read again in every epoch.
+        options: Options of the protocol.
 
     Raises:
-        ValueError: The training pictures have no labels, or all the same.
+        ValueError: The training images have no labels, or only one class.
     """
     counts = class_counts(task)
     torch.manual_seed(task.seed)
@@ -136,14 +136,14 @@ def train_classifier(
     seed: int,
     num_workers: int,
 ) -> Train:
-    """Train a classifier and put it into evaluation mode, the head with its dropout too.
+    """Train a classifier, then set it to evaluation mode, including the head with its dropout.
 
     Args:
-        method: On the device.
-        images: Labelled pictures.
-        train: Settings; batches are of all pictures where there are fewer.
+        method: The classifier, on its device.
+        images: Labelled images.
+        train: Settings; a batch holds all images if there are fewer than `batch_size`.
         accelerator: Device, precision and processes.
-        seed: Of order and crops.
+        seed: Seed of order and crops.
         num_workers: Loader processes.
 
     Returns:
@@ -169,10 +169,10 @@ def train_classifier(
 
 
 def class_counts(task: Task) -> Int64[Tensor, " c"]:
-    """Training pictures of every class.
+    """Number of training images of every class.
 
     Raises:
-        ValueError: There are no labels, all are the same, or a class has one picture.
+        ValueError: There are no labels, or only one class.
     """
     if task.train.labels is None:
         raise ValueError("finetune needs labels; put each class into a folder of its own")
@@ -184,14 +184,14 @@ def class_counts(task: Task) -> Int64[Tensor, " c"]:
 
 
 def weights_of(counts: Int64[Tensor, " c"], weighting: Weighting) -> Float[Tensor, " c"]:
-    """Weight of each class in the loss, for `n_c` training pictures of class c.
+    """Weight of each class in the loss, for `n_c` training images of class c.
 
         none            w_c = 1
-        inverse         w_c ~ 1 / n_c           every class has the same say
-        sqrt_inverse    w_c ~ 1 / sqrt(n_c)     half way
+        inverse         w_c ~ 1 / n_c           every class contributes equally
+        sqrt_inverse    w_c ~ 1 / sqrt(n_c)     between the two
 
-    Scaled so that the mean over the training pictures is 1: sum_c n_c w_c = sum_c n_c. A class
-    without pictures weighs 0.
+    Scaled so that the mean over the training images is 1: sum_c n_c w_c = sum_c n_c. A class
+    without images has weight 0.
     """
     power = {"none": 0.0, "inverse": -1.0, "sqrt_inverse": -0.5}[weighting]
     n = counts.double()
@@ -202,11 +202,11 @@ def weights_of(counts: Int64[Tensor, " c"], weighting: Weighting) -> Float[Tenso
 def paper_head(
     channels: int, side: int, hidden: int, dropout: float, num_classes: int
 ) -> nn.Sequential:
-    """The classifier of SSL-Cassava's notebooks behind a generator's map (b, channels, side, side).
+    """The classifier of SSL-Cassava's notebooks on a generator's map (b, channels, side, side).
 
     Convolution to 3 channels with stride 2, BatchNorm, LeakyReLU 0.2, and two linear layers on all
-    its pixels. On the map of SRGAN's whole generator, 352 pixels a side for pictures of 88, the
-    first of them has 3 * 176 * 176 * 1024 = 95 million weights.
+    pixels. SRGAN's whole generator has a map of 352 x 352 for images of 88 pixels, so the first
+    linear layer has 3 * 176 * 176 * 1024 = 95 million weights.
     """
     return nn.Sequential(
         nn.Conv2d(channels, 3, 3, stride=2, padding=1),
@@ -221,7 +221,7 @@ def paper_head(
 
 
 def _drop_last_blocks(backbone: Backbone, count: int) -> None:
-    """Cut residual blocks off SRGAN's generator.
+    """Remove residual blocks from the end of SRGAN's generator.
 
     Raises:
         ValueError: It is another network, or no block would be left.
@@ -230,7 +230,7 @@ def _drop_last_blocks(backbone: Backbone, count: int) -> None:
     if drop is None:
         raise ValueError(
             f"finetune.drop_last_blocks: {backbone.name} is not the generator of SRGAN "
-            "(fgssl_srresnet); 0 would do"
+            "(fgssl_srresnet); use 0"
         )
     drop(count)
 
@@ -239,9 +239,9 @@ class Classifier(Method):
     """Cross entropy of a classifier on the pooled features.
 
     Args:
-        backbone: Trained with it as far as `options` says; the rest is frozen.
-        counts: Training pictures of every class.
-        options: The variant.
+        backbone: Trained as far as `options` says; the rest is frozen.
+        counts: Number of training images of every class.
+        options: Options of the protocol.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ class Classifier(Method):
         return LabelledView(image_size)
 
     def forward(self, batch: Batch) -> MethodOutput:
-        """Mean of the weighted cross entropies, and the share that is right."""
+        """Mean of the weighted cross entropies, and the accuracy."""
         images, labels = self.backbone.normalize(batch["images"][:, 0]), batch["label"]
         logits = self.classify(images)
         right = (logits.argmax(dim=1) == labels).float().mean()
@@ -283,26 +283,26 @@ class Classifier(Method):
         return MethodOutput(loss, {"train/accuracy": right.detach()})
 
     def classify(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
-        """Logits of normalised pictures."""
+        """Logits of normalised images."""
         if self.reads_map:
             return self.classifier(self.backbone.feature_maps(images, [-1])[0])
         return self.classifier(self.backbone(images))
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
-        """The classifier at the full rate, what is trained of the backbone at a share of it."""
+        """The classifier at the full learning rate, the backbone at a share of it."""
         trained = [p for p in self.backbone.parameters() if p.requires_grad]
         yield {"params": trained, "lr_scale": self.backbone_rate}
         yield {"params": list(self.classifier.parameters())}
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Frozen parts stay in evaluation mode: no BatchNorm statistics move, nothing drops out."""
+        """Frozen modules stay in evaluation mode: no BatchNorm update, no dropout."""
         super().train(mode)
         _rest_where_frozen(self.backbone)
         return self
 
 
 def _rest_where_frozen(module: nn.Module) -> None:
-    """Evaluation mode for every part whose parameters are all frozen."""
+    """Set every module to evaluation mode whose parameters are all frozen."""
     parameters = list(module.parameters())
     if parameters and not any(p.requires_grad for p in parameters):
         module.eval()

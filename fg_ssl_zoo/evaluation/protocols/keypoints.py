@@ -2,15 +2,14 @@
 
     fgssl eval MODEL --data cub --protocols keypoints --keypoints shots=[10,50] draws=3
 
-Our choice, since the field shares no protocol: the last map is pooled to 4 x 4 means, and a ridge
-regression for each keypoint, fitted on the training pictures that show it, gives its x and y as
-shares of the crop. Score: PCK@0.1, the share of visible keypoints that are found within a tenth of
-the crop's side.
+Our choice, since there is no common protocol: the last map is averaged to 4 x 4 cells. One ridge
+regression per keypoint, fitted on the training images that show it, predicts x and y as shares of
+the crop. Score: PCK@0.1, the share of visible keypoints that are predicted within a tenth of the
+crop's side.
 
-It is fitted on all training pictures, and on few of them that a stored seed draws, several times
-over. One picture would leave nothing but its own places, so that two are the fewest. A keypoint
-that no drawn picture shows is not found. What the mean place of each keypoint would score in the
-same draws, without looking at the picture, is in the settings.
+It is fitted on all training images, and on several small random lists of them (at least two
+images). A keypoint that no image of a list shows counts as not found. The settings hold the score
+of the mean position of each keypoint, which does not look at the image.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,7 @@ from fg_ssl_zoo.metrics import Metric
 GRID = 4
 WITHIN = 0.1
 PENALTY = 1e-2
-"""Weight of the L2 penalty, as a share of the mean squared length of the centred features."""
+"""Weight of the L2 penalty relative to the mean squared length of the centred features."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,14 @@ STANDARD = Keypoints()
 
 
 def keypoints(task: Task, options: Keypoints = STANDARD) -> list[Outcome]:
-    """`keypoints_pck`, `keypoints_5_pck`, ...: which share of its visible keypoints is found.
+    """`keypoints_pck`, `keypoints_5_pck`, ...: share of the visible keypoints that are found.
 
     Args:
-        task: The last map of its pictures is read, not the pooled features.
-        options: Sizes and number of the few-shot draws.
+        task: The last feature maps of its images are read, not the pooled features.
+        options: Sizes and number of the few-shot lists.
 
     Raises:
-        ValueError: The pictures carry no keypoints, or visible ones outside of the picture.
+        ValueError: The images have no keypoints, or visible ones outside of the image.
     """
     names = keypoint_names(task.train_images)
     train, test = (
@@ -77,7 +76,7 @@ def keypoints(task: Task, options: Keypoints = STANDARD) -> list[Outcome]:
     fitted = _Fits(names, train, seen, test, truth)
     total = len(train)
     left_out = [f"keypoints_{count}_pck" for count in options.shots if count > total]
-    notes = [f"no {', '.join(left_out)}: there are {total} training pictures"] if left_out else []
+    notes = [f"no {', '.join(left_out)}: there are {total} training images"] if left_out else []
     outcomes = [fitted.outcome("keypoints_pck", [torch.arange(total)], {}, notes)]
     seeds = task.draw_seeds(options.draws)
     for count in (shot for shot in options.shots if shot <= total):
@@ -88,16 +87,16 @@ def keypoints(task: Task, options: Keypoints = STANDARD) -> list[Outcome]:
 
 
 def few_shot_rows(total: int, count: int, seed: int) -> Int64[Tensor, " count"]:
-    """Which of the readable training pictures are drawn; a smaller count takes a part of them.
+    """Draw `count` of the readable training images; a smaller count gives a subset of a larger one.
 
-    It depends on the seed and the number of pictures alone, so all models share it.
+    The draw depends only on the seed and the number of images, so it is the same for all models.
     """
     return torch.from_numpy(np.random.default_rng([seed, total]).permutation(total)[:count])
 
 
 @dataclass(frozen=True)
 class _Fits:
-    """Everything that fits on some of the training pictures share."""
+    """The data that all fits share."""
 
     names: list[str]
     train: Float[Tensor, "n d"]
@@ -112,7 +111,7 @@ class _Fits:
         said: dict[str, Any],
         notes: Sequence[str] = (),
     ) -> Outcome:
-        """Found shares, averaged over fits on these rows of the training pictures."""
+        """Share of keypoints found, averaged over fits on these rows of the training images."""
         fits = [ridge_points(self.train[rows], self.seen[rows], self.test) for rows in draws]
         values = np.stack([found_share(fit, self.truth) for fit in fits])
         blind = np.stack([self._blind(rows) for rows in draws])
@@ -125,7 +124,7 @@ class _Fits:
             settings["mean_place_std_over_draws"] = _over_pictures(blind).std().item()
         lines = [*notes, *self._unseen(draws)]
         if hidden := int(np.isnan(values[0]).sum()):
-            lines.append(f"{hidden} test pictures show no keypoint")
+            lines.append(f"{hidden} test images show no keypoint")
         return Outcome(metric, values.mean(axis=0), None, settings, tuple(lines))
 
     def _blind(self, rows: Int64[Tensor, " _"]) -> Float64[np.ndarray, " m"]:
@@ -133,18 +132,18 @@ class _Fits:
         return found_share(places, self.truth)
 
     def _unseen(self, draws: list[Int64[Tensor, " _"]]) -> Iterator[str]:
-        """A line for every keypoint that tests show and some draw does not."""
+        """A line for every keypoint of the test images that is missing in some draw."""
         tested = (self.truth[..., 2] > 0).any(dim=0)
         lacking = torch.stack([~(self.seen[rows, :, 2] > 0).any(dim=0) for rows in draws])
         for name, there, count in zip(
             self.names, tested.tolist(), lacking.sum(dim=0).tolist(), strict=True
         ):
             if there and count:
-                yield f"{name}: shown by no picture of {count} of {len(draws)} draws, not found"
+                yield f"{name}: shown by no image of {count} of {len(draws)} draws, not found"
 
 
 def _over_pictures(values: Float64[np.ndarray, "r m"]) -> Float64[np.ndarray, " r"]:
-    """Mean of every draw over the pictures that show keypoints; 0 where none does."""
+    """Mean of every draw over the images that show keypoints; 0 if none does."""
     scored = values[:, ~np.isnan(values[0])]
     return scored.sum(axis=1) / max(scored.shape[1], 1)
 
@@ -152,11 +151,11 @@ def _over_pictures(values: Float64[np.ndarray, "r m"]) -> Float64[np.ndarray, " 
 def ridge_points(
     train: Float[Tensor, "n d"], seen: Float[Tensor, "n k 3"], test: Float[Tensor, "m d"]
 ) -> Float[Tensor, "m k 2"]:
-    """Predicted places; each keypoint is fitted on the pictures where it is visible.
+    """Predicted positions; each keypoint is fitted on the images where it is visible.
 
-    One that a single picture shows is predicted there, one that none shows nowhere (NaN). Solved in
-    the space of the pictures (dual form), as there are fewer of them than features. The features
-    are centred on the pictures of each fit, so that the intercept has no penalty.
+    If one image shows a keypoint, its position is predicted; if none does, the prediction is NaN.
+    Solved in the dual form, since there are fewer images than features. The features are centred
+    on the images of each fit, so the intercept has no penalty.
     """
     train, test, seen = train.double(), test.double(), seen.double()
     gram, across = train @ train.T, test @ train.T
@@ -175,7 +174,7 @@ def ridge_points(
 
 
 def mean_places(seen: Float[Tensor, "n k 3"]) -> Float[Tensor, "k 2"]:
-    """Mean x and y of every keypoint where it is visible; NaN where it never is."""
+    """Mean x and y of every keypoint over the images that show it; NaN if none does."""
     visible = seen[..., 2:]
     return (seen[..., :2] * visible).sum(dim=0) / visible.sum(dim=0)
 
@@ -183,9 +182,9 @@ def mean_places(seen: Float[Tensor, "n k 3"]) -> Float[Tensor, "k 2"]:
 def found_share(
     predicted: Float[Tensor, "m k 2"], truth: Float[Tensor, "m k 3"]
 ) -> Float64[np.ndarray, " m"]:
-    """Share of the visible keypoints within reach; NaN for pictures that show none.
+    """Share of the visible keypoints that are found; NaN for images that show none.
 
-    A keypoint without a prediction (NaN) is not within reach.
+    A keypoint without a prediction (NaN) counts as not found.
     """
     distance = (predicted.double() - truth[..., :2].double()).norm(dim=-1)
     visible = truth[..., 2] > 0
@@ -197,7 +196,7 @@ PROTOCOL = Protocol(
     keypoints,
     metrics=(
         Metric("keypoints_pck", "keypoints", detail="PCK@0.1, all"),
-        Metric("keypoints_{}_pck", "keypoints", detail="PCK@0.1, {} pictures"),
+        Metric("keypoints_{}_pck", "keypoints", detail="PCK@0.1, {} images"),
     ),
     summary="ridge regression from the last feature map, averaged to 4 x 4, fitted on all "
     "training images or on N; share of keypoints found within a tenth of the crop's "

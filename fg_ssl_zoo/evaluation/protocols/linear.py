@@ -1,7 +1,7 @@
 """Linear probe: logistic regression on frozen features.
 
-C = 1, features not normalised, is the protocol of PARTICLE (arXiv 2309.13822 and its code); it is
-one fit without anything to choose.
+C = 1 and features that are not normalised, as in PARTICLE (arXiv 2309.13822 and its code). No
+setting is chosen on data.
 """
 
 import warnings
@@ -58,10 +58,10 @@ def logistic_regression(
 ) -> tuple[Int64[np.ndarray, " m"], bool]:
     """Class of each test row, and whether the fit converged.
 
-    In single precision, as the features are: on real features as many pictures are right as in
-    double, in half the time. With fewer pictures than features both are turned into the span of the
-    training features: the penalty is the same in every direction, so the solution is too, and the
-    fit is much cheaper.
+    Computed in single precision, like the features: on real features the accuracy equals that of
+    double precision, in half the time. With fewer images than features, both splits are projected
+    onto the span of the training features. The penalty is isotropic, so the solution is the same
+    and the fit is much cheaper.
     """
     if len(train) < train.shape[1]:
         basis = torch.linalg.qr(train.T).Q  # (d, n)

@@ -1,7 +1,7 @@
 """Linear probe by SGD, with a learning rate chosen on a part of the training images.
 
-Batch size, epochs and momentum are LCR's (arXiv 2303.01669); the rate is the best of four on a
-tenth of train, never on test.
+Batch size, epochs and momentum are those of LCR (arXiv 2303.01669). The learning rate is the best
+of four on a tenth of the training images; test images are not used for this choice.
 """
 
 import torch
@@ -17,14 +17,14 @@ from fg_ssl_zoo.progress import shown
 RATES = (0.1, 1.0, 10.0, 30.0)
 EPOCHS, BATCH_SIZE, MOMENTUM = 100, 256, 0.9
 HELD_OUT = 0.1
-"""Share of train that chooses the rate."""
+"""Share of the training images on which the learning rate is chosen."""
 
 
 def linear_sgd(task: Task) -> list[Outcome]:
     """`linear_sgd_top1`: a linear layer on features of unit mean length, by SGD.
 
-    The four rates are trained side by side on nine tenths of train and the best on the last tenth
-    is trained again on all of it.
+    Four learning rates are trained in parallel on nine tenths of the training images. The best one
+    on the last tenth is trained again on all training images.
     """
     train, labels = task.train.features, labels_of(task.train)
     scale = train.norm(dim=1).mean()
@@ -54,7 +54,7 @@ def sgd_logits(
     num_classes: int,
     seed: int,
 ) -> Float[Tensor, "r m c"]:
-    """Test logits of one linear layer for each rate, all trained on the same batches."""
+    """Test logits of one linear layer per learning rate, all trained on the same batches."""
     weight = torch.zeros(len(rates), train.shape[1], num_classes, requires_grad=True)
     bias = torch.zeros(len(rates), 1, num_classes, requires_grad=True)
     pace = torch.tensor(rates)[:, None, None]
@@ -69,7 +69,7 @@ def sgd_logits(
             loss.backward()
             for parameter in (weight, bias):
                 assert parameter.grad is not None
-                parameter.grad *= pace  # a rate of its own for each layer
+                parameter.grad *= pace  # each layer has its own learning rate
             optimizer.param_groups[0]["lr"] = cosine(1.0, 0.0, epoch / EPOCHS)
             optimizer.step()
     return (test @ weight + bias).detach()

@@ -1,4 +1,4 @@
-"""Few labels: logistic regression on 1, 2, 5 and 10 images per class, over several draws."""
+"""Few labels: logistic regression on 1, 2, 5 and 10 images per class, mean of several draws."""
 
 from dataclasses import dataclass
 
@@ -31,10 +31,10 @@ STANDARD = LowShot()
 
 
 def low_shot(task: Task, options: LowShot = STANDARD) -> list[Outcome]:
-    """`low_shot_1_top1`, ...: the share of the draws in which a test picture is right.
+    """`low_shot_1_top1`, ...: share of the draws in which a test image is classified correctly.
 
-    Draw i of every model takes the same training pictures. A class with fewer pictures than asked
-    for gives all it has; where no class has that many, the number is left out.
+    Draw i uses the same training images for every model. A class with fewer images gives all it
+    has; if no class has that many images, the metric is left out.
     """
     labels, test_labels = labels_of(task.train), labels_of(task.test).numpy()
     largest = int(labels.bincount().max())
@@ -57,7 +57,7 @@ def low_shot(task: Task, options: LowShot = STANDARD) -> list[Outcome]:
 
 
 def draw_shots(labels: np.ndarray, count: int, seed: int) -> torch.Tensor:
-    """Sorted rows: `count` of each class, or all it has; a smaller count takes a part of them."""
+    """Sorted rows: `count` of each class, or all it has; a smaller count gives a subset."""
     order = np.random.default_rng([seed, len(labels)]).permutation(len(labels))
     chosen = [order[labels[order] == name][:count] for name in np.unique(labels)]
     return torch.from_numpy(np.sort(np.concatenate(chosen)))

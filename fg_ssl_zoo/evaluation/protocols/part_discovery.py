@@ -2,13 +2,13 @@
 
     fgssl eval MODEL --data cub --protocols part_discovery --part-discovery num_parts=20
 
-The features of some training pictures are clustered as PARTICLE does it (`parts/discovery.py`, with
-numbers that mean the same in all pictures), the same clusters are found in test pictures, and
-`part_scores` compares them with masks or keypoints. No label teaches the parts: masks are read
-for the score alone, and the keypoints of training pictures for the regression alone.
+The features of some training images are clustered as in PARTICLE (`parts/discovery.py`; a part
+number means the same in all images). Test images are assigned to the same clusters, and
+`part_scores` compares them with masks or keypoints. Discovery reads no labels: masks are read for
+the score only, and keypoints of training images for the regression only.
 
-What clusters of place score is in the settings of every number (`by_place`): as many pieces of the
-frame, the same in all pictures. Where objects fill their pictures, that is no low floor.
+The settings of each metric hold `by_place`, the score of the same number of fixed pieces of the
+frame, which do not depend on the image. If objects fill their images, this score is high.
 """
 
 from dataclasses import dataclass, fields
@@ -30,12 +30,12 @@ from fg_ssl_zoo.ops.clustering import kmeans
 from fg_ssl_zoo.parts import discover_parts, discovery_for
 
 SIDE = 64
-"""Of the map of places."""
+"""Side of the map that divides the frame into fixed pieces."""
 
 
 @dataclass(frozen=True)
 class PartDiscovery:
-    """Options of the protocol; `discovery_for` gives the defaults of those that are not given.
+    """Options of the protocol; `discovery_for` gives the defaults of options that are not set.
 
     Attributes:
         pictures: Number of images read from each split, evenly spaced; all if there are fewer.
@@ -58,7 +58,7 @@ class PartDiscovery:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """Fields of `parts.Discovery` with other values than its own."""
+        """Fields of `parts.Discovery` that differ from its defaults."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             key: value
@@ -71,17 +71,17 @@ STANDARD = PartDiscovery()
 
 
 def part_discovery(task: Task, options: PartDiscovery = STANDARD) -> list[Outcome]:
-    """The outcomes of `part_scores`; test pictures that are not among the chosen ones are NaN.
+    """The outcomes of `part_scores`; NaN for test images that are not read.
 
-    `parts_fg_iou` is left out where no part is background, as for a CNN.
+    `parts_fg_iou` is left out if no part is background, as for a CNN.
 
     Args:
-        task: The pictures are read again; the pooled features are not used.
-        options: The variant.
+        task: The images are read again; the pooled features are not used.
+        options: Options of the protocol.
 
     Raises:
-        ValueError: Neither masks nor keypoints, masks or keypoints that are wrong, or a discovery
-            that cannot be.
+        ValueError: There are neither masks nor keypoints, they are invalid, or the discovery
+            options do not fit the network.
     """
     refuse_unknown_parts(task.test_images)
     train, test = (_some(part.indices, options) for part in (task.train, task.test))
@@ -110,10 +110,10 @@ def part_discovery(task: Task, options: PartDiscovery = STANDARD) -> list[Outcom
 def _one_draw(
     task: Task, seen: Images, shown: Images, options: PartDiscovery, seed: int
 ) -> list[Outcome]:
-    """One clustering of the training pictures, and what its parts score in the test pictures."""
+    """Cluster the training images once, and score the parts in the test images."""
     found = discovery_for(task.backbone, {**options.changes, "scope": "dataset", "seed": seed})
     maps: list[Tensor] = []
-    for images in (shown, seen):  # the clusters of `seen` are kept until its own maps are made
+    for images in (shown, seen):  # the clusters of `seen` are kept until its maps are computed
         parts = discover_parts(
             task.backbone, images, task.accelerator, found,
             learn_from=seen, num_workers=task.num_workers,
@@ -128,7 +128,7 @@ def _one_draw(
 
 
 def by_place(num_parts: int, train: Images, test: Images) -> dict[str, float]:
-    """Metric -> value, of parts that are pieces of the frame and know nothing of the pictures."""
+    """Metric -> score of fixed pieces of the frame, which do not depend on the images."""
     lines = (torch.arange(SIDE) + 0.5) / SIDE
     places = torch.cartesian_prod(lines, lines)
     pieces = kmeans(places[None], num_parts, [0], restarts=5).labels.reshape(1, SIDE, SIDE) + 1
@@ -139,7 +139,7 @@ def by_place(num_parts: int, train: Images, test: Images) -> dict[str, float]:
 
 
 def _some(indices: Tensor, options: PartDiscovery) -> np.ndarray:
-    """Numbers of the pictures that are looked at, of those that can be read."""
+    """Numbers of the images that are read, chosen among the readable ones."""
     return indices[torch.as_tensor(evenly(len(indices), options.pictures))].numpy()
 
 

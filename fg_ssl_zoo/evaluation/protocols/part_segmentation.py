@@ -3,18 +3,20 @@
     fgssl eval MODEL --data carparts --protocols part_segmentation --part-segmentation steps=200
 
 Protocol of PARTICLE (Saha & Maji, 2023, arXiv 2309.13822, and its code): an up-convolution decoder
-on the last map (`layers.decoder`), cross entropy over parts and background or, for parts that
-overlap, a sigmoid for each; Adam, batches of 8, mirror images with left and right exchanged.
+on the last map (`layers.decoder`); cross entropy over parts and background, or one sigmoid per part
+if parts overlap; Adam, batches of 8, mirror images with left and right exchanged.
 
-Score: the IoU of each part, its pixels summed over all test pictures, and the plain mean, with and
-without background. The logits are enlarged to each mask's own size, so that models of different
-input sizes are scored on the same pixels.
+Score: the mean IoU of the parts, with and without background; pixels are summed over all test
+images. Logits are upsampled to the size of each mask, so models of different input sizes are
+scored on the same pixels.
 
-Deviations: the training pictures are few and drawn by a stored seed, the smaller lists being the
-beginnings of the larger ones; the backbone is frozen (`backbone=finetuned` is the paper's); a fixed
-number of steps with a cosine in place of 200 epochs; the checkpoint is chosen on a fifth of the
-list (`protocol=particle` is the paper's rule, which chooses it on test pictures); the whole picture
-is seen, as the paper's crop to the true box needs the labels of test pictures (`gt_box_crop=true`).
+Deviations:
+- few training images, drawn by the seed; a short list is the beginning of a longer one;
+- the backbone is frozen (paper: `backbone=finetuned`);
+- a fixed number of steps with a cosine schedule instead of 200 epochs;
+- the checkpoint is chosen on a fifth of the list (paper: on test images, `protocol=particle`);
+- the whole image is read (paper: a crop to the annotated box, which needs the labels of test
+  images, `gt_box_crop=true`).
 """
 
 import copy
@@ -59,24 +61,24 @@ from fg_ssl_zoo.evaluation.protocol import Outcome, Protocol, Task
 from fg_ssl_zoo.metrics import Metric
 
 HELD_OUT = 5
-"""One of so many pictures of a list chooses the checkpoint; shorter lists keep the last one."""
+"""One in this many images of a list chooses the checkpoint; a shorter list uses the last one."""
 FOLDS = 5
-"""Of the test pictures, under `protocol=particle`."""
+"""Number of folds of the test images for `protocol=particle`."""
 
 
 def part_segmentation(task: Task, options: PartSegmentation = STANDARD) -> list[Outcome]:
     """`part_miou_10`, `part_miou_10_fg`, ...: mean IoU with and without background, for each size.
 
-    The value of a picture is its share of the set's mean IoU (`statistics.influence_values`); the
-    plain mean over pictures is in the settings. Independent parts have no background: `_fg` alone.
+    The value of an image is its influence on the mean IoU (`statistics.influence_values`); the
+    settings hold the plain mean over images. Independent parts have no background: only `_fg`.
 
     Args:
-        task: The pictures are read again; the pooled features are not used.
-        options: The variant.
+        task: The images are read again; the pooled features are not used.
+        options: Options of the protocol.
 
     Raises:
-        ValueError: No masks, masks that are wrong, test masks of background alone, or fewer
-            training pictures than every size.
+        ValueError: There are no masks, they are invalid, test masks contain background only, or
+            there are fewer training images than the smallest of `shots`.
     """
     names, table = merged(part_names(task.train_images), options.drop_words)
     if part_names(task.test_images) != part_names(task.train_images):
@@ -100,7 +102,7 @@ def part_segmentation(task: Task, options: PartSegmentation = STANDARD) -> list[
     if not sizes:
         raise ValueError(
             f"part_segmentation.shots: {min(options.shots)} is more than the "
-            f"{min(map(len, lists))} training pictures; that many or less would do"
+            f"{min(map(len, lists))} training images; use that many or fewer"
         )
     assert len(tested) == len(task.test.indices)
     refuse_no_parts(task.test_images, tested)
@@ -116,15 +118,15 @@ def part_segmentation(task: Task, options: PartSegmentation = STANDARD) -> list[
 
 
 def few_shot_list(images: Images, sizes: tuple[int, ...], seed: int) -> list[int]:
-    """Training pictures in the order in which they are taken; a list of n is the first n of them.
+    """Training images in a random order; a list of n is the first n of them.
 
-    It depends on the seed and the number of pictures alone, so all models share it.
+    The order depends only on the seed and the number of images, so it is the same for all models.
 
     Raises:
-        ValueError: A mask is wrong.
+        ValueError: A mask is invalid.
     """
     order = np.random.default_rng([seed, len(images)]).permutation(len(images))
-    spare = 5  # in place of pictures that cannot be read
+    spare = 5  # replace unreadable images
     return usable(images, order[: max(sizes) + spare].tolist())
 
 
@@ -141,9 +143,9 @@ def _one_draw(
     options: PartSegmentation,
     seed: int,
 ) -> list[Draw]:
-    """Train on the beginnings of one list and count the pixels of the test pictures.
+    """Train on the beginnings of one list and count the pixels of the test images.
 
-    A frozen backbone sees the longest list and the test pictures once, whatever the sizes.
+    A frozen backbone reads the longest list and the test images once, for all sizes.
     """
     longest = chosen[: max(sizes)]
     few, maps = read_few(task.train_images, longest, view), None
@@ -170,15 +172,16 @@ def _one_draw(
 
 @dataclass(frozen=True)
 class Learned:
-    """A network that learned from one list, and what of it is scored on the test pictures.
+    """A network trained on one list, and its checkpoints that are scored on the test images.
 
     Attributes:
         segmenter: The network.
-        held_out: Pictures of the list that chose the checkpoint.
-        checkpoint: The chosen one, from 1; 0 is the last, or all of them for the folds.
-        decoders: Of the scored checkpoints, where the backbone is frozen: they are counted later,
-            together with those of other lists, since all read the same maps.
-        passes: Counts of the test pictures at the scored checkpoints, where the backbone learns.
+        held_out: Number of images of the list that were used to choose the checkpoint.
+        checkpoint: Number of the chosen checkpoint, from 1; 0 for the last one, or if all are
+            scored for the folds.
+        decoders: Decoders of the scored checkpoints, if the backbone is frozen. They are scored
+            later, together with those of other lists, since all read the same maps.
+        passes: Counts of the test images at the scored checkpoints, if the backbone is trained.
     """
 
     segmenter: Segmenter
@@ -198,7 +201,7 @@ def _learned(
     options: PartSegmentation,
     seed: int,
 ) -> Learned:
-    """Train on a list without its held-out pictures, which choose the checkpoint."""
+    """Train on a list without its held-out images, which choose the checkpoint."""
     held = len(few.images) // HELD_OUT if options.protocol == "held_out" else 0
     held_maps, own_maps = (None, None) if maps is None else (maps[0, :held], maps[:, held:])
     decoders: list[nn.Module] = []
@@ -228,7 +231,7 @@ def _learned(
 
 
 def best_checkpoint(scores: Sequence[float]) -> int:
-    """Number of the best of some scores, the latest of equals; NaN, no part shown, is the worst."""
+    """Index of the best score, the latest of equal ones; NaN (no part is shown) is the worst."""
     known = [-math.inf if math.isnan(score) else score for score in scores]
     return max(range(len(known)), key=lambda number: (known[number], number))
 
@@ -240,7 +243,7 @@ def _held_out_score(
     options: PartSegmentation,
     task: Task,
 ) -> float:
-    """Mean IoU of the held-out pictures; NaN where they show no part."""
+    """Mean IoU of the held-out images; NaN if they show no part."""
     if maps is None:
         maps = map_pictures(segmenter, held.images, task.accelerator)
     truth = list(held.truth.numpy())
@@ -251,7 +254,7 @@ def _held_out_score(
 def _passes(
     task: Task, learned: Sequence[Learned], view: PartView
 ) -> list[list[Int64[Tensor, "m 3 c"]]]:
-    """For each list, the counts of the test pictures at its scored checkpoints."""
+    """For each list, the counts of the test images at its scored checkpoints."""
     first = learned[0].segmenter
     if not first.frozen:
         return [one.passes for one in learned]
@@ -263,7 +266,7 @@ def _passes(
 def _count_test(
     task: Task, segmenter: Segmenter, decoders: Sequence[nn.Module], view: PartView
 ) -> Int64[Tensor, "r m 3 c"]:
-    """`overlaps` of all test pictures."""
+    """`overlaps` of all test images."""
     indices = task.test.indices.tolist()
     return set_counts(segmenter, decoders, task.test_images, indices, view, task.accelerator)
 
@@ -271,23 +274,23 @@ def _count_test(
 def chosen_by_folds(
     passes: list[Int64[Tensor, "m 3 c"]], seed: int
 ) -> list[tuple[Bool[np.ndarray, " m"], Int64[Tensor, "m 3 c"]]]:
-    """PARTICLE's rule: each fold picks a checkpoint, which is scored on the other four.
+    """PARTICLE's rule: each fold selects a checkpoint, which is scored on the other four folds.
 
     Args:
-        passes: Counts of the test pictures at every checkpoint.
-        seed: Of the folds.
+        passes: Counts of the test images at every checkpoint.
+        seed: Seed of the folds.
 
     Returns:
-        For each fold which pictures are scored, and the counts of its checkpoint.
+        For each fold, which images are scored, and the counts of its checkpoint.
 
     Raises:
-        ValueError: There are less than two pictures for a fold.
+        ValueError: There are fewer than two images per fold.
     """
     count = len(passes[0])
     if count < 2 * FOLDS:
         raise ValueError(
             f"part_segmentation.protocol: particle splits the test images into {FOLDS} folds; "
-            f"there are {count} images, {2 * FOLDS} would do"
+            f"there are {count} images, and at least {2 * FOLDS} are needed"
         )
     fold_of = np.random.default_rng([seed, count]).permutation(count) % FOLDS
     found = []
@@ -304,7 +307,7 @@ def chosen_by_folds(
 def _outcomes(
     task: Task, size: int, names: list[str], draws: list[Draw], options: PartSegmentation
 ) -> list[Outcome]:
-    """With and without background; independent parts have none."""
+    """Outcomes with and without background; independent parts have no background."""
     kinds = {"": 0, "_fg": 1} if options.exclusive else {"_fg": 0}
     classes = ["background", *names] if options.exclusive else names
     _, counts = draws[0].scored[0]
@@ -341,8 +344,8 @@ def _outcomes(
 PROTOCOL = Protocol(
     part_segmentation,
     metrics=(
-        Metric("part_miou_{}", "part masks", detail="mIoU, {} pictures", main=True),
-        Metric("part_miou_{}_fg", "part masks", detail="mIoU, {} pictures, objects"),
+        Metric("part_miou_{}", "part masks", detail="mIoU, {} images", main=True),
+        Metric("part_miou_{}_fg", "part masks", detail="mIoU, {} images, objects"),
     ),
     summary="a small decoder is trained on the part masks of N images; mean IoU with background, "
     "and without it (`_fg`) (as PARTICLE)",

@@ -1,7 +1,7 @@
 """Retrieval among the test images, without the query itself: Rank-1, Rank-5 and mAP.
 
-Protocol: LCR (arXiv 2303.01669): cosine similarity, the test split against itself. Average
-precision is the mean, over the ranks of the relevant pictures, of the precision at that rank.
+Protocol of LCR (arXiv 2303.01669): cosine similarity, the test split against itself. Average
+precision is the mean of the precision at the ranks of all relevant images.
 """
 
 import numpy as np
@@ -14,18 +14,18 @@ from fg_ssl_zoo.evaluation.protocol import Outcome, Protocol, Task, labels_of
 from fg_ssl_zoo.metrics import MEAN_AVERAGE_PRECISION, RANK_1, Metric
 
 CHUNK = 512
-"""Queries that are ranked at a time."""
+"""Number of queries that are ranked at a time."""
 
 
 def retrieval(task: Task) -> list[Outcome]:
     """`retrieval_rank1`, `retrieval_rank5`, `retrieval_map`.
 
-    A picture that is alone in its class is in the gallery but is no query.
+    An image that is alone in its class is in the gallery but is not a query.
     """
     labels = labels_of(task.test)
     alone = (labels.bincount()[labels] == 1).numpy()
     rank1, rank5, precision = ranked(task.test.features, labels)
-    notes = (f"{alone.sum()} pictures alone in their class are no queries",) if alone.any() else ()
+    notes = (f"{alone.sum()} images alone in their class are no queries",) if alone.any() else ()
     settings = {"similarity": "cosine", "gallery": "test without the query", "ties": "by index"}
     return [
         Outcome(metric, np.where(alone, np.nan, values.numpy()), None, settings, notes)
@@ -56,7 +56,7 @@ def ranked(
 def relevant_by_rank(
     bank: Float[Tensor, "m d"], labels: Int64[Tensor, " m"], rows: Int64[Tensor, " q"]
 ) -> Bool[Tensor, "q n"]:
-    """Whether the picture at each rank is of the query's class; n is m - 1, the query is left out.
+    """Whether the image at each rank has the query's class; n = m - 1, since the query is left out.
 
     A stable sort breaks ties by index.
     """

@@ -1,12 +1,11 @@
-"""Where a backbone looks: evidence for a class in every place, and patch features as colours.
+"""Attribution maps: evidence for a class at every position, and patch features as colours.
 
-    score      s = w . h, with h the features of a picture and w of a logistic regression
+    score      s = w . h, with h the features of an image and w from a logistic regression
     evidence   e(y, x) = sum_d  ds / dA(d, y, x) * A(d, y, x)        A: a feature map
 
-For a CNN that ends with the mean over its last map this is the class activation map (Zhou et al.,
-2016, arXiv 1512.04150), and the evidence adds up to the score. Elsewhere it is HiResCAM (Draelos &
-Carin, 2020, arXiv 2011.08891): Grad-CAM without averaging the gradient, which a vision transformer
-allows as well.
+For a CNN that averages its last map this is the class activation map (Zhou et al., 2016, arXiv
+1512.04150), and the evidence sums to the score. For other networks, such as vision transformers, it
+is HiResCAM (Draelos & Carin, 2020, arXiv 2011.08891): Grad-CAM without averaging the gradient.
 """
 
 import warnings
@@ -28,7 +27,7 @@ from fg_ssl_zoo.ops.pca import principal_axes
 from fg_ssl_zoo.ops.tokens import tokens_to_map
 
 EVIDENCE_CELLS, COLOUR_CELLS = 6, 10
-"""Cells a side that a map needs to be shown; the deepest such map is taken."""
+"""Smallest side of a map in cells, for evidence and for colours; the deepest such map is used."""
 
 MAX_ITERATIONS = 500
 
@@ -36,10 +35,10 @@ MAX_ITERATIONS = 500
 def class_direction(
     features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], number: int
 ) -> Float[Tensor, " d"]:
-    """Weights of a logistic regression that tells a class from all others."""
+    """Weights of a logistic regression of one class against all others."""
     fit = LogisticRegression(max_iter=MAX_ITERATIONS, class_weight="balanced")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the direction has long settled
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the direction has converged by then
         fit.fit(features.double().numpy(), (labels == number).numpy())
     return torch.from_numpy(fit.coef_[0]).float()
 
@@ -52,17 +51,18 @@ def evidence(
     read: Read = Backbone.__call__,
     cells: int = EVIDENCE_CELLS,
 ) -> Float[Tensor, "b h w"]:
-    """What each place adds to the score of its picture.
+    """The contribution of each position to the score of its image.
 
     Args:
-        backbone: Not wrapped.
-        images: Normalised, on the backbone's device.
-        weights: `w` of each picture.
-        read: How features are read.
-        cells: Of the deepest map with so many cells a side; of the finest one where none has.
+        backbone: Backbone without a DDP wrapper.
+        images: Normalised images on the backbone's device.
+        weights: `w` of each image.
+        read: Function that computes the features.
+        cells: Smallest side of the feature map, in cells. The deepest such map is used; if there is
+            none, the largest map.
 
     Raises:
-        ValueError: The model names no stages, or none of them reaches the features.
+        ValueError: timm does not list stages of the model, or the features depend on none of them.
     """
     stages = _stages(backbone)
     outputs: dict[str, Tensor] = {}
@@ -93,7 +93,7 @@ def evidence(
 
 
 def heat(evidence: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
-    """Evidence for the class as a share of its largest value, 0..1; what speaks against it is 0."""
+    """Positive evidence divided by its largest value, 0..1; negative evidence becomes 0."""
     positive = evidence.clamp(min=0)
     return positive / positive.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
 
@@ -101,7 +101,7 @@ def heat(evidence: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
 def patch_maps(
     backbone: Backbone, images: Float[Tensor, "b 3 _ _"], *, cells: int = COLOUR_CELLS
 ) -> Float[Tensor, "b d h w"]:
-    """The deepest feature map with so many cells a side; the finest one where none has."""
+    """The deepest feature map with at least this many cells a side; otherwise the largest map."""
     indices = range(len(_stages(backbone)))
     with evaluating(backbone), torch.inference_mode():
         maps = backbone.feature_maps(images, indices)
@@ -111,8 +111,8 @@ def patch_maps(
 def patch_colours(maps: Float[Tensor, "b d h w"]) -> Float[np.ndarray, "b h w 3"]:
     """The three largest principal components of all patches as red, green and blue, 0..1.
 
-    One basis for all pictures: equal colours are equal features. Each component runs from its 2nd
-    to its 98th percentile, and its largest weight is positive, so that the colours repeat.
+    All images share one basis, so equal colours mean equal features. Each component is scaled from
+    its 2nd to its 98th percentile; its largest weight is positive, so the colours are reproducible.
     """
     b, d, h, w = maps.shape
     patches = maps.movedim(1, -1).reshape(-1, d).double()
@@ -127,7 +127,7 @@ def patch_colours(maps: Float[Tensor, "b d h w"]) -> Float[np.ndarray, "b h w 3"
 def glow(
     pixels: UInt8[np.ndarray, "s s 3"], heat: Float[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "s s 3"]:
-    """The picture in pale grey, covered with a light from red to yellow where it is hot."""
+    """The image in pale grey under a heat map from red to yellow."""
     size = pixels.shape[0]
     soft = cv2.resize(heat.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
     soft = soft.clip(0, 1)[..., None]
@@ -138,7 +138,7 @@ def glow(
 
 
 def enlarged(colours: Float[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """Cells of colour as pixels, each cell a square."""
+    """Enlarge a map of colours; each cell becomes a square of pixels."""
     pixels = (255 * colours).round().astype(np.uint8)
     return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_NEAREST)
 
@@ -147,10 +147,10 @@ def enlarged(colours: Float[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray
 
 
 def _stages(backbone: Backbone) -> dict[str, tuple[torch.nn.Module, int]]:
-    """Module name -> module and channels, the deepest last, as timm lists them."""
+    """Module name -> module and number of channels, in timm's order, the deepest last."""
     listed: Any = getattr(backbone.model, "feature_info", None)
     if not listed:
-        raise ValueError(f"{backbone.name} does not name its stages")
+        raise ValueError(f"timm lists no stages of {backbone.name}")
     entries: Sequence[Any] = getattr(listed, "info", listed)
     modules = dict(backbone.model.named_modules())
     return {
@@ -168,8 +168,8 @@ def _as_map(output: Tensor, channels: int, backbone: Backbone) -> Tensor:
 
 
 def _deepest(maps: list[Tensor], cells: int, backbone: Backbone) -> Tensor:
-    """The last map with enough cells a side; the finest one where none has."""
+    """The last map with enough cells a side; otherwise the largest map."""
     if not maps:
-        raise ValueError(f"no feature map of {backbone.name} reaches its features")
+        raise ValueError(f"the features of {backbone.name} depend on none of its feature maps")
     fine = [each for each in maps if min(each.shape[-2:]) >= cells]
     return fine[-1] if fine else max(maps, key=lambda each: min(each.shape[-2:]))

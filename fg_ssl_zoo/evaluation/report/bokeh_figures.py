@@ -1,6 +1,6 @@
-"""Bokeh figures that read on a white and on a black page: no background, mid-grey lines and text.
+"""Bokeh figures for a white and for a black page: no background, mid-grey lines and text.
 
-Colours of the page's own text cannot reach into a canvas; the page's script sets them.
+CSS does not apply inside a canvas, so the page's script sets the text colours.
 """
 
 import colorsys
@@ -34,7 +34,7 @@ FONT = "system-ui, sans-serif"
 
 TOOLTIP = """
 <div style="display:flex; gap:10px; align-items:center; max-width:290px; font:13px/1.4 system-ui">
-  <img src="@picture" alt="" width="64" height="64" style="border-radius:4px; flex:none">
+  <img src="@image" alt="" width="64" height="64" style="border-radius:4px; flex:none">
   <div style="overflow-wrap:anywhere">
     {lines}<div style="opacity:.65; font-size:11px">@file</div>
   </div>
@@ -44,18 +44,18 @@ CLASSES = "<b>@truth</b><div>@verdict</div>"
 
 
 def scripts() -> str:
-    """All of Bokeh that the figures need, to lie inside the page."""
+    """The scripts of Bokeh that the figures need, to be included in the page."""
     return Resources(mode="inline", components=["bokeh"]).render_js()
 
 
 def embed(figures: dict[str, Any]) -> tuple[str, dict[str, str]]:
-    """One script, and for each name the place that it fills."""
+    """One script for all figures, and for each name the element that it fills."""
     script, places = components(figures)
     return script, dict(places)
 
 
 def class_colours(count: int) -> list[str]:
-    """A colour for each class: hues a golden angle apart, in three lightnesses."""
+    """One colour per class: hues at steps of the golden angle, with three values of lightness."""
     colours = []
     for number in range(count):
         hue, lightness = (0.58 + number * 0.618034) % 1, (0.5, 0.62, 0.42)[number % 3]
@@ -73,15 +73,15 @@ def map_figure(
     labels: np.ndarray | None = None,
     predicted: np.ndarray | None = None,
 ) -> Any:
-    """A point for each picture, with the picture itself under the mouse.
+    """A point for each image, which is shown under the mouse.
 
     Args:
-        points: Places.
-        pictures: Data URIs.
-        files: Names.
-        classes: Names; empty without labels.
-        labels: True classes; circles are recognised, crosses are not.
-        predicted: Classes that the linear probe names.
+        points: Positions of the points.
+        pictures: Images as data URIs.
+        files: File names.
+        classes: Class names; empty without labels.
+        labels: True classes. Circles are classified correctly, crosses are not.
+        predicted: Classes that the linear probe predicts.
     """
     columns: dict[str, Any] = {
         "x": points[:, 0].round(2).tolist(),
@@ -121,7 +121,7 @@ def map_figure(
         "x", "y", source=source, size=size, marker="mark", fill_color="colour", line_color="colour",
         fill_alpha="alpha", line_alpha="alpha", line_width=1.6, name="points",
     )  # fmt: skip
-    drawn.nonselection_glyph = drawn.selection_glyph = None  # a tap asks, it does not choose
+    drawn.nonselection_glyph = drawn.selection_glyph = None  # a tap selects nothing
     plot.add_tools(TapTool(renderers=[drawn], visible=False))
     plot.image_url(
         "picture", "x", "y", source=source, w=28, h=28, w_units="screen", h_units="screen",
@@ -130,7 +130,7 @@ def map_figure(
     plot.add_tools(
         HoverTool(
             renderers=[drawn],
-            visible=False,  # always on: a button for it would only fill the bar
+            visible=False,  # always on, so it needs no button
             point_policy="snap_to_data",
             tooltips=TOOLTIP.replace("{lines}", CLASSES if classes else ""),
         )
@@ -139,7 +139,7 @@ def map_figure(
 
 
 def label_figure(lines: Sequence[Line], chance: float) -> Any:
-    """Accuracy over labels per class, with the 95 % interval as a band."""
+    """Accuracy over the number of labels per class, with the 95 % interval as a band."""
     plot = _lines(lines, x="labels per class", percent=True, log=True)
     plot.add_layout(
         Span(location=chance, dimension="width", line_color=GREY, line_dash="dotted", line_width=1)
@@ -152,7 +152,7 @@ def label_figure(lines: Sequence[Line], chance: float) -> Any:
 
 
 def training_figure(lines: Sequence[Line], *, percent: bool) -> Any:
-    """A logged number over the steps of training."""
+    """A logged value over the training steps."""
     return _lines(lines, x="step", percent=percent)
 
 

@@ -1,4 +1,4 @@
-"""Which classes are taken for each other, and how often each class is recognised."""
+"""Confused class pairs, and the accuracy of each class."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from jaxtyping import Int64
 
 @dataclass(frozen=True)
 class Pair:
-    """Two classes that are taken for each other.
+    """Two classes that are confused with each other.
 
     Attributes:
-        first, second: Class numbers; the first is mistaken at least as often.
-        first_as_second: Rows of the first that are taken for the second.
-        second_as_first: Rows of the second that are taken for the first.
-        num_pictures: Of both classes together.
+        first, second: Class numbers; the first is misclassified at least as often as the second.
+        first_as_second: Rows of the first class that are predicted as the second.
+        second_as_first: Rows of the second class that are predicted as the first.
+        num_pictures: Number of images of both classes together.
     """
 
     first: int
@@ -25,19 +25,19 @@ class Pair:
 
     @property
     def num_confused(self) -> int:
-        """Pictures of either class that are taken for the other."""
+        """Number of images of either class that are predicted as the other."""
         return len(self.first_as_second) + len(self.second_as_first)
 
 
 def confused_pairs(
     labels: Int64[np.ndarray, " m"], predicted: Int64[np.ndarray, " m"], most: int = 6
 ) -> list[Pair]:
-    """The pairs with the most confused pictures, first those of which this is the larger share.
+    """The pairs with the most confused images; of equal pairs, the larger share comes first.
 
     Args:
-        labels: True class of each picture.
-        predicted: Class that it was taken for.
-        most: Pairs.
+        labels: True class of each image.
+        predicted: Predicted class of each image.
+        most: Largest number of pairs.
     """
     wrong = np.flatnonzero(labels != predicted)
     sizes = np.bincount(labels, minlength=int(max(labels.max(), predicted.max())) + 1)
@@ -60,7 +60,7 @@ def _pair(rows: list[int], labels: np.ndarray, a: int, b: int, num_pictures: int
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How many pictures of a class are recognised."""
+    """Number of correctly classified images of a class."""
 
     number: int
     right: int
@@ -68,14 +68,14 @@ class ClassScore:
 
     @property
     def accuracy(self) -> float:
-        """In 0..1."""
+        """Accuracy in 0..1."""
         return self.right / self.total
 
 
 def class_scores(
     labels: Int64[np.ndarray, " m"], predicted: Int64[np.ndarray, " m"]
 ) -> list[ClassScore]:
-    """Every class that occurs, the best first."""
+    """All classes that occur, the best first."""
     scores = [
         ClassScore(
             int(number),

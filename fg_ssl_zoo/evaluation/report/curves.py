@@ -1,4 +1,4 @@
-"""Lines of a diagram: accuracy over labels, and what a run logged while it trained."""
+"""Lines of the figures: accuracy over labels, and logged values of runs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,26 +13,26 @@ from fg_ssl_zoo.evaluation.evaluate import Evaluation, Row
 from fg_ssl_zoo.evaluation.monitor import below_start
 
 PALETTE = ("#3b82c4", "#d9822b", "#3a9a72", "#a06cc8", "#cf5068", "#8c8c2e", "#2fa3a8")
-"""Colours that read on white and on black, one for each model; then they repeat."""
+"""Colours that are readable on white and on black, one per model; they repeat after the last."""
 
 LOGGED = {
     "train/loss": ("Loss", "lower is better, but only within one method"),
-    "eval/knn_top1": ("kNN accuracy", "how many test pictures their neighbours name rightly"),
+    "eval/knn_top1": ("kNN accuracy", "how many test images their neighbours name rightly"),
     "eval/rankme": ("RankMe", "how many directions the features use; 1 is a collapse"),
 }
-"""Key of `metrics.jsonl` -> title of its diagram, and what it says."""
+"""Key of `metrics.jsonl` -> title of its figure, and its meaning."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a diagram.
+    """One line of a figure.
 
     Attributes:
-        name: Of the model.
-        colour: As in CSS.
-        x, y: Points.
-        low, high: A band around them, or nothing.
-        dashed: The start, not the result.
+        name: Name of the model.
+        colour: CSS colour.
+        x, y: Coordinates of the points.
+        low, high: A band around the line; may be empty.
+        dashed: Whether it is the network before training.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Line:
 
 
 def colours_of(evaluation: Evaluation) -> dict[str, tuple[str, bool]]:
-    """Row name -> colour and whether it is untrained; a start has the colour of its model.
+    """Row name -> colour, and whether the row is before training.
 
-    A start that stands alone has a colour of its own.
+    A start has the colour of its model; a start without a trained model has its own colour.
     """
     architectures: dict[str, str] = {}
     found: dict[str, tuple[str, bool]] = {}
-    for row in sorted(evaluation.rows, key=_untrained):  # the trained ones choose first
+    for row in sorted(evaluation.rows, key=_untrained):  # trained models get the first colours
         architecture, fresh = row.backbone["architecture"], PALETTE[len(found) % len(PALETTE)]
         colour = architectures.setdefault(architecture, fresh)
         found[row.name] = (colour if _untrained(row) else fresh, _untrained(row))
@@ -63,7 +63,7 @@ def _untrained(row: Row) -> bool:
 
 
 def label_curves(evaluation: Evaluation) -> list[Line]:
-    """Accuracy of logistic regression over labelled pictures per class; the last point has all."""
+    """Accuracy of logistic regression over labels per class; the last point uses all labels."""
     colours = colours_of(evaluation)
     everything = evaluation.data["num_train"] / evaluation.data["num_classes"]
     lines = []
@@ -92,7 +92,7 @@ def label_curves(evaluation: Evaluation) -> list[Line]:
 
 
 def run_folder(words: str) -> Path | None:
-    """The folder with `metrics.jsonl` that a model's words point to."""
+    """The run folder with `metrics.jsonl` of a model; `None` if it is not a run."""
     place = home_path(words)
     for folder in (place, place.parent) if place.name == "export" else (place,):
         if (folder / "metrics.jsonl").is_file():
@@ -103,17 +103,17 @@ def run_folder(words: str) -> Path | None:
 def training_curves(
     runs: Mapping[str, Path], colours: Mapping[str, tuple[str, bool]]
 ) -> dict[str, list[Line]]:
-    """Key of `LOGGED` -> a line for each run that logged it.
+    """Key of `LOGGED` -> one line for each run that logged it.
 
     Args:
         runs: Name of the model -> folder of its run.
-        colours: Of `colours_of`.
+        colours: Result of `colours_of`.
     """
     logs = {name: _logged(folder / "metrics.jsonl") for name, folder in runs.items()}
     lines: dict[str, list[Line]] = {}
     for key in LOGGED:
         for number, (name, log) in enumerate(logs.items()):
-            points = sorted(  # the start may be measured later than the first steps
+            points = sorted(  # the start may be measured after the first steps
                 (line["step"], line[key]) for line in log if np.isfinite(line.get(key, np.nan))
             )
             if points:
@@ -124,13 +124,13 @@ def training_curves(
 
 
 def below_starts(runs: Mapping[str, Path]) -> list[tuple[str, str]]:
-    """Name of each run whose last measurement is below its first, and `below_start` of it."""
+    """Name of each run whose last measurement is below its first, and the message."""
     said = {name: below_start(_logged(folder / "metrics.jsonl")) for name, folder in runs.items()}
     return [(name, line) for name, line in said.items() if line]
 
 
 def _logged(path: Path) -> Sequence[Mapping[str, float]]:
-    """All whole lines; the last one of a run that still writes may be cut off."""
+    """All complete lines; the last line of a run in progress may be incomplete."""
     found = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:

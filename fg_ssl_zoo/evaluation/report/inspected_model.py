@@ -1,4 +1,4 @@
-"""What the details of a page are about: one model, the pictures it is shown, what it says."""
+"""The first model of a page, the images it is applied to, and its predictions."""
 
 import re
 from collections.abc import Sequence
@@ -32,20 +32,20 @@ from fg_ssl_zoo.ops.distributed import world_size
 
 @dataclass(frozen=True)
 class InspectedModel:
-    """The first model of a page and its pictures.
+    """The first model of a page and its images.
 
     Attributes:
-        name: Of the model.
-        backbone: On its device.
-        read: How its features are read.
-        classes: Class names as they are shown; empty without labels.
-        seen: Features of the pictures that are shown: test, or all where nothing is labelled.
-        seen_pictures: Those pictures.
-        known: Features that neighbours come from: train, or the same again.
-        known_pictures: Those pictures.
-        linear, knn: Class numbers that the two classifiers name for `seen`; `None` without labels.
-        device: Of the forward passes.
-        seed: Of every draw.
+        name: Name of the model.
+        backbone: The backbone on its device.
+        read: Function that computes its features.
+        classes: Class names as shown on the page; empty without labels.
+        seen: Features of the images on the page: the test images, or all images without labels.
+        seen_pictures: The images of `seen`.
+        known: Features that neighbours are searched in: the training images, or `seen` itself.
+        known_pictures: The images of `known`.
+        linear, knn: Class numbers that two classifiers predict for `seen`; `None` without labels.
+        device: Device of the forward passes.
+        seed: Seed of every random draw.
     """
 
     name: str
@@ -68,15 +68,15 @@ class InspectedModel:
         return None if labels is None or self.linear is None else labels.numpy()
 
     def file(self, row: int) -> str:
-        """Name of a shown picture."""
+        """File name of an image of the page."""
         return self.seen_pictures.name(int(self.seen.indices[row]))
 
     def uri(self, row: int, size: int) -> str:
-        """A shown picture for an `src`."""
+        """An image of the page as a data URI."""
         return self.seen_pictures.uri(int(self.seen.indices[row]), size)
 
     def inputs(self, rows: Sequence[int]) -> Float[Tensor, "b 3 s s"]:
-        """Shown pictures as the backbone reads them."""
+        """Images of the page as the backbone reads them."""
         size = self.backbone.image_size
         crops = [self.seen_pictures.pixels(int(self.seen.indices[row]), size) for row in rows]
         pixels = torch.from_numpy(np.stack(crops)).to(self.device)
@@ -92,7 +92,7 @@ def labelled_model(
     *,
     cache: Path | None = None,
 ) -> InspectedModel:
-    """The first model of an evaluation; its features are read from the files of that evaluation."""
+    """The first model of an evaluation; its features come from the cache of that evaluation."""
     settings = evaluation.settings
     backbone, layer = opened(words, settings["image_size"], seed=settings["seed"])
     task = make_task(
@@ -126,7 +126,7 @@ def unlabelled_model(
     seed: int,
     cache: Path | None,
 ) -> InspectedModel:
-    """A model on pictures without labels: every one is shown and is a neighbour of the others."""
+    """A model on images without labels; each image can be a neighbour of the others."""
     backbone, layer = opened(words, image_size, seed=seed)
     ready(backbone, accelerator)
     workers = resolve_num_workers("auto", world_size())
@@ -134,7 +134,7 @@ def unlabelled_model(
         backbone, images, accelerator,
         crop_pct=crop_pct, layer=layer, num_workers=workers, cache=cache,
     )  # fmt: skip
-    few_unreadable(images, features)  # refuses more than one in a hundred
+    few_unreadable(images, features)  # refuses more than 1 % unreadable images
     pictures = Thumbnails(images, centre_view(backbone, crop_pct))
     return InspectedModel(
         name=row_name(words, backbone, pretrained=True),
@@ -157,9 +157,9 @@ def _reader(layer: int | None) -> Read:
 
 
 def readable(classes: Sequence[str]) -> list[str]:
-    """Class names without their number and with spaces: `001.Black_footed_Albatross`.
+    """Class names without number and with spaces: `001.Black_footed_Albatross`.
 
-    As they are where two would become one.
+    The names are not changed if two of them would become equal.
     """
     classes = [printable(name) for name in classes]
     names = [re.sub(r"^\d+\.", "", name).replace("_", " ").strip() or name for name in classes]

@@ -52,7 +52,7 @@
     }
   };
 
-  // The picture that was clicked or tapped, below the map.
+  // The image that was clicked or tapped, below the map.
   const pick = () => {
     const points = named("map");
     const [row] = points.selected.indices;
@@ -75,7 +75,7 @@
 
   const label = (pictures) => {
     const button = document.getElementById("pictures-on-map");
-    button.textContent = pictures.visible ? "Show points" : "Show the pictures themselves";
+    button.textContent = pictures.visible ? "Show points" : "Show the images themselves";
   };
 
   const ready = () => {

@@ -1,8 +1,8 @@
-"""What goes onto the page, and the page.
+"""The content of the report, and the report.
 
     write_report(models, data, accelerator) -> HTML
 
-Numbers and curves are of all models; everything else is about the first one.
+The table and the curves show all models; everything else shows the first one.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.ops.spectrum import rankme
 
 MAP_PICTURES, MAP_SIZE = 3000, 56
-"""Pictures on the map at most, and the side of their thumbnails in pixels."""
+"""Largest number of images on the map, and the side of their thumbnails in pixels."""
 
 
 def write_report(
@@ -54,7 +54,7 @@ def write_report(
 ) -> str:
     """The page as one HTML text; arguments and errors as for `evaluate`.
 
-    Without labels there are no scores: the page has the map, the neighbours and the looks.
+    Without labels, the page has the map, the neighbours and the attribution maps, but no scores.
     """
     train, test = load_splits(data, seed)
     crop_pct = data.crop_pct if crop_pct is None else crop_pct
@@ -62,11 +62,11 @@ def write_report(
     how |= {"seed": seed, "cache": cache}
     if train.labels is None or test is None:
         others = f" of {models[0]}" if len(models) > 1 else ""
-        say(f"{train.name} has no labelled test pictures: map, neighbours and looks{others} only")
+        say(f"{train.name} has no labelled test images: only map and neighbours{others}")
         inspected = unlabelled_model(models[0], train, accelerator, **how)
         evaluation = None
     else:
-        evaluation = evaluate(models, data, accelerator, say=say, **how)
+        evaluation = evaluate(models, data, accelerator, splits=(train, test), say=say, **how)
         inspected = labelled_model(models[0], evaluation, train, test, accelerator, cache=cache)
     content = page_content(models, inspected, evaluation, train.name, say)
     return rendered("page.html.jinja", content)
@@ -79,13 +79,13 @@ def page_content(
     data_name: str,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """All that the template reads.
+    """The values that the template reads.
 
     Args:
-        models: As the user wrote them, for the folders of runs.
-        inspected: The first of them.
-        evaluation: All of them; `None` without labels.
-        data_name: Of the data set.
+        models: The texts that the user wrote, from which folders of runs are found.
+        inspected: The first model.
+        evaluation: Scores of all models; `None` without labels.
+        data_name: Name of the data set.
         say: Called with a line before each piece of work.
     """
     plots: dict[str, Any] = {}
@@ -116,9 +116,9 @@ def page_content(
     runs = _runs(models, inspected, evaluation, colours)
     content["curves"] = _training(runs, colours, plots)
     content["below"] = curves.below_starts(runs)
-    say(f"{inspected.name}: map of {min(len(inspected.seen.features), MAP_PICTURES)} pictures")
+    say(f"{inspected.name}: map of {min(len(inspected.seen.features), MAP_PICTURES)} images")
     content["num_mapped"] = _map(inspected, plots)
-    say(f"{inspected.name}: neighbours, and where it looks")
+    say(f"{inspected.name}: neighbours and attribution maps")
     content["neighbourhoods"] = neighbourhoods(inspected)
     content["looks"], content["looks_note"] = looks(inspected)
     content["glance"] = _glance(inspected, evaluation)
@@ -157,7 +157,7 @@ def _runs(
 def _training(
     runs: dict[str, Path], colours: dict[str, tuple[str, bool]], plots: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """A diagram for each logged number of the runs."""
+    """A figure for each logged value of the runs."""
     found = []
     for key, lines in curves.training_curves(runs, colours).items():
         title, meaning = curves.LOGGED[key]
@@ -176,7 +176,7 @@ def _training(
 
 
 def _map(inspected: InspectedModel, plots: dict[str, Any]) -> int:
-    """Put the map into `plots`; how many pictures it shows."""
+    """Add the map to `plots`; returns the number of images on it."""
     rows = evenly(len(inspected.seen.features), MAP_PICTURES)
     plots["map"] = bokeh_figures.map_figure(
         plane(inspected.seen.features[rows], inspected.seed),
@@ -213,9 +213,9 @@ def _glance(inspected: InspectedModel, evaluation: Evaluation | None) -> dict[st
 
 
 def _made(inspected: InspectedModel, evaluation: Evaluation | None) -> dict[str, Any]:
-    """How the page was made, for the foot."""
+    """How the page was made, for its footer."""
     about_model = identity(inspected.backbone, getattr(inspected.read, "number", None))
-    init = inspected.backbone.init  # without the folders of the machine
+    init = inspected.backbone.init  # without paths of this machine
     view = inspected.seen_pictures.view
     made = {
         "architecture": inspected.backbone.name,
@@ -230,8 +230,8 @@ def _made(inspected: InspectedModel, evaluation: Evaluation | None) -> dict[str,
     if evaluation is not None:
         about = evaluation.data
         made |= {
-            "training pictures": f"{about['num_train']} ({about['train_fingerprint']})",
-            "test pictures": f"{about['num_scored']} ({about['test_fingerprint']})",
+            "training images": f"{about['num_train']} ({about['train_fingerprint']})",
+            "test images": f"{about['num_scored']} ({about['test_fingerprint']})",
             "classes": about["num_classes"],
             "unreadable": "; ".join(unreadable_lines(as_plain(evaluation))),
             "notes": "; ".join(

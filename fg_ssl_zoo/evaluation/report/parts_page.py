@@ -1,12 +1,12 @@
-"""Found parts as pictures, in which a person should see "that is the head".
+"""The page of `fgssl parts`: discovered parts as images.
 
-    grid.png      some pictures, and their parts in colour for each model
-    rounds.png    pictures of a run, parts found before training, after each round and at the end
-    part_03.png   one part in many pictures, each cut to it
+    grid.png      some images, and their parts in colour for each model
+    rounds.png    images of a run, and its parts before training, after each round and at the end
+    part_03.png   one part in many images, each cropped to the part
     features.png  patch features as colours: their first three principal components
-    index.html    all of it on one page, which asks no network for anything
+    index.html    all of these on one page that makes no requests
 
-A part has one colour in all pictures, and parts of different models or rounds that cover the same
+A part has the same colour in all images. Parts of different models or rounds that cover the same
 pixels have the same colour.
 """
 
@@ -43,27 +43,27 @@ from fg_ssl_zoo.ops.distributed import world_size
 from fg_ssl_zoo.parts import Discovery, discover_parts, discovery_for
 
 GRID, MONTAGE, COLOURED = 24, 30, 16
-"""Pictures of the grid, of a part's montage, and of the features."""
+"""Number of images of the grid, of a part's montage, and of the features."""
 
 SIDE = 192
-"""Pixels of a picture's longer side on the page."""
+"""Longer side of an image on the page in pixels."""
 
 COVER = 0.55
-"""How much of a part's colour covers the picture."""
+"""Opacity of a part's colour over the image."""
 
 GOLDEN = 0.618033988749895
-"""Turns of the colour circle from one part to the next: any first few are far apart."""
+"""Step of the hue from one part to the next, in turns; few parts always differ clearly."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The parts that one model, or one round, has found.
+    """The parts of one model or one round.
 
     Attributes:
-        name: Of the model, for people.
-        maps: (n, m, m) part of every pixel of every picture.
-        has_background: Whether 0 is no part.
-        scores: `part_agreement`, where parts of the pictures are known.
+        name: Name of the model, as shown on the page.
+        maps: (n, m, m) part number of every pixel of every image.
+        has_background: Whether 0 is the background and not a part.
+        scores: `part_agreement`, if the images have masks or keypoints.
     """
 
     name: str
@@ -85,18 +85,18 @@ def write_part_pictures(
     cache: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Discover parts in test pictures and write the page; on the main process only.
+    """Discover parts in test images and write the page; on the main process only.
 
     Args:
-        models: Words for `open_backbone`; montages and features are of the first one, and rounds
-            too, if it is the folder of a run that has kept notes.
-        data: Test pictures, or all where there is no test split.
+        models: Texts for `open_backbone`. Montages and features show the first one, and so do
+            rounds, if it is the folder of a run with stored notes.
+        data: Data set; its test images are used, or all images without a test split.
         out: Folder for PNGs and `index.html`.
         accelerator: Device, precision and processes.
         changes: Fields of `Discovery` other than `discovery_for`'s.
-        num_pictures: At most; evenly spaced over the set.
+        num_pictures: Largest number of images, evenly spaced over the data set.
         image_size: Side of the input in pixels; each model's own when not given.
-        seed: Of untrained weights and drawn pictures.
+        seed: Seed of untrained weights and drawn images.
         cache: Folder of part maps.
         say: Called with a line before each piece of work.
 
@@ -104,7 +104,7 @@ def write_part_pictures(
         The page.
 
     Raises:
-        ValueError: No such model or pictures, or a discovery that cannot be.
+        ValueError: No such model or images, or discovery options that do not fit the network.
     """
     splits = all_splits(data, seed=seed, hold_out=False)
     images = readable_subset(splits.get("test", splits["train"]), num_pictures)
@@ -114,18 +114,18 @@ def write_part_pictures(
     for words, (backbone, _) in zip(models, opened_models, strict=True):
         how = discovery_for(backbone, changes)
         name = row_name(words, backbone, pretrained=True, taken=[other.name for other in found])
-        say(f"{name}: parts of {len(images)} pictures, {backbone.image_size} px")
+        say(f"{name}: parts of {len(images)} images, {backbone.image_size} px")
         found.append(_discovered(name, backbone, images, how, accelerator, cache))
     if not accelerator.is_main_process:
         return out / "index.html"
-    say(f"{found[0].name}: pictures")
+    say(f"{found[0].name}: images")
     found = _all_matched(found)
     names = ", then ".join(each.name for each in found)
-    text = f"A picture, then its parts by {names}."
-    figures = [grid("grid.png", "Parts in pictures", text, images, found)]
+    text = f"An image, then its parts by {names}."
+    figures = [grid("grid.png", "Parts in images", text, images, found)]
     if told:
         names = ", then ".join(each.name for each in told[1])
-        text = f"A picture, then its parts at {names}."
+        text = f"An image, then its parts at {names}."
         title = "Round by round"
         figures.append(grid("rounds.png", title, text, told[0], _all_matched(told[1])))
     figures += montages(images, found[0])
@@ -141,10 +141,10 @@ def write_part_pictures(
 
 
 def readable_subset(images: Images, most: int) -> Subset:
-    """Evenly spaced pictures, without those that cannot be decoded.
+    """Evenly spaced images, without unreadable ones.
 
     Raises:
-        ValueError: None can be, or a part mask does not fit its picture.
+        ValueError: All are unreadable, or a part mask does not fit its image.
     """
     good = []
     for index in evenly(len(images), most):
@@ -156,7 +156,7 @@ def readable_subset(images: Images, most: int) -> Subset:
             continue
         good.append(index)
     if not good:
-        raise ValueError(f"{images.name}: none of the pictures can be decoded")
+        raise ValueError(f"{images.name}: none of the images can be decoded")
     return Subset(images, np.array(good))
 
 
@@ -176,15 +176,15 @@ def _discovered(
 
 
 def rounds_of_run(run: Path) -> tuple[Images, list[Found]] | None:
-    """Some pictures of a run with the parts that were found before each round and at the end.
+    """Some images of a run, with its parts before each round and at the end.
 
-    Test pictures, where it had some. `None` where the folder is no run, or kept no parts.
+    Test images, if the run had some. `None` if the folder is not a run or has no stored parts.
 
     Args:
         run: Folder of the run.
 
     Raises:
-        ValueError: The pictures are not there any more.
+        ValueError: The images of the run have changed or are missing.
     """
     folder = RunFolder(run)
     shown = sorted(folder.notes.glob("shown_stage*.safetensors"), key=_stage_and_round)
@@ -196,14 +196,14 @@ def rounds_of_run(run: Path) -> tuple[Images, list[Found]] | None:
         images = test if file.metadata()["split"] == "test" else train
         indices = file.get_tensor("indices")
     if images is None or int(indices.max()) >= len(images):
-        raise ValueError(f"{run}: it was trained on other pictures than {recipe.data.name} has now")
+        raise ValueError(f"{run}: it was trained on other images than {recipe.data.name} has now")
     some = readable_subset(Subset(images, indices.numpy()), len(indices))
     rows = torch.from_numpy(some.indices)
     return some, [Found(_title(path), load_file(path)["parts"][rows], True, {}) for path in shown]
 
 
 def _stage_and_round(path: Path) -> tuple[int, float]:
-    """Numbers in the name of a file of parts, from 0; the end is behind all rounds."""
+    """Stage and round in the name of a parts file, from 0; the end sorts after all rounds."""
     stage, at = path.stem.removeprefix("shown_stage").split("_")
     return int(stage), math.inf if at == "end" else int(at.removeprefix("round"))
 
@@ -219,10 +219,10 @@ def _all_matched(found: Sequence[Found]) -> list[Found]:
 
 
 def matched(found: Found, to: Found) -> Found:
-    """The same parts under the numbers of those that they overlap most, largest overlap first.
+    """Renumber parts by the largest overlap with the parts of `to`.
 
-    Background stays background, and a part is never matched with it. Parts without a partner take
-    the numbers that are left.
+    The background keeps its number and is not matched with a part. Parts without a partner get
+    the remaining numbers.
     """
     count = int(max(found.maps.max(), to.maps.max())) + 1
     small = to.maps[:, :: to.maps.shape[1] // 16 or 1, :: to.maps.shape[2] // 16 or 1]
@@ -245,7 +245,7 @@ def matched(found: Found, to: Found) -> Found:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of the page with its words."""
+    """A figure of the page with its title and text."""
 
     file: str
     title: str
@@ -254,7 +254,7 @@ class Figure:
 
 
 def grid(file: str, title: str, text: str, images: Images, found: Sequence[Found]) -> Figure:
-    """A row for two pictures: each, and its parts for every model."""
+    """Two images per row, each followed by its parts for every model."""
     cells = []
     for row in evenly(len(images), GRID):
         picture = small(images[row]["image"])
@@ -264,7 +264,7 @@ def grid(file: str, title: str, text: str, images: Images, found: Sequence[Found
 
 
 def montages(images: Images, found: Found) -> list[Figure]:
-    """Of every part a figure of some pictures that have about its usual share of it."""
+    """For every part, a figure of images in which it has about its usual area."""
     numbers = found.maps.unique().tolist()
     figures = []
     for part in numbers[1:] if found.has_background and numbers[0] == 0 else numbers:
@@ -274,7 +274,7 @@ def montages(images: Images, found: Found) -> list[Figure]:
         rows = [int(typical[i]) for i in evenly(len(typical), MONTAGE)]
         cells = [cut_to_part(images[row]["image"], found.maps[row], part) for row in rows]
         lines = [cells[i : i + 10] for i in range(0, len(cells), 10)]
-        share = f"in {len(there)} of {len(area)} pictures, {area[there].mean():.0%} of their area"
+        share = f"in {len(there)} of {len(area)} images, {area[there].mean():.0%} of their area"
         text = f"{share}, by {found.name}."
         figures.append(
             Figure(f"part_{part:02}.png", f"Part {part}", text, contact_sheet(lines, cell=96))
@@ -283,7 +283,7 @@ def montages(images: Images, found: Found) -> list[Figure]:
 
 
 def features_figure(images: Images, backbone: Backbone, device: torch.device) -> Figure:
-    """Pictures, and the first three principal components of their patches as red, green, blue."""
+    """Images, and the first three principal components of their patches as red, green, blue."""
     rows, size = evenly(len(images), COLOURED), backbone.image_size
     view, nothing = WholeView(size, backbone.interpolation), np.random.default_rng(0)
     pixels = np.stack([view(images[row], nothing)["image"] for row in rows])
@@ -294,7 +294,7 @@ def features_figure(images: Images, backbone: Backbone, device: torch.device) ->
         height, width = picture.shape[:2]
         cells += [picture, cv2.resize(enlarged(colours, SIDE), (width, height))]
     lines = [cells[i : i + 8] for i in range(0, len(cells), 8)]
-    text = "Equal colours are equal features: one basis for all pictures."
+    text = "Equal colours are equal features: one basis for all images."
     return Figure("features.png", "Patch features as colours", text, contact_sheet(lines))
 
 
@@ -302,7 +302,7 @@ def features_figure(images: Images, backbone: Backbone, device: torch.device) ->
 
 
 def part_colour(part: int) -> Float[np.ndarray, "3"]:
-    """RGB in 0..255 of a part; the same whatever other parts there are."""
+    """RGB in 0..255 of a part; it does not depend on the other parts."""
     hue = 360 * ((part * GOLDEN) % 1)
     saturation, value = (0.85, 1.0) if part % 2 else (0.65, 0.8)
     hsv = np.array([[[hue, saturation, value]]], np.float32)
@@ -310,7 +310,7 @@ def part_colour(part: int) -> Float[np.ndarray, "3"]:
 
 
 def small(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "y x 3"]:
-    """The picture with a longer side of `SIDE`, in its own proportions."""
+    """The image resized to a longer side of `SIDE`; the aspect ratio is kept."""
     scale = SIDE / max(image.shape[:2])
     width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
@@ -322,7 +322,7 @@ def painted(
     part_map: Integer[Tensor, "m m"],
     has_background: bool,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture in grey under the colours of its parts, white between them; background stays."""
+    """The image in grey under the colours of its parts, with white borders between parts."""
     numbers = stretched(part_map, *picture.shape[:2]).numpy()
     colours = np.stack([part_colour(part) for part in range(int(numbers.max()) + 1)])
     grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
@@ -339,17 +339,17 @@ def painted(
 def cut_to_part(
     image: UInt8[np.ndarray, "h w 3"], part_map: Integer[Tensor, "m m"], part: int
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """A square around the largest piece of a part, what is not of the part being darker.
+    """A square crop around the largest connected piece of a part; other pixels are darker.
 
     Args:
-        image: The whole picture.
-        part_map: Stretched over it; has the part.
-        part: Its number.
+        image: The whole image.
+        part_map: Part map of the image, of any size; contains the part.
+        part: Number of the part.
     """
     picture = small(image)
     member = (stretched(part_map, *picture.shape[:2]) == part).numpy().astype(np.uint8)
     _, _, pieces, _ = cv2.connectedComponentsWithStats(member)
-    if len(pieces) < 2:  # so thin that the picture's proportions have lost it
+    if len(pieces) < 2:  # so thin that resizing has removed it
         return picture
     x, y, w, h, _ = pieces[1 + int(pieces[1:, cv2.CC_STAT_AREA].argmax())]
     half = max(w, h) * 5 // 8 + 4

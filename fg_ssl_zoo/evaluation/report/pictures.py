@@ -1,4 +1,4 @@
-"""Thumbnails that lie inside a page: what the backbone saw, as JPEG data URIs."""
+"""Thumbnails inside a page: the centre crops as JPEG data URIs."""
 
 import base64
 from dataclasses import dataclass, replace
@@ -17,10 +17,10 @@ QUALITY = 82
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """Pictures of a set through the centre crop of the evaluation.
+    """Centre crops of a data set as thumbnails.
 
     Attributes:
-        images: The set.
+        images: The data set.
         view: The centre crop.
     """
 
@@ -33,11 +33,11 @@ class Thumbnails:
         return view(self.images[index], np.random.default_rng(0))["image"]
 
     def uri(self, index: int, size: int) -> str:
-        """The crop for an `src`."""
+        """The crop as a data URI."""
         return jpeg_uri(self.pixels(index, size))
 
     def name(self, index: int) -> str:
-        """The file's path in its folder, as it can be shown."""
+        """The file's path in its folder, with escaped control characters."""
         return printable(image_name(self.images, index))
 
 

@@ -1,4 +1,4 @@
-"""The numbers of all models, as cells of a table."""
+"""The scores of all models as cells of a table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from fg_ssl_zoo.evaluation.table import (
 
 @dataclass(frozen=True)
 class Cell:
-    """One number.
+    """One score.
 
     Attributes:
-        value: In 0..1; `None` where this model has none.
-        half: Half the 95 % interval.
-        mark: `best`, `equal` (it does not differ from the best), or empty.
+        value: Score in 0..1; `None` if this model has none.
+        half: Half of the 95 % interval.
+        mark: `best`, `equal` (no significant difference from the best), or empty.
     """
 
     value: float | None
@@ -34,12 +34,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """All numbers.
+    """All scores.
 
     Attributes:
-        titles: Of the metrics, each with a second line.
-        rows: For each model its name, its input size in pixels and a cell for each title.
-        sizes: What to say where these sizes differ; empty where they are equal.
+        titles: Titles of the metrics, each with a second line of text.
+        rows: For each model its name, its input size in pixels and one cell per title.
+        sizes: Note if the input sizes differ; otherwise empty.
     """
 
     titles: list[tuple[str, str]]
@@ -48,7 +48,7 @@ class Table:
 
 
 def results_table(evaluation: Evaluation) -> Table:
-    """All models and metrics."""
+    """The table of all models and metrics."""
     results = as_plain(evaluation)
     metrics = metrics_of(results)
     records = [metric(name) for name in metrics]

@@ -1,4 +1,4 @@
-"""The pictures of the page: confused pairs, classes, neighbours, looks; each as plain data."""
+"""Sections of the page as plain data: confused pairs, classes, neighbours, attribution maps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from fg_ssl_zoo.evaluation.report.pictures import jpeg_uri
 from fg_ssl_zoo.ops.neighbours import nearest
 
 THUMBNAIL, LARGE = 144, 224
-"""Side of the pictures in pixels; they are shown at half to two thirds of it."""
+"""Side of the images in pixels; the page shows them at half to two thirds of it."""
 
 NUM_PAIRS, PER_SIDE = 6, 5
 NUM_QUERIES, NUM_NEIGHBOURS = 8, 8
@@ -24,12 +24,12 @@ NUM_LOOKS = 6
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture.
+    """One image.
 
     Attributes:
-        uri: For an `src`.
-        text: What it shows and what became of it, for those who do not see it.
-        caption: Below it; may be empty.
+        uri: Data URI.
+        text: Description for screen readers: class and prediction.
+        caption: Text below the image; may be empty.
         mark: `right`, `wrong`, or empty.
     """
 
@@ -42,7 +42,7 @@ class Shown:
 def confusions(
     inspected: InspectedModel, labels: np.ndarray, predicted: np.ndarray
 ) -> list[dict[str, Any]]:
-    """The most confused pairs: both classes, mistaken pictures and recognised ones."""
+    """The most confused pairs: both classes, with wrong and correct images."""
     found = []
     for pair in confused_pairs(labels, predicted, NUM_PAIRS):
         sides = []
@@ -92,13 +92,13 @@ def class_bars(
 def choose_queries(
     right: Bool[np.ndarray, " m"] | None, length: int, count: int, seed: int
 ) -> list[int]:
-    """Rows drawn at random: half of them wrong where there are as many, the wrong ones first.
+    """Rows drawn at random, half of them wrong if there are enough; the wrong ones come first.
 
     Args:
-        right: Whether the class of each picture is recognised; `None` without labels.
-        length: Pictures there are.
-        count: Rows to draw.
-        seed: Of the draw.
+        right: Whether each image is classified correctly; `None` without labels.
+        length: Number of images.
+        count: Number of rows to draw.
+        seed: Seed of the draw.
     """
     order = np.random.default_rng([seed, length]).permutation(length)
     if right is None:
@@ -109,7 +109,7 @@ def choose_queries(
 
 
 def neighbourhoods(inspected: InspectedModel) -> list[dict[str, Any]]:
-    """Queries with their nearest pictures."""
+    """Queries with their nearest images."""
     labels, knn = inspected.labels, inspected.knn
     right = None if labels is None or knn is None else labels == knn
     features = inspected.seen.features
@@ -157,7 +157,7 @@ def _neighbour(inspected: InspectedModel, row: int, similarity: float, truth: in
 
 
 def looks(inspected: InspectedModel) -> tuple[list[dict[str, Any]], str]:
-    """Pictures with their evidence and patch colours; a note where the model allows neither."""
+    """Images with evidence and patch colours; a note if the model supports neither."""
     labels, predicted = inspected.labels, inspected.linear
     right = None if labels is None or predicted is None else labels == predicted
     rows = choose_queries(right, len(inspected.seen.features), NUM_LOOKS, inspected.seed + 1)
@@ -197,12 +197,12 @@ def looks(inspected: InspectedModel) -> tuple[list[dict[str, Any]], str]:
 def _evidence(
     inspected: InspectedModel, rows: list[int], inputs: torch.Tensor
 ) -> list[list[tuple[str, np.ndarray]]]:
-    """For each picture, titles and heat: of the class named and, where it is wrong, the true one.
+    """For each image, titles and heat maps: the predicted class and, if it is wrong, the true one.
 
-    Without labels it is the evidence that a picture is like its nearest neighbour.
+    Without labels: the evidence for the similarity of an image to its nearest neighbour.
     """
     labels, predicted = inspected.labels, inspected.linear
-    asked: list[tuple[int, str, torch.Tensor]] = []  # number of the picture, title, weights
+    asked: list[tuple[int, str, torch.Tensor]] = []  # number of the image, title, weights
     if labels is None or predicted is None:
         unit = F.normalize(inspected.seen.features, dim=-1)
         found, _ = nearest(unit[rows], unit, 1, torch.tensor(rows))

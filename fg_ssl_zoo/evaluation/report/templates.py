@@ -1,4 +1,4 @@
-"""The templates of the pages, which lie beside this file; every name they are given is escaped."""
+"""Renders the page templates beside this file; all names are escaped."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
 
     Args:
         template: Name of the file.
-        content: All that it reads; a name that is missing is an error.
+        content: The names that the template reads; a missing name is an error.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -29,9 +29,9 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
 
 
 def breakable(name: object) -> Markup:
-    """A name as HTML that may be broken behind `_ . - / @ ,` and at spaces.
+    """A name as HTML that may wrap after `_ . - / @ ,` and at spaces.
 
-    It breaks nowhere else, and not before the suffix of a file.
+    It wraps nowhere else, and not before the suffix of a file.
     """
     return Markup("<wbr>").join(escape(piece) for piece in _PIECES.split(str(name)))
 

@@ -1,4 +1,4 @@
-"""Features as points of a plane, close features close together."""
+"""t-SNE of features to points of a plane."""
 
 import numpy as np
 import torch.nn.functional as F
@@ -9,17 +9,17 @@ from torch import Tensor
 
 PERPLEXITY, COMPONENTS = 30, 50
 FEWEST = 8
-"""Pictures below which t-SNE has nothing to arrange; the two largest components are shown."""
+"""Below this number of images, the two largest principal components are used instead of t-SNE."""
 
 
 def plane(features: Float[Tensor, "n d"], seed: int = 0) -> Float[np.ndarray, "n 2"]:
     """t-SNE of the 50 largest components of features of unit length.
 
-    Perplexity 30 is van der Maaten and Hinton's; a third of the pictures where there are few.
+    Perplexity 30 as in van der Maaten and Hinton, but at most a third of the number of images.
 
     Args:
-        features: Any length.
-        seed: Of the optimisation.
+        features: Feature vectors of any length.
+        seed: Seed of the optimisation.
     """
     unit = F.normalize(features, dim=-1).double().numpy()
     if len(unit) < 2 or not np.ptp(unit, axis=0).any():
@@ -33,5 +33,5 @@ def plane(features: Float[Tensor, "n d"], seed: int = 0) -> Float[np.ndarray, "n
 
 
 def _method(unit: np.ndarray) -> str:
-    """The exact gradient is the faster one below some hundred pictures."""
+    """`exact` or `barnes_hut`, whichever is faster: exact below some hundred images."""
     return "exact" if len(unit) < 200 else "barnes_hut"

@@ -117,8 +117,8 @@ def test_a_mean_over_positions_is_accepted(trunk):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("test_vit", {}, r"test_vit: its features are no mean .*fc_norm: false"),
-        ("test_vit3", {}, "no mean over the positions"),
+        ("test_vit", {}, r"test_vit: its features are not the mean .*fc_norm: false"),
+        ("test_vit3", {}, "not the mean over the positions"),
         ("test_resnet", {"global_pool": "max"}, r"\{global_pool: avg\}"),
     ],
 )
@@ -130,7 +130,7 @@ def test_another_pooling_is_refused_with_the_option_that_helps(name, options, me
 def test_a_map_of_one_position_is_refused_and_nothing_is_drawn():
     backbone = create_backbone("test_resnet", image_size=32)
     state = torch.get_rng_state()
-    with pytest.raises(ValueError, match=r"data\.image_size: 32 pixels leave .* 64 would do"):
+    with pytest.raises(ValueError, match=r"data\.image_size: with 32 pixels .*use 64"):
         check_pooling(backbone.model, "test_resnet", 32)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -197,7 +197,7 @@ def test_inputs_follow_the_cfg_and_other_channels():
     [
         ({"trunk": "resnt50", "trunk_options": {}}, "trunk: unknown 'resnt50'; did you mean"),
         ({"global_pool": "max"}, "global_pool: 'max' with 0 classes"),
-        ({"global_pool": "", "num_classes": 3}, "global_pool: '' with 3 classes; attention"),
+        ({"global_pool": "", "num_classes": 3}, "global_pool: '' with 3 classes; use attention"),
     ],
 )
 def test_what_is_typed_wrong_is_named(options, message):

@@ -93,7 +93,7 @@ def test_its_parts_can_be_discovered():
 
 
 def test_patches_of_a_map_do_not_overlap():
-    with pytest.raises(ValueError, match="stride: the patches of fgssl_hybrid are of the map"):
+    with pytest.raises(ValueError, match="stride: the patches of fgssl_hybrid lie on the map"):
         maps_of(hybrid(), images(), ["keys"], stride=4)
 
 
@@ -102,7 +102,7 @@ def test_patches_of_a_map_do_not_overlap():
     [
         ({"stem": "resnt18"}, "stem: unknown 'resnt18'; did you mean"),
         ({"stem": "test_resnet", "stem_stage": 9}, "stem_stage: test_resnet gives no feature map"),
-        ({"stem": "swin_tiny_patch4_window7_224", "stem_stage": 1}, "resnet18 would do"),
+        ({"stem": "swin_tiny_patch4_window7_224", "stem_stage": 1}, "resnet18 works"),
     ],
 )
 def test_what_is_typed_wrong_is_named(options, message):

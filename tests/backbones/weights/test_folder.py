@@ -34,21 +34,24 @@ def good(tmp_path_factory):
         ({"num_classes": float("nan")}, "larger than in any network"),
         ({"model_args": {"depth": 10**7}}, "depth: 10000000 is larger"),
         ({"model_args": {"img_size": 100_000}}, "img_size: 100000 is larger"),
-        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "is no argument of a network"),
-        ({"model_args": {"pretrained_cfg": {}}}, "is no argument of a network"),
-        ({"model_args": {"__class__": 1}}, "is no argument of a network"),
-        ({"model_args": {"trunk_options": {"pretrained": True}}}, "'pretrained' is no argument"),
+        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "is not an argument of a network"),
+        ({"model_args": {"pretrained_cfg": {}}}, "is not an argument of a network"),
+        ({"model_args": {"__class__": 1}}, "is not an argument of a network"),
+        (
+            {"model_args": {"trunk_options": {"pretrained": True}}},
+            "'pretrained' is not",
+        ),
         ({"model_args": {"trunk_options": {"a": {"b": 1}}}}, r"a: .* neither a number"),
         ({"model_args": {"act_layer": {"a": 1}}}, "neither a number, a short text nor a list"),
         ({"model_args": {"layers": [[[[[1]]]]]}}, "neither a number"),
         ({"pretrained_cfg": {"url": "http://x/y.pth"}}, "weights lie beside config.json"),
         ({"pretrained_cfg": {"file": "/tmp/y.pth"}}, "weights lie beside config.json"),
         ({"pretrained_cfg": {"custom_load": True}}, "weights lie beside config.json"),
-        ({"pretrained_cfg": {"hf_hub_filename": "../x.safetensors"}}, "is no file of weights"),
-        ({"pretrained_cfg": {"input_size": [3, 10**6, 64]}}, "is no size of pictures"),
-        ({"pretrained_cfg": {"mean": "0.5"}}, "is no list of numbers"),
-        ({"pretrained_cfg": {"std": [0.2, 0, 0.2]}}, "larger than 0"),
-        ({"pretrained_cfg": {"crop_pct": -1}}, "is no share of a picture"),
+        ({"pretrained_cfg": {"hf_hub_filename": "../x.safetensors"}}, "is not a weight file"),
+        ({"pretrained_cfg": {"input_size": [3, 10**6, 64]}}, "is not an image size"),
+        ({"pretrained_cfg": {"mean": "0.5"}}, "is not a list of numbers"),
+        ({"pretrained_cfg": {"std": [0.2, 0, 0.2]}}, "must be above 0"),
+        ({"pretrained_cfg": {"crop_pct": -1}}, "is not a share of an image"),
     ],
 )
 def test_a_configuration_is_checked_before_a_network_is_built_of_it(changes, message):
@@ -117,10 +120,10 @@ def test_parts_outside_of_the_folder_are_not_read(good, tmp_path):
     for name in ("../secret.safetensors", "/etc/passwd", "model-1-of-2.bin", 3):
         index["weight_map"][next(iter(index["weight_map"]))] = name
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        with pytest.raises(ValueError, match="which is no part of a model"):
+        with pytest.raises(ValueError, match="which is not a weight file"):
             weight_files(folder)
     (folder / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ValueError, match="is no index of parts"):
+    with pytest.raises(ValueError, match="is not an index of weight files"):
         weight_files(folder)
 
 

@@ -118,7 +118,7 @@ def test_a_released_model_has_the_hash_of_its_recipe(models, hub, tmp_path, monk
     released_as(right, monkeypatch)
     assert mean(opened()) == 0.4
     released_as("0" * 64, monkeypatch)
-    refusal = r"model.safetensors is not what was published: its sha256 is .*000.* was expected"
+    refusal = r"model.safetensors differs from the published file: its sha256 is .*, expected 000"
     with pytest.raises(ValueError, match=refusal):
         opened()
     folder = checkout(models, tmp_path, monkeypatch)
@@ -157,7 +157,9 @@ def test_a_download_that_breaks_goes_on_and_a_changed_one_is_refused(models, hub
     hub.publish("other/model", models / "hub" / NAME)
     hub.corrupt.add("model.safetensors")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "2")
-    with pytest.raises(ValueError, match=r"is not what was published.*Delete .*and load again"):
+    with pytest.raises(
+        ValueError, match=r"differs from the published file.*Delete .*and load again"
+    ):
         opened(pretrained_cfg_overlay={"hf_hub_id": "other/model"})
 
 

@@ -207,7 +207,7 @@ def test_true_masks_as_parts_beat_shuffled_ones():
 
 def test_what_cannot_be_scored_is_refused_in_one_line(birds):
     maps = masks_of(birds)
-    with pytest.raises(ValueError, match="15 part maps for 16 training pictures"):
+    with pytest.raises(ValueError, match="15 part maps for 16 training images"):
         part_scores(maps[:15], birds, maps, birds)
     bare = SomeCorrupt(birds)
     with pytest.raises(ValueError, match="drawn has neither part masks nor keypoints to score"):
@@ -251,7 +251,7 @@ def test_the_log_scores_masks_over_all_readable_pictures(birds):
 
 
 class Points:
-    """Pictures with two keypoints and no masks."""
+    """Images with two keypoints and no masks."""
 
     name, classes, labels, keypoints = "points", [], None, ["left", "right"]
 

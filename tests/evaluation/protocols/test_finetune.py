@@ -43,7 +43,7 @@ def test_fine_tuning_learns_its_pictures_and_leaves_the_backbone_alone(task):
     before = {key: value.clone() for key, value in task.backbone.state_dict().items()}
     (outcome,) = finetune(task, options=Finetune(epochs=25, batch_size=8))
     assert outcome.metric == "finetune_top1"
-    assert outcome.value > 0.7  # chance is a quarter; they are the training pictures
+    assert outcome.value > 0.7  # chance is a quarter; they are the training images
     assert outcome.settings["epochs"] == 25
     for key, value in task.backbone.state_dict().items():
         assert torch.equal(value, before[key]), key
@@ -174,7 +174,7 @@ def test_blocks_are_cut_off_the_generator_only():
     with pytest.raises(ValueError, match=r"drop_last_blocks: test_resnet is not the generator"):
         build(drop_last_blocks=1)
     short = create_backbone("fgssl_srresnet", image_size=16, num_blocks=2, width=8)
-    with pytest.raises(ValueError, match="2 of 2 blocks leave none; 0 to 1 would do"):
+    with pytest.raises(ValueError, match="2 of 2 blocks leave none; use 0 to 1"):
         Classifier(short, COUNTS, Finetune(drop_last_blocks=2))
 
 
@@ -246,7 +246,7 @@ def test_labels_that_say_nothing_are_refused(task):
     labels[labels == 2] = 1
     labels[3] = 2
     lonely = replace(task, train=replace(task.train, labels=labels))
-    with pytest.raises(ValueError, match="finetune learns classes from several pictures; 1 of 4"):
+    with pytest.raises(ValueError, match="finetune learns classes from several images; 1 of 4"):
         finetune(lonely)
 
 

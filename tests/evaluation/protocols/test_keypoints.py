@@ -74,9 +74,9 @@ def test_drawn_birds_are_probed(birds, tmp_path):
     task = make_task(backbone, birds, birds, Accelerator(cpu=True), cache=tmp_path)
     outcome, *few = keypoints(task, options=Keypoints(shots=(4, 16, 50), draws=2))
     assert outcome.values.shape == (16,)
-    assert outcome.value > outcome.settings["mean_place"]  # fitted on the same pictures
+    assert outcome.value > outcome.settings["mean_place"]  # fitted on the same images
     assert outcome.settings["keypoints"] == birds.keypoints
-    assert outcome.notes == ("no keypoints_50_pck: there are 16 training pictures",)
+    assert outcome.notes == ("no keypoints_50_pck: there are 16 training images",)
     assert [o.metric for o in few] == ["keypoints_4_pck", "keypoints_16_pck"]
     np.testing.assert_allclose(few[1].values, outcome.values)  # all of them, in another order
     assert few[1].settings["mean_place"] == pytest.approx(outcome.settings["mean_place"])
@@ -89,7 +89,7 @@ def test_few_shots_equal_a_ridge_regression_on_each_drawn_list(birds, tmp_path, 
     seen, truth = torch.rand(2, 16, len(birds.keypoints), 3, generator=generator)
     seen[..., 2], truth[..., 2] = (seen[..., 2] > 0.3).float(), 1
     seen[:, 2, 2] = 0
-    seen[5, 2, 2] = 1  # the third keypoint is in one picture alone, so in some draws in none
+    seen[5, 2, 2] = 1  # the third keypoint is in one image alone, so in some draws in none
     backbone = create_backbone("test_resnet", image_size=32).eval()
     task = make_task(backbone, birds, birds, Accelerator(cpu=True), cache=tmp_path)
     rows_of = iter([Features(part, None, torch.arange(16)) for part in (train, test)])
@@ -123,7 +123,7 @@ def test_few_shots_equal_a_ridge_regression_on_each_drawn_list(birds, tmp_path, 
     assert found.settings["mean_place"] == pytest.approx(np.mean(blind))
     assert found.settings["mean_place_std_over_draws"] == pytest.approx(np.std(blind))
     name = birds.keypoints[2]
-    assert found.notes == (f"{name}: shown by no picture of {unseen} of 4 draws, not found",)
+    assert found.notes == (f"{name}: shown by no image of {unseen} of 4 draws, not found",)
 
 
 def test_test_pictures_that_show_no_keypoint_are_not_scored(birds, tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_test_pictures_that_show_no_keypoint_are_not_scored(birds, tmp_path, mon
     monkeypatch.setattr(probe, "points_of", lambda *words: 0 * points(*words))
     for outcome in keypoints(task, options=Keypoints(shots=(3,), draws=2)):
         assert np.isnan(outcome.values).all()
-        assert outcome.notes == ("16 test pictures show no keypoint",)
+        assert outcome.notes == ("16 test images show no keypoint",)
 
 
 def test_visible_keypoints_outside_of_the_picture_are_refused(birds, tmp_path):

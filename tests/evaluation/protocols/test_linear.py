@@ -34,7 +34,7 @@ def test_unit_length_is_an_argument_and_a_setting():
 
 
 @pytest.mark.parametrize("c", [1e-3, 10.0])
-@pytest.mark.parametrize("width", [4, 40])  # as it is, and in the span of the pictures
+@pytest.mark.parametrize("width", [4, 40])  # as it is, and in the span of the images
 def test_c_is_the_inverse_weight_of_the_penalty(width, c):
     train, labels = some(30, width)
     labels[:18] = 0  # a strong penalty names the frequent class

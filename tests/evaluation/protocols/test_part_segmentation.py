@@ -56,7 +56,7 @@ QUICK = PartSegmentation(shots=(2,), steps=2, checkpoints=1)
 
 
 class Overlapping:
-    """Pictures whose two parts overlap: the left two thirds, and the right two thirds."""
+    """Images whose two parts overlap: the left two thirds, and the right two thirds."""
 
     name, classes, labels, parts = "overlapping", [], None, ["wing", "body"]
 
@@ -119,7 +119,7 @@ def test_a_known_confusion_has_a_known_iou():
 
 
 def test_pixels_are_summed_over_the_set_before_they_are_divided():
-    both, predicted, true = torch.tensor([[1, 30], [10, 30], [2, 40]])  # two pictures, one part
+    both, predicted, true = torch.tensor([[1, 30], [10, 30], [2, 40]])  # two images, one part
     counts = torch.stack([both, predicted, true], dim=1)[..., None]
     values = mean_iou_values(counts)
     assert values.mean() == pytest.approx(31 / (40 + 42 - 31))
@@ -206,7 +206,7 @@ def test_keys_are_the_second_third_of_the_last_projection():
     assert keys.shape == (2, backbone.num_features, 4, 4)
     torch.testing.assert_close(keys, tokens.transpose(1, 2).reshape(keys.shape))
     torch.testing.assert_close(first, keys[:, : keys.shape[1] // last.attn.num_heads])
-    with pytest.raises(ValueError, match="test_resnet shows no keys; features would do"):
+    with pytest.raises(ValueError, match="the keys of test_resnet cannot be read; use features"):
         last_keys(create_backbone("test_resnet"), x)
 
 
@@ -271,7 +271,7 @@ def test_independent_parts_of_exclusive_masks_and_merged_maps(birds):
     _, one = PartView(24, (0, 1, 1), exclusive=False)(Overlapping()[0])
     assert one.shape == (1, 24, 24)
     assert one.all()
-    with pytest.raises(ValueError, match="labels: these parts overlap; independent would do"):
+    with pytest.raises(ValueError, match="labels: these parts overlap; use independent"):
         PartView(24, (0, 1, 2))(Overlapping()[0])
 
 
@@ -374,7 +374,7 @@ def test_the_checkpoint_that_is_best_on_the_held_out_fifth_is_scored(birds, tmp_
 
 
 def test_each_fold_picks_for_the_other_four():
-    def counts(right):  # a picture has 10 pixels of one part, `right` of which are found
+    def counts(right):  # an image has 10 pixels of one part, `right` of which are found
         return torch.stack([torch.stack([r, r, torch.tensor(10)]) for r in right])[..., None]
 
     half = torch.arange(20) < 10
@@ -414,11 +414,11 @@ def test_overlapping_parts_are_learnt_independently(tmp_path):
     (outcome,) = part_segmentation(task, options=how)
     assert outcome.metric == "part_miou_4_fg"
     assert outcome.settings["iou"].keys() == {"wing", "body"}
-    assert outcome.value > 0.55  # all of the picture would be two thirds, nothing 0
+    assert outcome.value > 0.55  # all of the image would be two thirds, nothing 0
 
 
 def scored(folder):
-    """Values and drawn pictures of a small evaluation, fine-tuning included."""
+    """Values and drawn images of a small evaluation, fine-tuning included."""
     found = []
     for backbone in ("frozen", "finetuned"):
         how = PartSegmentation(shots=(6,), steps=3, checkpoints=2, backbone=backbone)
@@ -467,18 +467,18 @@ def test_wrong_masks_are_refused_with_counts(birds, tmp_path):
     def shorter(mask, index):
         return mask[:-2] if index in (3, 5) else mask
 
-    with pytest.raises(ValueError, match=r"2 part masks do not fit their images: picture 3 of"):
+    with pytest.raises(ValueError, match=r"2 part masks do not fit their images: image 3 of"):
         usable(Masks(birds, shorter), range(16))
 
     def unknown(mask, index):
         return np.where(mask == 0, 37 if index < 2 else 255, mask) if index < 5 else mask
 
     with pytest.raises(
-        ValueError, match=r"without a name: 37 in 2 pictures, 255 in 3 pictures; its parts are 1"
+        ValueError, match=r"without a name: 37 in 2 images, 255 in 3 images; its parts are 1"
     ):
         usable(Masks(birds, unknown), range(16))
     task = task_of(birds, Masks(birds, unknown), cache=tmp_path)
-    with pytest.raises(ValueError, match="37 in 2 pictures"):
+    with pytest.raises(ValueError, match="37 in 2 images"):
         part_segmentation(task, options=QUICK)
 
 
@@ -513,7 +513,7 @@ def test_pictures_that_cannot_be_read_are_left_out(birds, tmp_path):
 
 def test_more_shots_than_pictures_are_refused(birds, tmp_path):
     task = task_of(birds, cache=tmp_path)
-    with pytest.raises(ValueError, match=r"shots: 50 is more than the 16 training pictures"):
+    with pytest.raises(ValueError, match=r"shots: 50 is more than the 16 training images"):
         part_segmentation(task, options=replace(QUICK, shots=(50,)))
     sizes = {
         o.settings["shots"] for o in part_segmentation(task, options=replace(QUICK, shots=(2, 50)))
@@ -577,7 +577,7 @@ def test_a_decoder_goes_back_to_exactly_what_was_trained():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CARPARTS.is_dir(), reason="needs the pictures of carparts")
+@pytest.mark.skipif(not CARPARTS.is_dir(), reason="needs the images of carparts")
 def test_the_command_scores_real_cars_without_labels(tmp_path, capsys):
     words = [
         *["eval", "test_resnet@scratch", "--data", str(CARPARTS), "--image-size", "96"],
@@ -590,9 +590,7 @@ def test_the_command_scores_real_cars_without_labels(tmp_path, capsys):
     assert set(scores) == {f"part_miou_{n}{kind}" for n in (1, 10) for kind in ("", "_fg")}
     assert len(scores["part_miou_10"]["settings"]["iou"]) == 10
     assert results["data"]["num_scored"] == 100
-    assert (
-        "carparts: 400 training and 100 test pictures without classes." in capsys.readouterr().out
-    )
+    assert "carparts: 400 training and 100 test images without classes." in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*words[:5], "96", "--protocols", "knn"])
     assert "carparts has no labels" in capsys.readouterr().err

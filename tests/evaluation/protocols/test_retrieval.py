@@ -29,7 +29,7 @@ def test_retrieval_equals_loops(monkeypatch):
 
 
 def test_a_query_never_finds_itself():
-    rows = torch.eye(4).repeat(2, 1)  # each picture has one duplicate, of another class
+    rows = torch.eye(4).repeat(2, 1)  # each image has one duplicate, of another class
     labels = torch.arange(8)
     rank1, _, precision = ranked(rows, labels)
     assert rank1.sum() == 0
@@ -52,4 +52,4 @@ def test_a_picture_alone_in_its_class_is_no_query_and_is_named():
     part = features(torch.randn(5, 3, generator=torch.manual_seed(0)), labels)
     for outcome in retrieval(made_task(part, part, num_classes=3)):
         assert np.isnan(outcome.values).tolist() == [False, False, True, False, False]
-        assert outcome.notes == ("1 pictures alone in their class are no queries",)
+        assert outcome.notes == ("1 images alone in their class are no queries",)

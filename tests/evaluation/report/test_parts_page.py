@@ -1,4 +1,4 @@
-"""Pictures of parts: what is coloured, cut and renumbered, and the page that shows it."""
+"""Images of parts: what is coloured, cut and renumbered, and the page that shows it."""
 
 import re
 from dataclasses import replace
@@ -104,7 +104,7 @@ def test_montages_are_of_the_parts_that_there_are(birds):
     with_background = montages(birds, Found("masks", maps, True, {}))
     assert len(with_background) == len(maps.unique()) - 1
     assert len(montages(birds, Found("masks", maps, False, {}))) == len(maps.unique())
-    assert "pictures" in with_background[0].text
+    assert "images" in with_background[0].text
 
 
 def test_pictures_keep_their_proportions():
@@ -115,7 +115,7 @@ def test_pictures_keep_their_proportions():
 def test_what_cannot_be_decoded_is_left_out(birds):
     some = readable_subset(SomeCorrupt(birds, {0, 5}), 300)
     assert len(some) == 14
-    with pytest.raises(ValueError, match="none of the pictures can be decoded"):
+    with pytest.raises(ValueError, match="none of the images can be decoded"):
         readable_subset(SomeCorrupt(birds, range(16)), 300)
 
 
@@ -194,7 +194,7 @@ def test_the_rounds_of_a_run_are_told_in_their_order(tmp_path, birds):
     for row, index in enumerate((0, 5, 15)):
         assert np.array_equal(images[row]["image"], birds[index]["image"])
     (tmp_path / "recipe.yaml").write_text(to_yaml(replace(recipe, data=Data(num_images=12))))
-    with pytest.raises(ValueError, match="trained on other pictures than drawn has now"):
+    with pytest.raises(ValueError, match="trained on other images than drawn has now"):
         rounds_of_run(tmp_path)
 
 
@@ -210,7 +210,7 @@ def test_the_page_of_a_run_shows_its_rounds(tmp_path, monkeypatch, birds):
         "parts", "run", "--data", *DRAWN, "--out", "out", "--pictures", "8",
         "--discovery", "num_parts=3", "size=16", "sample=1000", "--card", "run",
     ])  # fmt: skip
-    shown = "Pictures of drawn and the parts that this model finds without labels"
+    shown = "Images of drawn and the parts that this model finds without labels"
     assert f"![{shown}](picture.png)" in (run / "export" / "README.md").read_text()
     same = (tmp_path / "out" / "grid.png").read_bytes()
     assert (run / "export" / "picture.png").read_bytes() == same

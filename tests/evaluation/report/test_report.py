@@ -5,20 +5,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.create import create_backbone
+from fg_ssl_zoo.config import Data
+from fg_ssl_zoo.data import folders
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, Row
 from fg_ssl_zoo.evaluation.report import attribution, bokeh_figures
 from fg_ssl_zoo.evaluation.report.confusion import class_scores, confused_pairs
 from fg_ssl_zoo.evaluation.report.curves import below_starts, colours_of, training_curves
 from fg_ssl_zoo.evaluation.report.inspected_model import readable
+from fg_ssl_zoo.evaluation.report.page import write_report
 from fg_ssl_zoo.evaluation.report.sections import choose_queries
 from fg_ssl_zoo.evaluation.report.templates import rendered
 from fg_ssl_zoo.evaluation.report.tsne import plane
 from fg_ssl_zoo.ops.neighbours import nearest
-from tests.pages import EVIL, NASTY, Page, check_closed
+from tests.pages import EVIL, NASTY, Page, check_closed, save_birds
 
 SUPERVISED = {"results", "labels", "confused", "classes"}
 ALWAYS = {"glance", "map", "neighbours", "looks"}
@@ -31,7 +35,7 @@ def test_a_labelled_page_has_every_section_and_both_models(labelled):
     assert "test_resnet, untrained" in page.text
     assert "test_vit, untrained" in page.text
     assert page.text.count("taken for") > 3
-    assert re.search(r"Most confused: .+ and .+ \(\d+ of 4 pictures\)", page.text)
+    assert re.search(r"Most confused: .+ and .+ \(\d+ of 4 images\)", page.text)
     assert page.without_alt == 0
 
 
@@ -81,10 +85,23 @@ def test_an_unlabelled_page_says_so_and_has_the_rest(unlabelled):
     page = Page(unlabelled)
     assert page.ids >= ALWAYS
     assert not page.ids & SUPERVISED
-    assert "no labelled test pictures" in page.text
+    assert "no labelled test images" in page.text
     assert "training" in page.ids
     assert "test_vit, untrained is below its start: RankMe 12 before the training" in page.text
     assert page.without_alt == 0
+
+
+def test_a_report_lists_each_folder_once(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        save_birds(tmp_path / "birds" / split, ["finch", "wren", "gull", "owl"])
+    listed, list_images = [], folders.list_images
+    monkeypatch.setattr(
+        folders, "list_images", lambda folder: listed.append(folder.name) or list_images(folder)
+    )
+    data, accelerator = Data(path=str(tmp_path / "birds")), Accelerator(cpu=True)
+    with pytest.raises(ValueError, match="no model is given"):
+        write_report([], data, accelerator, cache=tmp_path / "cache")
+    assert listed == ["train", "test"]
 
 
 def test_confused_pairs_count_both_directions():
@@ -135,7 +152,7 @@ def test_queries_are_half_wrong_and_the_wrong_ones_come_first():
 
 
 class Toy(nn.Module):
-    """The picture itself is the feature map, its mean the feature."""
+    """The image itself is the feature map, its mean the feature."""
 
     def __init__(self):
         super().__init__()
@@ -191,7 +208,7 @@ def test_every_backbone_has_evidence_and_changes_neither_mode_nor_gradients(name
 def test_a_backbone_without_stages_says_so():
     toy = Toy()
     toy.feature_info = []
-    with pytest.raises(ValueError, match="toy does not name its stages"):
+    with pytest.raises(ValueError, match="timm lists no stages of toy"):
         attribution.evidence(Backbone(toy, "toy"), torch.zeros(1, 3, 8, 8), torch.zeros(1, 3))
 
 
