@@ -92,7 +92,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        recipe, recipe_copy, data, metrics, results, checkpoints, notes, pictures, corrupt, export,
+        recipe, recipe_copy, data, metrics, results, checkpoints, notes, images, corrupt, export,
             lock: Its files and folders.
     """
 
