@@ -3,10 +3,10 @@
     python examples/classify_with_few_labels.py runs/fgssl_resnet18_drawn.simclr/export
     python examples/classify_with_few_labels.py runs/NAME/export photos --shots 5
 
-`photos` holds a folder of images for each class, or `train/` and `test/` with such folders;
-without them a fifth of each class is held out as a test. Without `photos`: drawn birds. A few
-labelled images of each class are learnt from; nothing is trained but the classifier, so that
-there are no epochs. `fgssl classifier` does the same and writes a folder.
+`photos` contains one folder per class, or `train/` and `test/` with such folders; without them, a
+fifth of each class is held out for the test. Without `photos`, drawn birds are used. Only the
+classifier is trained, on a few labelled images of each class, so there are no epochs.
+`fgssl classifier` does the same and writes a folder.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Go on with the self-supervised training of a published model, by transformers' Trainer.
+"""Continue the self-supervised training of a published model with transformers' Trainer.
 
     python examples/continue_pretraining.py OWNER/NAME photos
     python examples/continue_pretraining.py runs/NAME/export photos --epochs 5
 
-It needs fg_ssl_zoo, whose install brings transformers and accelerate. `photos` holds class folders,
-`train/` and `test/` with such folders, or images alone. Heads, teachers and queues of the method
-go on from where they were; labels are not read. `continued/` then holds the method for the next
-time, and `continued/backbone.safetensors` its backbone, which a recipe takes as `init` and timm as
+It needs fg_ssl_zoo, which also installs transformers and accelerate. `photos` contains class
+folders, `train/` and `test/` with such folders, or images alone. Heads, teachers and queues of the
+method continue from their saved state; labels are not read. `continued/` then contains the method,
+and `continued/backbone.safetensors` its backbone, for `init` of a recipe or timm's
 `pretrained_cfg_overlay=dict(file=...)`.
 """
 
@@ -30,12 +30,12 @@ def main(
     Args:
         name: A published model or an exported folder.
         photos: Folder of the images.
-        steps: Of the training.
-        batch_size: Images of a step; all images where there are fewer.
+        steps: Number of training steps.
+        batch_size: Images in one step; all images if there are fewer.
         out: Folder of the result.
-        subfolder: Of the method beside the published backbone.
-        epochs: Passes over the images in the place of `steps`.
-        **settings: Of `TrainingArguments`.
+        subfolder: Subfolder of the method in the published model.
+        epochs: Passes over the images; replaces `steps`.
+        **settings: Further settings of `TrainingArguments`.
     """
     model = AutoModelForPreTraining.from_pretrained(name, subfolder=subfolder)
     images = load_images(Data(path=photos), "train")

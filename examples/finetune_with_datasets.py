@@ -1,12 +1,12 @@
-"""Fine-tune a published backbone on a set of the Hub, with datasets, timm and accelerate.
+"""Fine-tune a published backbone on a data set of the Hub, with datasets, timm and accelerate.
 
     python examples/finetune_with_datasets.py hf-hub:OWNER/NAME OWNER/DATASET
     accelerate launch examples/finetune_with_datasets.py local-dir:runs/NAME/export photos
 
-The second word is a dataset of the Hub with the columns `image` and `label`, such as
-`bentrevett/caltech-ucsd-birds-200-2011`, or a folder: of images for each class, or `train/` and
-`test/` with such folders. Without a test split a fifth of each class is held out. `--epochs 5`
-trains for five passes.
+The second argument is a Hub data set with the columns `image` and `label`, such as
+`bentrevett/caltech-ucsd-birds-200-2011`, or a folder with one folder per class or with `train/` and
+`test/`. Without a test split, a fifth of each class is held out. `--epochs 5` trains for five
+passes.
 """
 
 import argparse

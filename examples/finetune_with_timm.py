@@ -3,8 +3,8 @@
     python examples/finetune_with_timm.py hf-hub:OWNER/NAME photos
     python examples/finetune_with_timm.py local-dir:runs/NAME/export photos
 
-`photos` holds a folder of images for each class, or `train/` and `test/` with such folders;
-without them every fifth image is held out as a test. `--epochs 5` trains for five passes.
+`photos` contains one folder per class, or `train/` and `test/` with such folders; without them,
+every fifth image is held out for the test. `--epochs 5` trains for five passes.
 """
 
 import argparse

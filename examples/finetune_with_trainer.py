@@ -1,14 +1,13 @@
 """Fine-tune a published backbone with transformers' Trainer; fg_ssl_zoo is not needed.
 
-It needs transformers, timm, torchvision, and accelerate, without which the Trainer stops.
+It needs transformers, timm, torchvision and accelerate.
 
     python examples/finetune_with_trainer.py OWNER/NAME photos
     python examples/finetune_with_trainer.py runs/NAME/export photos
 
-`photos` holds a folder of images for each class, or `train/` and `test/` with such folders;
-without them every fifth image is held out as a test. `--epochs 5` trains for five passes.
-The result, with its class names, lies in `finetuned/`: transformers opens it, and timm too
-(`local-dir:finetuned`).
+`photos` contains one folder per class, or `train/` and `test/` with such folders; without them,
+every fifth image is held out for the test. `--epochs 5` trains for five passes. The result is
+written to `finetuned/` with its class names; transformers and timm (`local-dir:finetuned`) open it.
 """
 
 import argparse

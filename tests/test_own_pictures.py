@@ -238,7 +238,7 @@ def test_the_pictures_are_listed_once_and_what_is_odd_about_them_is_said_once(
     words = ["photos", "backbone=test_resnet", "stages.0.train.steps=1", "data.num_workers=0"]
     cli.main(["train", *words, "seed=5"])
     assert len(listed) == 1
-    assert caplog.text.count("left out are") == 1
+    assert caplog.text.count("; not read: ") == 1
     cli.main(["data", "show", *words, "--images", "2"])
     assert len(listed) == 2
 

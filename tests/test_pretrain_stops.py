@@ -98,6 +98,7 @@ def test_start_weights_that_are_no_numbers_are_refused_before_the_folder_is_made
         main([str(recipe), "init=nan.safetensors"])
     assert capsys.readouterr().err == (
         "error: init: nan.safetensors: layer1.0.conv1.weight holds values that are not finite; "
-        "take another init, or delete the checkpoint that holds them to go on from the one before\n"
+        "use another init, or delete the checkpoint that holds them to continue from the one "
+        "before\n"
     )
     assert not (tmp_path / "runs").exists()

@@ -1,1 +1,1 @@
-"""Pictures: sources, views, and the loader that ships them."""
+"""Images: sources, views, and the loader."""

@@ -1,7 +1,7 @@
-"""Fine-grained data sets that `data.name` knows: where they are, their columns and their terms.
+"""The catalogue of fine-grained data sets for `data.name`: sources, columns and terms.
 
-Ids, splits and columns were read from public pages in November 2026 without a download. Where a
-column has changed since, the error names those there are, and `data.columns` replaces ours.
+Ids, splits and columns were read from public pages in November 2026 without a download. If a column
+has changed since, the error names the existing columns, and `data.columns` replaces ours.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ class Entry:
 
     Attributes:
         title: Full name and year.
-        terms: Under what it may be used; of the pictures, not of the mirror.
-        homepage: Official download.
-        hub_id: Mirror on the Hugging Face Hub; `None` where there is only the official download.
+        terms: Terms of use of the images, not of the mirror.
+        homepage: Page of the official download.
+        hub_id: Mirror on the Hugging Face Hub; `None` if there is only the official download.
         columns: Column names of the mirror.
         train_split, test_split: Split names of the mirror; `+` joins splits.
     """
@@ -91,5 +91,5 @@ def find_entry(name: str) -> Entry:
     known = nearest(name, ["drawn", *CATALOG])
     raise ValueError(
         f"data.name: unknown data set '{name}'{known}{'' if known.endswith('?') else '.'} "
-        "For images of your own give data.path=FOLDER or data.hub_id=OWNER/NAME"
+        "For your own images, set data.path=FOLDER or data.hub_id=OWNER/NAME"
     )

@@ -1,4 +1,4 @@
-"""A contact sheet: one row a picture, with its views beside it."""
+"""A contact sheet: one row per image, with its views beside it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +22,12 @@ def contact_sheet(
     cell: int = 128,
     titles: Sequence[str] | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Pictures in a grid on white.
+    """Images in a grid on white.
 
     Args:
-        rows: Pictures (h, w, 3) or grey (h, w), uint8, of any size; rows may differ in length.
+        rows: Images (h, w, 3) or grey (h, w), uint8, of any size; rows may differ in length.
         captions: One above each row; what is too long is cut.
-        cell: Side of the square that a picture is fitted into, in pixels.
+        cell: Side of the square that an image is fitted into, in pixels.
         titles: One above each column, in as many lines of whole words as it needs; a single word
             that is too long is cut.
 
@@ -60,7 +60,7 @@ def contact_sheet(
 
 
 def save_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Write an RGB picture; folders on the way are made."""
+    """Write an RGB image; folders on the way are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
@@ -68,7 +68,7 @@ def save_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
 
 
 def _fit(picture: np.ndarray, cell: int) -> UInt8[np.ndarray, "s s 3"]:
-    """The picture in the middle of a white square, in its own proportions."""
+    """The image in the middle of a white square, in its own proportions."""
     if picture.ndim == 2:
         picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
     height, width = picture.shape[:2]

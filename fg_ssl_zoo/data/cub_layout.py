@@ -7,7 +7,7 @@
     parts/part_locs.txt     ID PART X Y VISIBLE     parts/parts.txt   PART NAME
 
 IDs are numbers in CUB and hexadecimal words in NABirds. NABirds names 1011 classes of a hierarchy,
-555 of which have pictures; labels count those only. Paper of CUB: Wah et al., CNS-TR-2011-001.
+555 of which have images; labels count those only. Paper of CUB: Wah et al., CNS-TR-2011-001.
 """
 
 from collections.abc import Iterator
@@ -30,10 +30,10 @@ def official_folder(folder: Path) -> Path | None:
 
 
 def load_official(data: Data, root: Path) -> tuple[FolderImages, FolderImages]:
-    """Official training and test pictures with boxes and keypoints.
+    """Official training and test images with boxes and keypoints.
 
     Raises:
-        ValueError: A list that cannot be read, or a picture that is listed but not there.
+        ValueError: A list that cannot be read, or an image that is listed but not there.
     """
     paths = dict(_lines(root / "images.txt", 2))
     ids = list(paths)
@@ -57,7 +57,7 @@ def load_official(data: Data, root: Path) -> tuple[FolderImages, FolderImages]:
 
 
 def _classes(root: Path, ids: list[str]) -> tuple[list[str], np.ndarray]:
-    """Names of the classes that have pictures, and the class number of every picture."""
+    """Names of the classes that have images, and the class number of every image."""
     used, labels = np.unique(_column(root / "image_class_labels.txt", ids), return_inverse=True)
     file = root / "classes.txt"
     names = dict(_lines(file, 2)) if file.is_file() else {}
@@ -87,7 +87,7 @@ def _boxes(root: Path, ids: list[str]) -> np.ndarray | None:
 
 
 def _column(file: Path, ids: list[str]) -> np.ndarray:
-    """The integer that a list gives for every picture."""
+    """The integer that a list gives for every image."""
     values = dict(_lines(file, 2))
     missing = [image for image in ids if image not in values]
     if missing:

@@ -1,11 +1,11 @@
-"""From `data:` of a recipe to pictures: which source, which split, how many.
+"""Load the images of a recipe's `data:`: source, splits, number of images.
 
     data.path                local folder (`folders`, `official` for CUB-200-2011 and NABirds,
                              `pascub` and `oid_aircraft` for birds and aeroplanes with part masks)
     data.hub_id, data.name   Hugging Face datasets (`hub_images`, `catalog`)
     name: drawn              the built-in birds (`drawn`)
 
-A labelled source without labelled test pictures gives up a part of each class for them.
+If a labelled source has no labelled test images, a part of each class is held out for them.
 """
 
 import copy
@@ -42,10 +42,10 @@ LAYOUTS = (
     (pascub_folder, load_pascub),
     (oid_folder, load_oid),
 )
-"""Layouts of folders: how each is recognised, and its reader; any other is `load_folder`'s."""
+"""Layouts of folders: (detector, reader) pairs; other folders are read by `load_folder`."""
 
 HELD_OUT = 0.2
-"""Share of every class that becomes the test split where a labelled source has none."""
+"""Share of every class that is held out as the test split if a labelled source has none."""
 
 DRAWN_TRAIN, DRAWN_TEST_SHARE = 2000, 1 / 4
 
@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 
 class Subset:
-    """Some pictures of a source, numbered anew.
+    """A subset of a source, renumbered from 0.
 
     Args:
         images: The source.
@@ -74,7 +74,7 @@ class Subset:
         return {**self.images[int(self.indices[index])], "index": index}
 
     def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
-        """As the source does, see `ReadsForTraining`."""
+        """Like the source, see `ReadsForTraining`."""
         index = range(len(self))[index]
         number = int(self.indices[index])
         if not isinstance(self.images, ReadsForTraining):
@@ -83,22 +83,22 @@ class Subset:
 
     @property
     def identity(self) -> str:
-        """The source's, and the numbers."""
+        """The identity of the source, and the numbers."""
         return f"{_identity(self.images)}\n{self.indices.tolist()}"
 
 
 def load_splits(data: Data, seed: int = 0) -> tuple[Images, Images | None]:
-    """Pictures to pretrain on, and labelled test pictures of the same classes.
+    """Training images, and labelled test images of the same classes.
 
     Args:
         data: `data:` of the recipe.
-        seed: Seed of drawn pictures and of the choice of `num_images`.
+        seed: Seed of drawn images and of the choice of `num_images`.
 
     Returns:
-        Training pictures; test pictures, or `None` where training has no labels to score them with.
+        Training images; test images, or `None` if one of the splits has no labels.
 
     Raises:
-        ValueError: What is wrong with the data, where, and what would be right.
+        ValueError: Says what is wrong with the data, where, and what to do.
     """
     train, test = _load(data, seed)
     if data.cache:
@@ -109,17 +109,17 @@ def load_splits(data: Data, seed: int = 0) -> tuple[Images, Images | None]:
 
 
 def _keep_pictures(images: Images, data: Data) -> None:
-    """Give a folder of pictures its cache.
+    """Attach the cache of decoded images to a folder.
 
     Raises:
-        ValueError: The pictures are no files.
+        ValueError: The images are not files.
     """
     while isinstance(images, Subset):
         images = images.images
     if not isinstance(images, FolderImages):
         raise ValueError(
-            f"data.cache: keeps images that are files in a folder; those of {images.name} are "
-            "not, set data.cache=false or data.path=FOLDER"
+            f"data.cache: only images in a local folder can be cached, and those of {images.name} "
+            "are not; set data.cache=false or data.path=FOLDER"
         )
     folder = cached_assets_path("fg_ssl_zoo", namespace="pictures")
     images.cache = PictureCache(folder, int(data.cache_gb * 1e9))
@@ -140,15 +140,16 @@ def all_splits(data: Data, *, seed: int = 0, hold_out: bool = True) -> dict[str,
 
     Args:
         data: As for `load_splits`, which raises the same errors.
-        seed: Likewise.
-        hold_out: Give up a part of the training pictures where there are no labelled test pictures.
+        seed: As for `load_splits`.
+        hold_out: Whether to hold out a part of the training images if there are no labelled test
+            images.
     """
     train, test = _load(data, seed, hold_out)
     return {"train": train} if test is None else {"train": train, "test": test}
 
 
 def without_masks(images: Images) -> Images:
-    """The same pictures for whoever needs no part masks, so that a wrong mask costs no picture."""
+    """The same images without part masks, so that an invalid mask does not matter."""
     if isinstance(images, Subset):
         return Subset(without_masks(images.images), images.indices)
     if isinstance(images, FolderImages) and images.masks is not None:
@@ -159,7 +160,7 @@ def without_masks(images: Images) -> Images:
 
 
 def fingerprint(images: Images) -> str:
-    """Twelve hex digits that change with the pictures, their order, or their labels."""
+    """Twelve hex digits that change with the images, their order, or their labels."""
     digest = hashlib.blake2b(digest_size=6)
     labels = "" if images.labels is None else str(images.labels.tolist())
     for text in (str(len(images)), "\n".join(images.classes), labels, _identity(images)):
@@ -168,10 +169,10 @@ def fingerprint(images: Images) -> str:
 
 
 def file_state(images: Images) -> str:
-    """Twelve hex digits that change when a file does: sizes and times of change of all of them.
+    """Twelve hex digits of the sizes and modification times of all files.
 
-    For caches, beside `fingerprint`: a copy of the pictures has another state. Of rows of a Hub
-    data set, the fingerprint that `datasets` keeps.
+    Used for caches together with `fingerprint`; a copy of the images has another state. For a Hub
+    data set, the fingerprint of `datasets`.
     """
     digest, root = hashlib.blake2b(digest_size=6), image_root(images)
     digest.update(hub_state(images).encode())
@@ -186,14 +187,14 @@ def file_state(images: Images) -> str:
 
 
 def hub_state(images: Images) -> str:
-    """What `datasets` knows rows by; empty for a stream and for what is no Hub data set."""
+    """The fingerprint of `datasets`; empty for a stream and for other sources."""
     while isinstance(images, Subset):
         images = images.images
     return images.state if isinstance(images, HubImages) else ""
 
 
 def image_name(images: Images, index: int) -> str:
-    """The file's path in its folder, or the set's name and the number of the picture."""
+    """The file's path in its folder, or the set's name and the number of the image."""
     if isinstance(images, Subset):
         return image_name(images.images, int(images.indices[index]))
     if isinstance(images, FolderImages):
@@ -202,7 +203,7 @@ def image_name(images: Images, index: int) -> str:
 
 
 def why_unreadable(images: Images, index: int) -> str:
-    """The picture's name and what is wrong with it."""
+    """The image's name and what is wrong with it."""
     try:
         images[index]
     except CorruptImage as error:
@@ -211,7 +212,7 @@ def why_unreadable(images: Images, index: int) -> str:
 
 
 def image_root(images: Images) -> str | None:
-    """The folder that `image_name` starts from; `None` where the pictures are no files."""
+    """The folder of the paths of `image_name`; `None` if the images are not files."""
     if isinstance(images, Subset):
         return image_root(images.images)
     return images.root if isinstance(images, FolderImages) else None
@@ -225,7 +226,7 @@ def _identity(images: Images) -> str:
 
 
 def _load(data: Data, seed: int, hold_out: bool = True) -> tuple[Images, Images | None]:
-    """Both splits of the source, the training pictures down to `num_images`."""
+    """Both splits of the source, with at most `num_images` training images."""
     if data.path is None and data.hub_id is None and data.name == "drawn":
         return _draw(data, seed)
     train, test = _load_folder(data) if data.path is not None else load_hub(data)
@@ -240,7 +241,7 @@ def _load(data: Data, seed: int, hold_out: bool = True) -> tuple[Images, Images 
 
 
 def _tell_missing_classes(images: Images, num_images: int) -> None:
-    """Say which classes `num_images` leaves without a picture."""
+    """Log the classes that have no image because of `num_images`."""
     if images.labels is None:
         return
     counts = np.bincount(images.labels, minlength=len(images.classes))
@@ -253,7 +254,7 @@ def _tell_missing_classes(images: Images, num_images: int) -> None:
 
 
 def _draw(data: Data, seed: int) -> tuple[Images, Images]:
-    """Train and test pictures are other birds of the same species: seeds 2 s and 2 s + 1."""
+    """Training and test images are different birds of the same species: seeds 2 s and 2 s + 1."""
     num_train = data.num_images or DRAWN_TRAIN
     num_test = max(round(num_train * DRAWN_TEST_SHARE), data.num_classes)
     how = {"num_classes": data.num_classes, "image_size": data.image_size}
@@ -274,7 +275,7 @@ def _load_folder(data: Data) -> tuple[Images, Images | None]:
 
 
 def _hold_out(images: Images) -> tuple[Images, Images]:
-    """Split a labelled source; pictures keep their side when others are added or moved."""
+    """Split a labelled source; adding or moving other images does not change an image's split."""
     if isinstance(images, FolderImages):
         names: Sequence[str] = list(images.paths)
     else:
@@ -292,8 +293,8 @@ def _hold_out(images: Images) -> tuple[Images, Images]:
 def held_out(names: Sequence[str], labels: np.ndarray, share: float = HELD_OUT) -> np.ndarray:
     """(n,) bool: the `share` of each class whose names have the smallest hashes.
 
-    A class of two or more pictures gives at least one and keeps at least one. Adding a picture
-    moves at most one other picture of its class to the other side.
+    A class of two or more images gives at least one and keeps at least one. Adding an image
+    moves at most one other image of its class to the other side.
     """
     hashes = [hashlib.blake2b(_bytes(name), digest_size=8).digest() for name in names]
     order = np.array(sorted(range(len(names)), key=hashes.__getitem__), dtype=np.int64)
@@ -318,7 +319,7 @@ def balanced(labels: np.ndarray | None, length: int, count: int, seed: int) -> n
 
 
 def _turns(labels: np.ndarray) -> np.ndarray:
-    """How many earlier entries carry the same label."""
+    """Number of earlier entries with the same label."""
     order = np.argsort(labels, kind="stable")
     _, first, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     turns = np.zeros(len(labels), dtype=np.int64)

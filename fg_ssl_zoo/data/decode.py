@@ -1,7 +1,7 @@
-"""Encoded bytes -> upright RGB picture.
+"""Encoded bytes -> upright RGB image.
 
-OpenCV decodes. Pillow takes over for what OpenCV cannot read, and judges files that look cut off:
-OpenCV 4 returns those half grey. Whatever a data set may hold becomes the same kind of array:
+OpenCV decodes. Pillow decodes what OpenCV cannot read, and checks files that look truncated, which
+OpenCV 4 returns half grey. All kinds of files become the same kind of array:
 
     16 bits              scaled to 8 (Pillow alone would clip)
     palette, grey, CMYK  converted to RGB
@@ -9,7 +9,7 @@ OpenCV 4 returns those half grey. Whatever a data set may hold becomes the same 
     EXIF orientation     applied
     GIF, animated WebP   first frame
 
-The header is read first: a few bytes may ask for gigabytes of pixels.
+The header is read first, since a small file may claim gigabytes of pixels.
 """
 
 import functools
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = "FG_SSL_ZOO_MAX_PIXELS"
-"""Environment variable: pixels of the largest picture that is decoded."""
+"""Environment variable: largest number of pixels of an image that is decoded."""
 
 _LOCK = threading.RLock()
 """Of Pillow's bound and Python's list of warnings, which all threads share."""
@@ -49,7 +49,7 @@ _set_log_level(0)
 def decode(
     encoded: bytes, where: str, reduction: Callable[[int, int], int] | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture as (h, w, 3) RGB.
+    """The image as (h, w, 3) RGB.
 
     Args:
         encoded: Content of an image file.
@@ -58,9 +58,9 @@ def decode(
             of its sides, rounded up. Other files keep their size.
 
     Raises:
-        CorruptImage: Empty, cut off, too large, or no picture; the message names `where` and the
+        CorruptImage: Empty, cut off, too large, or no image; the message names `where` and the
             reason. No other exception of a decoder leaves this function.
-        ValueError: `FG_SSL_ZOO_MAX_PIXELS` is no number of pixels.
+        ValueError: `FG_SSL_ZOO_MAX_PIXELS` is not a number of pixels.
     """
     if not encoded:
         raise CorruptImage(f"{where}: the file is empty")
@@ -81,13 +81,13 @@ def decode(
 
 
 def max_pixels() -> int:
-    """Pixels of the largest picture that is decoded, which takes up to 7 bytes for each.
+    """Largest number of pixels of an image that is decoded.
 
-    A byte of memory in 64: the largest picture then takes a ninth of it. The environment variable
-    `FG_SSL_ZOO_MAX_PIXELS` replaces it.
+    1/64 of the memory in bytes: decoding takes up to 7 bytes per pixel, so the largest image needs
+    a ninth of the memory. The environment variable `FG_SSL_ZOO_MAX_PIXELS` replaces it.
 
     Raises:
-        ValueError: The variable is no whole number above 0.
+        ValueError: The variable is not a whole number above 0.
     """
     given = os.environ.get(MAX_PIXELS)
     if given is None:
@@ -183,7 +183,7 @@ def _decode_with_pillow(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
 
 @contextmanager
 def opened(file: Any) -> "Iterator[Image.Image]":
-    """Pillow's picture of a file or its name, header read; Pillow's own bound is not applied."""
+    """Pillow's image of a file or its name, header read; Pillow's own bound is not applied."""
     from PIL import Image
 
     with _LOCK, warnings.catch_warnings():
@@ -211,10 +211,10 @@ def _without_padding(encoded: bytes) -> bytes:
 
 
 def from_pil(image: "Image.Image") -> UInt8[np.ndarray, "h w 3"]:
-    """What `decode` makes of the same picture once it is Pillow's.
+    """Convert a Pillow image to the array that `decode` returns.
 
     Raises:
-        ValueError: 32 bits a channel, whose range nobody knows.
+        ValueError: It has 32 bits per channel, whose range is unknown.
     """
     from PIL import ImageOps
 
@@ -223,12 +223,12 @@ def from_pil(image: "Image.Image") -> UInt8[np.ndarray, "h w 3"]:
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise ValueError("32 bits a channel, of unknown range; save it with 8 or 16 bits")
+        raise ValueError("32 bits per channel, of unknown range; save it with 8 or 16 bits")
     return np.array(image.convert("RGB"))
 
 
 def _kind(encoded: bytes) -> str:
-    """What a file that is no picture seems to be."""
+    """The apparent type of a file that is not an image."""
     head = encoded[:512].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
         return "HTML or XML text"

@@ -1,7 +1,7 @@
-"""Views without a random choice: the pixels that features and maps are read from.
+"""Views without random draws, for features and maps.
 
-CentreView   the centre of a picture, as timm and transformers show it to an exported model
-WholeView    all of a picture, stretched to a square, for maps
+CentreView   the centre crop, as in timm and transformers for an exported model
+WholeView    the whole image, resized to a square, for maps
 resize       the filter of both
 """
 
@@ -18,27 +18,27 @@ from fg_ssl_zoo.config import CROP_PCT
 from fg_ssl_zoo.data.sample import Sample
 
 CROP_MODES = ("center", "squash", "border")
-"""timm's ways to bring a picture to a square."""
+"""timm's ways to bring an image to a square."""
 
 STRIP = 8
-"""Longest side over a crop's shorter one up to which the whole picture is scaled first."""
+"""Longest side over a crop's shorter one up to which the whole image is scaled first."""
 
 
 @dataclass(frozen=True)
 class CentreView:
-    """What evaluation sees, `image`: the pixels of timm's evaluation transform, within rounding.
+    """The view of the evaluation, `image`: the pixels of timm's transform, up to rounding.
 
-    timm's transform is what its printed lines and transformers' `AutoImageProcessor` make from an
-    exported `config.json` (`timm.data.create_transform`, timm 1.0.31).
+    That is `timm.data.create_transform` (timm 1.0.31) for an exported `config.json`, which equals
+    transformers' `AutoImageProcessor`.
 
     Attributes:
         size: Side in pixels.
-        crop_pct: The picture is scaled to size / crop_pct before the crop; 1 on pictures that are
+        crop_pct: The image is scaled to size / crop_pct before the crop; 1 on images that are
             crops already.
         interpolation: Pillow's name of the filter, in lower case.
         crop_mode: What is scaled to size / crop_pct: `center`, the shorter side; `squash`, both
             sides; `border`, the longer side.
-        fill: RGB around a picture that is smaller than the crop.
+        fill: RGB around an image that is smaller than the crop.
     """
 
     size: int
@@ -71,9 +71,9 @@ class CentreView:
         return {"image": crop}
 
     def place(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Height and width that a picture is scaled to; top and left of the crop in it.
+        """Height and width that an image is scaled to; top and left of the crop in it.
 
-        A negative top or left is the width of the border before a smaller picture.
+        A negative top or left is the width of the border before a smaller image.
         """
         side = math.floor(self.size / self.crop_pct)
         if self.crop_mode == "squash":
@@ -94,7 +94,7 @@ def _start(side: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class WholeView:
-    """The whole picture stretched to a square, so that a map of it can be stretched back: `image`.
+    """The whole image stretched to a square, so that a map of it can be stretched back: `image`.
 
     Attributes:
         size: Side in pixels.
@@ -116,7 +116,7 @@ def resize(
     interpolation: str = "bicubic",
     crop: tuple[int, int, int, int] | None = None,
 ) -> np.ndarray:
-    """The picture scaled to (height, width, 3) as Pillow does, within rounding.
+    """The image scaled to (height, width, 3) as Pillow does, within rounding.
 
     torch computes bilinear and bicubic: the same filter with the same 8-bit steps, three to twelve
     times as fast (docs/performance.md). Pillow computes the others.
@@ -151,7 +151,7 @@ def _by_pillow(
     interpolation: str,
     box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
-    """The box (left, top, right, bottom) of a picture as (height, width, 3)."""
+    """The box (left, top, right, bottom) of an image as (height, width, 3)."""
     from PIL import Image
 
     return np.array(Image.fromarray(image).resize((width, height), filter_of(interpolation), box))

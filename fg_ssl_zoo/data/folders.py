@@ -1,16 +1,18 @@
-"""Pictures in local folders.
+"""Images in local folders.
 
     ROOT/train/CLASS/x.jpg, ROOT/test/CLASS/x.jpg    labelled; val, valid, validation are tests too
     ROOT/CLASS/x.jpg                                 labelled, without a test split
     ROOT/x.jpg, or ROOT/2021/05/x.jpg and others     unlabelled
 
-Folder names are labels where every picture lies in one of two or more folders and none beside them;
-subfolders of a class folder belong to it. Names that differ only in their Unicode form (NFC, NFD)
-are one class. A folder with the name of a split is a class where it holds pictures beside other
-folders that do. Pictures loose beside folders, or all two and more levels deep, are unlabelled,
-which the log says. A folder that holds nothing but one folder is opened first (archives unpack to
-NAME/NAME). Hidden files, what systems put beside pictures (`JUNK`) and, where there is a
-`parts.json`, `masks` are skipped; other files that are no pictures are counted in the log.
+- Folder names are labels if there are two or more folders and all images are inside them.
+  Subfolders of a class folder belong to it. Names that differ only in their Unicode form (NFC, NFD)
+  are one class.
+- A folder with the name of a split is a class if it contains images and other folders do too.
+- Images beside folders, or all at least two levels deep, are unlabelled; the log says so.
+- A folder that contains only one folder is opened first, since archives unpack to NAME/NAME.
+- Hidden files, system files (`JUNK`) and, beside a `parts.json`, `masks` are skipped. The log
+counts
+  other files that are not images.
 """
 
 import logging
@@ -37,19 +39,19 @@ from fg_ssl_zoo.data.picture_cache import PictureCache
 from fg_ssl_zoo.data.sample import CorruptImage, Sample
 
 TRAIN_NAMES = ("train", "training")
-"""Folders that may stand for `data.train_split: train`, best first."""
+"""Folders that are used for `data.train_split: train`, in order of preference."""
 
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")
-"""Folders and splits that may stand for `data.test_split: test`, best first."""
+"""Folders and splits that are used for `data.test_split: test`, in order of preference."""
 
 NO_TEST = "none"
-"""As `data.test_split`: train on everything, hold nothing out."""
+"""Value of `data.test_split` to train on all images, without holding out a part."""
 
 _log = logging.getLogger(__name__)
 
 
 class PathList:
-    """Paths in one block of bytes: a million of them travel to a loader process at once."""
+    """Paths in one block of bytes, so that a million paths are sent to a loader process quickly."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         encoded = [os.fsencode(path) for path in paths]
@@ -80,7 +82,7 @@ class FolderImages:
         boxes: (n, 4) x, y, width, height of the object in pixels.
 
     Attributes:
-        cache: Keeps decoded pictures for training, if given.
+        cache: Cache of decoded images for training, if given.
         parts: Names of the part mask values 1, 2, ...
         keypoints: Names of the keypoints.
     """
@@ -115,7 +117,7 @@ class FolderImages:
         return self._sample(index, decode(_read(path), path))
 
     def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
-        """The picture reduced and cached, see `ReadsForTraining`; whole where parts are noted."""
+        """The image reduced and cached, see `ReadsForTraining`; not reduced if there are parts."""
         index = range(len(self))[index]
         path = os.path.join(self.root, self.paths[index])
         how = None if self.points is not None or self.masks is not None else reduction
@@ -139,7 +141,7 @@ class FolderImages:
 
     @property
     def identity(self) -> str:
-        """What tells these files from others: all paths, and the sizes of up to 256 files."""
+        """All paths, and the sizes of up to 256 files."""
         some = np.linspace(0, len(self) - 1, min(len(self), 256)).astype(int)
         sizes = [_size(os.path.join(self.root, self.paths[int(i)])) for i in some]
         return "\n".join([*self.paths, *map(str, sizes)])
@@ -165,10 +167,10 @@ def _read(path: str) -> bytes:
 
 
 def load_folder(data: Data) -> tuple[FolderImages, FolderImages | None]:
-    """Training and test pictures below `data.path`; no test pictures where there is no such folder.
+    """Training and test images below `data.path`; `None` if there is no test folder.
 
     Raises:
-        ValueError: No folder, no pictures, no such split, or test classes that training lacks.
+        ValueError: No folder, no images, no such split, or test classes missing in training.
     """
     root = _without_wrappers(existing_folder(str(data.path)))
     splits = sorted(folders_in(root), key=natural)
@@ -191,10 +193,10 @@ def load_folder(data: Data) -> tuple[FolderImages, FolderImages | None]:
 def _compare_classes(
     root: Path, train_folder: str, classes: list[str], test_folder: str, tested: set[str]
 ) -> None:
-    """Test pictures of an unknown class are an error; classes without test pictures are told.
+    """Refuse test images of unknown classes; log classes without test images.
 
     Raises:
-        ValueError: Test classes that training lacks; the nearest class is named.
+        ValueError: Test classes are missing in training; the nearest class is named.
     """
     unknown = sorted(tested - set(classes), key=natural)
     if unknown:
@@ -213,7 +215,7 @@ def _compare_classes(
 
 
 def _tell_unused(root: Path, folders: list[str]) -> None:
-    """Pictures in folders beside the splits are not used, which the log says."""
+    """Log folders with images that belong to no split and are not used."""
     masks = "masks" if (root / "parts.json").is_file() else ""
     unused = [name for name in folders if name != masks and has_pictures(root / name)]
     if unused:
@@ -224,7 +226,7 @@ def _tell_unused(root: Path, folders: list[str]) -> None:
 
 
 def data_name(data: Data) -> str:
-    """`data.name`, or the folder's name where a recipe for drawn pictures was given a path."""
+    """`data.name`, or the folder's name if a recipe for drawn images has a path."""
     return Path(str(data.path)).resolve().name if data.name == "drawn" else data.name
 
 
@@ -243,7 +245,7 @@ def _is_split(name: str) -> bool:
 
 
 def _find_train(root: Path, wanted: str, splits: list[str]) -> str:
-    """Name of the training folder; empty where the pictures lie in `root` itself."""
+    """Name of the training folder; empty if the images are in `root` itself."""
     if wanted == "train" and _are_classes(root, splits):
         return ""
     if found := _match(splits, TRAIN_NAMES if wanted == "train" else [wanted]):
@@ -256,8 +258,8 @@ def _find_train(root: Path, wanted: str, splits: list[str]) -> str:
 def _are_classes(root: Path, splits: list[str]) -> bool:
     """Whether a folder that is called like a split is a class, as in `bus car train truck`.
 
-    It holds pictures and no folders of them, as at least one folder of another name does, and there
-    is not both a training and a test folder.
+    True if it and at least one folder of another name directly contain images, and there is not
+    both a training and a test folder.
     """
     named = [name for name in splits if _is_split(name)]
     trains = [name.casefold() in TRAIN_NAMES for name in named]
@@ -269,7 +271,7 @@ def _are_classes(root: Path, splits: list[str]) -> bool:
     if not any(has_pictures(root / name, directly=True) for name in others):
         return False
     _log.warning(
-        "%s: %s/ is read as a class beside %s/; images of a split lie in folders of classes",
+        "%s: %s/ is read as a class beside %s/; a split must contain class folders",
         printable(root), printable(named[0]), printable(others[0]),
     )  # fmt: skip
     return True
@@ -287,7 +289,7 @@ def _find_test(root: Path, wanted: str, splits: list[str]) -> str | None:
 
 
 def _match(splits: Sequence[str], wanted: Sequence[str]) -> str | None:
-    """The first wanted name that is there, in any case of letters."""
+    """The first wanted name that exists, ignoring case."""
     there = {_composed(name).casefold(): name for name in splits}
     asked = [_composed(name).casefold() for name in wanted]
     return next((there[name] for name in asked if name in there), None)
@@ -313,7 +315,7 @@ def _split(
         raise no_images(root / folder, listing.others)
     if listing.others:
         _log.warning(
-            "%s: %d images; left out are %s",
+            "%s: %d images; not read: %s",
             printable(root / folder), len(listing.paths), counts(listing.others),
         )  # fmt: skip
     names = _class_names(root / folder, listing.paths, classes)
@@ -327,8 +329,8 @@ def _class_names(folder: Path, paths: list[str], classes: Sequence[str]) -> list
     if 0 in depths and len(depths) > 1:
         loose = [path for path in paths if "/" not in path]
         _log.warning(
-            "%s is read as unlabelled: %d images lie beside its folders (%s, ...); "
-            "move them away to have folder names as labels",
+            "%s is read as unlabelled: %d images are beside its folders (%s, ...); "
+            "move them away to use folder names as labels",
             printable(folder), len(loose), printable(loose[0]),
         )  # fmt: skip
     elif min(depths) >= 1 and classes and set(tops) <= set(classes):

@@ -1,10 +1,9 @@
-"""Pictures from Hugging Face `datasets`: of the Hub, or a local folder that `load_dataset` opens.
+"""Images from Hugging Face `datasets`: of the Hub, or a local folder that `load_dataset` opens.
 
     load_dataset(id) -> rows of encoded bytes -> `decode`, the same as for files
 
-With `streaming`, the first `num_images` rows are read into memory, still encoded, and nothing else
-is downloaded. An id may name a configuration, `OWNER/NAME:CONFIGURATION`. `datasets` is imported
-when it is first asked for.
+With `streaming`, only the first `num_images` rows are downloaded, and kept encoded in memory. An id
+may name a configuration, `OWNER/NAME:CONFIGURATION`. `datasets` is imported at first use.
 """
 
 import logging
@@ -64,7 +63,7 @@ class HubImages:
         return self.for_training(index, None)
 
     def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
-        """The picture reduced, see `ReadsForTraining`."""
+        """The image reduced, see `ReadsForTraining`."""
         index = range(len(self))[index]
         image = decode(self.encoded(index), self._where(index), reduction)
         sample = Sample(image=image, index=index)
@@ -104,7 +103,7 @@ def _encoded(row: Mapping[str, Any], where: str) -> bytes:
 
 
 def load_hub(data: Data) -> tuple[HubImages, HubImages | None]:
-    """Training and test pictures of `data.hub_id`, or of the catalogue's `data.name`.
+    """Training and test images of `data.hub_id`, or of the catalogue's `data.name`.
 
     Raises:
         ValueError: Unknown name, or a data set, split or column that is not there.
@@ -116,7 +115,7 @@ def load_hub(data: Data) -> tuple[HubImages, HubImages | None]:
             f"unpack it, and give data.path=FOLDER"
         )
     if data.streaming and data.num_images is None:
-        raise ValueError("data.streaming: say how many rows to read with data.num_images")
+        raise ValueError("data.streaming: set data.num_images to the number of rows to read")
     splits = _open(entry.hub_id, data.streaming, entry.homepage)
     columns = {**entry.columns, **data.columns}
     train_name = entry.train_split if data.train_split == "train" else data.train_split
@@ -185,7 +184,7 @@ def _images(
     columns: Mapping[str, str],
     train: HubImages | None = None,
 ) -> HubImages:
-    """Pictures of a split; the test split takes over the classes of `train`."""
+    """Images of a split; the test split takes over the classes of `train`."""
     import datasets
 
     image, label = _find_columns(rows, columns, hub_id)

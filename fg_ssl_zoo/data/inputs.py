@@ -1,4 +1,4 @@
-"""Pictures that a caller hands over: files, Pillow pictures, arrays, or a whole folder."""
+"""Images that a caller hands over: files, Pillow images, arrays, or a whole folder."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,16 +16,16 @@ WANTED = "a file, a folder, a Pillow image, or a uint8 array (h, w, 3) or (h, w)
 
 
 class GivenImages:
-    """Pictures in the order they were given; a folder stands for all pictures below it.
+    """Images in the order they were given; a folder stands for all images below it.
 
     Args:
-        pictures: One of them, or several; of a folder all pictures, `9.jpg` before `10.jpg`.
+        pictures: One image, or several; for a folder all images, `9.jpg` before `10.jpg`.
 
     Attributes:
         items: What is decoded when it is asked for.
 
     Raises:
-        ValueError: No such file or folder, a folder without pictures, or no picture at all.
+        ValueError: No such file or folder, a folder without images, or no image at all.
     """
 
     def __init__(self, pictures: Any) -> None:
@@ -43,7 +43,7 @@ class GivenImages:
 
 
 def _each(pictures: Any) -> Iterable[Any]:
-    """One picture alone, several as they are; (n, h, w, 3) are several."""
+    """One image alone, several as they are; (n, h, w, 3) are several."""
     if isinstance(pictures, np.ndarray):
         return pictures if pictures.ndim == 4 else [pictures]
     several = isinstance(pictures, Iterable) and not isinstance(pictures, str | Path)

@@ -1,14 +1,14 @@
-"""Which pictures a run trains on, so that it goes on with these and no others.
+"""The images of a run, so that a continued run uses the same images.
 
-    take(splits)             one entry for each picture: name, class, size, time, content
-    differences(old, new)    which pictures were added, are gone, or changed
-    content_of(images)       one hash of what they hold
+    take(splits)             one entry per image: name, class, size, time, content
+    differences(old, new)    images that were added, are missing, or have changed
+    content_of(images)       one hash of their content
 
-A picture is unchanged if its name, class and size are the same, and its content where both
-inventories know it. The content of up to `SAMPLED` pictures of a split is hashed, evenly spaced;
-reading all of a large set at every start would take minutes. Of the others, the time of change
-decides, unless no file has kept its time: that is a copy of the folder, and names, sizes and the
-sampled contents decide alone. Part masks have entries of their own, as some methods train on them.
+An image is unchanged if its name, class and size are the same, and its content if both inventories
+have it. The content of up to `SAMPLED` evenly spaced images of a split is hashed; reading all
+images of a large data set at every start would take minutes. For the others, the modification time
+decides, unless no file has kept its time: then the folder is a copy, and names, sizes and sampled
+contents decide. Part masks have their own entries, since some methods train on them.
 """
 
 import hashlib
@@ -28,20 +28,20 @@ from fg_ssl_zoo.data.hub_images import HubImages
 from fg_ssl_zoo.data.sample import CorruptImage, Images
 
 SAMPLED = 2048
-"""Pictures of a split whose content is hashed; about a second on a local disk."""
+"""Images of a split whose content is hashed; about a second on a local disk."""
 
 _FORMAT = 1
 
 
 class Entry(NamedTuple):
-    """One picture, or one part mask.
+    """One image, or one part mask.
 
     Fields:
         name: Path below the folder, or data set and row.
         label: Class name; `None` where nothing is labelled.
         size: Bytes of the file; `None` of what is no file.
         time: When the file was changed last, in nanoseconds.
-        content: Hash of the encoded bytes, of a sample of the pictures.
+        content: Hash of the encoded bytes, of a sample of the images.
     """
 
     name: str
@@ -57,7 +57,7 @@ Inventory = Mapping[str, list[Entry]]
 
 @dataclass(frozen=True)
 class Differences:
-    """Names of pictures, in their order."""
+    """Names of images, in their order."""
 
     added: list[str]
     gone: list[str]
@@ -81,7 +81,7 @@ def take(splits: Mapping[str, Images | None]) -> dict[str, list[Entry]]:
     """The inventory of these splits; one that is `None` is left out.
 
     Args:
-        splits: Name -> its pictures.
+        splits: Name -> its images.
     """
     found: dict[str, list[Entry]] = {}
     for split, images in splits.items():
@@ -128,7 +128,7 @@ def _file_entry(root: str, name: str, label: str | None, hashed: bool) -> Entry:
 
 
 def _hub_content(images: Images, index: int, sampled: set[int]) -> str | None:
-    """Hash of a row of a Hub data set; drawn pictures follow from the recipe and have none."""
+    """Hash of a row of a Hub data set; drawn images follow from the recipe and have none."""
     if index not in sampled:
         return None
     while isinstance(images, Subset):
@@ -142,9 +142,9 @@ def _hub_content(images: Images, index: int, sampled: set[int]) -> str | None:
 
 
 def content_of(images: Images) -> str:
-    """Hash of the encoded bytes of these pictures, all of them.
+    """Hash of the encoded bytes of these images, all of them.
 
-    Drawn pictures follow from their settings and are not drawn for this.
+    Drawn images follow from their settings and are not drawn for this.
     """
     root, rows = image_root(images), range(len(images))
     if root is None:
@@ -166,9 +166,9 @@ def _hash(content: bytes) -> str:
 
 
 def differences(old: Inventory, new: Inventory) -> Differences:
-    """What has happened to the pictures since `old` was taken.
+    """What has happened to the images since `old` was taken.
 
-    A picture that went from one split to the other is gone from one and added to the other.
+    An image that went from one split to the other is gone from one and added to the other.
     """
     before, after = _by_name(old), _by_name(new)
     shared = [key for key in after if key in before]
@@ -213,4 +213,4 @@ def read(path: Path) -> dict[str, list[Entry]]:
         splits = content["splits"].items()
         return {split: [Entry(*entry) for entry in found] for split, found in splits}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no list of images ({error})") from error
+        raise ValueError(f"{path} is not a list of images ({error})") from error

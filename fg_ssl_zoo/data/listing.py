@@ -1,4 +1,4 @@
-"""What lies in a folder: pictures, and how many other files."""
+"""List the images in a folder, and count other files."""
 
 import os
 import re
@@ -14,21 +14,21 @@ SUFFIXES = frozenset({
     ".jp2", ".ppm", ".pgm", ".pbm", ".avif",
 })
 # fmt: on
-"""Files with these endings, in any case, are pictures."""
+"""Files with these endings, in any case, are images."""
 
 JUNK = frozenset({
     "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
     "Thumbs.db", "desktop.ini",
 })  # fmt: skip
-"""Folders and files that macOS, Synology, Windows and Linux put beside pictures."""
+"""Folders and files that macOS, Synology, Windows and Linux put beside images."""
 
 NOTES = frozenset({"parts.csv", "parts.json"})
-"""Files beside pictures that are read, see `part_notes`."""
+"""Files beside images that are read, see `part_notes`."""
 
 
 @dataclass
 class Listing:
-    """Pictures below a folder, and what else was met.
+    """Images below a folder, and counts of other files.
 
     Attributes:
         paths: Relative to the folder, in natural order (`9.jpg` before `10.jpg`).
@@ -40,7 +40,7 @@ class Listing:
 
 
 def list_images(folder: str | Path) -> Listing:
-    """All pictures below a folder; links are followed, but not in circles.
+    """All images below a folder; links are followed, but not in circles.
 
     Raises:
         ValueError: A folder that may not be read.
@@ -108,7 +108,7 @@ def existing_folder(path: str) -> Path:
 
 
 def no_images(folder: Path, others: Counter[str]) -> ValueError:
-    """The error of a folder without a picture; says what is in it."""
+    """The error of a folder without an image; says what is in it."""
     if not any(folder.iterdir()):
         return ValueError(f"data.path: {printable(folder)} is empty")
     found = f"found {counts(others)}" if others else "found only folders and hidden files"
@@ -122,7 +122,7 @@ def counts(others: Counter[str]) -> str:
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Names of the folders in a folder that may hold pictures.
+    """Names of the folders in a folder that may hold images.
 
     Raises:
         ValueError: It may not be read.
@@ -138,7 +138,7 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def has_pictures(folder: Path, *, directly: bool = False) -> bool:
-    """Whether a picture lies in a folder, or only those that lie in no folder of it."""
+    """Whether an image lies in a folder, or only those that lie in no folder of it."""
     for _, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in JUNK]
         if any(_is_picture(name) for name in files):

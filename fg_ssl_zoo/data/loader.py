@@ -1,11 +1,11 @@
-"""The loader: which picture is read at which step, by whom, and how it reaches the device.
+"""The loader: which image is read at which step, by which process.
 
     Order        a pure function step -> indices, equal for any number of processes and workers
     ViewDataset  (epoch, index) -> views, with a generator seeded by (seed, epoch, index)
     step_loader  the batches of steps [first, last) of this process
 
-Resuming at step k is asking for steps from k on: there is nothing to skip and no state to save.
-One loader serves all epochs, so no worker is ever restarted.
+A run continued at step k asks for steps from k on, so nothing is skipped and no state is stored.
+One loader serves all epochs, so workers are not restarted.
 """
 
 import functools
@@ -43,18 +43,17 @@ from fg_ssl_zoo.data.thread_loader import MOST_THREADS, ThreadLoader
 from fg_ssl_zoo.progress import shown
 
 PREFETCH = 4
-"""Batches that each loader process makes ahead."""
+"""Number of batches that each loader process prepares in advance."""
 
 
 class TooManyCorruptImages(ValueError):
-    """More than one picture in a hundred cannot be decoded."""
+    """More than one image in a hundred cannot be decoded."""
 
 
 class ViewDataset(Dataset[dict[str, Any]]):
-    """Pictures seen through views; the key is (epoch, index).
+    """The views of images; the key is (epoch, index).
 
-    A picture that cannot be decoded is replaced by the next one that can, and named under
-    `corrupt`.
+    An unreadable image is replaced by the next readable one and named under `corrupt`.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
 
 
 def _read_for_training(images: Images, index: int, views: Views) -> Sample:
-    """As `_read`; reduced, and from the cache of pictures, where the source can do that."""
+    """As `_read`; reduced, and from the cache of images, where the source can do that."""
     reduction = reduction_of(views)
 
     def read(source: Images) -> Sample:
@@ -98,7 +97,7 @@ def _read(images: Images, index: int, views: Views) -> Sample:
 
 
 def _without_wrong_mask(images: Images, views: Views, read: Callable[[Images], Sample]) -> Sample:
-    """A picture; that its part mask is wrong matters only to views that read masks."""
+    """Read an image; an invalid part mask matters only to views that read masks."""
     try:
         return read(images)
     except WrongMask:
@@ -121,7 +120,7 @@ def collate(rows: Sequence[dict[str, Any]], room: Room | None = None) -> dict[st
 
 
 Loader = DataLoader[dict[str, Any]] | ThreadLoader
-"""What gives batches, whoever makes them."""
+"""A loader with processes, or with threads."""
 
 
 def step_loader(
@@ -241,12 +240,12 @@ def worker_failure(error: BaseException) -> str | None:
     return (
         f"a process that loads images has ended ({text.rstrip('.')}); often the machine has no "
         "memory left: lower data.num_workers or train.batch_size, and run the same command again "
-        "to go on"
+        "to continue"
     )
 
 
 class _EveryImage(Dataset[dict[str, Any]]):
-    """Each picture once, for evaluation; one that cannot be decoded comes empty."""
+    """Each image once, for evaluation; one that cannot be decoded comes empty."""
 
     def __init__(self, images: Images, views: Views) -> None:
         self.images, self.views = images, views

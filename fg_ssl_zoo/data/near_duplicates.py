@@ -1,22 +1,22 @@
-"""Do test pictures also lie among the pretraining pictures? Exactly, re-encoded, or mirrored.
+"""Find test images that are also among the training images: exact, re-encoded, or mirrored.
 
     exact       the same decoded pixels
     near        perceptual hashes (imagehash.phash, 16 x 16 bits) that differ in few bits
-    mirrored    the same, of the picture and the other's mirror image
+    mirrored    the same, of the image and the other's mirror image
     similar     with a backbone: features of a high cosine
 
-`NEAR`, 40 of 256 bits, was chosen by looking at the nearest pairs of train and test pictures of
+`NEAR`, 40 of 256 bits, was chosen by looking at the nearest pairs of train and test images of
 three sets (4052 cars, 3750 dishes, 5902 birds; 16 million pairs, mirror images too):
 
     the same photograph    0, 0, 12, 24, 36, 38 mirrored (cars); 36, 36, 36 mirrored (birds)
     missed                 48 and 62, two birds that were cut differently
-    different pictures     46 (two cars of one studio), then 54 and more; dishes 76 and more
-    a picture and itself   after JPEG of quality 10: at most 24; at a third of the size: 14;
+    different images     46 (two cars of one studio), then 54 and more; dishes 76 and more
+    an image and itself   after JPEG of quality 10: at most 24; at a third of the size: 14;
                            brighter by 1.3: 32; cut by 1 % on each side: 30; by 2 %: 9 of 10 within
                            40; by 5 %: none
 
 The usual 8 x 8 bits tell less: 6 bits lie between a groove-billed ani and a warbler, and 6 between
-two cuts of one photograph. `SIMILAR`, 0.95, held nothing but nearly equal pictures there with an
+two cuts of one photograph. `SIMILAR`, 0.95, held nothing but nearly equal images there with an
 ImageNet MobileNetV2 of 160 px (food: none, 0.914 at most). Cosines differ from model to model, and
 those of an untrained one are all near 1: look at the pairs.
 """
@@ -37,23 +37,23 @@ NEAR = 40
 """Bits of 256 in which the hashes of near-duplicates differ at most; see above."""
 
 SIMILAR = 0.95
-"""Cosine of features from which on two pictures are listed as similar; see above."""
+"""Cosine of features from which on two images are listed as similar; see above."""
 
 SIDE, BITS = 16, 256
 
 MOST = 10_000
-"""Pairs that are kept, the nearest; test pictures are counted without this limit."""
+"""Pairs that are kept, the nearest; test images are counted without this limit."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A training and a test picture that are alike.
+    """A training and a test image that are alike.
 
     Attributes:
         kind: `exact`, `near`, `mirrored` or `similar`.
         distance: Bits in which the hashes differ, 0..256, of the mirror image where it is nearer.
         cosine: Cosine similarity of the features, if a backbone is given.
-        train, test: Numbers of the pictures in their sets.
+        train, test: Numbers of the images in their sets.
         train_file, test_file: Names of the two files.
         train_class, test_class: `None` where a set is not labelled.
         conflict: Whether the classes differ; `None` where that cannot be said.
@@ -76,15 +76,15 @@ class Overlap:
     """What two sets have in common.
 
     Attributes:
-        num_train, num_test: Readable pictures.
-        exact: Test pictures that have the pixels of a training picture.
-        near: Test pictures with a near-duplicate, exact and mirrored ones included.
-        similar: Test pictures with a similar training picture; `None` without a backbone.
+        num_train, num_test: Readable images.
+        exact: Test images that have the pixels of a training image.
+        near: Test images with a near-duplicate, exact and mirrored ones included.
+        similar: Test images with a similar training image; `None` without a backbone.
         conflicts: Pairs whose classes differ.
         pairs: The nearest `MOST` by hash, then by features, the best first.
         left_off: Further pairs, which are counted above but not kept.
         threshold, cosine: What was asked for.
-        unreadable: A line for each picture that was not compared, because it cannot be read.
+        unreadable: A line for each image that was not compared, because it cannot be read.
     """
 
     num_train: int
@@ -127,22 +127,22 @@ def compare_splits(
     cosine: float = SIMILAR,
     num_workers: int = 0,
 ) -> Overlap:
-    """Find test pictures that pretraining has seen.
+    """Find test images that pretraining has seen.
 
-    A picture takes 104 bytes of memory (and its features, where they are given); pairs are looked
+    An image takes 104 bytes of memory (and its features, where they are given); pairs are looked
     at in blocks, so 50,000 x 50,000 take no more than 500 x 500.
 
     Args:
-        train: Pretraining pictures, labelled or not.
+        train: Pretraining images, labelled or not.
         test: Others.
         threshold: Bits; `NEAR`.
-        features: Features of all pictures in both sets, a row each; zeros where one cannot be read.
+        features: Features of all images in both sets, a row each; zeros where one cannot be read.
             Without them nothing is `similar`.
         cosine: `SIMILAR`.
         num_workers: Loader processes.
 
     Raises:
-        ValueError: Not one readable picture in one of the sets.
+        ValueError: Not one readable image in one of the sets.
     """
     rows_of = (None, None) if features is None else features
     train_side = _Side(train, hashes_of(train, num_workers), rows_of[0])
@@ -186,11 +186,11 @@ def _unreadable(images: Images, found: "Hashes") -> list[str]:
 
 @dataclass(frozen=True)
 class Hashes:
-    """Fingerprints of the readable pictures of a set, a row each.
+    """Fingerprints of the readable images of a set, a row each.
 
     Attributes:
         indices: (n,) their numbers.
-        pixels: (n, 16) bytes of a digest of the decoded picture.
+        pixels: (n, 16) bytes of a digest of the decoded image.
         plain, mirrored: (n, 4) the 256 bits of the perceptual hash, and of the mirror image's.
     """
 
@@ -201,7 +201,7 @@ class Hashes:
 
 
 def hash_view(sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
-    """The fingerprints of one picture; `Views`, so that loader processes make them."""
+    """The fingerprints of one image; `Views`, so that loader processes make them."""
     import hashlib
 
     import imagehash
@@ -222,7 +222,7 @@ def hash_view(sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
 
 
 def hashes_of(images: Images, num_workers: int = 0) -> Hashes:
-    """Hash every readable picture.
+    """Hash every readable image.
 
     Raises:
         ValueError: There is none.
@@ -330,7 +330,7 @@ class _Nearest:
 
 
 def _pair(train: _Side, test: _Side, a: int, b: int, threshold: int) -> Pair:
-    """All that is said of pictures `a` and `b`."""
+    """All that is said of images `a` and `b`."""
     row = int(np.searchsorted(train.hashes.indices, a))
     column = int(np.searchsorted(test.hashes.indices, b))
     own, other = train.hashes.plain[[row]], test.hashes

@@ -4,7 +4,7 @@
     ROOT/data/annotations/anno.mat      one MATLAB structure, `anno`:
         image.id, .name, .size, .set    size is height, width; set is a number into meta.image.set
         meta.image.set                  train, val, test
-        aeroplane.id, .parentId         the parent is a picture
+        aeroplane.id, .parentId         the parent is an image
         wing.id, .parentId, .polygon    the parent is an aeroplane; 2 x n corners, x and y from 1
         nose, verticalStabilizer, wheel likewise
 
@@ -14,8 +14,8 @@ the paper, of S. Tsogkas (`pascal-part-classes`) and of Tang et al., 2020 (`Pose
 was not checked on the set itself. PARTICLE learnt from the same four parts, drawn to files that are
 not public.
 
-Parts overlap, so that each has a map of its own (`labels=independent`). All aeroplanes of a picture
-are drawn; a picture without any has empty maps. There are no class labels.
+Parts overlap, so that each has a map of its own (`labels=independent`). All aeroplanes of an image
+are drawn; an image without any has empty maps. There are no class labels.
 """
 
 import os
@@ -64,10 +64,10 @@ class OutlineMasks(PartMasks):
     def of(
         self, path: str, height: int, width: int
     ) -> UInt8[np.ndarray, "h w"] | Bool[np.ndarray, "p h w"]:
-        """The maps of the parts; what lies outside of the picture is cut off.
+        """The maps of the parts; what lies outside of the image is cut off.
 
         Raises:
-            WrongMask: The picture has another size than the one that was outlined.
+            WrongMask: The image has another size than the one that was outlined.
         """
         if self.sizes[path] != (height, width):
             raise WrongMask(f"{path}: {(height, width)}; its outlines are for {self.sizes[path]}")
@@ -83,10 +83,10 @@ def oid_folder(folder: Path) -> Path | None:
 
 
 def load_oid(data: Data, root: Path) -> tuple[FolderImages, FolderImages | None]:
-    """Pictures of `data.train_split` and `data.test_split`, official sets, with part maps.
+    """Images of `data.train_split` and `data.test_split`, official sets, with part maps.
 
     Raises:
-        ValueError: Annotations of another layout, no such set, or a picture that is not there.
+        ValueError: Annotations of another layout, no such set, or an image that is not there.
     """
     train, test = data.train_split, data.test_split
     found = _read(root / ANNOTATIONS)
@@ -109,7 +109,7 @@ def load_oid(data: Data, root: Path) -> tuple[FolderImages, FolderImages | None]
 
 @dataclass
 class _Annotations:
-    """Set, size and outlines of every picture by its path."""
+    """Set, size and outlines of every image by its path."""
 
     set_of: dict[str, str]
     sizes: dict[str, tuple[int, int]]

@@ -1,4 +1,4 @@
-"""Which pictures a step reads: the order of every epoch, and the share of each process."""
+"""The order of images in every epoch, and the share of each process."""
 
 import functools
 from collections.abc import Iterator
@@ -49,12 +49,12 @@ def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def pictures_of_a_pass(batch_size: int, world: int, parts: int, where: str = "train") -> int:
-    """Pictures that one process shows its network in one forward pass.
+    """Number of images in one forward pass of one process.
 
     Args:
         batch_size: Batch size of one optimizer step, all processes together.
-        world: Processes.
-        parts: The batch is accumulated from so many.
+        world: Number of processes.
+        parts: Number of accumulated parts of a batch.
         where: Path of the settings, for the error.
 
     Raises:

@@ -1,11 +1,11 @@
-"""Edits of one picture, and the seven SimCLR pairs of SSL-Cassava that they make.
+"""Edits of one image, and the seven SimCLR pairs of SSL-Cassava that they make.
 
     edit       (h, w, 3) uint8 and a generator in; the same out, at most cut at its border
     PAIRS      name in a recipe -> which view is edited, with what, and when
 
 Source: Breiki, Ridzuan & Grandhe, 2021 (arXiv 2107.13973) and its released notebooks, in which an
-edit was made once per picture and stored. Here it is drawn anew in every epoch from the generator
-of (seed, epoch, index). Lengths are theirs on pictures of 512 pixels, as shares of the short side.
+edit was made once per image and stored. Here it is drawn anew in every epoch from the generator
+of (seed, epoch, index). Lengths are theirs on images of 512 pixels, as shares of the short side.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ from fg_ssl_zoo.ops.permutations import SHUFFLES, join_tiles, split_tiles
 Edit = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 SIDE = 512
-"""Side in pixels of the paper's pictures."""
+"""Side in pixels of the paper's images."""
 
 VALUES = np.linspace(0, 1, 256)
-"""What a byte of a picture stands for."""
+"""What a byte of an image stands for."""
 
 LOOK = 32
 """Fewest pixels of the shorter side on which the liveliest window is looked for."""
@@ -72,7 +72,7 @@ def coarse_dropout(
 def cropped_region(
     image: np.ndarray, generator: np.random.Generator, side: tuple[int, int] = (200, 300)
 ) -> np.ndarray:
-    """The liveliest window of the picture in the middle of a white canvas of its size.
+    """The liveliest window of the image in the middle of a white canvas of its size.
 
     Width and height of the window are drawn; its place is where the mean length of the gradient is
     largest. (The notebooks ask a saliency package for the place, and their canvas offset fits one
@@ -91,7 +91,7 @@ def cropped_region(
 def liveliest_window(image: np.ndarray, width: int, height: int) -> tuple[int, int]:
     """Left and top of the window with the largest mean gradient; the first of equal ones.
 
-    Looked for on a picture whose shorter side has 32 to 64 pixels.
+    Looked for on an image whose shorter side has 32 to 64 pixels.
     """
     k = max(1, min(image.shape[:2]) // LOOK)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)  # first: a third of the bytes to reduce
@@ -148,22 +148,22 @@ def tile_shuffle(
 
 
 def _pixels(image: np.ndarray, length: float) -> int:
-    """A length on pictures of 512 pixels, on this one."""
+    """A length on images of 512 pixels, on this one."""
     return max(1, round(length * _pixel(image)))
 
 
 def _pixel(image: np.ndarray) -> float:
-    """A pixel of pictures of 512 pixels, in pixels of this one."""
+    """A pixel of images of 512 pixels, in pixels of this one."""
     return min(image.shape[:2]) / SIDE
 
 
 @dataclass(frozen=True)
 class Pair:
-    """How the two views of one picture differ beyond their random crops and colours.
+    """How the two views of one image differ beyond their random crops and colours.
 
     Attributes:
         first, second: Edit of each view, if any.
-        after: The edits are made on the finished views instead of the picture.
+        after: The edits are made on the finished views instead of the image.
     """
 
     first: Edit | None = None

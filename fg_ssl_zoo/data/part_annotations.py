@@ -1,6 +1,6 @@
-"""Keypoints and part masks that lie beside pictures.
+"""Keypoints and part masks that lie beside images.
 
-    ROOT/parts.csv        file, PART_x, PART_y (0..1 of the picture), PART_visible (0/1), ...
+    ROOT/parts.csv        file, PART_x, PART_y (0..1 of the image), PART_visible (0/1), ...
     ROOT/parts.json       {"0": "background", "1": "beak", ...}
     ROOT/masks/PATH.png   one part number per pixel, named and sized like ROOT/PATH.jpg
     ROOT/masks/PART/PATH.png   instead, where parts overlap: a mask of each part, 0 outside of it
@@ -30,12 +30,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Points:
-    """Keypoints of many pictures.
+    """Keypoints of many images.
 
     Attributes:
         names: Names of the k keypoints.
         rows: (n, k, 3) x, y, visible.
-        pixels: Whether x and y are pixels; else they are shares of the picture.
+        pixels: Whether x and y are pixels; else they are shares of the image.
     """
 
     names: list[str]
@@ -43,7 +43,7 @@ class Points:
     pixels: bool = False
 
     def of(self, index: int, height: int, width: int) -> Float32[np.ndarray, "k 3"]:
-        """Shares x and y in 0..1 of a (height, width) picture, and visible."""
+        """Shares x and y in 0..1 of a (height, width) image, and visible."""
         row = self.rows[index].copy()
         if self.pixels:
             row[:, :2] /= (width, height)
@@ -58,7 +58,7 @@ def read_points(root: Path, paths: Sequence[str]) -> Points | None:
 
     Raises:
         ValueError: No `file` column or no keypoint, a value that is no number, or a visible
-            keypoint outside of the picture; the message names the line.
+            keypoint outside of the image; the message names the line.
     """
     file = root / "parts.csv"
     if not file.is_file():
@@ -94,7 +94,7 @@ def _keypoints_of(file: Path, columns: Sequence[str]) -> list[str]:
     """Names of the keypoints.
 
     Raises:
-        ValueError: There are none, or pictures are not named.
+        ValueError: There are none, or images are not named.
     """
     names = [column.removesuffix("_visible") for column in columns if column.endswith("_visible")]
     lacking = [column for name in names for column in (f"{name}_x", f"{name}_y")]
@@ -134,11 +134,11 @@ def _point_row(
 
 @dataclass
 class PartMasks:
-    """Part masks of many pictures.
+    """Part masks of many images.
 
     Attributes:
         names: Names of the values 1, 2, ...
-        folder: Where the masks lie, under the paths of the pictures.
+        folder: Where the masks lie, under the paths of the images.
         overlapping: Whether each part has masks of its own, in a folder of its name.
     """
 
@@ -147,7 +147,7 @@ class PartMasks:
     overlapping: bool = False
 
     def files(self, path: str) -> list[str]:
-        """The mask of a picture, or one for each part."""
+        """The mask of an image, or one for each part."""
         if self.overlapping:
             return [_mask_file(os.path.join(self.folder, name), path) for name in self.names]
         return [_mask_file(self.folder, path)]
@@ -155,7 +155,7 @@ class PartMasks:
     def of(
         self, path: str, height: int, width: int
     ) -> UInt8[np.ndarray, "h w"] | Bool[np.ndarray, "p h w"]:
-        """The mask of a (height, width) picture, or the maps of its overlapping parts.
+        """The mask of a (height, width) image, or the maps of its overlapping parts.
 
         Raises:
             WrongMask: It cannot be read, or has another size.
@@ -184,7 +184,7 @@ def read_part_masks(root: Path, paths: Sequence[str]) -> PartMasks | None:
     """The masks of `ROOT/parts.json` and `ROOT/masks`, if both are there.
 
     Raises:
-        ValueError: `parts.json` is no table of names, or a picture has no mask.
+        ValueError: `parts.json` is no table of names, or an image has no mask.
     """
     table, folder = root / "parts.json", str(root / "masks")
     if not table.is_file() or not os.path.isdir(folder):
@@ -203,7 +203,7 @@ def read_part_masks(root: Path, paths: Sequence[str]) -> PartMasks | None:
 
 
 def refuse_missing_masks(masks: PartMasks, paths: Sequence[str]) -> None:
-    """Every picture needs its mask.
+    """Every image needs its mask.
 
     Raises:
         ValueError: Some have none; says how many and names one.

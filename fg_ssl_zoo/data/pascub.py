@@ -7,7 +7,7 @@
 Paper: Saha, Cheng & Maji, "Improving few-shot part segmentation using coarse supervision", ECCV
 2022. The layout and the part numbers are those that public readers of the set use (not verified on
 the set itself); that 4-5, 6-7 and 8-9 are left and right is also in PARTICLE's code. Training
-pictures are those of both halves, test pictures too. There are no class labels.
+images are those of both halves, test images too. There are no class labels.
 """
 
 import os
@@ -30,10 +30,10 @@ PARTS = [
 
 @dataclass
 class PascubMasks(PartMasks):
-    """Masks that lie in `parts_SPLIT` beside `images_SPLIT`, under the picture's own name."""
+    """Masks that lie in `parts_SPLIT` beside `images_SPLIT`, under the image's own name."""
 
     def files(self, path: str) -> list[str]:
-        """The mask of a picture."""
+        """The mask of an image."""
         half, split, name = path.split("/", 2)
         folder = os.path.join(self.folder, half, split.replace("images_", "parts_", 1))
         same = os.path.join(folder, name)
@@ -47,10 +47,10 @@ def pascub_folder(folder: Path) -> Path | None:
 
 
 def load_pascub(data: Data, root: Path) -> tuple[FolderImages, FolderImages | None]:
-    """Training and test pictures of the halves that are there, with part masks.
+    """Training and test images of the halves that are there, with part masks.
 
     Raises:
-        ValueError: A picture has no mask.
+        ValueError: An image has no mask.
     """
     train, test = (_split(data, root, split) for split in ("train", "test"))
     assert train is not None

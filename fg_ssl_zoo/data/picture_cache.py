@@ -1,14 +1,14 @@
-"""Decoded pictures that are kept on disk and read through the page cache: `data.cache: true`.
+"""Decoded images that are kept on disk and read through the page cache: `data.cache: true`.
 
     FOLDER/PREFIX/FINGERPRINT   header of 16 bytes, then rows of RGB
     FOLDER/bytes                how much all files have taken, under a lock
 
-A picture's fingerprint holds its path, size and time of change, and how it is reduced: a changed
-file is another picture. Files hold exactly what decoding gives, so a run is the same to the bit
+An image's fingerprint holds its path, size and time of change, and how it is reduced: a changed
+file is another image. Files hold exactly what decoding gives, so a run is the same to the bit
 with and without them. Each is written beside and renamed: a process that is killed leaves no half
-picture, and two that decode the same one write the same bytes. Space is counted before a file is
+image, and two that decode the same one write the same bytes. Space is counted before a file is
 written, so a killed process can make the count too large and never too small. A full cache keeps
-what it has, and other pictures are decoded each time.
+what it has, and other images are decoded each time.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PictureCache:
-    """Decoded pictures of files.
+    """Decoded images of files.
 
     Attributes:
         folder: Is made when it is first needed; may be deleted at any time between runs.
@@ -49,12 +49,12 @@ class PictureCache:
     def get(
         self, path: str, how: object, decoded: Callable[[], UInt8[np.ndarray, "h w 3"]]
     ) -> UInt8[np.ndarray, "h w 3"]:
-        """The picture of a file, from the cache if it is there; else `decoded()`, which is kept.
+        """The image of a file, from the cache if it is there; else `decoded()`, which is kept.
 
         The array may be written to; the file stays as it is.
 
         Args:
-            path: Path of the encoded picture.
+            path: Path of the encoded image.
             how: How it is reduced; its `repr` is a part of the fingerprint.
             decoded: Decodes it; its errors leave this method.
         """
@@ -118,7 +118,7 @@ def _number(path: Path) -> int:
 
 
 def _read(file: Path) -> UInt8[np.ndarray, "h w 3"] | None:
-    """The picture; `None` if it is not there, or not whole."""
+    """The image; `None` if it is not there, or not whole."""
     try:
         with file.open("rb") as opened:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)

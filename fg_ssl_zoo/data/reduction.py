@@ -1,9 +1,9 @@
-"""How far a picture may be made smaller while it is decoded, before random crops are taken.
+"""How far an image may be made smaller while it is decoded, before random crops are taken.
 
-libjpeg decodes a JPEG at 1/2, 1/4 or 1/8 of its sides in a fraction of the time. A picture is
+libjpeg decodes a JPEG at 1/2, 1/4 or 1/8 of its sides in a fraction of the time. An image is
 reduced only so far that the smallest crop that its views may draw still has the side of the view:
 no crop is enlarged that was not before. What is drawn is the same; the crop's box is rounded to
-pixels of the reduced picture, and means of 2 x 2, 4 x 4 or 8 x 8 pixels are libjpeg's.
+pixels of the reduced image, and means of 2 x 2, 4 x 4 or 8 x 8 pixels are libjpeg's.
 """
 
 import math
@@ -20,7 +20,7 @@ class CropRange:
 
     Attributes:
         size: Side of the view in pixels.
-        area: Smallest crop as a share of the picture.
+        area: Smallest crop as a share of the image.
         low, high: Range of the crop's aspect ratio, width to height.
     """
 
@@ -30,7 +30,7 @@ class CropRange:
     high: float
 
     def smallest_side(self, width: int, height: int) -> float:
-        """Shorter side in pixels of the smallest crop of a picture.
+        """Shorter side in pixels of the smallest crop of an image.
 
         Either a crop that was drawn, or the largest central one where none fits.
         """
@@ -43,7 +43,7 @@ class CropRange:
 
 @dataclass(frozen=True)
 class Reduction:
-    """The largest reduction that leaves all views of a picture their pixels.
+    """The largest reduction that leaves all views of an image their pixels.
 
     Attributes:
         crops: Crops of all views.
@@ -52,6 +52,6 @@ class Reduction:
     crops: Sequence[CropRange]
 
     def __call__(self, width: int, height: int) -> int:
-        """8, 4, 2, or 1 for none, for a picture of this size in pixels."""
+        """8, 4, 2, or 1 for none, for an image of this size in pixels."""
         room = min(crop.smallest_side(width, height) / crop.size for crop in self.crops)
         return next((factor for factor in FACTORS if factor <= room), 1)

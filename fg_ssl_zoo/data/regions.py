@@ -1,4 +1,4 @@
-"""Regions of a picture, and views that carry them along.
+"""Regions of an image, and views that carry them along.
 
     Segments      pixels of one colour hang together (Felzenszwalb & Huttenlocher, 2004)
     Grid          n x n squares
@@ -27,19 +27,19 @@ from fg_ssl_zoo.data.views import Augmentation, draw_view, render, render_mask
 from fg_ssl_zoo.ops.region_contrast import MOST_REGIONS, sample_regions, vote_cells
 
 NOTE_SIDE = 64
-"""A note is the whole picture in 64 x 64 region numbers, as PARTICLE stores its part maps."""
+"""A note is the whole image in 64 x 64 region numbers, as PARTICLE stores its part maps."""
 
 SEGMENT_SIDE = 256
-"""Pixels of the longer side of the picture that is segmented; larger ones are reduced first."""
+"""Pixels of the longer side of the image that is segmented; larger ones are reduced first."""
 
 TYPICAL_AREA = 500 * 375
-"""Pixels of an ImageNet picture, for which scale and smallest segment are stated."""
+"""Pixels of an ImageNet image, for which scale and smallest segment are stated."""
 
 VOTES = 8
 """Mask pixels along a side of a cell, of which the commonest decides; 32 in the official code."""
 
 SAMPLED = 32
-"""About as many pictures, spread over the set, are looked at before training on given masks."""
+"""About as many images, spread over the set, are looked at before training on given masks."""
 
 RegionsOf = Callable[[Sample], np.ndarray]
 """One sample becomes its (h, w) uint8 region numbers."""
@@ -55,23 +55,23 @@ class Segments:
     """Felzenszwalb's segments, scikit-image's implementation.
 
     The official code (google-deepmind/detcon) segments ImageNet at its own resolution with scale
-    1,000 and segments of 1,000 pixels or more. Both are areas and follow that of the picture here,
-    so that large and small copies of one picture have the same segments.
+    1,000 and segments of 1,000 pixels or more. Both are areas and follow that of the image here,
+    so that large and small copies of one image have the same segments.
 
     Attributes:
-        scale: And smallest segment, in pixels of a 500 x 375 picture; larger gives fewer segments.
+        scale: And smallest segment, in pixels of a 500 x 375 image; larger gives fewer segments.
     """
 
     scale: float = 1000
 
     def __call__(self, sample: Sample) -> UInt8[np.ndarray, "h w"]:
-        """From the note `regions` of the sample, or from its picture."""
+        """From the note `regions` of the sample, or from its image."""
         if "regions" not in sample:
             sample = {**sample, "regions": self.note(sample["image"])}
         return noted(sample)
 
     def note(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "r r"]:
-        """The segments of a picture as (NOTE_SIDE, NOTE_SIDE); the 256th and later ones are one."""
+        """The segments of an image as (NOTE_SIDE, NOTE_SIDE); the 256th and later ones are one."""
         felzenszwalb = _felzenszwalb()
         shrink = SEGMENT_SIDE / max(image.shape[:2])
         if shrink < 1:
@@ -106,7 +106,7 @@ def _felzenszwalb() -> Callable[..., np.ndarray]:
 
 @dataclass(frozen=True)
 class Grid:
-    """Squares, whatever the picture shows.
+    """Squares, whatever the image shows.
 
     Attributes:
         side: Squares in a row; 16 at most.
@@ -135,7 +135,7 @@ def given_parts(sample: Sample) -> UInt8[np.ndarray, "h w"]:
 
 
 def noted(sample: Sample) -> UInt8[np.ndarray, "h w"]:
-    """The note `regions` at the picture's size.
+    """The note `regions` at the image's size.
 
     Without one, as where `fgssl data show` looks at views before anything is trained, a grid.
     """
@@ -167,10 +167,10 @@ class _Noted:
 def segment_notes(
     images: Images, segments: Segments, accelerator: Accelerator
 ) -> UInt8[Tensor, "n r r"]:
-    """Segments of all pictures, each process its share; zeros where one cannot be decoded.
+    """Segments of all images, each process its share; zeros where one cannot be decoded.
 
     Raises:
-        ValueError: Every picture is one segment.
+        ValueError: Every image is one segment.
     """
     world, me = accelerator.num_processes, accelerator.process_index
     if accelerator.is_main_process:
@@ -198,7 +198,7 @@ def segment_notes(
 
 
 def check_given(images: Images) -> None:
-    """Look at some pictures before training on the masks that the data set brings.
+    """Look at some images before training on the masks that the data set brings.
 
     Raises:
         ValueError: They have no masks, or nothing but background.
@@ -226,7 +226,7 @@ def several(regions: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class RandomRegionViews:
-    """Two independent views of one picture and of its regions, cut alike.
+    """Two independent views of one image and of its regions, cut alike.
 
     Attributes:
         size: Side in pixels.
@@ -244,7 +244,7 @@ class RandomRegionViews:
 
     @property
     def reads_masks(self) -> bool:
-        """Whether the regions are the part masks of the pictures."""
+        """Whether the regions are the part masks of the images."""
         return self.regions is given_parts
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
@@ -252,7 +252,7 @@ class RandomRegionViews:
 
         Returns:
             `images` (2, s, s, 3) uint8; `masks` (2, c, c) and `ids` (2, n) int64; and `weight`,
-            which is 0 for a picture of a single region.
+            which is 0 for an image of a single region.
         """
         image, regions = sample["image"], self.regions(sample)
         height, width = image.shape[:2]
@@ -262,7 +262,7 @@ class RandomRegionViews:
         masks = [vote_cells(render_mask(regions, view, side), self.cells) for view in views]
         return {
             "images": np.stack([render(image, view, self.size) for view in views]),
-            "masks": np.stack(masks).astype(np.int64),  # numbers, no picture
+            "masks": np.stack(masks).astype(np.int64),  # numbers, no image
             "ids": sample_regions(masks[0], masks[1], self.num_samples, generator),
             "weight": float(several(regions)),
         }

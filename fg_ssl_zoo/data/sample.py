@@ -1,4 +1,4 @@
-"""The words of the data path: a sample, what turns it into views, and a source of samples."""
+"""The interfaces of the data path: a sample, views of a sample, and a source of samples."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Sample(TypedDict):
-    """One picture with all that is known about it.
+    """One image with its annotations.
 
     Keys:
         image: (h, w, 3) uint8, RGB.
@@ -15,8 +15,8 @@ class Sample(TypedDict):
         label: Class number.
         part_mask: (h, w) uint8 part of every pixel; 0 is background.
         part_maps: (p, h, w) bool instead of it, where parts overlap: which pixels belong to each.
-        regions: (r, r) uint8 region of every part of the whole picture, where a method noted it.
-        keypoints: (k, 3) float32; x, y in 0..1 of the picture, and visible 0/1.
+        regions: (r, r) uint8 region of every part of the whole image, where a method noted it.
+        keypoints: (k, 3) float32; x, y in 0..1 of the image, and visible 0/1.
     """
 
     image: np.ndarray
@@ -29,16 +29,16 @@ class Sample(TypedDict):
 
 
 Views = Callable[[Sample, np.random.Generator], dict[str, Any]]
-"""One picture becomes what a method reads; the keys are the batch keys, arrays are stacked.
+"""Function from a sample to the inputs of a method; keys are batch keys, arrays are stacked.
 
-All randomness comes from the generator, which is seeded by (seed, epoch, index): what is drawn
-depends neither on workers nor on processes nor on resuming.
+All random draws use the generator, which is seeded by (seed, epoch, index). They do not depend on
+workers, processes or interruptions.
 """
 
 
 @runtime_checkable
 class Images(Protocol):
-    """A source of pictures, map-style and picklable.
+    """A source of images, map-style and picklable.
 
     Attributes:
         name: Name of the data set.
@@ -55,7 +55,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample:
-        """The decoded picture.
+        """The decoded image.
 
         Raises:
             CorruptImage: The file cannot be decoded; the message names it.
@@ -63,12 +63,12 @@ class Images(Protocol):
         ...
 
 
-# --------------------------------------------------------------------------- what some of them do
+# --------------------------------------------------------------------------- capabilities
 
 
 @runtime_checkable
 class HasParts(Protocol):
-    """Pictures with part masks.
+    """Images with part masks.
 
     Attributes:
         parts: Names of the mask values 1, 2, ...; empty where this set has no masks.
@@ -79,7 +79,7 @@ class HasParts(Protocol):
 
 @runtime_checkable
 class HasKeypoints(Protocol):
-    """Pictures with keypoints.
+    """Images with keypoints.
 
     Attributes:
         keypoints: Names of the rows of a sample's `keypoints`; empty where this set has none.
@@ -90,11 +90,11 @@ class HasKeypoints(Protocol):
 
 @runtime_checkable
 class HasIdentity(Protocol):
-    """Pictures that tell more about themselves than the name of their set."""
+    """Images that tell more about themselves than the name of their set."""
 
     @property
     def identity(self) -> str:
-        """A text that differs for other pictures or another order, such as all file names."""
+        """A text that differs for other images or another order, such as all file names."""
         ...
 
 
@@ -103,8 +103,8 @@ class ReadsMasks(Protocol):
     """Views that may read part masks.
 
     Attributes:
-        reads_masks: Whether they do: a picture with a wrong mask then counts as unreadable. All
-            other views get such a picture without its mask.
+        reads_masks: Whether they do: an image with a wrong mask then counts as unreadable. All
+            other views get such an image without its mask.
     """
 
     @property
@@ -113,10 +113,10 @@ class ReadsMasks(Protocol):
 
 @runtime_checkable
 class Reduces(Protocol):
-    """Views that do not need all pixels of a large picture.
+    """Views that do not need all pixels of a large image.
 
     Attributes:
-        reduction: Width and height in pixels -> by how much a picture may be reduced while it is
+        reduction: Width and height in pixels -> by how much an image may be reduced while it is
             decoded, as `data.reduction.Reduction`; `None` keeps the size.
     """
 
@@ -126,10 +126,10 @@ class Reduces(Protocol):
 
 @runtime_checkable
 class ReadsForTraining(Protocol):
-    """A source that reads pictures in another way for training."""
+    """A source that reads images in another way for training."""
 
     def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
-        """The picture, reduced as it is decoded, and from a cache where there is one.
+        """The image, reduced as it is decoded, and from a cache where there is one.
 
         Args:
             index: Its number.
@@ -139,17 +139,17 @@ class ReadsForTraining(Protocol):
 
 
 def parts_known(images: Images) -> list[str]:
-    """Names of the parts that the pictures have masks of; empty without masks."""
+    """Names of the parts that the images have masks of; empty without masks."""
     return images.parts if isinstance(images, HasParts) else []
 
 
 def keypoints_known(images: Images) -> list[str]:
-    """Names of the keypoints that the pictures carry; empty without keypoints."""
+    """Names of the keypoints that the images carry; empty without keypoints."""
     return images.keypoints if isinstance(images, HasKeypoints) else []
 
 
 def reduction_of(views: Views) -> Callable[[int, int], int] | None:
-    """How far these views let a picture be reduced while it is decoded."""
+    """How far these views let an image be reduced while it is decoded."""
     return views.reduction if isinstance(views, Reduces) else None
 
 
@@ -157,20 +157,20 @@ def reduction_of(views: Views) -> Callable[[int, int], int] | None:
 
 
 class CorruptImage(ValueError):
-    """A picture that cannot be decoded: empty, truncated, or no picture at all."""
+    """An image that cannot be decoded: empty, truncated, or no image at all."""
 
 
 class WrongMask(CorruptImage):
-    """A picture whose part mask is missing, unreadable, or of another size than the picture."""
+    """An image whose part mask is missing, unreadable, or of another size than the image."""
 
 
 def refuse_single_pictures(labels: np.ndarray, classes: Sequence[str], learner: str) -> None:
-    """A class of one picture teaches that picture and no class.
+    """Refuse classes with a single training image.
 
     Args:
-        labels: (n,) int64 class numbers of the training pictures.
+        labels: (n,) int64 class numbers of the training images.
         classes: Class names.
-        learner: Who is to learn from them, for the message.
+        learner: Name of the method or protocol, for the message.
 
     Raises:
         ValueError: There are such classes; the first five are named.
@@ -179,6 +179,6 @@ def refuse_single_pictures(labels: np.ndarray, classes: Sequence[str], learner: 
     single = [name for name, count in zip(classes, counts, strict=False) if count == 1]
     if single:
         raise ValueError(
-            f"{learner} learns classes from several images; {len(single)} of {len(classes)} have "
-            f"one training image ({', '.join(single[:5])}); add some, or leave those classes out"
+            f"{learner} needs several images per class; {len(single)} of {len(classes)} have "
+            f"one training image ({', '.join(single[:5])}); add images, or leave these classes out"
         )

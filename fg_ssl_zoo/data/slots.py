@@ -1,12 +1,11 @@
-"""Batches of loader processes travel through memory that is used again.
+"""Transfer batches of loader processes through reused shared memory.
 
-torch makes new shared memory for every batch, whose pages the kernel clears, maps twice and takes
-back. Here a process makes a few slots with its first batches and sends their tensors once. Later
-batches are stacked into the same memory, and only the number of the slot is sent.
+torch allocates new shared memory for every batch, whose pages the kernel must clear and map. Here,
+a process creates a few slots with its first batches and sends their tensors once. Later batches are
+stacked into the same memory, and only the number of the slot is sent.
 
-A loader process makes its batches in order and has at most `prefetch_factor` of them that the
-training process has not taken. So with one slot more, a slot is written again only after its batch
-was copied out.
+A loader process has at most `prefetch_factor` batches that the training process has not taken. With
+one more slot, a slot is reused only after its batch was copied.
 """
 
 import itertools

@@ -1,8 +1,7 @@
-"""Files of tensors, whole or not there; caches under the fingerprint of what decides them.
+"""Cached files of tensors, named by a fingerprint of everything that determines them.
 
-Nothing else is trusted, and nothing is unpickled: a file is read only under the same fingerprint,
-and one that was cut off or whose content has another hash than when it was written counts as
-missing.
+Nothing is unpickled. An incomplete file, or one whose content does not have the stored hash, counts
+as missing.
 """
 
 import hashlib

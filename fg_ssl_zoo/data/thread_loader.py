@@ -1,9 +1,8 @@
-"""Batches that a few threads of the training process make ahead.
+"""Batches that are prepared in advance by threads of the training process.
 
-OpenCV and libjpeg release the interpreter's lock, which a picture holds for a quarter to a third of
-its time. So two threads work side by side, and cost what the same work costs without them; two
-loader processes cost up to a third more (docs/performance.md). More helpers than `MOST_THREADS` are
-processes.
+OpenCV and libjpeg release the interpreter lock, which is needed for a quarter to a third of the
+work on an image. Two threads therefore run in parallel at no extra cost, while two loader processes
+cost up to a third more (docs/performance.md). More helpers than `MOST_THREADS` are processes.
 """
 
 import itertools
@@ -16,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 MOST_THREADS = 2
-"""Helpers up to which they are threads."""
+"""Largest number of helpers that are threads."""
 
 
 class ThreadLoader:

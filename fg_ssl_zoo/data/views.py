@@ -1,13 +1,13 @@
-"""Views: from one decoded picture to the uint8 crops a method reads.
+"""Views: from one decoded image to the uint8 crops a method reads.
 
     draw_view      all random choices of one view, from a seeded generator
-    render         picture -> (s, s, 3) uint8 with those choices
+    render         image -> (s, s, 3) uint8 with those choices
     render_mask    part mask -> (s, s), the same geometry
 
-Everything photometric that is linear (brightness, contrast, saturation, hue, grayscale) is folded
-into one 3x4 matrix and applied once: hue turns the YIQ plane (as NVIDIA DALI does) instead of the
-HSV cone, and values are clamped once instead of after each step. Measured against torchvision on
-PIL pictures this is four to twelve times as fast with the same kNN accuracy.
+All linear colour changes (brightness, contrast, saturation, hue, grayscale) are combined into one
+3x4 matrix. Hue rotates the YIQ plane (as in NVIDIA DALI) instead of the HSV cone, and values are
+clamped once instead of after each step. This is four to twelve times faster than torchvision on PIL
+images, with the same kNN accuracy.
 """
 
 import math
@@ -39,7 +39,7 @@ _COLOURS = np.stack([
 """Luma, chroma, and chroma turned by a right angle: a colour matrix is a sum of these three."""
 
 TRIES = 10
-"""Crops that are drawn until one fits into the picture; torchvision's number."""
+"""Crops that are drawn until one fits into the image; torchvision's number."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Augmentation:
     """How one view is drawn; strengths are the half-widths of torchvision's ColorJitter.
 
     Attributes:
-        crop_scale: Area of the crop as a share of the picture, drawn uniformly; 1 to 1 is all of
-            the picture, whatever its shape.
+        crop_scale: Area of the crop as a share of the image, drawn uniformly; 1 to 1 is all of
+            the image, whatever its shape.
         crop_ratio: Width to height of the crop, drawn uniformly in the logarithm. Crops that do not
-            fit into the picture are drawn again, ten times in all; then it is the central crop.
+            fit into the image are drawn again, ten times in all; then it is the central crop.
         flip: Probability of a mirror image.
         jitter: Probability that brightness, contrast, saturation and hue are changed.
         brightness, contrast, saturation: Factors are drawn from 1 +- this.
@@ -128,7 +128,7 @@ class View:
     """The random choices of one view.
 
     Attributes:
-        box: x, y, width, height of the crop in pixels of the picture.
+        box: x, y, width, height of the crop in pixels of the image.
         flip: Mirror the crop.
         matrix: (3, 3) on RGB in 0..255.
         offset: Times the mean luma of the crop, added to every channel.
@@ -147,7 +147,7 @@ class View:
 def draw_view(
     generator: np.random.Generator, height: int, width: int, size: int, how: Augmentation
 ) -> View:
-    """Draw one view of a (height, width) picture.
+    """Draw one view of a (height, width) image.
 
     The number of draws never depends on their values: all ten tries of the crop are drawn, although
     the first that fits is taken.
@@ -182,15 +182,15 @@ def crop_box(
     place: tuple[float, float],
     how: Augmentation,
 ) -> tuple[int, int, int, int]:
-    """x, y, width and height of a random crop of a (height, width) picture.
+    """x, y, width and height of a random crop of a (height, width) image.
 
     As `RandomResizedCrop.get_params` of torchvision 0.29, which the code of the papers calls: the
-    first try that fits into the picture is taken; if none fits, the largest central crop of an
-    allowed ratio. Clamping a try to the picture instead would give crops of other areas and ratios.
+    first try that fits into the image is taken; if none fits, the largest central crop of an
+    allowed ratio. Clamping a try to the image instead would give crops of other areas and ratios.
 
     Args:
-        height: Height of the picture in pixels.
-        width: Width of the picture in pixels.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
         tries: Area and ratio of each try, uniform in 0..1.
         place: Position of the crop in x and y as a share of the free room, uniform in 0..1.
         how: Bounds of area and ratio.
@@ -245,19 +245,19 @@ def render(image: np.ndarray, view: View, size: int) -> np.ndarray:
 def render_mask(mask: np.ndarray, view: View, size: int) -> np.ndarray:
     """A part mask under the same crop and flip, nearest neighbour: (size, size) uint8."""
     x, y, w, h = view.box
-    how = cv2.INTER_NEAREST_EXACT  # by centres, as the picture; INTER_NEAREST takes corners
+    how = cv2.INTER_NEAREST_EXACT  # by centres, as the image; INTER_NEAREST takes corners
     crop = cv2.resize(mask[y : y + h, x : x + w], (size, size), interpolation=how)
     return cv2.flip(crop, 1) if view.flip else crop
 
 
 @dataclass(frozen=True)
 class RandomViews:
-    """Independent views of one picture: `images` (v, s, s, 3) uint8.
+    """Independent views of one image: `images` (v, s, s, 3) uint8.
 
     Attributes:
         size: Side in pixels.
         augmentations: One for each view.
-        edits: Edits of the picture of each view; `None` leaves it as it is.
+        edits: Edits of the image of each view; `None` leaves it as it is.
         after: Whether the edits are made on the finished views instead.
     """
 
@@ -268,7 +268,7 @@ class RandomViews:
 
     @cached_property
     def reduction(self) -> Reduction | None:
-        """How far a picture may be made smaller before; not where all of it is edited first."""
+        """How far an image may be made smaller before; not where all of it is edited first."""
         if not self.after and any(edit is not None for edit in self.edits):
             return None
         return Reduction([
@@ -307,7 +307,7 @@ class MultiCrop:
 
     @cached_property
     def reduction(self) -> Reduction | None:
-        """How far a picture may be made smaller before."""
+        """How far an image may be made smaller before."""
         found = [views.reduction for views in (self.whole, self.local) if views is not None]
         crops = [crop for one in found if one is not None for crop in one.crops]
         return None if None in found else Reduction(crops)
@@ -322,10 +322,10 @@ class MultiCrop:
 
 @dataclass(frozen=True)
 class LowAndHigh:
-    """A random crop at the picture's own resolution, and the same crop made smaller.
+    """A random crop at the image's own resolution, and the same crop made smaller.
 
     Attributes:
-        size: Side of the large crop in pixels; a smaller picture is first enlarged to it.
+        size: Side of the large crop in pixels; a smaller image is first enlarged to it.
         factor: Large side over small side.
     """
 

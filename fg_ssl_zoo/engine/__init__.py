@@ -1,1 +1,1 @@
-"""The training loop and what it stands on."""
+"""The training loop: optimizers, checkpoints, run folder, log, hardware switches, signals."""

@@ -2,11 +2,11 @@
 
     checkpoints/stage0_round0_step00000180.pt
 
-The position in the name is the order; a file is either whole or not there. What a step draws is a
-function of (seed, step), so weights, optimizer and position are the whole state of a run.
+Names sort by position; a file is complete or does not exist. The random draws of a step are a
+function of (seed, step), so weights, optimizer and position are the complete state of a run.
 
-A file is what `torch.save` writes, a zip archive, with the SHA-256 of all before as the comment of
-the archive; `torch.load` reads it as any other. The hash is compared whenever we read one.
+A file is a zip archive by `torch.save` whose comment is the SHA-256 of its content; `torch.load`
+reads it as usual. The hash is verified whenever a checkpoint is read.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _COMMENT = (len(_LABEL) + 64).to_bytes(2, "little")
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """How far a run is: stage, round inside it, optimizer steps done inside that."""
+    """Progress of a run: stage, round in the stage, completed optimizer steps in the round."""
 
     stage: int = 0
     round: int = 0
@@ -45,11 +45,11 @@ class Position:
 
 
 class CheckpointError(OSError):
-    """A checkpoint that could not be written or read; the message says what is still good."""
+    """A checkpoint could not be written or read; the message says which one is still valid."""
 
 
 def positions(folder: Path) -> dict[Position, Path]:
-    """All whole checkpoints of a folder, oldest first."""
+    """All complete checkpoints of a folder, oldest first."""
     found = {}
     for path in folder.glob("stage*_round*_step*.pt"):
         match = re.fullmatch(r"stage(\d+)_round(\d+)_step(\d+)\.pt", path.name)
@@ -59,10 +59,10 @@ def positions(folder: Path) -> dict[Position, Path]:
 
 
 def save(folder: Path, position: Position, state: dict[str, Any], keep: int = 2) -> Path:
-    """Write beside, flush to the disk, rename; then drop all but the newest `keep`.
+    """Write a temporary file, flush and rename it; then delete all but the newest `keep`.
 
     Raises:
-        CheckpointError: The disk refused; older checkpoints are untouched.
+        CheckpointError: Writing failed; older checkpoints are unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / position.file_name
@@ -77,17 +77,17 @@ def save(folder: Path, position: Position, state: dict[str, Any], keep: int = 2)
         )
         raise CheckpointError(
             f"could not write checkpoint {_what_failed(error, path)}; {kept}. Run the same command "
-            "again to go on"
+            "again to continue"
         ) from error
     for old in list(positions(folder).values())[:-keep]:
         old.unlink(missing_ok=True)
-    for partial in folder.glob(f"*{PARTIAL}"):  # of killed runs, also at steps that do not return
+    for partial in folder.glob(f"*{PARTIAL}"):  # left by killed runs
         partial.unlink(missing_ok=True)
     return path
 
 
 def _what_failed(error: BaseException, path: Path) -> str:
-    """Path, reason and remedy; torch raises an error of its own in the place of the disk's."""
+    """Path, reason and remedy; torch replaces the disk error by its own."""
     found: BaseException | None = error
     while found is not None and not (isinstance(found, OSError) and found.errno is not None):
         found = found.__cause__ or found.__context__
@@ -97,28 +97,28 @@ def _what_failed(error: BaseException, path: Path) -> str:
 
 
 def load_into(owner: Any, state: Mapping[str, Any], key: str, path: Path) -> None:
-    """Give a method or an optimizer its part of a checkpoint.
+    """Load the part of a checkpoint that belongs to a method or an optimizer.
 
     Args:
-        owner: Takes it by `load_state_dict`.
+        owner: Object with `load_state_dict`.
         state: Content of the checkpoint.
         key: Key of the part.
         path: Path of the file, for the error.
 
     Raises:
-        CheckpointError: It is of another method or network.
+        CheckpointError: It belongs to another method or network.
     """
     try:
         owner.load_state_dict(state[key])
     except (RuntimeError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path} is no checkpoint of this run ({key}: {reason}); remove it from the folder"
+            f"{path} is not a checkpoint of this run ({key}: {reason}); remove it from the folder"
         ) from error
 
 
 def not_finite(state: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor that holds a NaN or an infinity, if any."""
+    """Name of the first tensor with a NaN or infinity, if any."""
     floats = {k: v for k, v in state.items() if v.is_floating_point() and v.numel()}
     if torch.nn.utils.get_total_norm(list(floats.values()), math.inf).isfinite():
         return None
@@ -129,7 +129,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; tensors and plain data only.
 
     Raises:
-        CheckpointError: Not a whole checkpoint, or not the one that was written.
+        CheckpointError: The file is incomplete or damaged.
     """
     try:
         with path.open("rb") as file:
@@ -137,15 +137,15 @@ def load(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"{path} is not a readable checkpoint ({error}); delete it to go on from the one before"
+            f"{path} is not a readable checkpoint ({error}); delete it to use the one before"
         ) from error
 
 
 def newest(folder: Path) -> tuple[Position, dict[str, Any] | None]:
-    """The newest checkpoint that can be read; any newer one is set aside and named.
+    """The newest readable checkpoint; newer unreadable ones are renamed, with a warning.
 
     Returns:
-        Its position and content; the very beginning and `None` where there is none.
+        Its position and content; the first position and `None` if there is none.
     """
     for position, path in reversed(positions(folder).items()):
         try:
@@ -156,7 +156,7 @@ def newest(folder: Path) -> tuple[Position, dict[str, Any] | None]:
 
 
 def _sign(file: BinaryIO) -> None:
-    """Give the archive the hash of all that stands before its comment."""
+    """Write the hash of the archive into its comment."""
     file.seek(-len(_NO_COMMENT), os.SEEK_END)
     if file.read() != _NO_COMMENT:
         raise RuntimeError("torch.save wrote no zip archive without a comment")
@@ -166,10 +166,10 @@ def _sign(file: BinaryIO) -> None:
 
 
 def _check(file: BinaryIO) -> None:
-    """Compare the hash; a file that has none is older than hashes, and has those of zip archives.
+    """Verify the hash; a file of an older version has none, and its zip checksums are verified.
 
     Raises:
-        ValueError: What differs.
+        ValueError: Says what differs.
     """
     end = len(_COMMENT) + len(_LABEL) + 64
     size = file.seek(0, os.SEEK_END)
@@ -179,7 +179,7 @@ def _check(file: BinaryIO) -> None:
         if _digest(file, size - end) != tail[-64:]:
             raise ValueError("its content has another hash than when it was written")
     elif not tail.endswith(_NO_COMMENT):
-        raise ValueError("it does not end as checkpoints do")
+        raise ValueError("it does not end like a checkpoint")
     elif damaged := zipfile.ZipFile(file).testzip():
         raise ValueError(f"{damaged} in it has another checksum than when it was written")
 

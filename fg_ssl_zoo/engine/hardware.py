@@ -1,9 +1,9 @@
 """Speed switches chosen from the hardware: they change how fast a step is, not what it computes.
 
-Each default was measured (docs/performance.md): bf16 pays only where the processor multiplies it
-natively; channels-last pays for convolutions; torch's fused attention is slow backwards for short
-sequences on a CPU; and glibc hands every big activation back to the kernel each step unless told
-otherwise. `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
+Each default was measured (docs/performance.md): bf16 is faster only if the processor computes it
+natively; channels-last is faster for convolutions; the backward pass of torch's fused attention is
+slow for short sequences on a CPU; by default, glibc returns large memory blocks to the system after
+each step. `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
 """
 
 import ctypes
@@ -40,14 +40,14 @@ UNSUPPORTED = {
 """Variable that `accelerate launch` sets (from flags, a configuration file) -> what it asks for."""
 
 PRECISIONS = {"no": "fp32", "bf16": "bf16"}
-"""Accelerate's word -> ours, of the precisions that a run may have."""
+"""Accelerate's name -> ours, for the supported precisions."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Switches:
-    """The resolved switches of a run; printed at its start and kept in its results."""
+    """The resolved switches of a run, printed at its start and stored in its results."""
 
     device: str
     precision: str
@@ -69,11 +69,11 @@ def choose(speed: Speed, *, convolutional: bool) -> Switches:
     """Resolve every `auto`.
 
     Args:
-        speed: The recipe's wishes.
-        convolutional: Whether the backbone is mainly convolutions.
+        speed: The recipe's `speed`.
+        convolutional: Whether the backbone consists mainly of convolutions.
 
     Raises:
-        ValueError: So many threads that they would only wait for each other.
+        ValueError: Too many threads for this machine.
     """
     _check_threads(speed.threads)
     device = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
@@ -94,12 +94,12 @@ def _check_threads(threads: Any) -> None:
     if threads != "auto" and threads > most:
         raise ValueError(
             f"speed.threads: {threads} is too many for the {usable_cores()} cores of this machine; "
-            f"{most} at most, and auto chooses"
+            f"use at most {most}, or auto"
         )
 
 
 def switch_on(switches: Switches) -> None:
-    """Apply what concerns the whole process; call before the backbone is built."""
+    """Apply the switches of the whole process; call before the backbone is built."""
     set_fused_attn(switches.fused_attention)
     cv2.setNumThreads(0)
     torch.set_num_threads(switches.threads)
@@ -108,15 +108,14 @@ def switch_on(switches: Switches) -> None:
 
 
 def create_accelerator(switches: Switches) -> Accelerator:
-    """An Accelerator of these switches, whatever precision an earlier one of this process had.
+    """An Accelerator with these switches, for any precision of an earlier one in this process.
 
-    Accelerate keeps the precision of the first for all and refuses another; two runs in a notebook
-    or a test may differ. The process group stays. It never accumulates: the loop divides by
-    `train.accumulate` itself, and Accelerate would divide again by a number of its environment.
+    Accelerate keeps the precision of the first Accelerator and refuses another, but two runs in a
+    notebook or a test may differ. The process group is kept. Gradient accumulation is off: the loop
+    divides by `train.accumulate`, and Accelerate would divide again by its environment variable.
 
     Raises:
-        ValueError: Several processes were launched in a way that leaves each on its own, or the
-            launch asks for what is not supported.
+        ValueError: Launched processes do not communicate, or the launch is not supported.
     """
     check_launch(switches.precision)
     precision = "bf16" if switches.precision == "bf16" else "no"
@@ -136,19 +135,19 @@ def create_accelerator(switches: Switches) -> Accelerator:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise ValueError(
-            f"{launched} processes were launched but each works alone; see docs/launching.md"
+            f"{launched} processes were launched but do not communicate; see docs/launching.md"
         )
     return accelerator
 
 
 def check_launch(precision: str) -> None:
-    """Refuse what the environment asks for and no run does; warn of what has no effect.
+    """Refuse unsupported launch settings of the environment; warn of those without effect.
 
     Args:
         precision: Precision of the run, `bf16` or `fp32`.
 
     Raises:
-        ValueError: The variable, what it stands for, and what would do.
+        ValueError: Names the variable, its meaning, and what to use instead.
     """
     for variable, name in UNSUPPORTED.items():
         if _asked(variable):
@@ -174,19 +173,19 @@ def _without_effect(variable: str, instead: str) -> None:
 
 
 def _asked(variable: str) -> bool:
-    """Whether a variable of the environment is set to anything but a no."""
+    """Whether an environment variable is set to a value other than no."""
     return os.environ.get(variable, "no").lower() not in ("", "no", "false", "0", "n", "f", "off")
 
 
 def evaluation_accelerator(speed: Speed | None = None) -> Accelerator:
-    """For features: the switches that the hardware suggests, switched on."""
+    """An Accelerator for features, with automatic switches, which are applied."""
     switches = choose(speed or Speed(), convolutional=True)
     switch_on(switches)
     return create_accelerator(switches)
 
 
 def is_convolutional(model: nn.Module) -> bool:
-    """Whether a network is more than a patch embedding and linear layers."""
+    """Whether a network has convolutions other than a patch embedding."""
     return sum(isinstance(part, nn.Conv2d) for part in model.modules()) > 4
 
 
@@ -198,7 +197,7 @@ def has_native_bf16(device: str) -> bool:
 
 
 def _cpu_flags() -> set[str]:
-    """Feature flags of the first processor; empty where the kernel does not list them."""
+    """Feature flags of the first processor; empty if the kernel does not list them."""
     try:
         text = CPU_INFO.read_text()
     except OSError:
@@ -208,10 +207,10 @@ def _cpu_flags() -> set[str]:
 
 
 def _threads() -> int:
-    """All physical cores, shared among the processes of this machine; else what the user set.
+    """All physical cores, shared among the processes of this machine, or the user's setting.
 
-    `accelerate launch` puts OMP_NUM_THREADS=1 into the environment of its processes and so hides
-    whether the user did; torch then runs on one core.
+    `accelerate launch` sets OMP_NUM_THREADS=1, which hides the user's setting and limits torch to
+    one core.
     """
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # not started by `accelerate launch`
         return torch.get_num_threads()
@@ -224,16 +223,16 @@ def _has_mps() -> bool:
 
 
 def _keep_memory() -> None:
-    """The C library (glibc) keeps blocks up to 1 GiB and trims above 2 GiB.
+    """Let the C library (glibc) keep blocks up to 1 GiB, and trim above 2 GiB.
 
-    Activations then cause no page faults each step.
+    Activations then cause no page faults in each step.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if not (
         mallopt and mallopt(m_mmap_threshold, 1 << 30) and mallopt(m_trim_threshold, 2**31 - 1)
     ):
-        _log.warning("speed.keep_memory: this C library has no such setting; continuing without")
+        _log.warning("speed.keep_memory: this C library has no such setting; no effect")
 
 
 def _or(wish: Any, default: Any) -> Any:

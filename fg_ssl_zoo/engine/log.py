@@ -1,4 +1,4 @@
-"""What a run says: a progress bar, `metrics.jsonl`, and Accelerate's trackers."""
+"""The log of a run: a progress bar, `metrics.jsonl`, and Accelerate's trackers."""
 
 import functools
 import json
@@ -32,18 +32,18 @@ def open_trackers(
     measured: int,
     start_left: bool = False,
 ) -> list[GeneralTracker]:
-    """Start JSONL, TensorBoard and what the recipe names; `accelerator.log` then reaches all.
+    """Start JSONL, TensorBoard and the trackers of the recipe; `accelerator.log` writes to all.
 
     Args:
-        accelerator: Gets the trackers.
+        accelerator: Receives the trackers.
         folder: Folder that the first two write to.
         names: Further trackers that Accelerate knows.
-        done: Steps of the checkpoint that the run goes on from.
+        done: Steps of the checkpoint from which the run continues.
         measured: Step of its last measurement.
-        start_left: Whether the start is still to be measured on all pictures.
+        start_left: Whether the start is still to be measured on all images.
 
     Raises:
-        ValueError: As `check_trackers`.
+        ValueError: As for `check_trackers`.
     """
     check_trackers(names)
     if accelerator.is_main_process:
@@ -77,7 +77,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class JsonlTracker(GeneralTracker):
-    """One JSON object a line: `{"step": 10, "train/loss": 4.1, ...}`."""
+    """Writes one JSON object per line: `{"step": 10, "train/loss": 4.1, ...}`."""
 
     name = "jsonl"
     requires_logging_directory = False
@@ -94,7 +94,7 @@ class JsonlTracker(GeneralTracker):
 
     @on_main_process
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """Nothing: `recipe.yaml` lies beside the file."""
+        """Do nothing, since `recipe.yaml` is beside the file."""
 
     @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
@@ -104,16 +104,16 @@ class JsonlTracker(GeneralTracker):
 
 
 def drop_from(path: Path, first_step: int, measured: int, start_left: bool = False) -> None:
-    """Keep the lines of earlier steps in `metrics.jsonl`: later ones are of a run that was cut off.
+    """Keep the lines of earlier steps in `metrics.jsonl`; later ones belong to an interrupted run.
 
-    A last line that a crash has cut is dropped. A file with other lines that are no records is kept
-    under another name, and its readable lines go on in a new file.
+    An incomplete last line is dropped. A file with other invalid lines is renamed, and its readable
+    lines are written to a new file.
 
     Args:
         path: The file.
         first_step: Next step of the run.
-        measured: Step of the last measurement that counts; later ones are made again.
-        start_left: Whether the start is measured on all pictures again, too.
+        measured: Step of the last valid measurement; later ones are repeated.
+        start_left: Whether the start is also measured on all images again.
     """
     if not path.is_file():
         return
@@ -122,7 +122,7 @@ def drop_from(path: Path, first_step: int, measured: int, start_left: bool = Fal
     records = [(line, _record(line)) for line in lines if line]
     if any(record is None for _, record in records):
         set_aside(path, "some lines are no JSON objects with a step")
-    if _record(last) is not None:  # whole, but for the end of the line
+    if _record(last) is not None:  # complete, except for the line break
         records.append((last, _record(last)))
     kept = []
     for line, record in records:
@@ -136,7 +136,7 @@ def drop_from(path: Path, first_step: int, measured: int, start_left: bool = Fal
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """A line of `metrics.jsonl`; `None` where it is no record."""
+    """The record in a line of `metrics.jsonl`; `None` if it is invalid."""
     try:
         record = json.loads(line)
         return record if isinstance(record["step"], int) else None
@@ -146,7 +146,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 @functools.cache
 def quiet_writer() -> None:
-    """TensorBoard's thread prints no traceback of a disk error, which it raises again in a run."""
+    """Hide tracebacks of disk errors in TensorBoard's thread; the run raises the error."""
     before = threading.excepthook
 
     def hook(failed: threading.ExceptHookArgs) -> None:
@@ -158,7 +158,7 @@ def quiet_writer() -> None:
 
 
 class Meter:
-    """Loss, images/s and the share of time spent waiting for data, since the last reading."""
+    """Images per second and the share of time spent waiting for data, since the last reading."""
 
     def __init__(self) -> None:
         self.reset()
@@ -183,7 +183,7 @@ class Meter:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a plain line every `every` seconds."""
+    """A bar on a terminal; otherwise a line every `every` seconds."""
 
     def __init__(
         self, total: int, *, done: int, title: str, shown: bool, every: float = 15
@@ -203,7 +203,7 @@ class Progress:
         self.first = done
 
     def step(self, metrics: dict[str, float] | None = None) -> None:
-        """One step is done; `metrics` replace what is shown."""
+        """Count one step; `metrics` replace the values shown."""
         self.done += 1
         if metrics:
             text = (
@@ -224,12 +224,12 @@ class Progress:
         tell(line)
 
     def say(self, text: str) -> None:
-        """A line that stays, above the bar."""
+        """Print a permanent line above the bar."""
         if self.terminal:
             self.bar.write(text, file=sys.stderr)
         elif self.plain:
             tell(text)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar; it remains visible."""
         self.bar.close()

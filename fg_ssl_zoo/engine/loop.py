@@ -1,7 +1,7 @@
-"""The loop: from a method and pictures to trained weights; read `fit` once, from the top.
+"""The training loop: `fit` trains a method on images.
 
-What a step draws is a pure function of (seed, position), so that a run which was stopped and goes
-on equals one that was not, to the bit.
+The random draws of a step are a pure function of (seed, position), so a continued run equals an
+uninterrupted one to the bit.
 """
 
 import math
@@ -42,42 +42,42 @@ LOG_EVERY = 10
 """Steps between log lines."""
 
 MOST_CORRUPT = 0.01
-"""Share of the pictures that may be unreadable."""
+"""Largest share of unreadable images."""
 
 
 class TrainingStopped(RuntimeError):
-    """A run that goes nowhere; the message says what was seen and what to try."""
+    """A run that has diverged; the message says what was measured and what to try."""
 
 
 @dataclass
 class Fit:
-    """One round of one stage: everything the loop needs besides the method.
+    """One round of one stage: the inputs of the loop besides the method.
 
     Attributes:
         train: The stage's settings.
-        dataset: Pictures through the method's views.
+        dataset: The method's views of the images.
         accelerator: Devices, precision and processes.
         folder: Folder for checkpoints.
-        start: Position to begin at.
-        state: Checkpoint to begin from, if any.
+        start: Position at which the round starts.
+        state: Checkpoint from which it continues, if any.
         measure: Called at the start, every `measure_every` epochs and at the end.
-        measure_start: Called before the first step in the place of `measure`, if given.
-        complete_start: Called before a later `measure` as long as `record.start_left` is true: the
-            measurement of the start on all pictures.
-        measured_on: Which pictures the last measurement read, for its line.
-        measure_every: In epochs.
-        measure_ends: Called with it at the start of a run and at the end of a round, as what it
-            measures takes long.
+        measure_start: Called before the first step instead of `measure`, if given.
+        complete_start: Measures the start on all images; called before a later `measure` while
+            `record.start_left` is true.
+        measured_on: Which images the last measurement read, for its line.
+        measure_every: Epochs between measurements.
+        measure_ends: Additional measurement that takes long, at the start of a run and at the end
+            of a round.
         num_workers: Number of loader processes per process; `auto` depends on the cores.
-        first_step: Optimizer steps of the rounds before this one; the log counts on.
+        first_step: Number of optimizer steps before this round, for the log.
         channels_last: Memory format of the method.
         record: Record of the run so far; extended in place.
-        started_norms: Batch norms of the backbone that `train.norm: auto` freezes, by name: those
-            that had statistics before the first stage.
-        early: Steps after which it is measured once more; 0 for never.
-        judge: Called with all measurements after the early one; a sentence to say, if any.
-        anchor: Keeps the backbone near the start of the stage, where the recipe asks for it.
-        keep_checkpoints: Newest ones that stay.
+        started_norms: Names of the backbone's BatchNorms that `train.norm: auto` freezes: those
+            with statistics before the first stage.
+        early: Number of steps after which it is measured once more; 0 for never.
+        judge: Called with all measurements after the early one; returns a warning, if any.
+        anchor: Loss term for the start of the stage, if the recipe has one.
+        keep_checkpoints: Number of newest checkpoints that are kept.
         title: Title of the progress bar.
     """
 
@@ -128,11 +128,11 @@ class Fit:
         self.newly_corrupt: set[str] = set()
 
     def due(self, epochs: float, done: int) -> bool:
-        """Whether something that happens every so many epochs happens after `done` steps."""
+        """Whether an event with a period in epochs is due after `done` steps."""
         return done == self.total or done % max(1, round(epochs * self.order.steps_per_epoch)) == 0
 
     def is_measure_left(self) -> bool:
-        """Whether the run begins with a measurement: its first, or one that was cut off."""
+        """Whether the run begins with a measurement: the first one, or an interrupted one."""
         if not self.record.measurements:
             return True
         done = self.start.step
@@ -141,7 +141,7 @@ class Fit:
         return done > 0 and due and not measured
 
     def take_measure(self, done: int) -> None:
-        """Measure, remember and log."""
+        """Measure, record and log."""
         first = not self.record.measurements
         if self.record.start_left and not first:
             start = self.record.measurements[0]
@@ -166,7 +166,7 @@ class Fit:
         self.progress.say(f"{self.title}: {when}, {values}{f' ({on})' if on else ''}")
 
     def forward(self, wrapped: nn.Module, method: Method, batch: Batch) -> MethodOutput:
-        """The method's loss, with the anchor's term where there is one."""
+        """The method's loss, plus the anchor's term if there is one."""
         if self.anchor is None:
             return wrapped(batch)
         with listening(method.backbone) as heard:
@@ -177,7 +177,7 @@ class Fit:
         return MethodOutput(output.loss + term, metrics)
 
     def keep_picture(self, method: Method, batch: Batch, done: int) -> None:
-        """Write the method's picture of a batch, if it makes one; the method stays as it is."""
+        """Write the method's image of a batch, if it draws one; the method does not change."""
         if not self.accelerator.is_main_process or not isinstance(method, DrawsPictures):
             return
         with evaluating(method), torch.no_grad():
@@ -200,21 +200,21 @@ class Fit:
         return self.folder.checkpoints / at.file_name
 
     def check_loss(self, loss: float, lr: float, done: int) -> None:
-        """Refuse to go on with a loss that is no number.
+        """Stop if the loss is not finite.
 
         Raises:
-            TrainingStopped: What was seen and what to try.
+            TrainingStopped: The message says what was measured and what to try.
         """
         if not math.isfinite(loss):
             self._stop(f"the loss is {loss}", lr, done)
 
     def check_weights(self, method: nn.Module, optimizer: Any, lr: float, done: int) -> None:
-        """Refuse to keep or to measure weights that are no numbers; all processes agree on it.
+        """Stop before storing or measuring weights that are not finite; all processes agree.
 
-        The loss of a step is computed before its update and does not show what that did.
+        The loss of a step is computed before its update, so it does not show the update's effect.
 
         Raises:
-            TrainingStopped: What was seen and what to try.
+            TrainingStopped: The message says what was measured and what to try.
         """
         state = {**method.state_dict(), **moments(optimizer)}
         found = checkpoint.not_finite(state)
@@ -232,16 +232,16 @@ class Fit:
         )
 
     def to_device(self, batch: dict[str, Any]) -> Batch:
-        """A batch on the device; unreadable pictures are remembered."""
+        """Move a batch to the device; unreadable images are recorded."""
         self.newly_corrupt |= set(batch.pop("corrupt")) - self.corrupt
         moved = send_to_device(batch, self.accelerator.device, non_blocking=True)
         return cast(Batch, moved)
 
     def note_corrupt(self) -> None:
-        """Write the names of unreadable pictures of all processes, which call this together.
+        """Write the names of unreadable images of all processes, which call this together.
 
         Raises:
-            TooManyCorruptImages: More than one in a hundred.
+            TooManyCorruptImages: More than 1 % of the images.
         """
         new = sorted(self.newly_corrupt)
         if self.accelerator.num_processes > 1:
@@ -257,28 +257,28 @@ class Fit:
             )
 
     def interrupted(self, signals: Signals, number: int, done: int, path: Path | None) -> NoReturn:
-        """End the process; a checkpoint of `done` steps is written, or no step was done."""
+        """The exception that ends the process, after a checkpoint of `done` steps."""
         self.progress.close()
         kept = f"after step {done} of {self.total}; checkpoint {path}" if path else "before a step"
         raise Interrupted(
-            f"stopped by {signals.name} {kept}. Run the same command again to go on", number
+            f"stopped by {signals.name} {kept}. Run the same command again to continue", number
         )
 
 
 def refuse_broken(state: Mapping[str, Tensor], what: str) -> None:
-    """Refuse to start from weights that are no numbers.
+    """Refuse start weights that are not finite.
 
     Args:
         state: State dict of the network, or of the method around it.
         what: Which weights these are, for the message.
 
     Raises:
-        TrainingStopped: The first such tensor and what to try.
+        TrainingStopped: Names the first such tensor, and what to try.
     """
     if name := checkpoint.not_finite(state):
         raise TrainingStopped(
-            f"{what}: {name} holds values that are not finite; take another init, or delete the "
-            "checkpoint that holds them to go on from the one before"
+            f"{what}: {name} holds values that are not finite; use another init, or delete the "
+            "checkpoint that holds them to continue from the one before"
         )
 
 
@@ -291,10 +291,10 @@ def fit(method: Method, job: Fit) -> None:
     """Train a method in place, from `job.start` to the end of its round.
 
     Raises:
-        TrainingStopped: The loss or a weight is no number any more.
-        Interrupted: A signal came, or the launcher has ended; the checkpoint is written.
-        CheckpointError: The disk refused a checkpoint; the last good one stands.
-        TooManyCorruptImages: More than one picture in a hundred cannot be read.
+        TrainingStopped: The loss or a weight is not finite.
+        Interrupted: A signal was received, or the launcher has ended; the checkpoint is written.
+        CheckpointError: A checkpoint could not be written; the last one is kept.
+        TooManyCorruptImages: More than 1 % of the images are unreadable.
     """
     accelerator, train = job.accelerator, job.train
     if job.channels_last:
@@ -387,7 +387,7 @@ def fit(method: Method, job: Fit) -> None:
 
 
 def seed_step(seed: int, position: Position, step: int, rank: int) -> None:
-    """Seed torch for one step of one process: what dropout draws needs no saved state."""
+    """Seed torch for one step of one process, so that dropout needs no saved state."""
     state = np.random.SeedSequence([seed, position.stage, position.round, step, rank])
     torch.manual_seed(int(state.generate_state(1, np.uint64)[0]) >> 1)
 
@@ -395,5 +395,5 @@ def seed_step(seed: int, position: Position, step: int, rank: int) -> None:
 def _sync_only_last(
     accelerator: Accelerator, wrapped: nn.Module, last: bool
 ) -> AbstractContextManager[Any]:
-    """Gradients are averaged over processes once a step."""
+    """Context in which gradients are averaged over processes only once per step."""
     return nullcontext() if last else accelerator.no_sync(wrapped)

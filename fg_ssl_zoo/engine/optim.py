@@ -1,4 +1,4 @@
-"""From a recipe's `train` to a timm optimizer, and the rates of every step."""
+"""The timm optimizer of a recipe's `train`, and the learning rates of every step."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -20,7 +20,7 @@ LR_BATCH = 256
 FUSED = ("adam", "adamw")
 """Optimizers whose step torch computes in one pass over the weights.
 
-A checkpoint names the way its steps were computed, so a run from before goes on as it began.
+A checkpoint records this choice, so an older run continues in the way it began.
 """
 
 
@@ -97,9 +97,9 @@ def check_optimizer(train: Train, where: str = "train") -> None:
 
 
 def _split_decay(method: Method, weight_decay: float) -> Iterator[dict[str, Any]]:
-    """Each group of the method by two questions: is it the backbone's, and does it decay.
+    """Split each group of the method by backbone or not, and by weight decay or not.
 
-    The answers stay with the group, as `backbone` and `decays`.
+    The groups keep this as `backbone` and `decays`.
     """
     backbone = {id(p) for p in method.backbone.parameters()}
     named = _without_decay(method)
@@ -151,7 +151,7 @@ def schedule(optimizer: torch.optim.Optimizer, train: Train, progress: float) ->
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """What an optimizer remembers of earlier gradients, named for messages."""
+    """The optimizer's moments, with names for messages."""
     return {
         f"the optimizer's {key} of parameter {number}": value
         for number, remembered in optimizer.state_dict()["state"].items()

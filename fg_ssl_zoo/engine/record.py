@@ -1,22 +1,22 @@
-"""What a run has been through: a part of every checkpoint, from which results are made."""
+"""The record of a run, stored in every checkpoint; results are made from it."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Record:
-    """What a run has been through, over all rounds and restarts; a part of every checkpoint.
+    """The record of a run over all rounds and restarts, stored in every checkpoint.
 
     Attributes:
-        measurements: `{"step": ..., "eval/...": ...}`, the backbone before the first step first.
-        images_seen: Source pictures trained on, all processes together.
-        seconds: Wall time of the training steps, measurements left out.
-        losses: Since the last log line, means over the processes.
-        start_left: Whether the start is still to be measured on all pictures; its weights are in
+        measurements: `{"step": ..., "eval/...": ...}`, starting with the start weights.
+        images_seen: Number of source images trained on, over all processes.
+        seconds: Wall time of the training steps, without measurements.
+        losses: Losses since the last log line, means over the processes.
+        start_left: Whether the start is still to be measured on all images; its weights are in
             the run's folder.
-        num_scored: Test pictures that the last measurement read; `None` before there is one.
+        num_scored: Number of test images of the last measurement; `None` before the first.
         commits: Commits of the code that trained the run, each once, in order.
-        hardware: Processes and switches that trained, likewise.
+        hardware: Processes and switches that trained the run, each once, in order.
     """
 
     measurements: list[dict[str, float]] = field(default_factory=list)
@@ -30,5 +30,5 @@ class Record:
 
     @property
     def images_per_second(self) -> float:
-        """Over the training steps."""
+        """Images per second over the training steps."""
         return self.images_seen / self.seconds if self.seconds else 0.0

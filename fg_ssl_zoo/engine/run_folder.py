@@ -1,18 +1,18 @@
-"""The folder of a run: who owns it, what lies in it.
+"""The folder of a run: its files, and which run owns it.
 
 recipe.yaml        the resolved recipe
-data.json          the pictures: names, sizes, times, and hashes of a sample
-metrics.jsonl      one line a log step or measurement
+data.json          the images: names, sizes, times, and hashes of a sample
+metrics.jsonl      one line per log step or measurement
 tensorboard/       the same for TensorBoard
-checkpoints/       where it goes on
-notes/             what the method noted on the pictures before a round, and parts of a few
-pictures/          what the method made of a batch at each measurement, where it makes pictures
-corrupt_images.txt names of pictures that were skipped, a line each (`config.escaped`)
-export/            the published form of the backbone
-run.lock           locked while a run is alive; run.owner.json names its process
+checkpoints/       the state from which the run continues
+notes/             the method's notes on the images, start weights, and parts of a few images
+pictures/          images that the method draws at each measurement, if it does
+corrupt_images.txt names of skipped images, one per line (`config.escaped`)
+export/            the exported backbone
+run.lock           locked while the run is active; run.owner.json names its process
 
-Every file is written whole or not at all. One that cannot be read any more is kept as
-`NAME.unreadable` and named; `checkpoints/recipe.yaml` is a second copy of the recipe.
+Every file is written completely or not at all. An unreadable file is renamed to `NAME.unreadable`
+with a warning; `checkpoints/recipe.yaml` is a second copy of the recipe.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ FREE_KEYS = (
     "data.cache",
     "data.cache_gb",
 )
-"""What may differ when a run goes on: none of it changes what a step computes."""
+"""Keys that may differ when a run is continued, since they do not change what a step computes."""
 
 WEIGHTS = r"model[\w-]*\.safetensors(\.index\.json)?"
 EXPORTED = rf"config\.json|{WEIGHTS}|README\.md|recipe\.yaml|results\.json|picture\.png"
@@ -75,7 +75,7 @@ WRITTEN = re.compile(
     r"|tensorboard/(.*/)?events\.out\.tfevents\.[^/]*"
     rf"|(export(_\w+)?|\.export(_\w+)?\.\d+(\.old)?)/(pretraining/)?({EXPORTED})({PART})?"
 )
-"""Files of a run, below its folder; `overwrite` deletes these and no others."""
+"""Files of a run in its folder; `overwrite` deletes only these."""
 
 FOLDERS = re.compile(r"checkpoints|notes|pictures|tensorboard|\.?export(_\w+)?(\.\d+)?(\.old)?")
 """Folders of a run; one may be a link to another disk."""
@@ -92,8 +92,8 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        recipe, recipe_copy, data, metrics, results, checkpoints, notes, pictures, corrupt, export,
-            lock: What lies in it.
+        recipe, recipe_copy, data, metrics, results, checkpoints, notes, images, corrupt, export,
+            lock: Its files and folders.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,16 +111,15 @@ class RunFolder:
         self.lock = RunLock(path)
 
     def claim(self, recipe: Recipe, splits: Mapping[str, Images | None]) -> None:
-        """Make the folder this recipe's and these pictures', or go on in it when it is already.
+        """Create the folder for this recipe and these images, or continue in it.
 
         Args:
-            recipe: Resolved.
-            splits: `train`, and `test` where there is one.
+            recipe: The resolved recipe.
+            splits: `train`, and `test` if there is one.
 
         Raises:
-            RunFolderTaken: It holds another run or one that is alive, the pictures of this one have
-                changed, or it cannot be written; the message names the differences and the
-                remedies.
+            RunFolderTaken: It holds another run or an active one, the images have changed, or it
+                cannot be written; the message names differences and remedies.
         """
         pictures = inventory.take(splits)
         try:
@@ -152,21 +151,21 @@ class RunFolder:
             self._check(recipe)
             if self._has_trained():
                 self._check_pictures(pictures, splits)
-        text = to_yaml(replace(recipe, overwrite=False))  # an order, which no copy repeats
+        text = to_yaml(replace(recipe, overwrite=False))  # a random order, which is not repeated
         write_whole(self.recipe, text)
         self.checkpoints.mkdir(exist_ok=True)
         write_whole(self.recipe_copy, text)
         inventory.write(self.data, pictures)
 
     def corrupt_images(self) -> list[str]:
-        """What was noted about unreadable pictures, also before the run went on."""
+        """Lines about unreadable images, including those before the run was continued."""
         if not self.corrupt.is_file():
             return []
         text = self.corrupt.read_bytes().decode("utf-8", "replace")
         return [unescaped(line) for line in text.split("\n") if line]
 
     def note_corrupt(self, messages: Iterable[str]) -> None:
-        """Add to the list of unreadable pictures."""
+        """Add lines to the list of unreadable images."""
         known = dict.fromkeys([*self.corrupt_images(), *messages])
         write_whole(self.corrupt, "".join(f"{escaped(message)}\n" for message in known))
 
@@ -177,10 +176,10 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def refuse_lost_checkpoints(self) -> None:
-        """Refuse to start again from step 0 where a run has been further and nothing can be read.
+        """Refuse to start from step 0 if all checkpoints of the run are lost.
 
         Raises:
-            RunFolderTaken: What is lost, and what to do.
+            RunFolderTaken: Says what is lost, and what to do.
         """
         done = self._steps_measured()
         unreadable = sorted(self.checkpoints.glob("*.unreadable*"))
@@ -194,7 +193,7 @@ class RunFolder:
         )
 
     def _steps_measured(self) -> int:
-        """The last step of a measurement in `metrics.jsonl`; a checkpoint stood before each."""
+        """The last step of a measurement in `metrics.jsonl`; each follows a checkpoint."""
         last = 0
         with contextlib.suppress(OSError):
             for line in self.metrics.read_bytes().split(b"\n"):
@@ -205,7 +204,7 @@ class RunFolder:
         return last
 
     def keep_picture(self, name: str, picture: np.ndarray) -> None:
-        """Write an RGB picture (h, w, 3) uint8."""
+        """Write an RGB image (h, w, 3) uint8."""
         self.pictures.mkdir(exist_ok=True)
         _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         write_whole(self.pictures / name, content.tobytes())
@@ -214,10 +213,10 @@ class RunFolder:
         if recipe.resume == "never":
             raise RunFolderTaken(
                 f"output folder {self.path} already holds a run; {REMEDIES}, "
-                "or go on with resume=auto"
+                "or continue with resume=auto"
             )
         changed = differences(self._written(), as_dict(recipe))
-        if self.data.is_file():  # the pictures themselves are compared, wherever they lie now
+        if self.data.is_file():  # the images are compared by content, in any folder
             changed = [entry for entry in changed if entry[0] != "data.path"]
         if changed:
             listed = ", ".join(f"{key} ({old} there, {new} here)" for key, old, new in changed[:3])
@@ -228,13 +227,13 @@ class RunFolder:
             )
 
     def _has_trained(self) -> bool:
-        """Whether a step was kept; before that, pictures may still be repaired."""
+        """Whether a step was stored; before that, images may still be repaired."""
         return self.results.is_file() or any(self.checkpoints.glob("*.pt"))
 
     def _check_pictures(
         self, pictures: inventory.Inventory, splits: Mapping[str, Images | None]
     ) -> None:
-        """Compare with the inventory, or with the fingerprint of a run that is older than it."""
+        """Compare with the inventory, or with the fingerprint of a run of an older version."""
         before = self._pictures_before()
         if before is None:
             what = self._other_fingerprint(splits)
@@ -247,7 +246,7 @@ class RunFolder:
             )
 
     def _other_fingerprint(self, splits: Mapping[str, Images | None]) -> str:
-        """How the pictures differ from those of a run that ended before inventories were kept."""
+        """How the images differ from those of a run without an inventory."""
         if not self.results.is_file():
             return ""
         try:
@@ -263,7 +262,7 @@ class RunFolder:
         return ""
 
     def _pictures_before(self) -> inventory.Inventory | None:
-        """The inventory of the run, where there is one that can be read."""
+        """The inventory of the run, if it is readable."""
         if not self.data.is_file():
             return None
         try:
@@ -273,7 +272,7 @@ class RunFolder:
             return None
 
     def _written(self) -> dict[str, Any]:
-        """The recipe that lies here; a key that is younger than the run has its default.
+        """The recipe in this folder; keys that are newer than the run have their defaults.
 
         Raises:
             RunFolderTaken: Neither of its copies can be read.
@@ -283,7 +282,7 @@ class RunFolder:
             if content is not None:
                 try:
                     return as_dict(load_recipe(path))
-                except RecipeError:  # a key that there is no more: let the difference say so
+                except RecipeError:  # a removed key is reported as a difference
                     return content
             if path.is_file() and path == self.recipe:
                 set_aside(path, "it is no recipe of a run")
@@ -293,13 +292,13 @@ class RunFolder:
         )
 
     def _holds_files(self) -> bool:
-        """Whether anything lies here but the lock of a run that did not begin."""
+        """Whether the folder holds files other than the lock of a run that did not begin."""
         if not self.path.exists():
             return False
         return any(path.name not in (LOCK, OWNER) for path in self.path.iterdir())
 
     def _holds_run(self) -> bool:
-        """Whether the recipe of a run lies here, and not beside an exported model."""
+        """Whether the folder holds the recipe of a run, and not an exported model."""
         exported = any((self.path / name).exists() for name in ("config.json", "model.safetensors"))
         if exported:
             return False
@@ -314,11 +313,11 @@ class RunFolder:
             )
 
     def _clear(self) -> None:
-        """Delete the files of the run that lies here; all others stay and are named.
+        """Delete the files of the run in this folder; other files are kept and named.
 
         Raises:
-            RunFolderTaken: No run lies here, or a foreign file lies in `export/`, which has to be
-                free when the new run ends.
+            RunFolderTaken: There is no run, or `export/` contains a foreign file, which would
+                prevent the export.
         """
         found = sorted(self._files())
         foreign = [name for name in found if not WRITTEN.fullmatch(name)]
@@ -327,12 +326,12 @@ class RunFolder:
                 f"overwrite=true: no run wrote {_listed(in_export)} in {printable(self.path)}; "
                 "move them out of the exported folder, or choose another with output=FOLDER"
             )
-        held = {LOCK, OWNER}  # by this run now
+        held = {LOCK, OWNER}  # locked by this run
         for name in sorted(set(found) - set(foreign) - held, key=self._is_recipe):
-            (self.path / name).unlink()  # the recipe last: what is cut off is still a run
+            (self.path / name).unlink()  # last: without it, this is no run
         for folder, _, _ in os.walk(self.path, topdown=False):
             if FOLDERS.fullmatch(os.path.relpath(folder, self.path).partition("/")[0]):
-                with contextlib.suppress(OSError):  # what is not empty stays
+                with contextlib.suppress(OSError):  # folders that are not empty are kept
                     os.rmdir(folder)
         if foreign:
             _log.warning(
@@ -343,7 +342,7 @@ class RunFolder:
         return name == self.recipe.name
 
     def _files(self) -> Iterator[str]:
-        """Names below the folder; of a folder that no run makes, its own name."""
+        """Names of files below the folder; for a foreign folder, only its own name."""
         for entry in os.scandir(self.path):
             if not (entry.is_dir() and FOLDERS.fullmatch(entry.name)):
                 yield entry.name + ("/" if entry.is_dir() else "")
@@ -353,13 +352,13 @@ class RunFolder:
 
 
 def _listed(names: list[str]) -> str:
-    """`a, b, c and 4 more`, for a message of one line."""
+    """`a, b, c and 4 more`, for a one-line message."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(printable, names[:3])) + more
 
 
 def _recipe_in(path: Path) -> dict[str, Any] | None:
-    """The recipe of a run in a file; `None` where there is none or it cannot be read."""
+    """The recipe in a file; `None` if it is missing or unreadable."""
     with contextlib.suppress(RecipeError):
         content = read_yaml(path) if path.is_file() else {}
         return content if {"backbone", "stages"} <= content.keys() else None
@@ -367,7 +366,7 @@ def _recipe_in(path: Path) -> dict[str, Any] | None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, old, new) of all that differs and would change what a step computes."""
+    """(key, old, new) of all differences that change what a step computes."""
     old, new = flatten(old), flatten(new)
     keys = [key for key in {**old, **new} if not key.startswith(FREE_KEYS)]
     return [(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]

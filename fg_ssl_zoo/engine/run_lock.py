@@ -1,6 +1,6 @@
-"""The lock of a run's folder: one run at a time, and who it is.
+"""The lock of a run's folder, with the process that holds it.
 
-The kernel gives the lock back when its process dies, after `kill -9` too.
+The kernel releases the lock when the process ends, also after `kill -9`.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from fg_ssl_zoo.config import printable, write_whole
 LOCK, OWNER = "run.lock", "run.owner.json"
 
 LOCKED_BY_WORKERS = 15.0
-"""Seconds for which loader processes may outlive a killed run and keep its lock (torch: 5)."""
+"""Seconds that loader processes may outlive a killed run and hold its lock (torch: 5)."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,25 +61,25 @@ class RunLock:
                 "for its end, or choose another folder with output=FOLDER"
             ) from None
         except NotImplementedError:  # a disk that cannot lock
-            _log.warning("%s lies on a disk without locks: start no second run in it", self.path)
+            _log.warning("%s is on a disk without locks: start no second run in it", self.path)
         owner = {"pid": os.getpid(), "host": socket.gethostname()}
         write_whole(self.owner, json.dumps(owner) + "\n")
 
     def release(self) -> None:
-        """Let another run have the folder."""
+        """Release the lock."""
         if self._lock is not None and self._lock.is_locked:
             self.owner.unlink(missing_ok=True)
             self._lock.release()
 
     def _read_owner(self) -> dict[str, Any]:
-        """Process and host of the run that holds the folder; empty where that is not known."""
+        """Process and host of the run that holds the lock; empty if unknown."""
         with contextlib.suppress(OSError, ValueError):
             owner = json.loads(self.owner.read_text(encoding="utf-8"))
             return owner if isinstance(owner, dict) else {}
         return {}
 
     def _owner_lives(self) -> bool:
-        """Whether the process that is named is alive, as far as this machine knows."""
+        """Whether the named process is running, as far as this machine can tell."""
         owner = self._read_owner()
         here, pid = owner.get("host") == socket.gethostname(), owner.get("pid")
         return not here or (isinstance(pid, int) and psutil.pid_exists(pid))

@@ -1,7 +1,7 @@
-"""Signals: a run stops after the step with a checkpoint; what is no training stops at once.
+"""Signals: a training stops after the step with a checkpoint; other work stops at once.
 
-Several processes have to stop after the same step. They tell each other what has come at the steps
-that are logged, and where steps are slow so often that `AGREE_WITHIN` seconds lie between.
+Several processes must stop after the same step. They exchange received signals at logged steps, and
+for slow steps at least every `AGREE_WITHIN` seconds.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 AGREE_WITHIN = 4.0
-"""Seconds after which several processes ask each other again: a scheduler grants ten or more."""
+"""Largest time in seconds between these exchanges; schedulers grant ten or more."""
 
 AT_ONCE = 1.0
-"""Seconds in which a signal counts once: `timeout` and schedulers send it to process and group."""
+"""Seconds in which repeated signals count once, since `timeout` sends them to process and group."""
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
@@ -42,9 +42,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class Interrupted(SystemExit):
-    """A signal ended the process; the message says what was kept and how to go on.
+    """A signal ended the process; the message says what was stored and how to continue.
 
-    `said` is set once the message is printed, so that nobody prints another one.
+    `said` is set once the message is printed, so that it is printed once.
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -53,14 +53,13 @@ class Interrupted(SystemExit):
 
 
 class Signals:
-    """Turns signals into a wish to stop after the step; a second one stops at once.
+    """Handles signals: the first stops the run after the step, a second one stops it at once.
 
-    One that comes within `AT_ONCE` of the first is the same one.
-
-    The end of the launcher that started this process counts as SIGTERM, as it cannot pass one on.
+    Signals within `AT_ONCE` of the first count as the first. The end of the launcher counts as
+    SIGTERM, since it cannot forward one.
 
     Args:
-        accelerator: Tells how many processes have to agree.
+        accelerator: Defines the number of processes that must agree.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -87,7 +86,7 @@ class Signals:
 
     @contextlib.contextmanager
     def stopping_at_once(self) -> Iterator[None]:
-        """A signal that comes inside, or has come, raises KeyboardInterrupt."""
+        """A signal received before or inside the context raises KeyboardInterrupt."""
         if self.number:
             raise KeyboardInterrupt
         self.at_once = True
@@ -98,7 +97,7 @@ class Signals:
 
     @property
     def name(self) -> str:
-        """What stopped this process."""
+        """Name of the signal that stopped this process."""
         if self._orphaned():
             return "the end of its launcher"
         return signal.Signals(self.number).name if self.number else "another process"
@@ -107,18 +106,18 @@ class Signals:
         return self.launcher is not None and os.getppid() != self.launcher
 
     def due(self, done: int) -> bool:
-        """Whether the processes should agree after so many steps."""
+        """Whether the processes exchange signals after this number of steps."""
         return self.accelerator.num_processes == 1 or done >= self.next
 
     def agreed(self, done: int, seconds: float, news: int = 0) -> tuple[int, int]:
-        """Number of a signal that any process got, 0 for none, and the sum of `news`.
+        """Number of a signal that any process has received, 0 for none, and the sum of `news`.
 
         All processes call it after the same steps.
 
         Args:
-            done: Steps.
+            done: Number of completed steps.
             seconds: Duration of a step in this process.
-            news: A number of things that the others do not know.
+            news: Number that is summed over the processes.
         """
         number = self.number or (int(signal.SIGTERM) if self._orphaned() else 0)
         if self.accelerator.num_processes == 1:
@@ -133,10 +132,10 @@ class Signals:
 
 @contextlib.contextmanager
 def ending_at_once(message: str) -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Interrupted`, so that half-written files are removed.
+    """SIGTERM and SIGHUP raise `Interrupted`, so that incomplete files are removed.
 
     Args:
-        message: How to go on.
+        message: How to continue.
     """
     came = -math.inf
 
@@ -155,7 +154,7 @@ def ending_at_once(message: str) -> Iterator[None]:
 
 
 def _handle(numbers: list[signal.Signals], handler: object) -> dict[signal.Signals, object]:
-    """Set a handler; the handlers that were there. A signal that `nohup` ignores stays ignored."""
+    """Set a handler; returns the earlier handlers. A signal ignored by `nohup` stays ignored."""
     before = {}
     for number in numbers:
         if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:

@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None
         raise SystemExit(2) from None
 
 
-GO_ON = "run the same command again to go on"
+GO_ON = "run the same command again to continue"
 
 NO_MEMORY = "can't allocate memory"
 """Text of torch's RuntimeError if the machine is out of memory."""

@@ -91,7 +91,7 @@ def test_pictures_beside_class_folders_make_all_unlabelled(tmp_path, caplog):
     draw(tmp_path / "preview.png")
     train, test = load_splits(data(tmp_path))
     assert (len(train), train.labels, test) == (5, None, None)
-    assert "1 images lie beside its folders (preview.png, ...)" in caplog.text
+    assert "1 images are beside its folders (preview.png, ...)" in caplog.text
 
 
 def test_subfolders_belong_to_their_class_folder(tmp_path):
@@ -180,7 +180,7 @@ def test_files_that_are_left_out_are_counted_by_suffix(tmp_path, caplog):
     for i, name in enumerate(("a.HEIC", "b.heic", "c", "d.txt")):
         (tmp_path / "train" / ("crow", "jay")[i % 2] / name).write_text("x")
     load_splits(data(tmp_path, test_split="none"))
-    assert "train: 2 images; left out are 2 .heic, 1 without a suffix, 1 .txt" in caplog.text
+    assert "train: 2 images; not read: 2 .heic, 1 without a suffix, 1 .txt" in caplog.text
     assert len(caplog.records) == 1
 
 

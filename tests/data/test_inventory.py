@@ -117,5 +117,5 @@ def test_a_file_survives_names_that_are_no_utf8(tmp_path):
     inventory.write(tmp_path / "data.json", found)
     assert inventory.read(tmp_path / "data.json") == found
     (tmp_path / "data.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"data\.json is no list of images"):
+    with pytest.raises(ValueError, match=r"data\.json is not a list of images"):
         inventory.read(tmp_path / "data.json")

@@ -87,7 +87,7 @@ def test_a_killed_worker_ends_the_run_in_one_line(tmp_path):
     assert ended.code == 2
     last = ended.text.rstrip().splitlines()[-1]
     assert last.startswith("error: a process that loads images has ended (DataLoader worker (pid")
-    assert last.endswith("run the same command again to go on")
+    assert last.endswith("run the same command again to continue")
     assert "Traceback" not in ended.text
     assert not ended.orphans
 

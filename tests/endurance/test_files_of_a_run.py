@@ -160,7 +160,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_of_ours(tmp_path):
         assert str(refused.value) == (
             f"could not write checkpoint {folder / Position(step=2).file_name}: File too large; "
             "the disk or a limit (ulimit -f) takes no file of this size: raise it, or name another "
-            f"place; {kept}. Run the same command again to go on"
+            f"place; {kept}. Run the same command again to continue"
         )
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [older]
 

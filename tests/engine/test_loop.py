@@ -87,7 +87,7 @@ def test_a_stopped_run_that_goes_on_equals_one_that_was_not_stopped(tmp_path, bi
         fit(method, job)
     assert stopped.value.code == 128 + number
     assert "after step 3 of 6" in stopped.value.message
-    assert "Run the same command again to go on" in stopped.value.message
+    assert "Run the same command again to continue" in stopped.value.message
     assert_equal(trained(tmp_path / "cut", birds), whole)
 
 

@@ -92,7 +92,7 @@ def test_features_that_are_not_the_trained_ones_are_refused(folder):
         if value.ndim == 1:  # the norms
             value.mul_(2)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="has other features than the trained one"):
+    with pytest.raises(ValueError, match="has other features than the trained network"):
         check(folder)
 
 
@@ -100,7 +100,7 @@ def test_features_that_are_not_the_trained_ones_are_refused(folder):
     ("config", "message"),
     [
         ({"num_features": 95}, "the network has 96 features, config.json says 95"),
-        ({"model_args": {"global_pool": "max"}}, "has other features than the trained one"),
+        ({"model_args": {"global_pool": "max"}}, "has other features than the trained network"),
         ({"architecture": "test_resnet2"}, "timm knows no 'test_resnet2'"),
         ({"model_args": {"channels": [16, 24, 24, 48]}}, "the backbone is not a stock test_resnet"),
         ({"trace": None}, "has other features"),

@@ -148,7 +148,7 @@ def test_what_stock_timm_could_not_rebuild_is_refused(tmp_path):
     recipe, backbone = recipe_of("test_resnet"), backbone_of("test_resnet")
     backbone.model.fc = torch.nn.Linear(3, 4)
     with pytest.raises(
-        ValueError, match=r"no stock test_resnet: fc.bias is \(4,\) here and missing"
+        ValueError, match=r"not a stock test_resnet: fc.bias is \(4,\) here and missing"
     ):
         export(backbone, tmp_path / "model", recipe, {})
     assert not (tmp_path / "model").exists()

@@ -289,7 +289,7 @@ def test_a_class_with_one_picture_is_refused(birds):
     lonely = copy.copy(birds)
     lonely.classes = [*birds.classes, "dodo"]
     lonely.labels = np.where(np.arange(len(birds)) == 5, len(birds.classes), birds.labels)
-    with pytest.raises(ValueError, match=r"1 of 5 have one training image \(dodo\); add some"):
+    with pytest.raises(ValueError, match=r"1 of 5 have one training image \(dodo\); add images"):
         complete_options("pmg", {}, lonely)
 
 

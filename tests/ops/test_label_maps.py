@@ -38,5 +38,5 @@ def test_a_speck_vanishes_and_a_border_stays():
 
 
 def test_an_even_window_is_refused():
-    with pytest.raises(ValueError, match="smooth: 4 is no odd number"):
+    with pytest.raises(ValueError, match="smooth: 4 is not an odd number"):
         majority(torch.zeros(1, 3, 3, dtype=torch.int64), 4)

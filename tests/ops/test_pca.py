@@ -15,5 +15,5 @@ def test_axes_are_the_right_singular_vectors():
 
 
 def test_more_axes_than_coordinates_are_refused():
-    with pytest.raises(ValueError, match="pca: 7 axes of 6 coordinates"):
+    with pytest.raises(ValueError, match="pca: 7 axes of 6 dimensions"):
         principal_axes(torch.randn(9, 6), 7)

@@ -210,7 +210,7 @@ def test_a_file_cut_off_is_made_anew(tmp_path, birds):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_parts": 5, "size": 2}, "num_parts: 5 parts on maps of 2 x 2 pixels; 1 to 4 would"),
+        ({"num_parts": 5, "size": 2}, "num_parts: 5 parts on maps of 2 x 2 pixels; use 1 to 4"),
         ({"num_parts": 0}, "num_parts: 0 parts"),
         ({"num_parts": 256}, "use 1 to 255"),
         ({"scope": "chunk"}, "scope: 'chunk' is neither image nor dataset"),

@@ -49,7 +49,7 @@ def test_saliency_is_the_mean_of_chosen_heads_from_nought_to_one():
         span = expected.max() - expected.min()
         torch.testing.assert_close(row, (expected - expected.min()) / span)
     assert bool((saliency_of(torch.ones(1, 2, 3, 3), None) == 0).all())
-    with pytest.raises(ValueError, match="heads: there is no 3; 0 to 2 are there"):
+    with pytest.raises(ValueError, match="heads: there is no head 3; use 0 to 2"):
         saliency_of(attention, (3,))
 
 

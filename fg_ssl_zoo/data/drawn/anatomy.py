@@ -75,7 +75,7 @@ class Pose(NamedTuple):
 
 POSE_RANGES: dict[str, tuple[float, float]] = {
     "facing": (-1, 1),  # the sign: left or right
-    "scale": (0.43, 0.55),  # length of the body as a share of the picture
+    "scale": (0.43, 0.55),  # length of the body as a share of the image
     "across": (0, 1),
     "height": (0, 1),
     "tilt": (-4, 36),
@@ -249,7 +249,7 @@ class Skeleton:
     """The frames of one bird in its pose.
 
     Attributes:
-        feet: (2, 2) where the far and the near foot stand, in shares of the picture.
+        feet: (2, 2) where the far and the near foot stand, in shares of the image.
     """
 
     def __init__(self, kind: Species, pose: Pose) -> None:
@@ -292,7 +292,7 @@ class Skeleton:
         return canvas.locate(lines)
 
     def keypoints(self) -> Float[np.ndarray, "k 2"]:
-        """Position of every keypoint in the picture, seen or not, in the order of `KEYPOINTS`."""
+        """Position of every keypoint in the image, seen or not, in the order of `KEYPOINTS`."""
         return np.stack([
             self.beak(np.array(BEAK_TIPS[self.kind.beak])),
             *self.head(HEAD_KEYPOINTS),
@@ -304,7 +304,7 @@ class Skeleton:
 
 
 def _middle(pose: Pose) -> Float[np.ndarray, "2"]:
-    """Middle of the body, such that even a long tail and a high crest stay in the picture."""
+    """Middle of the body, such that even a long tail and a high crest stay in the image."""
     front, rear = 0.86 * pose.scale, 0.98 * pose.scale
     left, right = (rear, 1 - front) if pose.facing > 0 else (front, 1 - rear)
     top, bottom = 0.8 * pose.scale, 1 - 0.64 * pose.scale

@@ -2,7 +2,7 @@
 
     index -> pose, plumage, surroundings, light    drawn from (seed, index), blind to the class
     label -> species                               a row of small attributes
-    both  -> picture, part mask, keypoints
+    both  -> image, part mask, keypoints
 
 So the same index drawn as two classes gives one scene with two birds that differ in a beak or a
 wing bar, and everything large (colour, size, posture, background) says nothing about the class.
@@ -24,10 +24,10 @@ NEIGHBOURS = np.array([(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)])
 
 
 class DrawnBirds:
-    """Pictures of birds whose species differ only in small parts.
+    """Images of birds whose species differ only in small parts.
 
-    Every picture follows from (seed, index) alone: it is the same in any process, in any order, and
-    for any `num_images`. Train and test pictures take different seeds.
+    Every image follows from (seed, index) alone: it is the same in any process, in any order, and
+    for any `num_images`. Train and test images take different seeds.
 
     Args:
         num_images: Length of the data set.
@@ -76,11 +76,11 @@ class DrawnBirds:
 
     @property
     def identity(self) -> str:
-        """What decides the pictures besides their number."""
+        """What decides the images besides their number."""
         return f"drawn {self.image_size} {self.seed}"
 
     def draw(self, index: int, label: int) -> Sample:
-        """Picture `index` as it would look if its bird were of class `label`."""
+        """Image `index` as it would look if its bird were of class `label`."""
         if not 0 <= label < len(self.classes):
             raise ValueError(f"label must be in 0..{len(self.classes) - 1}, not {label}")
         rng = np.random.default_rng([self.seed, index])
@@ -115,7 +115,7 @@ def with_visibility(
 def part_overlay(
     image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], opacity: float = 0.6
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture with its parts in colours, to be looked at."""
+    """The image with its parts in colours, to be looked at."""
     hues = (np.arange(len(PARTS) + 1) * 67 % 180).astype(np.uint8)
     hsv = np.stack([hues, np.full_like(hues, 200), np.full_like(hues, 255)], axis=1)
     colours = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0]

@@ -1,8 +1,8 @@
-"""Geometry to pixels: a picture and its part mask, painted together at twice the size.
+"""Geometry to pixels: an image and its part mask, painted together at twice the size.
 
-    outlines in the frame of a body part  --Frame-->  shares of the picture  --Canvas-->  pixels
+    outlines in the frame of a body part  --Frame-->  shares of the image  --Canvas-->  pixels
 
-Points are (x, y), y downwards; colours are RGB in 0..255. Edges are smooth in the picture
+Points are (x, y), y downwards; colours are RGB in 0..255. Edges are smooth in the image
 (antialiased, then halved) and hard in the mask.
 """
 
@@ -27,7 +27,7 @@ Colour = tuple[float, float, float]
 
 
 class Frame(NamedTuple):
-    """Coordinates of a part of the body, with their way to the picture."""
+    """Coordinates of a part of the body, with their way to the image."""
 
     matrix: Float[np.ndarray, "2 2"]
     origin: Float[np.ndarray, "2"]
@@ -58,12 +58,12 @@ class Atlas:
 class Canvas:
     """Pixels and part numbers; what is painted later covers what was painted earlier.
 
-    Widths and radii are shares of the picture.
+    Widths and radii are shares of the image.
 
     Args:
         pixels: What is there already.
-        size: Pixels along one side of the picture; default: the canvas is the whole picture.
-        corner: Column and row of the picture where a smaller canvas begins.
+        size: Pixels along one side of the image; default: the canvas is the whole image.
+        corner: Column and row of the image where a smaller canvas begins.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Canvas:
         self._origin = np.array(corner) * float(SUBPIXELS) + (SUBPIXELS / 2 - 0.5)
 
     def locate(self, points: Points) -> Pixels:
-        """From shares of the picture to pixels; their centres, not corners, are whole numbers."""
+        """From shares of the image to pixels; their centres, not corners, are whole numbers."""
         moved = points * float(self.size * SUBPIXELS)
         moved -= self._origin
         return moved.astype(np.int32, order="C")
@@ -116,7 +116,7 @@ class Canvas:
             cv2.circle(self.mask, centre, size, (part,), -1, cv2.LINE_8, SUBPIXEL_BITS)
 
     def blur(self, sigma: float) -> None:
-        """Soften the pixels, not the mask; `sigma` is a share of the picture."""
+        """Soften the pixels, not the mask; `sigma` is a share of the image."""
         width = 2 * round(sigma * self.size) + 1
         for _ in range(2):  # two boxes are nearly a Gaussian, and cheaper
             cv2.blur(self.pixels, (width, width), self.pixels, borderType=cv2.BORDER_REPLICATE)
@@ -145,7 +145,7 @@ class Canvas:
         cv2.add(over, under, self.pixels[place])
 
     def halved(self) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-        """Picture and mask at the size that was asked for."""
+        """Image and mask at the size that was asked for."""
         size = self.size // OVERSAMPLING
         pixels = cv2.resize(self.pixels, (size, size), interpolation=cv2.INTER_AREA)
         return pixels, np.ascontiguousarray(self.mask[::OVERSAMPLING, ::OVERSAMPLING])

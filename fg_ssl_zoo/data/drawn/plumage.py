@@ -166,5 +166,5 @@ class Bird:
             canvas.stroke([at[bar] for bar in bars], self._share(0.042), accent("white"))
 
     def _share(self, size: float) -> float:
-        """A size in bird units as a share of the picture."""
+        """A size in bird units as a share of the image."""
         return size * self.pose.scale

@@ -69,7 +69,7 @@ class Seat(NamedTuple):
 
     Fields:
         slope: Slope of the branch or the ground, as a tangent.
-        width: Width of the branch, as a share of the picture.
+        width: Width of the branch, as a share of the image.
         draws: Uniform numbers that place and turn the plants.
     """
 

@@ -2,7 +2,7 @@
 
 Two rows differ in at least `MIN_DIFFERENCES` of the eight attributes, as in a code that corrects
 errors. No row says anything about size, posture, body colour or surroundings: those belong to the
-single picture.
+single image.
 """
 
 import functools
@@ -29,7 +29,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "tail": ("short-tailed", "long-tailed", "fork-tailed", "fan-tailed"),
     "legs": ("dark", "yellow", "red"),
 }
-"""Every attribute with its values; all values of one attribute can be told apart in a picture."""
+"""Every attribute with its values; all values of one attribute can be told apart in an image."""
 
 MIN_DIFFERENCES = 3
 MAX_CLASSES = 500

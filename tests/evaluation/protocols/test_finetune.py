@@ -246,7 +246,7 @@ def test_labels_that_say_nothing_are_refused(task):
     labels[labels == 2] = 1
     labels[3] = 2
     lonely = replace(task, train=replace(task.train, labels=labels))
-    with pytest.raises(ValueError, match="finetune learns classes from several images; 1 of 4"):
+    with pytest.raises(ValueError, match="finetune needs several images per class; 1 of 4"):
         finetune(lonely)
 
 
