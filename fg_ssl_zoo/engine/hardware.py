@@ -25,12 +25,12 @@ from torch import nn
 
 from fg_ssl_zoo.config import Speed
 from fg_ssl_zoo.data.loader import usable_cores
+from fg_ssl_zoo.engine import sharding
 
 CPU_INFO = Path("/proc/cpuinfo")
 """Where Linux lists the features of the processor."""
 
 UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config (tensor or sequence parallel)",
@@ -107,12 +107,16 @@ def switch_on(switches: Switches) -> None:
         _keep_memory()
 
 
-def create_accelerator(switches: Switches) -> Accelerator:
+def create_accelerator(switches: Switches, *, trains: bool = True) -> Accelerator:
     """An Accelerator of these switches, whatever precision an earlier one of this process had.
 
     Accelerate keeps the precision of the first for all and refuses another; two runs in a notebook
     or a test may differ. The process group stays. It never accumulates: the loop divides by
     `train.accumulate` itself, and Accelerate would divide again by a number of its environment.
+
+    Args:
+        switches: Of `choose`.
+        trains: Whether weights are trained, which alone may be sharded.
 
     Raises:
         ValueError: Several processes were launched in a way that leaves each on its own, or the
@@ -120,12 +124,19 @@ def create_accelerator(switches: Switches) -> Accelerator:
     """
     check_launch(switches.precision)
     precision = "bf16" if switches.precision == "bf16" else "no"
-    if is_initialized() and AcceleratorState().mixed_precision != precision:
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    plugin = sharding.plugin(launched, switches.device)
+    if plugin is not None and not trains:
+        raise ValueError(
+            "ACCELERATE_USE_FSDP=true: only trainings are sharded; launch this without FSDP"
+        )
+    if is_initialized() and (plugin or AcceleratorState().mixed_precision != precision):
         AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=switches.device == "cpu",
         mixed_precision=precision,
         step_scheduler_with_optimizer=False,
+        fsdp_plugin=plugin,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     if accelerator.device.type != switches.device:
@@ -133,11 +144,11 @@ def create_accelerator(switches: Switches) -> Accelerator:
             f"accelerate chose the device {accelerator.device}, the run {switches.device}; unset "
             "ACCELERATE_TORCH_DEVICE, or set ACCELERATE_USE_CPU=true for a CPU"
         )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise ValueError(
             f"{launched} processes were launched but each works alone; see docs/launching.md"
         )
+    sharding.switch_on(accelerator, plugin)
     return accelerator
 
 
@@ -154,7 +165,7 @@ def check_launch(precision: str) -> None:
         if _asked(variable):
             raise ValueError(
                 f"{variable}={os.environ[variable]}: {name} is not supported; launch without it, "
-                "as one process or several data-parallel ones (docs/launching.md)"
+                "as one process, data parallel, or with FSDP2 (docs/launching.md)"
             )
     wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if wanted not in PRECISIONS:
@@ -166,6 +177,11 @@ def check_launch(precision: str) -> None:
         _without_effect("ACCELERATE_MIXED_PRECISION", f"this run has speed.precision={precision}")
     if os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") != "1":
         _without_effect("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "train.accumulate splits a batch")
+    if _asked("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_STATE_DICT_TYPE") not in (
+        None,
+        "FULL_STATE_DICT",
+    ):
+        _without_effect("FSDP_STATE_DICT_TYPE", "checkpoints are gathered into one file")
 
 
 def _without_effect(variable: str, instead: str) -> None:
@@ -182,7 +198,7 @@ def evaluation_accelerator(speed: Speed | None = None) -> Accelerator:
     """For features: the switches that the hardware suggests, switched on."""
     switches = choose(speed or Speed(), convolutional=True)
     switch_on(switches)
-    return create_accelerator(switches)
+    return create_accelerator(switches, trains=False)
 
 
 def is_convolutional(model: nn.Module) -> bool:

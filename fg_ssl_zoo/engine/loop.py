@@ -7,7 +7,6 @@ on equals one that was not, to the bit.
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -26,7 +25,7 @@ from fg_ssl_zoo.data.loader import (
     step_loader,
 )
 from fg_ssl_zoo.data.order import Order
-from fg_ssl_zoo.engine import checkpoint
+from fg_ssl_zoo.engine import checkpoint, sharding
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import Meter, Progress
 from fg_ssl_zoo.engine.optim import create_optimizer, moments, schedule
@@ -167,11 +166,11 @@ class Fit:
 
     def forward(self, wrapped: nn.Module, method: Method, batch: Batch) -> MethodOutput:
         """The method's loss, with the anchor's term where there is one."""
-        if self.anchor is None:
-            return wrapped(batch)
-        with listening(method.backbone) as heard:
-            output = wrapped(batch)
         with self.accelerator.autocast():
+            if self.anchor is None:
+                return wrapped(batch)
+            with listening(method.backbone) as heard:
+                output = wrapped(batch)
             term = self.anchor.loss(heard)
         metrics = {**output.metrics, "loss/start": term.detach()}
         return MethodOutput(output.loss + term, metrics)
@@ -188,10 +187,11 @@ class Fit:
     def save(self, method: nn.Module, optimizer: Any, done: int) -> Path:
         """Write a checkpoint on the main process; the others wait for it."""
         at = replace(self.start, step=done)
+        optimizer_state = optimizer.state_dict()
         if self.accelerator.is_main_process:
             state = {
                 "method": method.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizer": optimizer_state,
                 "record": asdict(self.record),
             }
             self.folder.sync_metrics()
@@ -217,7 +217,7 @@ class Fit:
             TrainingStopped: What was seen and what to try.
         """
         state = {**method.state_dict(), **moments(optimizer)}
-        found = checkpoint.not_finite(state)
+        found = checkpoint.not_finite(sharding.own_part(state))
         bad = torch.tensor(int(found is not None), device=self.accelerator.device)
         if int(cast(Tensor, self.accelerator.reduce(bad, "sum"))):
             self._stop(f"{found or 'a weight of another process'} is not finite", lr, done)
@@ -297,19 +297,21 @@ def fit(method: Method, job: Fit) -> None:
         TooManyCorruptImages: More than one picture in a hundred cannot be read.
     """
     accelerator, train = job.accelerator, job.train
-    if job.channels_last:
+    if job.channels_last and not accelerator.is_fsdp2:  # which shards contiguous weights only
         nn.Module.to(method, memory_format=torch.channels_last)
     if accelerator.num_processes > 1:
         synchronise(method, accelerator.device)
     saved = job.folder.checkpoints / job.start.file_name
     if job.state:
         checkpoint.load_into(method, job.state, "method", saved)
-    wrapped, optimizer = accelerator.prepare(method, create_optimizer(method, train))
-    if job.state:
-        checkpoint.load_into(optimizer, job.state, "optimizer", saved)
     source = f"checkpoint {job.start.file_name}" if job.state else "the weights to start from"
     refuse_broken(method.state_dict(), source)
     train_mode(method, train, job.started_norms)
+    trained = sharding.trained_copy(method, accelerator)
+    wrapped, optimizer = sharding.prepare(trained, create_optimizer(trained, train), accelerator)
+    kept = sharding.WholeState(optimizer)
+    if job.state:
+        checkpoint.load_into(kept, job.state, "optimizer", saved)
     batches, meter = iter(job.loader), Meter()
     losses = [torch.tensor(loss, device=accelerator.device) for loss in job.record.losses]
     with Signals(accelerator) as signals:
@@ -321,7 +323,8 @@ def fit(method: Method, job: Fit) -> None:
             except KeyboardInterrupt:
                 job.interrupted(signals, signals.number, job.start.step, begun)
             if begun:
-                job.save(method, optimizer, job.start.step)
+                job.save(method, kept, job.start.step)
+        sharding.rest(method, trained)
         for step in range(job.start.step, job.total):
             began, waited = time.perf_counter(), 0.0
             seed_step(job.dataset.seed, job.start, step, accelerator.process_index)
@@ -331,16 +334,17 @@ def fit(method: Method, job: Fit) -> None:
                 asked = time.perf_counter()
                 batch = job.to_device(next(batches))
                 waited += time.perf_counter() - asked
-                with _sync_only_last(accelerator, wrapped, part == train.accumulate - 1):
-                    output = job.forward(wrapped, method, batch)
+                with sharding.sync_only_last(accelerator, wrapped, part == train.accumulate - 1):
+                    output = job.forward(wrapped, trained, batch)
                     accelerator.backward(output.loss / train.accumulate)
                 losses.append(output.loss.detach().float())
             if train.clip_grad_norm:
                 accelerator.clip_grad_norm_(wrapped.parameters(), train.clip_grad_norm)
-            optimizer.step()
+            with sharding.stepping(accelerator):
+                optimizer.step()
             optimizer.zero_grad()
             done = step + 1
-            method.on_step_end(done / job.total)
+            trained.on_step_end(done / job.total)
             meter.count(train.batch_size, waited)
             job.record.images_seen += train.batch_size
             job.record.seconds += time.perf_counter() - began
@@ -369,8 +373,9 @@ def fit(method: Method, job: Fit) -> None:
             job.progress.step(shown)
             if not save:
                 continue
-            job.check_weights(method, optimizer, lr, done)
-            path = job.save(method, optimizer, done)  # before a measurement, which may take long
+            job.check_weights(trained, optimizer, lr, done)
+            sharding.gather(trained, method)
+            path = job.save(method, kept, done)  # before a measurement, which may take long
             if stop:
                 job.interrupted(signals, stop, done, path)
             if measure:
@@ -382,7 +387,9 @@ def fit(method: Method, job: Fit) -> None:
                 except KeyboardInterrupt:
                     job.interrupted(signals, signals.number, done, path)
                 meter.reset()
-                job.save(method, optimizer, done)
+                job.save(method, kept, done)
+            sharding.rest(method, trained)
+    method.to(accelerator.device)
     job.progress.close()
 
 
@@ -390,10 +397,3 @@ def seed_step(seed: int, position: Position, step: int, rank: int) -> None:
     """Seed torch for one step of one process: what dropout draws needs no saved state."""
     state = np.random.SeedSequence([seed, position.stage, position.round, step, rank])
     torch.manual_seed(int(state.generate_state(1, np.uint64)[0]) >> 1)
-
-
-def _sync_only_last(
-    accelerator: Accelerator, wrapped: nn.Module, last: bool
-) -> AbstractContextManager[Any]:
-    """Gradients are averaged over processes once a step."""
-    return nullcontext() if last else accelerator.no_sync(wrapped)
