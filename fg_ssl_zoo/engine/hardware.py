@@ -10,6 +10,8 @@ import ctypes
 import logging
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from timm.layers.config import set_fused_attn
 from torch import nn
 
+from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Speed
 from fg_ssl_zoo.data.loader import usable_cores
 from fg_ssl_zoo.engine import sharding
@@ -55,6 +58,8 @@ class Switches:
     fused_attention: bool
     keep_memory: bool
     threads: int
+    device_views: bool = False
+    compile: bool = False
 
     def __str__(self) -> str:
         words = [self.device, self.precision]
@@ -62,6 +67,8 @@ class Switches:
         words += ["channels-last"] if self.channels_last else []
         words += ["fused attention"] if self.fused_attention else ["unfused attention"]
         words += ["memory kept"] if self.keep_memory else []
+        words += ["views finished on the device"] if self.device_views else []
+        words += ["compiled"] if self.compile else []
         return ", ".join(words)
 
 
@@ -86,6 +93,8 @@ def choose(speed: Speed, *, convolutional: bool) -> Switches:
         fused_attention=_or(speed.fused_attention, not cpu),
         keep_memory=_or(speed.keep_memory, cpu and platform.libc_ver()[0] == "glibc"),
         threads=_or(speed.threads, _threads() if cpu else torch.get_num_threads()),
+        device_views=_or(speed.device_views, device == "cuda"),
+        compile=speed.compile,
     )
 
 
@@ -130,6 +139,8 @@ def create_accelerator(switches: Switches, *, trains: bool = True) -> Accelerato
         raise ValueError(
             "ACCELERATE_USE_FSDP=true: only trainings are sharded; launch this without FSDP"
         )
+    if plugin is not None and switches.compile:
+        raise ValueError("speed.compile: not supported with FSDP; false would do")
     if is_initialized() and (plugin or AcceleratorState().mixed_precision != precision):
         AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -199,6 +210,31 @@ def evaluation_accelerator(speed: Speed | None = None) -> Accelerator:
     switches = choose(speed or Speed(), convolutional=True)
     switch_on(switches)
     return create_accelerator(switches, trains=False)
+
+
+@contextmanager
+def compiled(method: nn.Module, wanted: bool) -> Iterator[None]:
+    """Compile the network of every backbone of a method, teachers too, until the block ends.
+
+    Shapes are fixed: a batch of other pictures compiles again. Keys of weights stay.
+
+    Args:
+        method: Its backbones call the compiled network in their `forward`.
+        wanted: Nothing is done otherwise.
+    """
+    networks = [part.model for part in method.modules() if isinstance(part, Backbone) and wanted]
+    for network in networks:
+        network.compile(dynamic=False)
+    try:
+        yield
+    finally:
+        for network in networks:
+            network._compiled_call_impl = None
+
+
+def uncompiled(wanted: bool) -> AbstractContextManager[Any]:
+    """For measurements: pictures of other numbers and sizes, for which nothing is compiled."""
+    return torch.compiler.set_stance("force_eager") if wanted else nullcontext()
 
 
 def is_convolutional(model: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from fg_ssl_zoo.config import Train
@@ -25,7 +25,8 @@ from fg_ssl_zoo.data.loader import (
     step_loader,
 )
 from fg_ssl_zoo.data.order import Order
-from fg_ssl_zoo.engine import checkpoint, sharding
+from fg_ssl_zoo.engine import checkpoint, hardware, sharding
+from fg_ssl_zoo.engine.batches import on_device
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import Meter, Progress
 from fg_ssl_zoo.engine.optim import create_optimizer, moments, schedule
@@ -70,6 +71,7 @@ class Fit:
         num_workers: Of each process; `auto` follows the cores.
         first_step: Optimizer steps of the rounds before this one; the log counts on.
         channels_last: Memory format of the method.
+        compile: Whether steps use compiled networks.
         record: Of the run so far; grows.
         started_norms: Batch norms of the backbone that `train.norm: auto` freezes, by name: those
             that had statistics before the first stage.
@@ -95,6 +97,7 @@ class Fit:
     num_workers: int | str = "auto"
     first_step: int = 0
     channels_last: bool = False
+    compile: bool = False
     record: Record = field(default_factory=Record)
     started_norms: frozenset[str] = frozenset()
     early: int = 0
@@ -231,11 +234,9 @@ class Fit:
             f"train.warmup, or speed.precision=fp32.{kept}"
         )
 
-    def to_device(self, batch: dict[str, Any]) -> Batch:
-        """A batch on the device; unreadable pictures are remembered."""
-        self.newly_corrupt |= set(batch.pop("corrupt")) - self.corrupt
-        moved = send_to_device(batch, self.accelerator.device, non_blocking=True)
-        return cast(Batch, moved)
+    def remember_corrupt(self, names: list[str]) -> None:
+        """Remember unreadable pictures of a batch."""
+        self.newly_corrupt |= set(names) - self.corrupt
 
     def note_corrupt(self) -> None:
         """Write the names of unreadable pictures of all processes, which call this together.
@@ -304,7 +305,7 @@ def fit(method: Method, job: Fit) -> None:
     saved = job.folder.checkpoints / job.start.file_name
     if job.state:
         checkpoint.load_into(method, job.state, "method", saved)
-    source = f"checkpoint {job.start.file_name}" if job.state else "the weights to start from"
+    source = f"checkpoint {saved.name}" if job.state else "the weights to start from"
     refuse_broken(method.state_dict(), source)
     train_mode(method, train, job.started_norms)
     trained = sharding.trained_copy(method, accelerator)
@@ -312,13 +313,14 @@ def fit(method: Method, job: Fit) -> None:
     kept = sharding.WholeState(optimizer)
     if job.state:
         checkpoint.load_into(kept, job.state, "optimizer", saved)
-    batches, meter = iter(job.loader), Meter()
+    loaded = iter(job.loader)  # draws from torch's generator, which each step seeds anew
+    batches, meter = on_device(loaded, accelerator.device, job.remember_corrupt), Meter()
     losses = [torch.tensor(loss, device=accelerator.device) for loss in job.record.losses]
-    with Signals(accelerator) as signals:
+    with Signals(accelerator) as signals, hardware.compiled(trained, job.compile):
         if job.is_measure_left():
-            begun = job.folder.checkpoints / job.start.file_name if job.start.step else None
+            begun = saved if job.start.step else None
             try:
-                with signals.stopping_at_once():
+                with signals.stopping_at_once(), hardware.uncompiled(job.compile):
                     job.take_measure(job.start.step)
             except KeyboardInterrupt:
                 job.interrupted(signals, signals.number, job.start.step, begun)
@@ -332,7 +334,7 @@ def fit(method: Method, job: Fit) -> None:
             output = batch = None
             for part in range(train.accumulate):
                 asked = time.perf_counter()
-                batch = job.to_device(next(batches))
+                batch = next(batches)
                 waited += time.perf_counter() - asked
                 with sharding.sync_only_last(accelerator, wrapped, part == train.accumulate - 1):
                     output = job.forward(wrapped, trained, batch)
@@ -349,9 +351,8 @@ def fit(method: Method, job: Fit) -> None:
             job.record.images_seen += train.batch_size
             job.record.seconds += time.perf_counter() - began
 
-            shown = None
+            shown, stop = None, 0
             log = done == job.total or done % LOG_EVERY == 0
-            stop = 0
             if log or signals.due(done):
                 seconds = time.perf_counter() - began
                 stop, corrupt = signals.agreed(done, seconds, len(job.newly_corrupt))
@@ -382,7 +383,7 @@ def fit(method: Method, job: Fit) -> None:
                 assert batch is not None
                 job.keep_picture(method, batch, done)
                 try:
-                    with signals.stopping_at_once():
+                    with signals.stopping_at_once(), hardware.uncompiled(job.compile):
                         job.take_measure(done)
                 except KeyboardInterrupt:
                     job.interrupted(signals, signals.number, done, path)
