@@ -141,7 +141,7 @@ def test_the_slurm_script_starts_one_run_on_two_nodes(tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=280,
+        timeout=500,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert "2 processes" in ran.stdout
