@@ -11,10 +11,12 @@ from fg_ssl_zoo.engine.loop import Fit, fit
 from fg_ssl_zoo.engine.run_folder import RunFolder
 
 
-def go_on(path, images, build, settings, size=64):
+def go_on(
+    path, images, build, settings, size=64, accelerate=lambda: Accelerator(cpu=True), **job_options
+):
     """Train the method that `build()` gives from where the folder stops to the end."""
     torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
+    accelerator = accelerate()
     method = build()
     folder = RunFolder(path)
     if accelerator.is_main_process:
@@ -32,6 +34,7 @@ def go_on(path, images, build, settings, size=64):
         start=start,
         state=checkpoint.load(found[start]) if found else None,
         num_workers=0,
+        **job_options,
     )
     fit(method, job)
     return method

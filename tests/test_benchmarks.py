@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,19 @@ def test_peers_that_are_not_installed_are_one_line(tmp_path):
         assert line == "error: lightly is not installed here: pip install lightly"
     else:
         assert line == f"error: {tmp_path} holds 0 JPEGs; 64 are needed"
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_works_without_one(monkeypatch, capsys):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    script = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "gpu.py"))
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit):
+            script["main"]([])
+        assert "no GPU is available; --device cpu --quick" in capsys.readouterr().err
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    script["main"](["--device", "cpu", "--quick"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if " | " in line]
+    assert rows[0] == ["| backbone", "bare", "step", "run", "run, loader |"]
+    assert [row[0] for row in rows[1:]] == ["| test_resnet", "| test_vit"]
+    assert all(float(cell.split()[0].replace(",", "")) > 0 for row in rows[1:] for cell in row[1:])

@@ -147,15 +147,20 @@ class Backbone(nn.Module):
         are scaled in place, which is twice as fast as broadcasting over a last axis of 3.
         """
         width = pixels.shape[-2]
-        mean, std = (torch.tensor(x, device=pixels.device) * 255 for x in (self.mean, self.std))
+        mean, std = (_on_device(x, pixels.device) * 255 for x in (self.mean, self.std))
         rows = pixels.flatten(-2).float()  # (*n, h, 3 w)
         rows.mul_((1 / std).repeat(width)).add_((-mean / std).repeat(width))
         return rows.unflatten(-1, (width, 3)).movedim(-1, -3)
 
     def denormalize(self, images: Float[Tensor, "*n 3 h w"]) -> Float[Tensor, "*n 3 h w"]:
         """Invert `normalize`: pixels around 0..1, not clamped."""
-        mean, std = (torch.tensor(x, device=images.device) for x in (self.mean, self.std))
+        mean, std = (_on_device(x, images.device) for x in (self.mean, self.std))
         return images.float() * std[:, None, None] + mean[:, None, None]
+
+
+def _on_device(values: Sequence[float], device: torch.device) -> Float[Tensor, " n"]:
+    """Numbers that the device fills in itself: a copy from the host would make the step wait."""
+    return torch.stack([torch.full((), value, device=device) for value in values])
 
 
 def weights_fingerprint(backbone: Backbone) -> str:

@@ -243,6 +243,11 @@ class Speed:
             after each step.
         threads: Threads of each process when training on a CPU; at most 16 or four times the number
             of cores, whichever is larger.
+        device_views: Whether the device changes the colours of random crops and blurs them; `auto`
+            does so on a GPU. No pixel differs by more than 1 of 255. Other views, such as those
+            with part masks, are made by the loader.
+        compile: Whether networks are compiled by torch.compile, for fixed shapes; this takes
+            minutes once. Losses differ in their last digits.
     """
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -250,6 +255,8 @@ class Speed:
     fused_attention: bool | Literal["auto"] = "auto"
     keep_memory: bool | Literal["auto"] = "auto"
     threads: Annotated[int, Ge(1), Le(1024)] | Literal["auto"] = "auto"
+    device_views: bool | Literal["auto"] = "auto"
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ images, with the same kNN accuracy.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -229,17 +229,31 @@ def crop_resize(image: np.ndarray, box: tuple[int, int, int, int], size: int) ->
 
 def render(image: np.ndarray, view: View, size: int) -> np.ndarray:
     """The view as (size, size, 3) uint8."""
+    crop = cut(image, view, size)
+    crop = cv2.transform(crop, affine_of(crop, view))
+    if view.sigma > 0:
+        side = blur_side(view.sigma)
+        crop = cv2.GaussianBlur(crop, (side, side), view.sigma)
+    return np.where(crop >= 128, 255 - crop, crop) if view.solarize else crop
+
+
+def cut(image: np.ndarray, view: View, size: int) -> np.ndarray:
+    """Crop and mirror image of the view, its colours not changed yet: (size, size, 3) uint8."""
     crop = crop_resize(image, view.box, size)
-    if view.flip:
-        crop = cv2.flip(crop, 1)
+    return cv2.flip(crop, 1) if view.flip else crop
+
+
+def affine_of(crop: np.ndarray, view: View) -> np.ndarray:
+    """(3, 4) that changes the colours of a crop, its mean luma in the last column."""
     affine = np.empty((3, 4))
     affine[:, :3] = view.matrix
     affine[:, 3] = view.offset * _mean_luma(crop) if view.offset else 0.0
-    crop = cv2.transform(crop, affine)
-    if view.sigma > 0:
-        side = 2 * max(1, math.ceil(2.5 * view.sigma)) + 1
-        crop = cv2.GaussianBlur(crop, (side, side), view.sigma)
-    return np.where(crop >= 128, 255 - crop, crop) if view.solarize else crop
+    return affine
+
+
+def blur_side(sigma: float) -> int:
+    """Side of a Gaussian's kernel in pixels."""
+    return 2 * max(1, math.ceil(2.5 * sigma)) + 1
 
 
 def render_mask(mask: np.ndarray, view: View, size: int) -> np.ndarray:
@@ -279,18 +293,24 @@ class RandomViews:
     def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
         """The views of one sample."""
         views = np.empty((len(self.augmentations), self.size, self.size, 3), np.uint8)
-        for number, (how, edit) in enumerate(zip(self.augmentations, self.edits, strict=True)):
-            image = sample["image"]
-            if edit and not self.after:
-                image = edit(image, generator)
-            height, width = image.shape[:2]
-            view = draw_view(generator, height, width, self.size, how)
+        for number, (image, view) in enumerate(self.drawn(sample, generator)):
             seen = render(image, view, self.size)
-            if edit and self.after:
+            if self.after and (edit := self.edits[number]):
                 seen = edit(seen, generator)
             fits = seen.shape[0] == self.size
             views[number] = seen if fits else cv2.resize(seen, (self.size, self.size))
         return {"images": views}
+
+    def drawn(
+        self, sample: Sample, generator: np.random.Generator
+    ) -> Iterator[tuple[np.ndarray, View]]:
+        """The picture of each view, edited, and the random choices of the view."""
+        for how, edit in zip(self.augmentations, self.edits, strict=True):
+            image = sample["image"]
+            if edit and not self.after:
+                image = edit(image, generator)
+            height, width = image.shape[:2]
+            yield image, draw_view(generator, height, width, self.size, how)
 
 
 @dataclass(frozen=True)
@@ -316,7 +336,8 @@ class MultiCrop:
         """The views of one sample."""
         seen = self.whole(sample, generator)
         if self.local is not None:
-            seen["local_images"] = self.local(sample, generator)["images"]
+            local = self.local(sample, generator)
+            seen |= {f"local_{key}": value for key, value in local.items()}
         return seen
 
 

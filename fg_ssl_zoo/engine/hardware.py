@@ -10,6 +10,8 @@ import ctypes
 import logging
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,15 @@ from accelerate.utils import GradientAccumulationPlugin
 from timm.layers.config import set_fused_attn
 from torch import nn
 
+from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Speed
 from fg_ssl_zoo.data.loader import usable_cores
+from fg_ssl_zoo.engine import sharding
 
 CPU_INFO = Path("/proc/cpuinfo")
 """Where Linux lists the features of the processor."""
 
 UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config (tensor or sequence parallel)",
@@ -55,6 +58,8 @@ class Switches:
     fused_attention: bool
     keep_memory: bool
     threads: int
+    device_views: bool = False
+    compile: bool = False
 
     def __str__(self) -> str:
         words = [self.device, self.precision]
@@ -62,6 +67,8 @@ class Switches:
         words += ["channels-last"] if self.channels_last else []
         words += ["fused attention"] if self.fused_attention else ["unfused attention"]
         words += ["memory kept"] if self.keep_memory else []
+        words += ["views finished on the device"] if self.device_views else []
+        words += ["compiled"] if self.compile else []
         return ", ".join(words)
 
 
@@ -86,6 +93,8 @@ def choose(speed: Speed, *, convolutional: bool) -> Switches:
         fused_attention=_or(speed.fused_attention, not cpu),
         keep_memory=_or(speed.keep_memory, cpu and platform.libc_ver()[0] == "glibc"),
         threads=_or(speed.threads, _threads() if cpu else torch.get_num_threads()),
+        device_views=_or(speed.device_views, device == "cuda"),
+        compile=speed.compile,
     )
 
 
@@ -107,24 +116,37 @@ def switch_on(switches: Switches) -> None:
         _keep_memory()
 
 
-def create_accelerator(switches: Switches) -> Accelerator:
+def create_accelerator(switches: Switches, *, trains: bool = True) -> Accelerator:
     """An Accelerator with these switches, for any precision of an earlier one in this process.
 
     Accelerate keeps the precision of the first Accelerator and refuses another, but two runs in a
     notebook or a test may differ. The process group is kept. Gradient accumulation is off: the loop
     divides by `train.accumulate`, and Accelerate would divide again by its environment variable.
 
+    Args:
+        switches: Of `choose`.
+        trains: Whether weights are trained, which alone may be sharded.
+
     Raises:
         ValueError: Launched processes do not communicate, or the launch is not supported.
     """
     check_launch(switches.precision)
     precision = "bf16" if switches.precision == "bf16" else "no"
-    if is_initialized() and AcceleratorState().mixed_precision != precision:
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    plugin = sharding.plugin(launched, switches.device)
+    if plugin is not None and not trains:
+        raise ValueError(
+            "ACCELERATE_USE_FSDP=true: only trainings are sharded; launch this without FSDP"
+        )
+    if plugin is not None and switches.compile:
+        raise ValueError("speed.compile: not supported with FSDP; false would do")
+    if is_initialized() and (plugin or AcceleratorState().mixed_precision != precision):
         AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=switches.device == "cpu",
         mixed_precision=precision,
         step_scheduler_with_optimizer=False,
+        fsdp_plugin=plugin,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     if accelerator.device.type != switches.device:
@@ -132,11 +154,11 @@ def create_accelerator(switches: Switches) -> Accelerator:
             f"accelerate chose the device {accelerator.device}, the run {switches.device}; unset "
             "ACCELERATE_TORCH_DEVICE, or set ACCELERATE_USE_CPU=true for a CPU"
         )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise ValueError(
             f"{launched} processes were launched but do not communicate; see docs/launching.md"
         )
+    sharding.switch_on(accelerator, plugin)
     return accelerator
 
 
@@ -153,7 +175,7 @@ def check_launch(precision: str) -> None:
         if _asked(variable):
             raise ValueError(
                 f"{variable}={os.environ[variable]}: {name} is not supported; launch without it, "
-                "as one process or several data-parallel ones (docs/launching.md)"
+                "as one process, data parallel, or with FSDP2 (docs/launching.md)"
             )
     wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if wanted not in PRECISIONS:
@@ -165,6 +187,11 @@ def check_launch(precision: str) -> None:
         _without_effect("ACCELERATE_MIXED_PRECISION", f"this run has speed.precision={precision}")
     if os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") != "1":
         _without_effect("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "train.accumulate splits a batch")
+    if _asked("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_STATE_DICT_TYPE") not in (
+        None,
+        "FULL_STATE_DICT",
+    ):
+        _without_effect("FSDP_STATE_DICT_TYPE", "checkpoints are gathered into one file")
 
 
 def _without_effect(variable: str, instead: str) -> None:
@@ -181,7 +208,32 @@ def evaluation_accelerator(speed: Speed | None = None) -> Accelerator:
     """An Accelerator for features, with automatic switches, which are applied."""
     switches = choose(speed or Speed(), convolutional=True)
     switch_on(switches)
-    return create_accelerator(switches)
+    return create_accelerator(switches, trains=False)
+
+
+@contextmanager
+def compiled(method: nn.Module, wanted: bool) -> Iterator[None]:
+    """Compile the network of every backbone of a method, teachers too, until the block ends.
+
+    Shapes are fixed: a batch of other pictures compiles again. Keys of weights stay.
+
+    Args:
+        method: Its backbones call the compiled network in their `forward`.
+        wanted: Nothing is done otherwise.
+    """
+    networks = [part.model for part in method.modules() if isinstance(part, Backbone) and wanted]
+    for network in networks:
+        network.compile(dynamic=False)
+    try:
+        yield
+    finally:
+        for network in networks:
+            network._compiled_call_impl = None
+
+
+def uncompiled(wanted: bool) -> AbstractContextManager[Any]:
+    """For measurements: pictures of other numbers and sizes, for which nothing is compiled."""
+    return torch.compiler.set_stance("force_eager") if wanted else nullcontext()
 
 
 def is_convolutional(model: nn.Module) -> bool:

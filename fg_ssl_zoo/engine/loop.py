@@ -7,7 +7,6 @@ uninterrupted one to the bit.
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -15,7 +14,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from fg_ssl_zoo.config import Train
@@ -26,7 +25,8 @@ from fg_ssl_zoo.data.loader import (
     step_loader,
 )
 from fg_ssl_zoo.data.order import Order
-from fg_ssl_zoo.engine import checkpoint
+from fg_ssl_zoo.engine import checkpoint, hardware, sharding
+from fg_ssl_zoo.engine.batches import on_device
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import Meter, Progress
 from fg_ssl_zoo.engine.optim import create_optimizer, moments, schedule
@@ -71,6 +71,7 @@ class Fit:
         num_workers: Number of loader processes per process; `auto` depends on the cores.
         first_step: Number of optimizer steps before this round, for the log.
         channels_last: Memory format of the method.
+        compile: Whether training steps use compiled networks.
         record: Record of the run so far; extended in place.
         started_norms: Names of the backbone's BatchNorms that `train.norm: auto` freezes: those
             with statistics before the first stage.
@@ -96,6 +97,7 @@ class Fit:
     num_workers: int | str = "auto"
     first_step: int = 0
     channels_last: bool = False
+    compile: bool = False
     record: Record = field(default_factory=Record)
     started_norms: frozenset[str] = frozenset()
     early: int = 0
@@ -167,11 +169,11 @@ class Fit:
 
     def forward(self, wrapped: nn.Module, method: Method, batch: Batch) -> MethodOutput:
         """The method's loss, plus the anchor's term if there is one."""
-        if self.anchor is None:
-            return wrapped(batch)
-        with listening(method.backbone) as heard:
-            output = wrapped(batch)
         with self.accelerator.autocast():
+            if self.anchor is None:
+                return wrapped(batch)
+            with listening(method.backbone) as heard:
+                output = wrapped(batch)
             term = self.anchor.loss(heard)
         metrics = {**output.metrics, "loss/start": term.detach()}
         return MethodOutput(output.loss + term, metrics)
@@ -188,10 +190,11 @@ class Fit:
     def save(self, method: nn.Module, optimizer: Any, done: int) -> Path:
         """Write a checkpoint on the main process; the others wait for it."""
         at = replace(self.start, step=done)
+        optimizer_state = optimizer.state_dict()
         if self.accelerator.is_main_process:
             state = {
                 "method": method.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizer": optimizer_state,
                 "record": asdict(self.record),
             }
             self.folder.sync_metrics()
@@ -217,7 +220,7 @@ class Fit:
             TrainingStopped: The message says what was measured and what to try.
         """
         state = {**method.state_dict(), **moments(optimizer)}
-        found = checkpoint.not_finite(state)
+        found = checkpoint.not_finite(sharding.own_part(state))
         bad = torch.tensor(int(found is not None), device=self.accelerator.device)
         if int(cast(Tensor, self.accelerator.reduce(bad, "sum"))):
             self._stop(f"{found or 'a weight of another process'} is not finite", lr, done)
@@ -231,11 +234,9 @@ class Fit:
             f"train.warmup, or speed.precision=fp32.{kept}"
         )
 
-    def to_device(self, batch: dict[str, Any]) -> Batch:
-        """Move a batch to the device; unreadable images are recorded."""
-        self.newly_corrupt |= set(batch.pop("corrupt")) - self.corrupt
-        moved = send_to_device(batch, self.accelerator.device, non_blocking=True)
-        return cast(Batch, moved)
+    def remember_corrupt(self, names: list[str]) -> None:
+        """Add unreadable images of a batch."""
+        self.newly_corrupt |= set(names) - self.corrupt
 
     def note_corrupt(self) -> None:
         """Write the names of unreadable images of all processes, which call this together.
@@ -297,31 +298,35 @@ def fit(method: Method, job: Fit) -> None:
         TooManyCorruptImages: More than 1 % of the images are unreadable.
     """
     accelerator, train = job.accelerator, job.train
-    if job.channels_last:
+    if job.channels_last and not accelerator.is_fsdp2:  # which shards contiguous weights only
         nn.Module.to(method, memory_format=torch.channels_last)
     if accelerator.num_processes > 1:
         synchronise(method, accelerator.device)
     saved = job.folder.checkpoints / job.start.file_name
     if job.state:
         checkpoint.load_into(method, job.state, "method", saved)
-    wrapped, optimizer = accelerator.prepare(method, create_optimizer(method, train))
-    if job.state:
-        checkpoint.load_into(optimizer, job.state, "optimizer", saved)
-    source = f"checkpoint {job.start.file_name}" if job.state else "the weights to start from"
+    source = f"checkpoint {saved.name}" if job.state else "the weights to start from"
     refuse_broken(method.state_dict(), source)
     train_mode(method, train, job.started_norms)
-    batches, meter = iter(job.loader), Meter()
+    trained = sharding.trained_copy(method, accelerator)
+    wrapped, optimizer = sharding.prepare(trained, create_optimizer(trained, train), accelerator)
+    kept = sharding.WholeState(optimizer)
+    if job.state:
+        checkpoint.load_into(kept, job.state, "optimizer", saved)
+    loaded = iter(job.loader)  # draws from torch's generator, which each step seeds anew
+    batches, meter = on_device(loaded, accelerator.device, job.remember_corrupt), Meter()
     losses = [torch.tensor(loss, device=accelerator.device) for loss in job.record.losses]
-    with Signals(accelerator) as signals:
+    with Signals(accelerator) as signals, hardware.compiled(trained, job.compile):
         if job.is_measure_left():
-            begun = job.folder.checkpoints / job.start.file_name if job.start.step else None
+            begun = saved if job.start.step else None
             try:
-                with signals.stopping_at_once():
+                with signals.stopping_at_once(), hardware.uncompiled(job.compile):
                     job.take_measure(job.start.step)
             except KeyboardInterrupt:
                 job.interrupted(signals, signals.number, job.start.step, begun)
             if begun:
-                job.save(method, optimizer, job.start.step)
+                job.save(method, kept, job.start.step)
+        sharding.rest(method, trained)
         for step in range(job.start.step, job.total):
             began, waited = time.perf_counter(), 0.0
             seed_step(job.dataset.seed, job.start, step, accelerator.process_index)
@@ -329,25 +334,25 @@ def fit(method: Method, job: Fit) -> None:
             output = batch = None
             for part in range(train.accumulate):
                 asked = time.perf_counter()
-                batch = job.to_device(next(batches))
+                batch = next(batches)
                 waited += time.perf_counter() - asked
-                with _sync_only_last(accelerator, wrapped, part == train.accumulate - 1):
-                    output = job.forward(wrapped, method, batch)
+                with sharding.sync_only_last(accelerator, wrapped, part == train.accumulate - 1):
+                    output = job.forward(wrapped, trained, batch)
                     accelerator.backward(output.loss / train.accumulate)
                 losses.append(output.loss.detach().float())
             if train.clip_grad_norm:
                 accelerator.clip_grad_norm_(wrapped.parameters(), train.clip_grad_norm)
-            optimizer.step()
+            with sharding.stepping(accelerator):
+                optimizer.step()
             optimizer.zero_grad()
             done = step + 1
-            method.on_step_end(done / job.total)
+            trained.on_step_end(done / job.total)
             meter.count(train.batch_size, waited)
             job.record.images_seen += train.batch_size
             job.record.seconds += time.perf_counter() - began
 
-            shown = None
+            shown, stop = None, 0
             log = done == job.total or done % LOG_EVERY == 0
-            stop = 0
             if log or signals.due(done):
                 seconds = time.perf_counter() - began
                 stop, corrupt = signals.agreed(done, seconds, len(job.newly_corrupt))
@@ -369,20 +374,23 @@ def fit(method: Method, job: Fit) -> None:
             job.progress.step(shown)
             if not save:
                 continue
-            job.check_weights(method, optimizer, lr, done)
-            path = job.save(method, optimizer, done)  # before a measurement, which may take long
+            job.check_weights(trained, optimizer, lr, done)
+            sharding.gather(trained, method)
+            path = job.save(method, kept, done)  # before a measurement, which may take long
             if stop:
                 job.interrupted(signals, stop, done, path)
             if measure:
                 assert batch is not None
                 job.keep_picture(method, batch, done)
                 try:
-                    with signals.stopping_at_once():
+                    with signals.stopping_at_once(), hardware.uncompiled(job.compile):
                         job.take_measure(done)
                 except KeyboardInterrupt:
                     job.interrupted(signals, signals.number, done, path)
                 meter.reset()
-                job.save(method, optimizer, done)
+                job.save(method, kept, done)
+            sharding.rest(method, trained)
+    method.to(accelerator.device)
     job.progress.close()
 
 
@@ -390,10 +398,3 @@ def seed_step(seed: int, position: Position, step: int, rank: int) -> None:
     """Seed torch for one step of one process, so that dropout needs no saved state."""
     state = np.random.SeedSequence([seed, position.stage, position.round, step, rank])
     torch.manual_seed(int(state.generate_state(1, np.uint64)[0]) >> 1)
-
-
-def _sync_only_last(
-    accelerator: Accelerator, wrapped: nn.Module, last: bool
-) -> AbstractContextManager[Any]:
-    """Context in which gradients are averaged over processes only once per step."""
-    return nullcontext() if last else accelerator.no_sync(wrapped)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
@@ -37,7 +37,9 @@ class PrototypeHead(nn.Module):
             nn.init.zeros_(layer.bias)
         self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
 
-    def forward(self, h: Float[Tensor, "b d"], fixed: bool = False) -> Float[Tensor, "b k"]:
+    def forward(
+        self, h: Float[Tensor, "b d"], fixed: Bool[Tensor, ""] | None = None
+    ) -> Float[Tensor, "b k"]:
         """Cosines with all prototypes, in the precision of the weights.
 
         The last layer does not use autocast: at a temperature of 0.04, rounding to bfloat16 near 1
@@ -45,11 +47,13 @@ class PrototypeHead(nn.Module):
 
         Args:
             h: Features.
-            fixed: Whether the gradient of the prototypes is zero.
+            fixed: () whether the gradient of the prototypes is zero. A tensor, since a number would
+                have to be read from the device in each step.
         """
         z = self.mlp(h)
         with torch.autocast(h.device.type, enabled=False):
             directions = F.normalize(self.prototypes.weight, dim=1)
-            if fixed:  # zero instead of None, which would stop data-parallel training
-                directions = directions.detach() + 0 * directions
+            if fixed is not None:  # zero instead of none, which would stop data-parallel training
+                still = directions.detach() + 0 * directions
+                directions = torch.where(fixed, still, directions)
             return F.linear(F.normalize(z.to(directions.dtype), dim=1), directions)

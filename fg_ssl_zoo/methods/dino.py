@@ -178,7 +178,7 @@ class DINO(Method, HasCompanions):
             if crops[0].shape[2:] == crops[1].shape[2:]:
                 crops = [torch.cat(crops, dim=1)]
         h = torch.cat([self.backbone(self._by_view(pixels)) for pixels in crops])  # (v * b, d)
-        logits = self.head(h, fixed=bool(self.distillation.prototypes_fixed))
+        logits = self.head(h, fixed=self.distillation.prototypes_fixed)
         with torch.no_grad():
             seen = self.teacher(self._by_view(batch["images"])).unflatten(0, (2, -1))  # (2, b, k)
         student = logits.unflatten(0, (-1, seen.shape[1]))  # (v, b, k)

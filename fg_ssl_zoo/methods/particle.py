@@ -232,7 +232,7 @@ class Particle(Method, FindsParts):
         metrics = {"train/z_std": spread(z), "train/regions": regions}
         if not self.distils:
             return MethodOutput(loss, metrics)
-        logits = self.head(h, fixed=bool(self.distillation.prototypes_fixed))
+        logits = self.head(h, fixed=self.distillation.prototypes_fixed)
         with torch.no_grad():
             seen = self.teacher[2](h_of_teacher)
         dino, signs = self.distillation(*(x.unflatten(0, (2, -1)) for x in (logits, seen)))

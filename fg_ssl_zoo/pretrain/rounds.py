@@ -10,6 +10,7 @@ from torch import Tensor
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Recipe, Stage
 from fg_ssl_zoo.data.datasets import Subset
+from fg_ssl_zoo.data.device_views import defer
 from fg_ssl_zoo.data.loader import ViewDataset
 from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.tensor_cache import write_tensors
@@ -42,9 +43,10 @@ def run_round(
     recipe = run.recipe
     method.to(run.accelerator.device)
     notes = _notes(run, method, start)
-    dataset = ViewDataset(
-        run.train, method.views(recipe.data.image_size), _round_seed(recipe, start), notes
-    )
+    views = method.views(recipe.data.image_size)
+    if run.switches.device_views:
+        views = defer(views) or views
+    dataset = ViewDataset(run.train, views, _round_seed(recipe, start), notes)
     first = (start.stage, start.round) == (0, 0)
     job = Fit(
         train=stage.train,
@@ -64,6 +66,7 @@ def run_round(
         num_workers=recipe.data.num_workers,
         first_step=steps_before(run, start),
         channels_last=run.switches.channels_last,
+        compile=run.switches.compile,
         record=record,
         started_norms=started_norms,
         anchor=anchor,

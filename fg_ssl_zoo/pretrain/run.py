@@ -48,7 +48,8 @@ class Run:
     def processes(self) -> str:
         """Number of training processes."""
         count = self.accelerator.num_processes
-        return "1 process" if count == 1 else f"{count} processes"
+        sharded = ", weights sharded (FSDP2)" if self.accelerator.is_fsdp2 else ""
+        return "1 process" if count == 1 else f"{count} processes{sharded}"
 
     @property
     def measures_start_later(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Recipe, Stage
+from fg_ssl_zoo.data.device_views import defer
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
@@ -167,7 +168,12 @@ def check_methods(
             saved = saved_state(recipe.init) if number == 0 and stage.inherit else None
             try:
                 before = stage_method(stage, copy.deepcopy(backbone), train, before, saved)
-                before.views(recipe.data.image_size)
+                views = before.views(recipe.data.image_size)
+                if recipe.speed.device_views is True and defer(views) is None:
+                    raise ValueError(
+                        f"speed.device_views: the loader makes the views of {stage.method}; "
+                        "auto would do"
+                    )
             except ValueError as error:
                 if str(error).startswith(("stages[", "data.", "init:")):  # already names its key
                     raise

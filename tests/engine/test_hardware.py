@@ -68,7 +68,7 @@ def test_a_launched_process_uses_its_share_of_the_cores(monkeypatch):
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "FSDP is not supported; launch without it, as one process"),
+        ("ACCELERATE_USE_FSDP", "true", "one process has nothing to shard; launch two or more"),
         ("ACCELERATE_USE_DEEPSPEED", "True", "DeepSpeed is not supported"),
         ("ACCELERATE_USE_MEGATRON_LM", "1", "Megatron-LM is not supported"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "parallelism_config"),
@@ -91,7 +91,7 @@ def test_a_launch_that_is_not_supported_is_refused_by_name(monkeypatch, variable
 
 
 def test_what_accelerate_launch_sets_by_default_is_no_wish(monkeypatch, caplog):
-    for variable in hardware.UNSUPPORTED:
+    for variable in (*hardware.UNSUPPORTED, "ACCELERATE_USE_FSDP"):
         monkeypatch.setenv(variable, "no" if "DYNAMO" in variable else "false")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")

@@ -244,7 +244,7 @@ def test_the_prototypes_rest_while_fixed_and_move_after_it():
     torch.testing.assert_close(trace[2], trace[0], rtol=0, atol=1e-6)
     assert not torch.allclose(trace[3], trace[2], atol=1e-4)
     h = torch.randn(3, 64)
-    assert torch.equal(method.head(h, fixed=True), method.head(h))
+    assert torch.equal(method.head(h, fixed=torch.tensor(True)), method.head(h))
 
 
 # --------------------------------------------------------------------------- views
