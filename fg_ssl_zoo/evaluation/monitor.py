@@ -1,7 +1,6 @@
 """Measurements while training: is it learning, or has it collapsed?"""
 
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +35,9 @@ from fg_ssl_zoo.ops.spectrum import feature_std, rankme
 
 RANK_IMAGES = 2048
 """Pictures that RankMe reads; its value depends on the number, so it is fixed."""
+
+MOST_IMAGES = 50_000
+"""Pictures of each split that a measurement reads where the recipe gives no number."""
 
 SAID_EVERY = 15.0
 """Seconds between lines on how far a measurement is, where there is no terminal."""
@@ -103,14 +105,13 @@ class OnlineMonitor:
             TooManyCorruptImages: Not one picture of a split can be read.
             TrainingStopped: The features are no numbers.
         """
-        return self._measured(backbone, accelerator, self.settings.max_images)
+        return self._measured(backbone, accelerator, self._most)
 
     @property
     def samples_start(self) -> bool:
         """Whether the measurement before the first step reads less than the others do."""
-        most = self.settings.max_images or sys.maxsize
         sizes = [len(images) for images in (self.train, self.test) if images is not None]
-        return min(max(sizes), most) > self.settings.start_images
+        return min(max(sizes), self._most) > self.settings.start_images
 
     def sample(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:
         """The same of `monitor.start_images` pictures of each split, as `sample/...`.
@@ -176,7 +177,11 @@ class OnlineMonitor:
 
     @property
     def _most_at_start(self) -> int:
-        return min(self.settings.start_images, self.settings.max_images or sys.maxsize)
+        return min(self.settings.start_images, self._most)
+
+    @property
+    def _most(self) -> int:
+        return self.settings.max_images or MOST_IMAGES
 
     def read_last(self) -> str:
         """What the last measurement read: `all 16 training and 12 of 40 test pictures`."""
@@ -189,7 +194,7 @@ class OnlineMonitor:
         return f"{' and '.join(counts)} pictures" if counts else ""
 
     def _measured(
-        self, backbone: Backbone, accelerator: Accelerator, most: int | None
+        self, backbone: Backbone, accelerator: Accelerator, most: int
     ) -> dict[str, float]:
         train = self._features(backbone, self.train, accelerator, most)
         measured = {}
@@ -229,7 +234,7 @@ class OnlineMonitor:
                 self.test,
                 accelerator,
                 crop_pct=self.crop_pct,
-                max_images=self._most_at_start if sample else self.settings.max_images,
+                max_images=self._most_at_start if sample else self._most,
                 num_workers=self.num_workers,
                 read=lambda backbone, images: method.classify(images),
             )
