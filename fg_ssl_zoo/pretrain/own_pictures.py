@@ -18,6 +18,7 @@ from fg_ssl_zoo.backbones.fgssl_models import STOCK, stock_of
 from fg_ssl_zoo.backbones.weights.config import PLACES
 from fg_ssl_zoo.backbones.weights.locate import local_place
 from fg_ssl_zoo.config import (
+    FILE_SUFFIXES,
     Data,
     Recipe,
     RecipeError,
@@ -200,5 +201,11 @@ def is_picture(path: Path) -> bool:
 
 
 def is_folder(word: str) -> bool:
-    """Whether a word of the command line names a folder in the place of a recipe."""
-    return not is_override(word) and word not in recipe_files() and home_path(word).is_dir()
+    """Whether a word of the command line names a folder in the place of a recipe.
+
+    A file that holds or lists pictures (`FILE_SUFFIXES`) stands for a folder of them.
+    """
+    if is_override(word) or word in recipe_files():
+        return False
+    path = home_path(word)
+    return path.is_dir() or (path.suffix in FILE_SUFFIXES and path.is_file())
