@@ -38,7 +38,7 @@ from transformers.utils.generic import ModelOutput
 
 from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.data.loader import ViewDataset, collate
-from fg_ssl_zoo.data.order import Order
+from fg_ssl_zoo.data.order import Order, order_of
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.hub.pretraining import MODEL_TYPE, check_pretraining_config
 from fg_ssl_zoo.method import Method, lack_of_pictures, options_of_saved
@@ -235,7 +235,7 @@ def pictures_for(
         ValueError: The batch is larger than the data set, or the image size does not fit the
             method.
     """
-    method, order = model.method, Order(len(images), batch_size, seed)
+    method, order = model.method, order_of(images, batch_size, seed)
     views = method.views(method.backbone.image_size)
     notes = method.annotate(images, Accelerator())
     dataset = ViewDataset(images, views, seed, notes)

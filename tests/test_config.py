@@ -247,7 +247,10 @@ BOMB = "backbone_options: {a0: &a0 [1], " + ", ".join(
     ("line", "message"),
     [
         ("seed: 1\nseed: 2", r"line 4: duplicate key 'seed'"),
-        ("data: {path: }", r"data.path: should be text.*, got nothing; null unsets it"),
+        (
+            "data: {path: }",
+            r"data.path: should be a list, .* or text.*, got nothing; null unsets it",
+        ),
         ("? [a]\n: b", "a key is a word"),
         ("data: !!map {}", ""),
         ("seed: !!int 3", "the tag"),

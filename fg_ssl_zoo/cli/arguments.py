@@ -8,7 +8,10 @@ MODEL = (
     "a run or exported folder, hf-hub:OWNER/NAME, a timm or fgssl name, ARCHITECTURE@scratch, "
     "ARCHITECTURE@FILE.safetensors"
 )
-DATA = "a folder or a name (fgssl data list), and key=value such as num_images=500"
+DATA = (
+    "a folder, a .csv or .tar file or a name (fgssl data list), and key=value such as "
+    "num_images=500"
+)
 
 
 def add_verb(verbs: Any, name: str, description: str) -> argparse.ArgumentParser:

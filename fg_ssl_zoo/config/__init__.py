@@ -48,6 +48,7 @@ from fg_ssl_zoo.config.plain import RecipeError, below, read_flow, untyped
 from fg_ssl_zoo.config.ranges import Count, Positive, Seed, Share, Weight
 from fg_ssl_zoo.config.recipe import (
     CROP_PCT,
+    FILE_SUFFIXES,
     Data,
     Hub,
     Monitor,
@@ -55,6 +56,7 @@ from fg_ssl_zoo.config.recipe import (
     Speed,
     Stage,
     Train,
+    source_name,
 )
 from fg_ssl_zoo.config.validate import (
     nearest,
@@ -73,6 +75,7 @@ from fg_ssl_zoo.config.whole import (
 __all__ = [
     "CROP_PCT",
     "DEFAULT_RECIPE",
+    "FILE_SUFFIXES",
     "PARTIAL",
     "Count",
     "Data",
@@ -121,6 +124,7 @@ __all__ = [
     "set_aside",
     "short_name",
     "show_any_name",
+    "source_name",
     "to_yaml",
     "unescaped",
     "untyped",

@@ -21,7 +21,7 @@ from fg_ssl_zoo.config.plain import (
     write_plain,
 )
 from fg_ssl_zoo.config.recipe import Data, Recipe, clean_name, source_name
-from fg_ssl_zoo.config.validate import child_of, nearest, parse, takes_containers
+from fg_ssl_zoo.config.validate import child_of, nearest, parse, takes_containers, takes_text
 
 DEFAULT_RECIPE = "fgssl_resnet18_drawn.simclr"
 """Recipe of `accelerate launch train.py` without a recipe."""
@@ -142,10 +142,10 @@ def recipe_of(words: Sequence[str]) -> Recipe:
 
 
 def data_of(words: Sequence[str]) -> Data:
-    """The `data:` of a command line: a folder or a name, and `key=value`s in any order.
+    """The `data:` of a command line: a path or a name, and `key=value`s in any order.
 
     Raises:
-        RecipeError: As for `load_recipe`; or no folder or name, a file, or two of them.
+        RecipeError: As for `load_recipe`; or no path or name, or two of them.
     """
     places = [word for word in words if not is_override(word)]
     if len(places) > 1:
@@ -156,10 +156,12 @@ def data_of(words: Sequence[str]) -> Data:
         if not place:
             raise RecipeError("--data is empty; it names a folder or a data set")
         path = home_path(place)
-        if os.path.isfile(path) and path.suffix:
-            raise RecipeError(f"--data {printable(place)} is a file; a folder of images is needed")
-        is_path = os.path.isdir(path) or "/" in place
-        content |= {"name": path.resolve().name, "path": str(path)} if is_path else {"name": place}
+        if os.path.isfile(path):
+            content |= {"path": str(path)}
+        elif os.path.isdir(path) or "/" in place:
+            content |= {"name": path.resolve().name, "path": str(path)}
+        else:
+            content |= {"name": place}
     return parse_words(Data, filter(is_override, words), "data", **content)
 
 
@@ -326,7 +328,9 @@ def _words(content: Mapping[str, Any]) -> tuple[str, str]:
     data = _mapping(content, "data")
     name, path, hub_id = (data.get(key) for key in ("name", "path", "hub_id"))
     if name in (None, Data.name) and (path or hub_id):
-        name = source_name(path and str(path), hub_id and str(hub_id))
+        items = path if isinstance(path, list) else ()
+        several = tuple(str(s.get("path") if isinstance(s, Mapping) else s) for s in items)
+        name = source_name(several or (str(path) if path else None), hub_id and str(hub_id))
     name = Data.name if name in (None, Data.name) else clean_name(str(name))
     return short_name(str(content.get("backbone", ""))), name
 
@@ -388,4 +392,7 @@ def _typed_word(text: str, kind: Any, path: str) -> Any:
     if not text:
         raise RecipeError(f"{path}: the value is empty; {path}=null unsets an optional key")
     starts = "[{" if kind is not Any else "[{\"'"
-    return read_flow(text, path) if takes_containers(kind) and text[0] in starts else Unquoted(text)
+    is_text = takes_text(kind) and text[-1] not in "]}"  # a path such as `[old] photos`
+    if takes_containers(kind) and text[0] in starts and not is_text:
+        return read_flow(text, path)
+    return Unquoted(text)

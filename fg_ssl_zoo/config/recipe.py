@@ -20,16 +20,25 @@ Name = Annotated[str, Check(wrong_name)]
 """A name that becomes part of folder names, so it contains no path separator."""
 
 
-def source_name(path: str | None, hub_id: str | None) -> str:
-    """The name of a data set, made from its folder or Hub id, as part of a model's name.
+FILE_SUFFIXES = (".csv", ".tsv", ".tar", ".parquet")
+"""Endings of files that hold or list images."""
+
+
+def source_name(path: str | tuple[str, ...] | None, hub_id: str | None) -> str:
+    """The name of a data set, made from its path or Hub id, as part of a model's name.
 
     Args:
-        path: Folder; takes precedence.
+        path: Folder, or file, whose ending is left out, or several; takes precedence.
         hub_id: `OWNER/NAME`, `OWNER/NAME:CONFIGURATION`, or a folder.
     """
     if path:
-        return clean_name(home_path(path).resolve().name)
+        return clean_name("_".join(map(_place_name, path if isinstance(path, tuple) else [path])))
     return clean_name((hub_id or "").rstrip("/").rpartition("/")[2])
+
+
+def _place_name(path: str) -> str:
+    place = home_path(path).resolve()
+    return place.stem if place.suffix in FILE_SUFFIXES else place.name
 
 
 def clean_name(name: str) -> str:
@@ -47,18 +56,39 @@ def clean_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Source:
+    """One of several sources of images that are trained on together.
+
+    Attributes:
+        path: As `data.path`.
+        weight: How often each image of this source is read in an epoch, on average.
+    """
+
+    path: str
+    weight: Annotated[float, Gt(0), Le(1000)] = 1.0
+
+
+@dataclass(frozen=True)
 class Data:
     """Which images are read, and their size in pixels.
 
     Attributes:
         name: `drawn`, a name of the catalogue (`cub`, `aircraft`, ...), or a name of your own with
             `path` or `hub_id`. When not given, the last part of `path` or `hub_id`.
-        path: Local folder of images; takes precedence over `hub_id` and the catalogue.
+        path: Local folder of images, CSV file that lists them, tar files or a folder of Parquet
+            files; or a list of these, with or without weights: `[cub, {path: cars, weight: 2}]`
+            (docs/data.md). Takes precedence over `hub_id` and the catalogue.
         hub_id: Dataset id on the Hugging Face Hub; takes precedence over the catalogue.
-        columns: Names of the `image` and `label` columns of a Hub dataset.
+        columns: Names of the `image` and `label` columns of a Hub dataset, and also of the `split`
+            column of a CSV file.
         train_split: Split for pretraining: a subfolder or a Hub split.
         test_split: Labelled split on which evaluation computes its scores.
-        streaming: Read the first `num_images` of a Hub dataset without downloading the rest.
+        streaming: Read a Hub dataset without copying it to the disk: Parquet files row group by
+            row group as they are needed; of other formats, the first `num_images` images into
+            memory.
+        shuffle_buffer: Number of consecutive images of tar files and streamed Parquet files that
+            are shuffled together (the files are shuffled too); `auto` is 10,000 for tar files and
+            256 for Parquet files. Other images are shuffled as a whole.
         image_size: Side of the square input in pixels; 16 to 4096.
         crop_pct: Share of the shorter side that the centre crop of measurements and of the export
             keeps; 0.1 to 1. When not given: 0.875 in a recipe, the model's own value in an
@@ -74,12 +104,13 @@ class Data:
     """
 
     name: Name = "drawn"
-    path: str | None = None
+    path: str | Annotated[tuple[str | Source, ...], MinLen(1)] | None = None
     hub_id: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     train_split: str = "train"
     test_split: str = "test"
     streaming: bool = False
+    shuffle_buffer: Count | Literal["auto"] = "auto"
     image_size: Annotated[int, Ge(16), Le(4096)] = 96
     crop_pct: Annotated[float, Ge(0.1), Le(1)] | None = None
     num_images: Annotated[int, Ge(2)] | None = None
@@ -89,8 +120,19 @@ class Data:
     num_workers: Annotated[int, Ge(0), Le(256)] | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.name == Data.name and (self.path or self.hub_id):  # other images than drawn birds
-            object.__setattr__(self, "name", source_name(self.path, self.hub_id))
+        if isinstance(self.path, tuple):
+            sources = tuple(Source(s) if isinstance(s, str) else s for s in self.path)
+            object.__setattr__(self, "path", sources)
+        if self.name == Data.name and (self.path or self.hub_id):  # these are not drawn
+            place = self.path
+            if isinstance(place, tuple):
+                place = tuple(source.path for source in self.sources)
+            object.__setattr__(self, "name", source_name(place, self.hub_id))
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Those of a list; none where `path` is one."""
+        return tuple(s for s in self.path or () if isinstance(s, Source))
 
 
 @dataclass(frozen=True)
@@ -198,7 +240,8 @@ class Monitor:
             loss of quality is reported early; 0 turns it off.
         k: Number of neighbours of the kNN vote.
         temperature: Temperature of the vote's weights exp(similarity / temperature).
-        max_images: Largest number of images of each split in a measurement; all when not given.
+        max_images: Largest number of images of each split in a measurement, evenly spaced and the
+            same in all of them; 50,000 when not given.
     """
 
     at_start: bool = True

@@ -81,6 +81,11 @@ def takes_containers(kind: Any) -> bool:
     )
 
 
+def takes_text(kind: Any) -> bool:
+    """Whether any text can be meant."""
+    return any(bare is str for bare, _ in _members(kind))
+
+
 # --------------------------------------------------------------------------- one value
 
 

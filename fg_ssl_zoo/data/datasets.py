@@ -1,7 +1,9 @@
 """Load the images of a recipe's `data:`: source, splits, number of images.
 
     data.path                local folder (`folders`, `official` for CUB-200-2011 and NABirds,
-                             `pascub` and `oid_aircraft` for birds and aeroplanes with part masks)
+                             `pascub` and `oid_aircraft` for birds and aeroplanes with part masks),
+                             CSV file (`csv_images`), tar files (`shards`), folder of Parquet files
+                             or of `save_to_disk` (`hub_images`)
     data.hub_id, data.name   Hugging Face datasets (`hub_images`, `catalog`)
     name: drawn              the built-in birds (`drawn`)
 
@@ -12,30 +14,34 @@ import copy
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from huggingface_hub import cached_assets_path
 
-from fg_ssl_zoo.config import Data, printable
+from fg_ssl_zoo.config import Data, home_path, printable, source_name
+from fg_ssl_zoo.data.combine import Mixture, Subset
+from fg_ssl_zoo.data.csv_images import SUFFIXES as CSV
+from fg_ssl_zoo.data.csv_images import load_csv
 from fg_ssl_zoo.data.cub_layout import load_official, official_folder
 from fg_ssl_zoo.data.drawn import DrawnBirds
-from fg_ssl_zoo.data.folders import NO_TEST, FolderImages, load_folder
-from fg_ssl_zoo.data.hub_images import HubImages, load_hub
+from fg_ssl_zoo.data.folders import FolderImages, load_folder
+from fg_ssl_zoo.data.hub_images import HubImages, is_data_set, load_hub
 from fg_ssl_zoo.data.listing import existing_folder
 from fg_ssl_zoo.data.oid_aircraft import load_oid, oid_folder
 from fg_ssl_zoo.data.pascub import load_pascub, pascub_folder
 from fg_ssl_zoo.data.picture_cache import PictureCache
 from fg_ssl_zoo.data.sample import (
     CorruptImage,
-    HasIdentity,
     Images,
-    ReadsForTraining,
-    Sample,
-    keypoints_known,
-    parts_known,
+    files_of,
+    identity_of,
+    image_name,
 )
+from fg_ssl_zoo.data.shards import load_shards, shard_files
+from fg_ssl_zoo.data.splits import NO_TEST
 
 LAYOUTS = (
     (official_folder, load_official),
@@ -50,41 +56,6 @@ HELD_OUT = 0.2
 DRAWN_TRAIN, DRAWN_TEST_SHARE = 2000, 1 / 4
 
 _log = logging.getLogger(__name__)
-
-
-class Subset:
-    """A subset of a source, renumbered from 0.
-
-    Args:
-        images: The source.
-        indices: (n,) numbers in the source, in the order of the subset.
-    """
-
-    def __init__(self, images: Images, indices: np.ndarray) -> None:
-        self.images, self.indices = images, indices
-        self.name, self.classes = images.name, images.classes
-        self.labels = None if images.labels is None else images.labels[indices]
-        self.parts, self.keypoints = parts_known(images), keypoints_known(images)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Sample:
-        index = range(len(self))[index]
-        return {**self.images[int(self.indices[index])], "index": index}
-
-    def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
-        """Like the source, see `ReadsForTraining`."""
-        index = range(len(self))[index]
-        number = int(self.indices[index])
-        if not isinstance(self.images, ReadsForTraining):
-            return {**self.images[number], "index": index}
-        return {**self.images.for_training(number, reduction), "index": index}
-
-    @property
-    def identity(self) -> str:
-        """The identity of the source, and the numbers."""
-        return f"{_identity(self.images)}\n{self.indices.tolist()}"
 
 
 def load_splits(data: Data, seed: int = 0) -> tuple[Images, Images | None]:
@@ -114,8 +85,12 @@ def _keep_pictures(images: Images, data: Data) -> None:
     Raises:
         ValueError: The images are not files.
     """
-    while isinstance(images, Subset):
-        images = images.images
+    if isinstance(images, Mixture):
+        for source in images.sources:
+            _keep_pictures(source, data)
+        return None
+    if isinstance(images, Subset):
+        return _keep_pictures(images.images, data)
     if not isinstance(images, FolderImages):
         raise ValueError(
             f"data.cache: only images in a local folder can be cached, and those of {images.name} "
@@ -123,6 +98,7 @@ def _keep_pictures(images: Images, data: Data) -> None:
         )
     folder = cached_assets_path("fg_ssl_zoo", namespace="pictures")
     images.cache = PictureCache(folder, int(data.cache_gb * 1e9))
+    return None
 
 
 def load_images(data: Data, split: Literal["train", "test"], *, seed: int = 0) -> Images:
@@ -152,6 +128,9 @@ def without_masks(images: Images) -> Images:
     """The same images without part masks, so that an invalid mask does not matter."""
     if isinstance(images, Subset):
         return Subset(without_masks(images.images), images.indices)
+    if isinstance(images, Mixture):
+        bare = [without_masks(source) for source in images.sources]
+        return Mixture(bare, images.weights, images.name, images.classes)
     if isinstance(images, FolderImages) and images.masks is not None:
         bare = copy.copy(images)
         bare.masks, bare.parts = None, []
@@ -163,7 +142,7 @@ def fingerprint(images: Images) -> str:
     """Twelve hex digits that change with the images, their order, or their labels."""
     digest = hashlib.blake2b(digest_size=6)
     labels = "" if images.labels is None else str(images.labels.tolist())
-    for text in (str(len(images)), "\n".join(images.classes), labels, _identity(images)):
+    for text in (str(len(images)), "\n".join(images.classes), labels, identity_of(images)):
         digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()
 
@@ -174,32 +153,25 @@ def file_state(images: Images) -> str:
     Used for caches together with `fingerprint`; a copy of the images has another state. For a Hub
     data set, the fingerprint of `datasets`.
     """
-    digest, root = hashlib.blake2b(digest_size=6), image_root(images)
-    digest.update(hub_state(images).encode())
-    for index in range(0 if root is None else len(images)):
+    digest = hashlib.blake2b(hub_state(images).encode(), digest_size=6)
+    files = files_of(images)
+    for index in range(len(images)):
         try:
-            found = os.stat(os.path.join(root or "", image_name(images, index)))
+            found = files.stat_of(index)
         except OSError:
             digest.update(b"gone")
         else:
-            digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
+            digest.update(b"" if found is None else f"{found[0]} {found[1]}\n".encode())
     return digest.hexdigest()
 
 
 def hub_state(images: Images) -> str:
     """The fingerprint of `datasets`; empty for a stream and for other sources."""
-    while isinstance(images, Subset):
-        images = images.images
-    return images.state if isinstance(images, HubImages) else ""
-
-
-def image_name(images: Images, index: int) -> str:
-    """The file's path in its folder, or the set's name and the number of the image."""
     if isinstance(images, Subset):
-        return image_name(images.images, int(images.indices[index]))
-    if isinstance(images, FolderImages):
-        return images.paths[index]
-    return f"{images.name}[{index}]"
+        return hub_state(images.images)
+    if isinstance(images, Mixture):
+        return "".join(map(hub_state, images.sources))
+    return images.state if isinstance(images, HubImages) else ""
 
 
 def why_unreadable(images: Images, index: int) -> str:
@@ -218,10 +190,6 @@ def image_root(images: Images) -> str | None:
     return images.root if isinstance(images, FolderImages) else None
 
 
-def _identity(images: Images) -> str:
-    return images.identity if isinstance(images, HasIdentity) else images.name
-
-
 # --------------------------------------------------------------------------- sources
 
 
@@ -229,15 +197,37 @@ def _load(data: Data, seed: int, hold_out: bool = True) -> tuple[Images, Images 
     """Both splits of the source, with at most `num_images` training images."""
     if data.path is None and data.hub_id is None and data.name == "drawn":
         return _draw(data, seed)
-    train, test = _load_folder(data) if data.path is not None else load_hub(data)
-    if train.labels is not None and data.test_split == NO_TEST:
-        test = None
-    elif hold_out and train.labels is not None and (test is None or test.labels is None):
-        train, test = _hold_out(train)
+    train, test = _mix(data, hold_out) if data.sources else _one_source(data, hold_out)
     if data.num_images is not None and data.num_images < len(train):
         train = Subset(train, balanced(train.labels, len(train), data.num_images, seed))
         _tell_missing_classes(train, data.num_images)
     return train, test
+
+
+def _one_source(data: Data, hold_out: bool) -> tuple[Images, Images | None]:
+    """Both splits of a path or a Hub data set."""
+    train, test = _load_path(data) if data.path is not None else load_hub(data)
+    if train.labels is not None and data.test_split == NO_TEST:
+        return train, None
+    if hold_out and train.labels is not None and (test is None or test.labels is None):
+        return _hold_out(train)
+    return train, test
+
+
+def _mix(data: Data, hold_out: bool) -> tuple[Images, Images | None]:
+    """Both splits of several paths; the test split has the pictures of all that have one."""
+    names: list[str] = []
+    for source in data.sources:
+        name = source_name(source.path, None)
+        names.append(name if name not in names else f"{name}_{len(names) + 1}")
+    weights = [source.weight for source in data.sources]
+    loaded = [
+        _one_source(replace(data, path=source.path, name=name), hold_out)
+        for source, name in zip(data.sources, names, strict=True)
+    ]
+    train = Mixture([images for images, _ in loaded], weights, data.name)
+    tests = [images for _, images in loaded if images is not None]
+    return train, Mixture(tests, [1.0] * len(tests), data.name, train.classes) if tests else None
 
 
 def _tell_missing_classes(images: Images, num_images: int) -> None:
@@ -263,7 +253,16 @@ def _draw(data: Data, seed: int) -> tuple[Images, Images]:
     )
 
 
-def _load_folder(data: Data) -> tuple[Images, Images | None]:
+def _load_path(data: Data) -> tuple[Images, Images | None]:
+    """A file by its ending, a folder by its layout."""
+    path = home_path(str(data.path))
+    if path.suffix.lower() in CSV and os.path.isfile(path):
+        return load_csv(data)
+    root, shards = shard_files(path)
+    if shards:
+        return load_shards(data, root, shards)
+    if (streamed := is_data_set(path)) is not None:
+        return load_hub(replace(data, path=None, hub_id=str(path), streaming=streamed))
     folder = existing_folder(str(data.path))
     for recognised, load in LAYOUTS:
         if root := recognised(folder):
@@ -276,10 +275,9 @@ def _load_folder(data: Data) -> tuple[Images, Images | None]:
 
 def _hold_out(images: Images) -> tuple[Images, Images]:
     """Split a labelled source; adding or moving other images does not change an image's split."""
+    names: Iterable[str] = map(str, range(len(images)))
     if isinstance(images, FolderImages):
-        names: Sequence[str] = list(images.paths)
-    else:
-        names = [str(index) for index in range(len(images))]
+        names = images.paths
     assert images.labels is not None
     test = held_out(names, images.labels)
     _log.warning(
@@ -290,23 +288,24 @@ def _hold_out(images: Images) -> tuple[Images, Images]:
     return Subset(images, np.flatnonzero(~test)), Subset(images, np.flatnonzero(test))
 
 
-def held_out(names: Sequence[str], labels: np.ndarray, share: float = HELD_OUT) -> np.ndarray:
+def held_out(names: Iterable[str], labels: np.ndarray, share: float = HELD_OUT) -> np.ndarray:
     """(n,) bool: the `share` of each class whose names have the smallest hashes.
 
     A class of two or more images gives at least one and keeps at least one. Adding an image
     moves at most one other image of its class to the other side.
     """
-    hashes = [hashlib.blake2b(_bytes(name), digest_size=8).digest() for name in names]
-    order = np.array(sorted(range(len(names)), key=hashes.__getitem__), dtype=np.int64)
+    hashes = np.fromiter(map(_hash, names), np.uint64, len(labels))
+    order = np.argsort(hashes, kind="stable")
     sizes = np.bincount(labels)
     quota = np.minimum(np.maximum(np.rint(share * sizes), 1), sizes - 1)
-    chosen = np.zeros(len(names), dtype=bool)
+    chosen = np.zeros(len(labels), dtype=bool)
     chosen[order] = _turns(labels[order]) < quota[labels[order]]
     return chosen
 
 
-def _bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
+def _hash(name: str) -> int:
+    text = name.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
 
 
 def balanced(labels: np.ndarray | None, length: int, count: int, seed: int) -> np.ndarray:

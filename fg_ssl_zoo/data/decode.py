@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from fg_ssl_zoo.data.sample import CorruptImage
+from fg_ssl_zoo.data.sample import CorruptImage, HasFiles, Sample
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,6 +78,35 @@ def decode(
     except Exception as error:  # OpenCV, Pillow and its plugins raise all kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CorruptImage(f"{where}: {reason}") from None
+
+
+class EncodedImages(HasFiles):
+    """Pictures that are read by decoding what `encoded` gives.
+
+    Attributes:
+        labels: Class number of every picture; `None` where nothing is labelled.
+    """
+
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.for_training(index, None)
+
+    def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
+        """The picture reduced, see `ReadsForTraining`."""
+        index = range(len(self))[index]
+        image = decode(self.encoded(index), self.error_name(index), reduction)
+        sample = Sample(image=image, index=index)
+        if self.labels is not None:
+            sample["label"] = int(self.labels[index])
+        return sample
+
+    def error_name(self, index: int) -> str:
+        """A name of the picture for errors."""
+        return self.name_of(index)
 
 
 def max_pixels() -> int:

@@ -17,8 +17,7 @@ counts
 
 import logging
 import os
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ import numpy as np
 from fg_ssl_zoo.config import Data, nearest, printable
 from fg_ssl_zoo.data.decode import decode
 from fg_ssl_zoo.data.listing import (
+    PathList,
     counts,
     existing_folder,
     folders_in,
@@ -36,39 +36,21 @@ from fg_ssl_zoo.data.listing import (
 )
 from fg_ssl_zoo.data.part_annotations import PartMasks, Points, read_part_masks, read_points
 from fg_ssl_zoo.data.picture_cache import PictureCache
-from fg_ssl_zoo.data.sample import CorruptImage, Sample
-
-TRAIN_NAMES = ("train", "training")
-"""Folders that are used for `data.train_split: train`, in order of preference."""
-
-TEST_NAMES = ("test", "testing", "val", "valid", "validation")
-"""Folders and splits that are used for `data.test_split: test`, in order of preference."""
-
-NO_TEST = "none"
-"""Value of `data.test_split` to train on all images, without holding out a part."""
+from fg_ssl_zoo.data.sample import CorruptImage, HasFiles, Sample
+from fg_ssl_zoo.data.splits import (
+    TRAIN_NAMES,
+    ClassColumn,
+    find_test,
+    find_train,
+    is_split,
+    number_classes,
+    tell_unused,
+)
 
 _log = logging.getLogger(__name__)
 
 
-class PathList:
-    """Paths in one block of bytes, so that a million paths are sent to a loader process quickly."""
-
-    def __init__(self, paths: Iterable[str]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        self._block = b"".join(encoded)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> str:
-        return os.fsdecode(self._block[self._ends[index] : self._ends[index + 1]])
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
-
-
-class FolderImages:
+class FolderImages(HasFiles):
     """Image files of one split.
 
     Args:
@@ -90,7 +72,7 @@ class FolderImages:
     def __init__(
         self,
         root: str | Path,
-        paths: Sequence[str],
+        paths: Iterable[str],
         *,
         name: str,
         classes: Sequence[str] = (),
@@ -100,7 +82,7 @@ class FolderImages:
         boxes: np.ndarray | None = None,
     ) -> None:
         self.root, self.name = str(root), name
-        self.paths = PathList(paths)
+        self.paths = paths if isinstance(paths, PathList) else PathList(paths)
         self.classes = list(classes)
         self.labels = labels
         self.points, self.masks, self.boxes = points, masks, boxes
@@ -139,12 +121,25 @@ class FolderImages:
             sample[key] = self.masks.of(self.paths[index], height, width)
         return sample
 
+    def name_of(self, index: int) -> str:
+        """The path below the folder."""
+        return self.paths[index]
+
+    def encoded(self, index: int) -> bytes:
+        """The content of the file, see `HasFiles`."""
+        return _read(os.path.join(self.root, self.paths[index]))
+
+    def stat_of(self, index: int) -> tuple[int, int]:
+        """Bytes, and time of the last change in nanoseconds."""
+        found = os.stat(os.path.join(self.root, self.paths[index]))
+        return found.st_size, found.st_mtime_ns
+
     @property
     def identity(self) -> str:
         """All paths, and the sizes of up to 256 files."""
         some = np.linspace(0, len(self) - 1, min(len(self), 256)).astype(int)
         sizes = [_size(os.path.join(self.root, self.paths[int(i)])) for i in some]
-        return "\n".join([*self.paths, *map(str, sizes)])
+        return "\n".join([self.paths.joined("\n"), *map(str, sizes)])
 
 
 def _size(path: str) -> int | str:
@@ -176,53 +171,26 @@ def load_folder(data: Data) -> tuple[FolderImages, FolderImages | None]:
     splits = sorted(folders_in(root), key=natural)
     train_folder = _find_train(root, data.train_split, splits)
     train_paths, train_names = _split(root, train_folder)
-    classes = sorted(set(train_names or ()), key=natural)
-    train = _images(data, root, train_paths, train_names, classes)
-    test_folder = _find_test(root, data.test_split, splits) if train_folder else None
+    test_folder = find_test(splits, data.test_split, str(root), "folder") if train_folder else None
     if train_folder:
         _tell_unused(root, [name for name in splits if name not in (train_folder, test_folder)])
-    if test_folder is None:
+    test_paths, test_names = None, None
+    if test_folder is not None:
+        known = train_names.names if train_names else ()
+        test_paths, test_names = _split(root, test_folder, known)
+    where = [str(root / folder) for folder in (train_folder, test_folder or "")]
+    classes, labels, test_labels = number_classes(train_names, test_names, *where)
+    train = images_of(data, root, train_paths, classes, labels)
+    if test_paths is None:
         return train, None
-    test_paths, test_names = _split(root, test_folder, classes)
-    if test_names is None or train_names is None:
-        return train, _images(data, root, test_paths, None, [])
-    _compare_classes(root, train_folder, classes, test_folder, set(test_names))
-    return train, _images(data, root, test_paths, test_names, classes)
-
-
-def _compare_classes(
-    root: Path, train_folder: str, classes: list[str], test_folder: str, tested: set[str]
-) -> None:
-    """Refuse test images of unknown classes; log classes without test images.
-
-    Raises:
-        ValueError: Test classes are missing in training; the nearest class is named.
-    """
-    unknown = sorted(tested - set(classes), key=natural)
-    if unknown:
-        raise ValueError(
-            f"data.path: {len(unknown)} of the classes in {printable(root / test_folder)} are not "
-            f"in {printable(root / train_folder)}: {printable(', '.join(unknown[:5]))}"
-            f"{printable(nearest(unknown[0], classes))}"
-        )
-    if len(tested) < len(classes):
-        missing = [name for name in classes if name not in tested]
-        _log.warning(
-            "%s has test images of %d of %d classes; none of %s",
-            printable(root / test_folder), len(tested), len(classes),
-            printable(", ".join(missing[:5])),
-        )  # fmt: skip
+    return train, images_of(data, root, test_paths, classes, test_labels)
 
 
 def _tell_unused(root: Path, folders: list[str]) -> None:
     """Log folders with images that belong to no split and are not used."""
     masks = "masks" if (root / "parts.json").is_file() else ""
-    unused = [name for name in folders if name != masks and has_pictures(root / name)]
-    if unused:
-        _log.warning(
-            "%s: the images in %s belong to no split and are not used",
-            printable(root), printable(", ".join(f"{name}/" for name in unused[:5])),
-        )  # fmt: skip
+    there = (name for name in folders if name != masks and has_pictures(root / name))
+    tell_unused(str(root), [f"{name}/" for name in there])
 
 
 def data_name(data: Data) -> str:
@@ -235,24 +203,16 @@ def _without_wrappers(root: Path) -> Path:
     while True:
         folders = [root / name for name in folders_in(root)]
         pictures = has_pictures(root, directly=True)
-        if len(folders) != 1 or pictures or _is_split(folders[0].name) or folders[0].is_symlink():
+        if len(folders) != 1 or pictures or is_split(folders[0].name) or folders[0].is_symlink():
             return root
         root = folders[0]
-
-
-def _is_split(name: str) -> bool:
-    return name.casefold() in (*TRAIN_NAMES, *TEST_NAMES)
 
 
 def _find_train(root: Path, wanted: str, splits: list[str]) -> str:
     """Name of the training folder; empty if the images are in `root` itself."""
     if wanted == "train" and _are_classes(root, splits):
         return ""
-    if found := _match(splits, TRAIN_NAMES if wanted == "train" else [wanted]):
-        return found
-    if wanted == "train" and not any(map(_is_split, splits)):
-        return ""
-    raise ValueError(f"data.train_split: {root} has no folder '{wanted}'{nearest(wanted, splits)}")
+    return find_train(splits, wanted, str(root), "folder")
 
 
 def _are_classes(root: Path, splits: list[str]) -> bool:
@@ -261,7 +221,7 @@ def _are_classes(root: Path, splits: list[str]) -> bool:
     True if it and at least one folder of another name directly contain images, and there is not
     both a training and a test folder.
     """
-    named = [name for name in splits if _is_split(name)]
+    named = [name for name in splits if is_split(name)]
     trains = [name.casefold() in TRAIN_NAMES for name in named]
     others = [name for name in splits if name not in named]
     if len(set(trains)) != 1 or not others:
@@ -277,32 +237,9 @@ def _are_classes(root: Path, splits: list[str]) -> bool:
     return True
 
 
-def _find_test(root: Path, wanted: str, splits: list[str]) -> str | None:
-    if wanted == NO_TEST:
-        return None
-    found = _match(splits, TEST_NAMES if wanted == "test" else [wanted])
-    if found is None and wanted != "test":
-        raise ValueError(
-            f"data.test_split: {root} has no folder '{wanted}'{nearest(wanted, splits)}"
-        )
-    return found
-
-
-def _match(splits: Sequence[str], wanted: Sequence[str]) -> str | None:
-    """The first wanted name that exists, ignoring case."""
-    there = {_composed(name).casefold(): name for name in splits}
-    asked = [_composed(name).casefold() for name in wanted]
-    return next((there[name] for name in asked if name in there), None)
-
-
-def _composed(name: str) -> str:
-    """NFC: macOS writes the letter `ü` as two characters, others as one."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _split(
-    root: Path, folder: str, classes: Sequence[str] = ()
-) -> tuple[list[str], list[str] | None]:
+    root: Path, folder: str, classes: Collection[str] = ()
+) -> tuple[PathList, ClassColumn | None]:
     """Paths of a split relative to `root`, and their class names where folders are classes.
 
     Args:
@@ -310,7 +247,8 @@ def _split(
         folder: Folder of the split.
         classes: Class names of the training split; a single folder with such a name is a class too.
     """
-    listing = list_images(root / folder)
+    prefix = f"{folder}/" if folder else ""
+    listing = list_images(root / folder, prefix)
     if not listing.paths:
         raise no_images(root / folder, listing.others)
     if listing.others:
@@ -318,45 +256,46 @@ def _split(
             "%s: %d images; not read: %s",
             printable(root / folder), len(listing.paths), counts(listing.others),
         )  # fmt: skip
-    names = _class_names(root / folder, listing.paths, classes)
-    prefix = f"{folder}/" if folder else ""
-    return [prefix + path for path in listing.paths], names
+    return listing.paths, _class_names(root / folder, listing.paths, len(prefix), classes)
 
 
-def _class_names(folder: Path, paths: list[str], classes: Sequence[str]) -> list[str] | None:
-    depths = {path.count("/") for path in paths}
-    tops = [_composed(path.partition("/")[0]) for path in paths]
+def _class_names(
+    folder: Path, paths: PathList, start: int, classes: Collection[str]
+) -> ClassColumn | None:
+    """The first folder of every path behind `start`, where these folders are classes."""
+    depths = {path.count("/", start) for path in paths}
+    tops = ClassColumn(path[start:].partition("/")[0] for path in paths if "/" in path[start:])
+    first = next(iter(tops.names), "")
     if 0 in depths and len(depths) > 1:
-        loose = [path for path in paths if "/" not in path]
+        loose = [path[start:] for path in paths if "/" not in path[start:]]
         _log.warning(
             "%s is read as unlabelled: %d images are beside its folders (%s, ...); "
             "move them away to use folder names as labels",
             printable(folder), len(loose), printable(loose[0]),
         )  # fmt: skip
-    elif min(depths) >= 1 and classes and set(tops) <= set(classes):
+    elif min(depths) >= 1 and classes and tops.names <= set(classes):
         return tops
     elif min(depths) > 1:
         _log.warning("%s is read as unlabelled: folders in folders", printable(folder))
-    elif min(depths) == 1 and len(set(tops)) > 1:
+    elif min(depths) == 1 and len(tops.names) > 1:
         return tops
     elif min(depths) == 1 and classes:
         _log.warning(
             "%s is read as unlabelled: its only folder, %s, is no class of the training images%s",
-            printable(folder), printable(tops[0]), printable(nearest(tops[0], classes)),
+            printable(folder), printable(first), printable(nearest(first, classes)),
         )  # fmt: skip
     return None
 
 
-def _images(
-    data: Data, root: Path, paths: list[str], names: list[str] | None, classes: list[str]
+def images_of(
+    data: Data, root: Path, paths: PathList, classes: list[str], labels: np.ndarray | None
 ) -> FolderImages:
-    number = {name: i for i, name in enumerate(classes)}
-    labels = None if names is None else np.array([number[n] for n in names], dtype=np.int64)
+    """Pictures of one split with the keypoints and part masks that lie in `root`."""
     return FolderImages(
         root,
         paths,
         name=data_name(data),
-        classes=classes if names else (),
+        classes=classes if labels is not None else (),
         labels=labels,
         points=read_points(root, paths),
         masks=read_part_masks(root, paths),

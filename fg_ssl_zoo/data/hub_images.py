@@ -2,22 +2,26 @@
 
     load_dataset(id) -> rows of encoded bytes -> `decode`, the same as for files
 
-With `streaming`, only the first `num_images` rows are downloaded, and kept encoded in memory. An id
-may name a configuration, `OWNER/NAME:CONFIGURATION`. `datasets` is imported at first use.
+With `streaming`, nothing is copied to the disk: Parquet files are read in place (`parquet_rows`).
+Of other formats, the first `num_images` rows are kept encoded in memory. An id may name a
+configuration, `OWNER/NAME:CONFIGURATION`. `datasets` is imported at first use.
 """
 
 import logging
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fg_ssl_zoo.config import Data, home_path, nearest
+from fg_ssl_zoo.config import Data, home_path
 from fg_ssl_zoo.data.catalog import Entry, find_entry
-from fg_ssl_zoo.data.decode import decode
-from fg_ssl_zoo.data.folders import NO_TEST, TEST_NAMES, natural
-from fg_ssl_zoo.data.sample import CorruptImage, Sample
+from fg_ssl_zoo.data.decode import EncodedImages
+from fg_ssl_zoo.data.listing import files_with, has_pictures
+from fg_ssl_zoo.data.order import Group, groups_of
+from fg_ssl_zoo.data.parquet_rows import BUFFER, ParquetRows
+from fg_ssl_zoo.data.sample import CorruptImage
+from fg_ssl_zoo.data.splits import NO_TEST, TEST_NAMES, class_numbers
 
 if TYPE_CHECKING:
     import datasets
@@ -31,7 +35,7 @@ _SAVED = ("dataset_dict.json", "state.json")
 _log = logging.getLogger(__name__)
 
 
-class HubImages:
+class HubImages(EncodedImages):
     """Rows of one split.
 
     Args:
@@ -59,33 +63,42 @@ class HubImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self.for_training(index, None)
-
-    def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
-        """The image reduced, see `ReadsForTraining`."""
-        index = range(len(self))[index]
-        image = decode(self.encoded(index), self._where(index), reduction)
-        sample = Sample(image=image, index=index)
-        if self.labels is not None:
-            sample["label"] = int(self.labels[index])
-        return sample
-
     def encoded(self, index: int) -> bytes:
         """The image file of a row.
 
         Raises:
             CorruptImage: It lies in a file that cannot be read.
         """
-        return _encoded(self.rows[index], self._where(index))
+        return _encoded(self.rows[index], self.error_name(index))
 
-    def _where(self, index: int) -> str:
+    def name_of(self, index: int) -> str:
+        """The set's name and the number of the row."""
+        return f"{self.name}[{index}]"
+
+    def stat_of(self, index: int) -> None:
+        """Rows have no time of change, see `HasFiles`."""
+
+    def error_name(self, index: int) -> str:
+        """Data set, split, row, and the path that the row gives."""
         path = self.rows[index]["path"]
         return f"{self.where} row {index}" + (f" ({path})" if path else "")
+
+    def checked(self, index: int) -> bytes:
+        """The encoded picture; of Parquet files, what tells them from others, see `HasFiles`."""
+        if isinstance(self.rows, ParquetRows):
+            return self.rows.state.encode()
+        return self.encoded(index)
+
+    @property
+    def groups(self) -> list[Group]:
+        """Row groups where the rows are read from Parquet files, see `Order`."""
+        return groups_of(self.rows)
 
     @property
     def identity(self) -> str:
         """Where the rows come from, and the sizes of up to 32."""
+        if isinstance(self.rows, ParquetRows):
+            return f"{self.where} {self.rows.state}"
         some = np.linspace(0, len(self) - 1, min(len(self), 32)).astype(int)
         return f"{self.where} {[len(self.rows[int(i)]['bytes'] or b'') for i in some]}"
 
@@ -114,8 +127,6 @@ def load_hub(data: Data) -> tuple[HubImages, HubImages | None]:
             f"data.name: {data.name} is not on the Hub; download it from {entry.homepage}, "
             f"unpack it, and give data.path=FOLDER"
         )
-    if data.streaming and data.num_images is None:
-        raise ValueError("data.streaming: set data.num_images to the number of rows to read")
     splits = _open(entry.hub_id, data.streaming, entry.homepage)
     columns = {**entry.columns, **data.columns}
     train_name = entry.train_split if data.train_split == "train" else data.train_split
@@ -127,6 +138,17 @@ def load_hub(data: Data) -> tuple[HubImages, HubImages | None]:
     if rows is None:
         return train, None
     return train, _images(data, entry.hub_id, test_name, rows, columns, train)
+
+
+def is_data_set(path: Path) -> bool | None:
+    """`True` for a folder of Parquet files, `False` for one of `save_to_disk`, else `None`."""
+    if not path.is_dir():
+        return None
+    if any((path / name).is_file() for name in _SAVED):
+        return False
+    folders = [folder for folder in (path, path / "data") if folder.is_dir()]
+    found = any(files_with(folder, ".parquet") for folder in folders)
+    return True if found and not has_pictures(path) else None
 
 
 def _open(hub_id: str, streaming: bool, homepage: str) -> Mapping[Any, Any]:
@@ -191,10 +213,21 @@ def _images(
     rows = rows.select_columns([image, label] if label else [image])
     rows = rows.cast_column(image, datasets.Image(decode=False))
     feature = rows.features[label] if label else None
-    if data.streaming:
-        pictures, values = _read(rows, image, label, data.num_images or 0)
+    state = ""
+    if data.streaming and (files := _parquet_files(hub_id, split)):
+        buffer = BUFFER if data.shuffle_buffer == "auto" else data.shuffle_buffer
+        pictures = ParquetRows(files, image, data.num_images, buffer)
+        values, state = pictures.column(label) if label else None, pictures.state
+    elif data.streaming:
+        if data.num_images is None:
+            raise ValueError(
+                f"data.streaming: {hub_id} has no Parquet files, so its rows are read into memory; "
+                "say how many with data.num_images"
+            )
+        pictures, values = _read(rows, image, label, data.num_images)
     else:
         pictures, values = rows[image], rows[label][:] if label else None
+        state = rows._fingerprint  # of datasets: follows files and contents
     known = train.classes if train else None
     where = f"{hub_id}[{split}]"
     names = getattr(feature, "names", None)
@@ -205,7 +238,6 @@ def _images(
         if values is not None
         else ([], None)
     )
-    state = "" if data.streaming else rows._fingerprint  # of datasets: follows files and contents
     return HubImages(pictures, where, name=data.name, classes=classes, labels=labels, state=state)
 
 
@@ -250,6 +282,17 @@ def _names_in_file(files: Sequence[Any], label: str) -> list[str] | None:
         raise ValueError(f"data.hub_id: {first} cannot be read ({error})") from error
     own = datasets.Features.from_arrow_schema(schema).get(label)
     return getattr(own, "names", None)
+
+
+def _parquet_files(hub_id: str, split: str) -> list[str]:
+    """The files of a split, or of several joined by `+`, where all of them are Parquet files."""
+    import datasets
+
+    if any((Path(hub_id) / name).is_file() for name in _SAVED):
+        return []
+    there = datasets.load_dataset_builder(*_repository(hub_id)).config.data_files or {}
+    files = [str(file) for part in split.split("+") for file in there.get(part) or ()]
+    return files if all(file.endswith(".parquet") for file in files) else []
 
 
 def _split_name(splits: Container[Any], wanted: str) -> str:
@@ -309,48 +352,3 @@ def _guess(there: Mapping[str, Any], names: Sequence[str], kind: type) -> str | 
 def _kind(feature: Any) -> str:
     kind = type(feature).__name__
     return feature.dtype if kind == "Value" else kind
-
-
-def class_numbers(
-    values: Sequence[Any], names: Sequence[str] | None, known: Sequence[str] | None, where: str
-) -> tuple[list[str], np.ndarray | None]:
-    """Class names and the class number of every value.
-
-    Args:
-        values: Integers or strings.
-        names: Class names for integer labels, as in a `ClassLabel` column.
-        known: Class names of the training split, whose numbers the values get: two splits may
-            name their classes in another order.
-        where: Data set, split and column, for errors.
-
-    Returns:
-        No names and no numbers where labels are hidden (-1 or missing), as in many test splits.
-
-    Raises:
-        ValueError: Neither integers nor strings, or a class that training lacks.
-    """
-    kinds = {type(value) for value in values}
-    if type(None) in kinds or (kinds == {int} and min(values) < 0):
-        _log.warning("%s is read as unlabelled: some labels are missing", where)
-        return [], None
-    if names is not None and kinds == {int} and max(values) >= len(names):
-        raise ValueError(
-            f"data.columns.label: {where} holds class {max(values)}; there are {len(names)} names"
-        )
-    if names is not None and known is None:
-        return list(names), np.asarray(values, dtype=np.int64)
-    if kinds not in ({int}, {str}):
-        found = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise ValueError(
-            f"data.columns.label: {where} holds {found}; integers or strings are needed"
-        )
-    words = [str(value) if names is None else str(names[value]) for value in values]
-    classes = list(known) if known else sorted(set(words), key=natural)
-    number = {word: i for i, word in enumerate(classes)}
-    unknown = sorted(set(words) - set(classes), key=natural)
-    if unknown:
-        raise ValueError(
-            f"data.columns.label: {len(unknown)} classes of {where} are not in the training split: "
-            f"{', '.join(unknown[:5])}{nearest(unknown[0], classes)}"
-        )
-    return classes, np.array([number[word] for word in words], dtype=np.int64)

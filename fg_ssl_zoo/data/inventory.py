@@ -9,23 +9,26 @@ have it. The content of up to `SAMPLED` evenly spaced images of a split is hashe
 images of a large data set at every start would take minutes. For the others, the modification time
 decides, unless no file has kept its time: then the folder is a copy, and names, sizes and sampled
 contents decide. Part masks have their own entries, since some methods train on them.
+
+A million entries take about 60 MB: they are columns, and the file is written and read by lines.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fg_ssl_zoo.config import write_whole
-from fg_ssl_zoo.data.datasets import Subset, image_name, image_root
+from fg_ssl_zoo.config import whole_file
+from fg_ssl_zoo.data.combine import Mixture, Subset
 from fg_ssl_zoo.data.folders import FolderImages
-from fg_ssl_zoo.data.hub_images import HubImages
-from fg_ssl_zoo.data.sample import CorruptImage, Images
+from fg_ssl_zoo.data.listing import PathList
+from fg_ssl_zoo.data.sample import CorruptImage, HasFiles, Images, files_of
 
 SAMPLED = 2048
 """Images of a split whose content is hashed; about a second on a local disk."""
@@ -51,7 +54,65 @@ class Entry(NamedTuple):
     content: str | None = None
 
 
-Inventory = Mapping[str, list[Entry]]
+class Entries(Sequence[Entry]):
+    """Entries in columns; `Entry` is made when one is asked for."""
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._names, self._labels = PathList(), array("q")
+        self._sizes, self._times = array("q"), array("q")
+        self._classes: dict[str | None, int] = {}
+        self._contents: dict[int, str] = {}
+        for entry in entries:
+            self.append(entry)
+
+    def append(self, entry: Entry) -> None:
+        """Add an entry at the end."""
+        if entry.content is not None:
+            self._contents[len(self)] = entry.content
+        self._names.append(entry.name)
+        self._labels.append(self._classes.setdefault(entry.label, len(self._classes)))
+        self._sizes.append(-1 if entry.size is None else entry.size)
+        self._times.append(-1 if entry.time is None else entry.time)
+
+    def unchanged(self, other: "Entries") -> bool:
+        """Whether all entries are equal, and contents where both know them; no entry is made."""
+        known = self._contents.keys() & other._contents.keys()
+        return (
+            (self._names, self._labels, self._sizes, self._times)
+            == (other._names, other._labels, other._sizes, other._times)
+            and list(self._classes) == list(other._classes)
+            and all(self._contents[row] == other._contents[row] for row in known)
+        )
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = range(len(self))[index]
+        return next(self._some(range(row, row + 1)))
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self._some(range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def _some(self, rows: range) -> Iterator[Entry]:
+        classes = list(self._classes)
+        for row in rows:
+            size, time = self._sizes[row], self._times[row]
+            yield Entry(
+                self._names[row],
+                classes[self._labels[row]],
+                None if size < 0 else size,
+                None if time < 0 else time,
+                self._contents.get(row),
+            )
+
+
+Inventory = Mapping[str, Sequence[Entry]]
 """Entries by split (`train`, `test`, and `train masks`, `test masks` where there are any)."""
 
 
@@ -77,34 +138,40 @@ class Differences:
 # --------------------------------------------------------------------------- taking
 
 
-def take(splits: Mapping[str, Images | None]) -> dict[str, list[Entry]]:
+def take(splits: Mapping[str, Images | None]) -> dict[str, Entries]:
     """The inventory of these splits; one that is `None` is left out.
 
     Args:
         splits: Name -> its images.
     """
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, Entries] = {}
     for split, images in splits.items():
         if images is not None:
-            found[split] = list(_entries(images))
-            if masks := list(_mask_entries(images)):
+            found[split] = Entries(_entries(images))
+            if masks := Entries(_mask_entries(images)):
                 found[f"{split} masks"] = masks
     return found
 
 
 def _entries(images: Images) -> Iterator[Entry]:
-    sampled, root = _sampled(len(images)), image_root(images)
+    sampled, files, labels = _sampled(len(images)), files_of(images), images.labels
     for index in range(len(images)):
-        name = image_name(images, index)
-        label = None if images.labels is None else images.classes[images.labels[index]]
-        if root is not None:
-            yield _file_entry(root, name, label, index in sampled)
-        else:
-            yield Entry(name, label, content=_hub_content(images, index, sampled))
+        label = None if labels is None else images.classes[labels[index]]
+        name = files.name_of(index)
+        try:
+            size, time = files.stat_of(index) or (None, None)
+        except OSError:  # without a size; training names it as unreadable
+            yield Entry(name, label)
+            continue
+        yield Entry(name, label, size, time, _content(files, index) if index in sampled else None)
 
 
 def _mask_entries(images: Images) -> Iterator[Entry]:
     """An entry for each file of part masks."""
+    if isinstance(images, Mixture):
+        for source in images.sources if images.parts else ():
+            for entry in _mask_entries(source):
+                yield entry._replace(name=f"{source.name}/{entry.name}")
     source, rows = images, np.arange(len(images))
     while isinstance(source, Subset):
         source, rows = source.images, source.indices[rows]
@@ -113,32 +180,27 @@ def _mask_entries(images: Images) -> Iterator[Entry]:
     files = [file for row in rows for file in source.masks.files(source.paths[int(row)])]
     sampled = _sampled(len(files))
     for number, file in enumerate(files):
-        yield _file_entry(source.root, os.path.relpath(file, source.root), None, number in sampled)
+        yield _file_entry(source.root, os.path.relpath(file, source.root), number in sampled)
 
 
-def _file_entry(root: str, name: str, label: str | None, hashed: bool) -> Entry:
+def _file_entry(root: str, name: str, hashed: bool) -> Entry:
     """An entry without size for a file that cannot be read; training names it as unreadable."""
     path = os.path.join(root, name)
     try:
         status = os.stat(path)
         content = _hash(Path(path).read_bytes()) if hashed else None
     except OSError:
-        return Entry(name, label)
-    return Entry(name, label, status.st_size, status.st_mtime_ns, content)
+        return Entry(name)
+    return Entry(name, None, status.st_size, status.st_mtime_ns, content)
 
 
-def _hub_content(images: Images, index: int, sampled: set[int]) -> str | None:
-    """Hash of a row of a Hub data set; drawn images follow from the recipe and have none."""
-    if index not in sampled:
-        return None
-    while isinstance(images, Subset):
-        images, index = images.images, int(images.indices[index])
-    if not isinstance(images, HubImages):
-        return None
+def _content(files: HasFiles, index: int) -> str | None:
+    """Hash of the encoded image; drawn images follow from the recipe and have none."""
     try:
-        return _hash(images.encoded(index))
+        content = files.checked(index)
     except CorruptImage:
         return "unreadable"
+    return _hash(content) if content else None
 
 
 def content_of(images: Images) -> str:
@@ -146,12 +208,9 @@ def content_of(images: Images) -> str:
 
     Drawn images follow from their settings and are not drawn for this.
     """
-    root, rows = image_root(images), range(len(images))
-    if root is None:
-        every = set(rows)
-        return _hash("".join(_hub_content(images, row, every) or "" for row in rows).encode())
-    found = (_file_entry(root, image_name(images, row), None, True).content for row in rows)
-    return _hash("".join(content or "gone" for content in found).encode())
+    files = files_of(images)
+    found = (_content(files, index) for index in range(len(images)))
+    return _hash("".join(content or "" for content in found).encode())
 
 
 def _sampled(count: int) -> set[int]:
@@ -170,14 +229,35 @@ def differences(old: Inventory, new: Inventory) -> Differences:
 
     An image that went from one split to the other is gone from one and added to the other.
     """
-    before, after = _by_name(old), _by_name(new)
-    shared = [key for key in after if key in before]
-    copied = not any(before[key].time == after[key].time for key in shared)
-    return Differences(
-        added=[name for split, name in after if (split, name) not in before],
-        gone=[name for split, name in before if (split, name) not in after],
-        changed=[key[1] for key in shared if _differs(before[key], after[key], copied)],
-    )
+    if old.keys() == new.keys() and all(_unchanged(old[split], new[split]) for split in old):
+        return Differences([], [], [])
+    pairs = _pairs(old, new)
+    if pairs is None:
+        before, after = _by_name(old), _by_name(new)
+        pairs = [(before[key], after[key]) for key in after if key in before]
+        added = [name for split, name in after if (split, name) not in before]
+        gone = [name for split, name in before if (split, name) not in after]
+    else:
+        added, gone = [], []
+    kept_times, by_content, by_time = False, [], []
+    for there, here in pairs:
+        kept_times |= there.time == here.time
+        by_content += [here.name] if _differs(there, here, copied=True) else []
+        by_time += [here.name] if _differs(there, here, copied=False) else []
+    return Differences(added, gone, by_time if kept_times else by_content)
+
+
+def _unchanged(old: Sequence[Entry], new: Sequence[Entry]) -> bool:
+    return isinstance(old, Entries) and isinstance(new, Entries) and old.unchanged(new)
+
+
+def _pairs(old: Inventory, new: Inventory) -> Iterable[tuple[Entry, Entry]] | None:
+    """Entries of the same names, where all names and their order are the same; else `None`."""
+    if {split: len(old[split]) for split in old} != {split: len(new[split]) for split in new}:
+        return None
+    if any(a.name != b.name for split in old for a, b in zip(old[split], new[split], strict=True)):
+        return None
+    return (pair for split in new for pair in zip(old[split], new[split], strict=True))
 
 
 def _by_name(inventory: Inventory) -> dict[tuple[str, str], Entry]:
@@ -196,21 +276,53 @@ def _differs(old: Entry, new: Entry, copied: bool) -> bool:
 
 
 def write(path: Path, inventory: Inventory) -> None:
-    """Write it as JSON; names that are no UTF-8 are kept."""
-    write_whole(path, json.dumps({"format": _FORMAT, "splits": inventory}) + "\n")
+    """Write it as JSON, an entry a line; names that are no UTF-8 are kept."""
+    with whole_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        file.write(f'{{"format": {_FORMAT}, "splits": {{')
+        for number, (split, entries) in enumerate(inventory.items()):
+            file.write(f"{',' if number else ''}\n{json.dumps(split)}: [")
+            for row, entry in enumerate(entries):
+                file.write(f"{',' if row else ''}\n{json.dumps(entry)}")
+            file.write("\n]")
+        file.write("\n}}\n")
 
 
-def read(path: Path) -> dict[str, list[Entry]]:
-    """What `write` wrote.
+def read(path: Path) -> dict[str, Entries]:
+    """What `write` wrote, also before it wrote lines.
 
     Raises:
         ValueError: No inventory of this version; the message names the file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']}, not {_FORMAT}")
-        splits = content["splits"].items()
-        return {split: [Entry(*entry) for entry in found] for split, found in splits}
+        with path.open(encoding="utf-8") as file:
+            first = file.readline()
+            if first != f'{{"format": {_FORMAT}, "splits": {{\n':
+                return _read_whole(first + file.read())
+            return _read_lines(file)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a list of images ({error})") from error
+
+
+def _read_lines(lines: Iterable[str]) -> dict[str, Entries]:
+    found: dict[str, Entries] = {}
+    entries, line = Entries(), ""
+    for line in lines:
+        if line.startswith("["):
+            entries.append(Entry(*json.loads(line.rstrip().rstrip(","))))
+        elif line.startswith('"'):
+            entries = found[json.loads(line.rpartition(":")[0])] = Entries()
+        elif line.rstrip() not in ("]", "],", "}}"):
+            raise ValueError(f"the line {line.rstrip()[:40]!r} is not one of such a list")
+    if line != "}}\n":
+        raise ValueError("it was cut off")
+    return found
+
+
+def _read_whole(text: str) -> dict[str, Entries]:
+    content = json.loads(text)
+    if content["format"] != _FORMAT:
+        raise ValueError(f"format {content['format']}, not {_FORMAT}")
+    return {
+        split: Entries(Entry(*entry) for entry in entries)
+        for split, entries in content["splits"].items()
+    }

@@ -2,9 +2,14 @@
 
 import os
 import re
+from array import array
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import overload
+
+import numpy as np
 
 from fg_ssl_zoo.config import home_path, nearest, printable
 
@@ -26,62 +31,150 @@ NOTES = frozenset({"parts.csv", "parts.json"})
 """Files beside images that are read, see `part_notes`."""
 
 
+class PathList(Sequence[str]):
+    """Paths in one block of bytes: a million of them travel to a loader process at once."""
+
+    def __init__(self, paths: Iterable[str] = ()) -> None:
+        self._block, self._ends = bytearray(), array("q", [0])
+        for path in paths:
+            self.append(path)
+
+    def append(self, path: str) -> None:
+        """Add a path at the end."""
+        self._block += os.fsencode(path)
+        self._ends.append(len(self._block))
+
+    def extend(self, paths: "PathList") -> None:
+        """Add the paths of another list."""
+        start = len(self._block)
+        self._block += paths._block
+        self._ends.frombytes((np.frombuffer(paths._ends, np.int64)[1:] + start).tobytes())
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> "PathList":
+        """The list that `arrays` was called on."""
+        made = cls()
+        made._block = bytearray(arrays["bytes"].tobytes())
+        made._ends = array("q", arrays["ends"].astype(np.int64).tobytes())
+        return made
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All paths as arrays, to be kept in a file."""
+        return {
+            "bytes": np.frombuffer(bytes(self._block), np.uint8).copy(),
+            "ends": np.array(self._ends, np.int64),
+        }
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, PathList):
+            return self._block == other._block and self._ends == other._ends
+        return NotImplemented
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = range(len(self))[index]
+        return os.fsdecode(bytes(self._block[self._ends[row] : self._ends[row + 1]]))
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+    def joined(self, separator: str) -> str:
+        """All paths as one text."""
+        return separator.join(self)
+
+
 @dataclass
 class Listing:
     """Images below a folder, and counts of other files.
 
     Attributes:
-        paths: Relative to the folder, in natural order (`9.jpg` before `10.jpg`).
+        paths: In natural order (`9.jpg` before `10.jpg`).
         others: Number of other files by suffix.
     """
 
-    paths: list[str] = field(default_factory=list)
+    paths: PathList = field(default_factory=PathList)
     others: Counter[str] = field(default_factory=Counter)
 
 
-def list_images(folder: str | Path) -> Listing:
+def list_images(folder: str | Path, prefix: str = "") -> Listing:
     """All images below a folder; links are followed, but not in circles.
+
+    Args:
+        folder: Where they lie.
+        prefix: Is put before their paths, which are relative to the folder.
 
     Raises:
         ValueError: A folder that may not be read.
     """
     listing = Listing()
     try:
-        _walk(str(folder), "", frozenset(), listing)
+        _walk(str(folder), prefix, frozenset(), listing)
     except OSError as error:
         raise ValueError(f"data.path: {error.filename} cannot be read ({error.strerror})") from None
     return listing
 
 
 def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], into: Listing) -> None:
+    """Add the pictures of a folder, its folders among them, all in natural order of their names.
+
+    Of a folder with a million files, no more than the names is held.
+    """
     status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
     masks = "masks" if os.path.exists(os.path.join(folder, "parts.json")) else ""
+    folders, keys = set[str](), list[str]()
     with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: natural(entry.name))
-    for entry in found:
-        if entry.name.startswith(".") or entry.name in JUNK:
-            continue
-        if entry.name == masks:
-            into.others["part masks"] += sum(len(files) for _, _, files in os.walk(entry.path))
-        elif entry.name in NOTES and not prefix:
-            continue
-        elif entry.is_dir():
-            _walk(entry.path, f"{prefix}{entry.name}/", above | {here}, into)
-        elif not os.path.exists(entry.path):
-            into.others["broken links"] += 1
-        elif (suffix := os.path.splitext(entry.name)[1].lower()) in SUFFIXES and entry.is_file():
-            into.paths.append(prefix + entry.name)
+        for entry in entries:
+            name = entry.name
+            if name.startswith(".") or name in JUNK or (name in NOTES and not above):
+                continue
+            if name == masks:
+                into.others["part masks"] += sum(len(files) for _, _, files in os.walk(entry.path))
+            elif entry.is_dir():
+                folders.add(name)
+                keys.append(natural(name))
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                into.others["broken links"] += 1
+            elif (suffix := os.path.splitext(name)[1].lower()) in SUFFIXES and entry.is_file():
+                keys.append(natural(name))
+            else:
+                into.others[suffix or "without a suffix"] += 1
+    keys.sort()
+    for key in keys:
+        name = key.rpartition(_NAME)[2]
+        if name in folders:
+            _walk(os.path.join(folder, name), f"{prefix}{name}/", above | {here}, into)
         else:
-            into.others[suffix or "without a suffix"] += 1
+            into.paths.append(prefix + name)
 
 
-def natural(name: str) -> tuple[list[str | int], str]:
-    """Sort key that reads digits as numbers."""
+_NAME = "\0\0"
+"""Stands before the name at the end of a sort key; sorts before all that a longer key has there."""
+
+
+def natural(name: str) -> str:
+    """Sort key that reads digits as numbers and ends with the name itself.
+
+    One text, as lists of words would take five times the memory. A number is a zero byte, the count
+    of its digits and the digits, so that it sorts before any letter and by its value.
+    """
     words = re.split(r"([0-9]+)", name)
-    return [int(word) if i % 2 else word.casefold() for i, word in enumerate(words)], name
+    for i, word in enumerate(words):
+        digits = word.lstrip("0") or "0"
+        words[i] = f"\0{chr(len(digits))}{digits}" if i % 2 else word.casefold()
+    return f"{''.join(words)}{_NAME}{name}"
 
 
 def existing_folder(path: str) -> Path:
@@ -137,16 +230,32 @@ def folders_in(folder: Path) -> list[str]:
     return [name for name in names if not name.startswith(".") and name not in JUNK]
 
 
+def files_with(folder: Path, ending: str) -> list[Path]:
+    """Files of an ending in a folder, in natural order; none as soon as there is a picture.
+
+    So it costs nothing in a folder of a million pictures.
+    """
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_picture(entry.name):
+                return []
+            if entry.name.endswith(ending) and not entry.name.startswith("."):
+                found.append(entry.name)
+    return [folder / name for name in sorted(found, key=natural)]
+
+
 def has_pictures(folder: Path, *, directly: bool = False) -> bool:
     """Whether an image lies in a folder, or only those that lie in no folder of it."""
     for _, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in JUNK]
-        if any(_is_picture(name) for name in files):
+        if any(is_picture(name) for name in files):
             return True
         if directly:
             return False
     return False
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is a picture; hidden ones are not."""
     return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")

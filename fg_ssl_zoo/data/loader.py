@@ -31,11 +31,11 @@ from fg_ssl_zoo.data.order import Order, Share
 from fg_ssl_zoo.data.sample import (
     CorruptImage,
     Images,
-    ReadsForTraining,
     ReadsMasks,
     Sample,
     Views,
     WrongMask,
+    read_for_training,
     reduction_of,
 )
 from fg_ssl_zoo.data.slots import Room, SlotCollate, SlotReader, stacked
@@ -85,9 +85,7 @@ def _read_for_training(images: Images, index: int, views: Views) -> Sample:
     reduction = reduction_of(views)
 
     def read(source: Images) -> Sample:
-        if isinstance(source, ReadsForTraining):
-            return source.for_training(index, reduction)
-        return source[index]
+        return read_for_training(source, index, reduction)
 
     return _without_wrong_mask(images, views, read)
 

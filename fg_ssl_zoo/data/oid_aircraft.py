@@ -29,9 +29,10 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from fg_ssl_zoo.config import Data, nearest
-from fg_ssl_zoo.data.folders import NO_TEST, FolderImages, data_name
+from fg_ssl_zoo.data.folders import FolderImages, data_name
 from fg_ssl_zoo.data.part_annotations import PartMasks
 from fg_ssl_zoo.data.sample import WrongMask
+from fg_ssl_zoo.data.splits import NO_TEST
 
 ARCHIVE = "oid-aircraft-beta-1"
 ANNOTATIONS = os.path.join("data", "annotations", "anno.mat")

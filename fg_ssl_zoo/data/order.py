@@ -1,11 +1,71 @@
-"""The order of images in every epoch, and the share of each process."""
+"""Which images a step reads: the order of every epoch, and the share of each process.
+
+The order is a pure function of (seed, batch size, epoch), so a run goes on at any step without a
+saved state, and is the same for any number of processes and workers.
+
+    one group               a permutation of all pictures in every epoch
+    groups with weights     each source has its own sequence of permutations, and an epoch takes the
+                            next round(weight * count) pictures of it; the sources are mixed
+    blocks (shards)         blocks are shuffled, and dealt to `LANES` lanes; a lane is shuffled in
+                            a buffer that moves along it; a batch takes as many from each lane
+
+A process reads the same lanes in every step, and so its own shards, where the number of processes
+divides `LANES` and the batch.
+"""
 
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch.utils.data import Sampler
+
+LANES = 16
+"""Sequences of blocks that are read side by side."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Consecutive pictures of a data set that are ordered together.
+
+    Attributes:
+        count: Of the pictures.
+        weight: How often each is read in an epoch, on average.
+        blocks: (k,) sizes of the parts that are fast to read as a whole; their sum is `count`.
+        buffer: Pictures of consecutive blocks that are shuffled together; all when not given.
+    """
+
+    count: int
+    weight: float = 1.0
+    blocks: np.ndarray | None = None
+    buffer: int | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        """Pictures of this group in every epoch."""
+        return max(1, round(self.weight * self.count))
+
+
+@runtime_checkable
+class HasGroups(Protocol):
+    """Pictures with weights, or that are not to be read in any order."""
+
+    @property
+    def groups(self) -> list[Group]:
+        """Of all pictures, one after the other."""
+        ...
+
+
+def groups_of(images: Sized) -> list[Group]:
+    """The groups of a source; all pictures alike where it has none."""
+    return images.groups if isinstance(images, HasGroups) else [Group(len(images))]
+
+
+def order_of(images: Sized, batch_size: int, seed: int) -> "Order":
+    """The order in which a source is trained on."""
+    return Order(len(images), batch_size, seed, tuple(groups_of(images)))
 
 
 @dataclass(frozen=True)
@@ -16,36 +76,95 @@ class Order:
         num_images: Number of images in the data set.
         batch_size: Batch size of all processes together; the rest of an epoch is dropped.
         seed: Seed of the permutations.
+        groups: Groups of the data set; one group of all images when not given.
     """
 
     num_images: int
     batch_size: int
     seed: int
+    groups: tuple[Group, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.batch_size > self.num_images:
+        if not self.groups:
+            object.__setattr__(self, "groups", (Group(self.num_images),))
+        if self.batch_size > self.per_epoch:
             raise ValueError(
-                f"train.batch_size: {self.batch_size} is more than the {self.num_images} "
-                f"training images; use {self.num_images} or less"
+                f"train.batch_size: {self.batch_size} is more than the {self.per_epoch} "
+                f"training images; use {self.per_epoch} or less"
             )
+
+    @property
+    def per_epoch(self) -> int:
+        """Pictures of one epoch; with weights, not the number of the data set."""
+        return sum(group.per_epoch for group in self.groups)
 
     @property
     def steps_per_epoch(self) -> int:
         """Full batches of one pass."""
-        return self.num_images // self.batch_size
+        return self.per_epoch // self.batch_size
 
     def __call__(self, step: int) -> list[tuple[int, int]]:
-        """(epoch, index) of every image of a step."""
+        """(pass, index) of every image of a step; no two steps have the same.
+
+        The pass is the epoch; with weights, how often the source of the image was read before.
+        """
         epoch, within = divmod(step, self.steps_per_epoch)
         start = within * self.batch_size
-        order = _permutation(self.num_images, self.seed, epoch)[start : start + self.batch_size]
-        return [(epoch, int(index)) for index in order]
+        passes, indices = _epoch(self, epoch)
+        rows = slice(start, start + self.batch_size)
+        return list(zip(passes[rows].tolist(), indices[rows].tolist(), strict=True))
 
 
 @functools.lru_cache(maxsize=1)
-def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """Order of the images in an epoch; kept while its steps are asked for one after the other."""
-    return np.random.default_rng([seed, epoch]).permutation(num_images)
+def _epoch(order: Order, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pass and index of the images of an epoch; kept while its steps are asked for."""
+    groups = order.groups
+    if len(groups) == 1 and groups[0].weight == 1:
+        found = _one_pass(groups[0], [order.seed, epoch], order.batch_size)
+        return np.full(len(found), epoch, np.int32), found
+    counts = [group.per_epoch for group in groups]
+    mixed = np.repeat(np.arange(len(groups)), counts)
+    mixed = np.random.default_rng([order.seed, epoch, len(groups)]).permutation(mixed)
+    passes, indices = np.empty(len(mixed), np.int32), np.empty(len(mixed), np.int64)
+    first = 0
+    for number, (group, count) in enumerate(zip(groups, counts, strict=True)):
+        drawn = np.arange(epoch * count, (epoch + 1) * count)  # of all that is ever read of it
+        which, within = np.divmod(drawn, group.count)
+        found = np.empty(count, np.int64)
+        for one in np.unique(which):
+            sequence = _one_pass(group, [order.seed, int(one), number])
+            found[which == one] = sequence[within[which == one]]
+        passes[mixed == number], indices[mixed == number] = which, first + found
+        first += group.count
+    return passes, indices
+
+
+def _one_pass(group: Group, seed: Sequence[int], batch_size: int = 1) -> np.ndarray:
+    """All pictures of a group once."""
+    generator = np.random.default_rng(seed)
+    if group.blocks is None or group.buffer is None or group.buffer >= group.count:
+        return generator.permutation(group.count)
+    chosen = generator.permutation(len(group.blocks))
+    sizes, starts = group.blocks[chosen], (np.cumsum(group.blocks) - group.blocks)[chosen]
+    within = np.arange(group.count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    sequence = np.repeat(starts, sizes) + within
+    places = np.arange(group.count) + generator.uniform(0, group.buffer, group.count)
+    lanes = math.gcd(batch_size, LANES)
+    length = group.count // lanes
+    for lane in range(lanes):
+        rows = slice(lane * length, (lane + 1) * length)
+        sequence[rows] = sequence[rows][np.argsort(places[rows])]
+    return _dealt(sequence, lanes, batch_size)
+
+
+def _dealt(sequence: np.ndarray, lanes: int, batch_size: int) -> np.ndarray:
+    """Batches that take as many from every lane, lane by lane; what is left over comes last."""
+    length, each = len(sequence) // lanes, batch_size // lanes
+    steps = length // each
+    beside = sequence[: lanes * length].reshape(lanes, length)
+    batches = beside[:, : steps * each].reshape(lanes, steps, each).transpose(1, 0, 2)
+    left = beside[:, steps * each :]
+    return np.concatenate([batches.reshape(-1), left.reshape(-1), sequence[lanes * length :]])
 
 
 def pictures_of_a_pass(batch_size: int, world: int, parts: int, where: str = "train") -> int:

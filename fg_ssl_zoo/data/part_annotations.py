@@ -66,7 +66,7 @@ def read_points(root: Path, paths: Sequence[str]) -> Points | None:
     wanted = {unicodedata.normalize("NFC", path) for path in paths}
     try:
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-            reader = csv.DictReader(lines, delimiter=_separator(lines))
+            reader = csv.DictReader(lines, delimiter=separator(lines))
             names = _keypoints_of(file, reader.fieldnames or [])
             found = {
                 name: _point_row(file, reader.line_num, row, names)
@@ -83,7 +83,7 @@ def read_points(root: Path, paths: Sequence[str]) -> Points | None:
     return Points(names, np.stack([nothing if row is None else row for row in rows]))
 
 
-def _separator(lines: TextIO) -> str:
+def separator(lines: TextIO) -> str:
     """What separates the columns of the first line, which is read again."""
     first = lines.readline()
     lines.seek(0)

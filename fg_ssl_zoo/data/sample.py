@@ -99,6 +99,35 @@ class HasIdentity(Protocol):
 
 
 @runtime_checkable
+class HasFiles(Protocol):
+    """Pictures that are kept encoded: files, members of tar files, rows of a data set."""
+
+    def name_of(self, index: int) -> str:
+        """A name for messages and lists, such as the path below the folder."""
+        ...
+
+    def encoded(self, index: int) -> bytes:
+        """The encoded picture; empty where there is none, as of a drawn one.
+
+        Raises:
+            CorruptImage: It cannot be read.
+        """
+        ...
+
+    def checked(self, index: int) -> bytes:
+        """Bytes that change with the picture; others than `encoded` where those cost too much."""
+        return self.encoded(index)
+
+    def stat_of(self, index: int) -> tuple[int, int] | None:
+        """Bytes, and time of the last change in nanoseconds; `None` where nobody knows.
+
+        Raises:
+            OSError: The file is gone.
+        """
+        ...
+
+
+@runtime_checkable
 class ReadsMasks(Protocol):
     """Views that may read part masks.
 
@@ -146,6 +175,46 @@ def parts_known(images: Images) -> list[str]:
 def keypoints_known(images: Images) -> list[str]:
     """Names of the keypoints that the images carry; empty without keypoints."""
     return images.keypoints if isinstance(images, HasKeypoints) else []
+
+
+class _NoFiles(HasFiles):
+    """Of pictures that are not kept encoded, such as drawn ones."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def name_of(self, index: int) -> str:
+        return f"{self.images.name}[{index}]"
+
+    def encoded(self, index: int) -> bytes:
+        return b""
+
+    def stat_of(self, index: int) -> None:
+        return None
+
+
+def files_of(images: Images) -> HasFiles:
+    """What is known of the files of any pictures; ask once for all pictures of a loop."""
+    return images if isinstance(images, HasFiles) else _NoFiles(images)
+
+
+def image_name(images: Images, index: int) -> str:
+    """The file's path in its folder, or the set's name and the number of the picture."""
+    return files_of(images).name_of(index)
+
+
+def identity_of(images: Images) -> str:
+    """What tells the pictures from others: the name of their set where they say no more."""
+    return images.identity if isinstance(images, HasIdentity) else images.name
+
+
+def read_for_training(
+    images: Images, index: int, reduction: Callable[[int, int], int] | None
+) -> Sample:
+    """The picture, reduced and from a cache where the source can do that."""
+    if isinstance(images, ReadsForTraining):
+        return images.for_training(index, reduction)
+    return images[index]
 
 
 def reduction_of(views: Views) -> Callable[[int, int], int] | None:

@@ -24,7 +24,7 @@ from fg_ssl_zoo.data.loader import (
     resolve_num_workers,
     step_loader,
 )
-from fg_ssl_zoo.data.order import Order
+from fg_ssl_zoo.data.order import Order, order_of
 from fg_ssl_zoo.engine import checkpoint, hardware, sharding
 from fg_ssl_zoo.engine.batches import on_device
 from fg_ssl_zoo.engine.checkpoint import Position
@@ -108,7 +108,7 @@ class Fit:
 
     def __post_init__(self) -> None:
         world = self.accelerator.num_processes
-        self.order = Order(len(self.dataset.images), self.train.batch_size, self.dataset.seed)
+        self.order = order_of(self.dataset.images, self.train.batch_size, self.dataset.seed)
         self.total = total_steps(self.train, self.order)
         self.loader = step_loader(
             self.dataset,

@@ -217,7 +217,8 @@ class RunFolder:
             )
         changed = differences(self._written(), as_dict(recipe))
         if self.data.is_file():  # the images are compared by content, in any folder
-            changed = [entry for entry in changed if entry[0] != "data.path"]
+            place = re.compile(r"data\.path(\[[0-9]+\]\.path)?")
+            changed = [entry for entry in changed if not place.fullmatch(entry[0])]
         if changed:
             listed = ", ".join(f"{key} ({old} there, {new} here)" for key, old, new in changed[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

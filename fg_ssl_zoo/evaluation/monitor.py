@@ -1,7 +1,6 @@
 """Measurements during training: kNN accuracy, RankMe, and detection of a collapse."""
 
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +35,9 @@ from fg_ssl_zoo.ops.spectrum import feature_std, rankme
 
 RANK_IMAGES = 2048
 """Images that RankMe reads; its value depends on the number, so it is fixed."""
+
+MOST_IMAGES = 50_000
+"""Pictures of each split that a measurement reads where the recipe gives no number."""
 
 SAID_EVERY = 15.0
 """Seconds between progress lines of a measurement without a terminal."""
@@ -103,14 +105,13 @@ class OnlineMonitor:
             TooManyCorruptImages: No image of a split can be read.
             TrainingStopped: The features are not finite.
         """
-        return self._measured(backbone, accelerator, self.settings.max_images)
+        return self._measured(backbone, accelerator, self._most)
 
     @property
     def samples_start(self) -> bool:
         """Whether the measurement before the first step reads fewer images than the others."""
-        most = self.settings.max_images or sys.maxsize
         sizes = [len(images) for images in (self.train, self.test) if images is not None]
-        return min(max(sizes), most) > self.settings.start_images
+        return min(max(sizes), self._most) > self.settings.start_images
 
     def sample(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:
         """The same on `monitor.start_images` images of each split, named `sample/...`.
@@ -176,7 +177,11 @@ class OnlineMonitor:
 
     @property
     def _most_at_start(self) -> int:
-        return min(self.settings.start_images, self.settings.max_images or sys.maxsize)
+        return min(self.settings.start_images, self._most)
+
+    @property
+    def _most(self) -> int:
+        return self.settings.max_images or MOST_IMAGES
 
     def read_last(self) -> str:
         """What the last measurement read: `all 16 training and 12 of 40 test images`."""
@@ -189,7 +194,7 @@ class OnlineMonitor:
         return f"{' and '.join(counts)} images" if counts else ""
 
     def _measured(
-        self, backbone: Backbone, accelerator: Accelerator, most: int | None
+        self, backbone: Backbone, accelerator: Accelerator, most: int
     ) -> dict[str, float]:
         train = self._features(backbone, self.train, accelerator, most)
         measured = {}
@@ -229,7 +234,7 @@ class OnlineMonitor:
                 self.test,
                 accelerator,
                 crop_pct=self.crop_pct,
-                max_images=self._most_at_start if sample else self.settings.max_images,
+                max_images=self._most_at_start if sample else self._most,
                 num_workers=self.num_workers,
                 read=lambda backbone, images: method.classify(images),
             )

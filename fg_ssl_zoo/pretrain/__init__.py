@@ -43,7 +43,7 @@ from fg_ssl_zoo.config import (
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.decode import max_pixels
 from fg_ssl_zoo.data.loader import worker_failure
-from fg_ssl_zoo.data.order import Order
+from fg_ssl_zoo.data.order import order_of
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint, hardware
 from fg_ssl_zoo.engine.log import check_trackers, quiet_writer
@@ -139,7 +139,7 @@ def _check_stages_on(recipe: Recipe, train: Images, accelerator: Accelerator) ->
     for number, stage in enumerate(recipe.stages):
         where = f"stages[{number}].options"
         options = check_options(stage.method, options_on(stage, train, where), where)
-        Order(len(train), stage.train.batch_size, recipe.seed)  # refuses a batch that is too large
+        order_of(train, stage.train.batch_size, recipe.seed)  # refuses a batch that is too large
         if accelerator.is_main_process and method_class(stage.method).keeps_queue(options):
             if "queue_size" not in stage.options:
                 size = options["queue_size"]

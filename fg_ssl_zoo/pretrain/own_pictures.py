@@ -19,6 +19,7 @@ from fg_ssl_zoo.backbones.fgssl_models import STOCK, stock_of
 from fg_ssl_zoo.backbones.weights.config import PLACES
 from fg_ssl_zoo.backbones.weights.locate import local_place
 from fg_ssl_zoo.config import (
+    FILE_SUFFIXES,
     Data,
     Recipe,
     RecipeError,
@@ -205,5 +206,11 @@ def is_picture(path: Path) -> bool:
 
 
 def is_folder(word: str) -> bool:
-    """Whether an argument names a folder instead of a recipe."""
-    return not is_override(word) and word not in recipe_files() and home_path(word).is_dir()
+    """Whether an argument names a folder instead of a recipe.
+
+    A file that holds or lists images (`FILE_SUFFIXES`) counts as a folder.
+    """
+    if is_override(word) or word in recipe_files():
+        return False
+    path = home_path(word)
+    return path.is_dir() or (path.suffix in FILE_SUFFIXES and path.is_file())

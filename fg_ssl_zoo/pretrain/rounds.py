@@ -12,7 +12,7 @@ from fg_ssl_zoo.config import Recipe, Stage
 from fg_ssl_zoo.data.datasets import Subset
 from fg_ssl_zoo.data.device_views import defer
 from fg_ssl_zoo.data.loader import ViewDataset
-from fg_ssl_zoo.data.order import Order
+from fg_ssl_zoo.data.order import order_of
 from fg_ssl_zoo.data.tensor_cache import write_tensors
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import Fit, fit, total_steps
@@ -183,5 +183,5 @@ def steps_before(run: Run, at: Position) -> int:
 
 def steps_of(run: Run, stage: Stage) -> int:
     """Optimizer steps of one round."""
-    order = Order(len(run.train), stage.train.batch_size, run.recipe.seed)
+    order = order_of(run.train, stage.train.batch_size, run.recipe.seed)
     return total_steps(stage.train, order)

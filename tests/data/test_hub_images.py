@@ -9,8 +9,9 @@ import pytest
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.catalog import CATALOG
 from fg_ssl_zoo.data.datasets import file_state, fingerprint, load_images, load_splits
-from fg_ssl_zoo.data.hub_images import class_numbers
 from fg_ssl_zoo.data.sample import CorruptImage
+from fg_ssl_zoo.data.splits import class_numbers
+from tests.data.flat_pictures import draw
 
 SPECIES = ["wren10", "wren9", "jay"]
 
@@ -147,6 +148,17 @@ def test_streaming_reads_the_first_rows(parquet):
     np.testing.assert_array_equal(train[4]["image"], whole[4]["image"])
 
 
+def test_other_formats_are_streamed_into_memory(tmp_path):
+    for number in range(3):
+        draw(tmp_path / "train" / "ab"[number % 2] / f"{number}.png", (number, 0, 0))
+    train, _ = load_splits(
+        Data(hub_id=str(tmp_path), streaming=True, num_images=3, test_split="none")
+    )
+    assert (len(train), isinstance(train.rows, list)) == (3, True)
+    with pytest.raises(ValueError, match=r"has no Parquet files, .*; say how many with data\.num"):
+        load_splits(Data(hub_id=str(tmp_path), streaming=True, test_split="none"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -157,7 +169,6 @@ def test_streaming_reads_the_first_rows(parquet):
         ({"columns": {"lable": "kind"}}, r"data.columns: unknown key 'lable'"),
         ({"columns": {"label": "weight"}}, r"holds float; integers or strings are needed"),
         ({"train_split": "trian"}, r"data.train_split: .* no split 'trian'; there are train, test"),
-        ({"streaming": True}, r"data.num_images"),
     ],
 )
 def test_wrong_options_are_one_line(parquet, options, message):

@@ -1,5 +1,6 @@
 """Which images are the same, for files, copies, part masks, Hub rows and drawn birds."""
 
+import json
 import os
 import shutil
 
@@ -116,6 +117,12 @@ def test_a_file_survives_names_that_are_no_utf8(tmp_path):
     found = inventory_of(tmp_path)
     inventory.write(tmp_path / "data.json", found)
     assert inventory.read(tmp_path / "data.json") == found
+    text = (tmp_path / "data.json").read_text()
+    (tmp_path / "data.json").write_text(json.dumps(json.loads(text)))  # as older versions wrote it
+    assert inventory.read(tmp_path / "data.json") == found
+    (tmp_path / "data.json").write_text(text[:-3])
+    with pytest.raises(ValueError, match="cut off"):
+        inventory.read(tmp_path / "data.json")
     (tmp_path / "data.json").write_text("[]")
     with pytest.raises(ValueError, match=r"data\.json is not a list of images"):
         inventory.read(tmp_path / "data.json")

@@ -14,7 +14,7 @@ from fg_ssl_zoo.data.datasets import (
     load_images,
     load_splits,
 )
-from fg_ssl_zoo.data.folders import PathList
+from fg_ssl_zoo.data.listing import PathList
 from tests.data.flat_pictures import data, draw, draw_classes
 
 

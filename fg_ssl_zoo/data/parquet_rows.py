@@ -1,0 +1,152 @@
+"""Rows of Parquet files that are read where they lie, on a disk or on the Hub.
+
+A Parquet file is a series of row groups (`datasets` writes 100 images in each), and its last bytes
+say where they are. These are read first; a row group is read when one of its rows is asked for, and
+kept as long as there is room. Nothing is copied to the disk, and a row is found by its number, so
+training goes on exactly where it stopped.
+"""
+
+import hashlib
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fg_ssl_zoo.data.order import Group
+from fg_ssl_zoo.data.sample import CorruptImage
+from fg_ssl_zoo.progress import shown
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+BUFFER = 256
+"""Rows that are shuffled together; `data.shuffle_buffer` changes it."""
+
+MOST_BYTES = 2**30
+"""Bytes of row groups that each process keeps; at least the last one."""
+
+OPENED_AT_ONCE = 8
+"""Files whose last bytes are asked for at the same time."""
+
+
+class ParquetRows(Sequence[dict[str, Any]]):
+    """Encoded pictures of Parquet files; each row is `{"bytes": ..., "path": ...}`.
+
+    Args:
+        files: Paths or addresses (`hf://...`), in their order.
+        image: Column of the pictures.
+        most: Rows that are used, the first ones; all when not given.
+        buffer: Rows that are shuffled together.
+
+    Attributes:
+        state: Changes with the files.
+        groups: Row groups are the blocks of the order, see `Order`.
+
+    Raises:
+        ValueError: A file cannot be read.
+    """
+
+    def __init__(
+        self, files: Sequence[str], image: str, most: int | None = None, buffer: int = BUFFER
+    ) -> None:
+        self.image = image
+        self._files: list[str] = []
+        self._about: list[pq.FileMetaData] = []
+        self._places: list[tuple[int, int]] = []
+        self._firsts, told = [0], [image]
+        for file, about in _abouts(files, most):
+            for group in range(about.num_row_groups):
+                if most is None or len(self) < most:
+                    self._places.append((len(self._files), group))
+                    self._firsts.append(len(self) + about.row_group(group).num_rows)
+            self._files.append(file)
+            self._about.append(about)
+            told.append(f"{file} {about.num_rows} {about.serialized_size}")
+        self._firsts[-1] = min(self._firsts[-1], most or self._firsts[-1])
+        self.state = hashlib.blake2b("\n".join(told).encode(), digest_size=8).hexdigest()
+        self.groups = [Group(len(self), blocks=np.diff(self._firsts), buffer=buffer)]
+        self._open_here()
+
+    def _open_here(self) -> None:
+        self._kept: OrderedDict[int, pa.Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept, for another process."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_kept", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open_here()
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = range(len(self))[index]
+        number = bisect_right(self._firsts, row) - 1
+        found = self._row_group(number)[row - self._firsts[number]].as_py()
+        return found if isinstance(found, dict) else {"bytes": found, "path": None}
+
+    def column(self, name: str) -> list[Any]:
+        """Another column, of all rows."""
+        found: list[Any] = []
+        numbers = range(len(self._places))
+        for number in shown(numbers, len(numbers), f"reading column {name}"):
+            found.extend(self._read(number, name).to_pylist())
+        return found[: len(self)]
+
+    def _row_group(self, number: int) -> "pa.Array":
+        """The pictures of a row group, read if they are not kept."""
+        with self._lock:
+            if number not in self._kept:
+                self._kept[number] = self._read(number, self.image)
+            self._kept.move_to_end(number)
+            while len(self._kept) > 1 and sum(a.nbytes for a in self._kept.values()) > MOST_BYTES:
+                self._kept.popitem(last=False)
+            return self._kept[number]
+
+    def _read(self, number: int, column: str) -> "pa.Array":
+        import pyarrow.parquet as pq
+        from datasets.utils.file_utils import xopen
+
+        place, group = self._places[number]
+        try:
+            with xopen(self._files[place], "rb") as file:
+                opened = pq.ParquetFile(file, metadata=self._about[place])
+                return opened.read_row_group(group, columns=[column])[column].combine_chunks()
+        except Exception as error:  # of huggingface_hub, fsspec, pyarrow
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CorruptImage(f"{self._files[place]}: cannot be read ({reason})") from error
+
+
+def _abouts(files: Sequence[str], most: int | None) -> "Iterator[tuple[str, pq.FileMetaData]]":
+    """What the last bytes of each file say, as far as they are needed for `most` rows."""
+    rows, starts = 0, range(0, len(files), OPENED_AT_ONCE)
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+        for start in shown(starts, len(files), "opening Parquet files", size=OPENED_AT_ONCE):
+            some = files[start : start + OPENED_AT_ONCE]
+            for file, about in zip(some, pool.map(_about, some), strict=True):
+                if most is not None and rows >= most:
+                    return
+                rows += about.num_rows
+                yield file, about
+
+
+def _about(file: str) -> "pq.FileMetaData":
+    import pyarrow.parquet as pq
+    from datasets.utils.file_utils import xopen
+
+    try:
+        with xopen(file, "rb") as opened:
+            return pq.read_metadata(opened)
+    except Exception as error:  # of huggingface_hub, fsspec, pyarrow
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"data.hub_id: {file} cannot be read ({reason})") from error

@@ -1,0 +1,230 @@
+"""Pictures in tar files, the layout of WebDataset; read in place, one by one.
+
+    shards/train-0000.tar    0001.jpg 0001.cls 0002.jpg 0002.cls ...
+    shards/val-0000.tar      or train/0000.tar, val/0000.tar
+
+A shard is scanned once, and where its pictures lie is kept in the Hugging Face cache under its
+path, size and time of change. Then every picture can be read by itself: training is the same for
+any number of processes and goes on exactly where it stopped.
+
+Members of one key, which is the name up to the first dot of the file name, belong together. The
+label is the text of `KEY.cls`, or with `data.columns={label: folder}` the folder of the picture.
+"""
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fg_ssl_zoo.config import Data, printable
+from fg_ssl_zoo.data.decode import EncodedImages
+from fg_ssl_zoo.data.listing import (
+    PathList,
+    counts,
+    files_with,
+    folders_in,
+    has_pictures,
+    natural,
+)
+from fg_ssl_zoo.data.order import Group
+from fg_ssl_zoo.data.sample import CorruptImage
+from fg_ssl_zoo.data.splits import ClassColumn, choose_splits, is_split, number_classes
+from fg_ssl_zoo.data.tar_index import LABELS, Members, scanned
+
+BUFFER = 10_000
+"""Pictures that are shuffled together, of consecutive shards; `data.shuffle_buffer` changes it."""
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+class ShardImages(EncodedImages):
+    """Pictures of one split in tar files.
+
+    Args:
+        root: Folder that the names of the shards start from.
+        shards: Tar files, in their order.
+        members: Of each shard.
+        name: Of the data set.
+        classes: Class names in the order of the labels.
+        labels: Class number of every picture.
+        buffer: Pictures that are shuffled together.
+
+    Attributes:
+        groups: Blocks of pictures that lie together, see `Order`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        shards: Sequence[Path],
+        members: Sequence[Members],
+        *,
+        name: str,
+        classes: Sequence[str] = (),
+        labels: np.ndarray | None = None,
+        buffer: int | None = BUFFER,
+    ) -> None:
+        self.name, self.classes, self.labels = name, list(classes), labels
+        self.shards = [str(path) for path in shards]
+        self._shown = [os.path.relpath(path, root) for path in shards]
+        self._times = [os.stat(path).st_mtime_ns for path in shards]
+        sizes = [len(found.names) for found in members]
+        self._firsts = np.cumsum([0, *sizes])
+        self._offsets = np.concatenate([np.frombuffer(m.offsets, np.int64) for m in members])
+        self._sizes = np.concatenate([np.frombuffer(m.sizes, np.int64) for m in members])
+        self.members = PathList()
+        for found in members:
+            self.members.extend(found.names)
+        self.groups = [Group(len(self.members), blocks=np.array(sizes), buffer=buffer)]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def encoded(self, index: int) -> bytes:
+        """The member's bytes.
+
+        Raises:
+            CorruptImage: The shard is gone or shorter than when it was scanned.
+        """
+        shard, size = self.shards[self._shard(index)], int(self._sizes[index])
+        try:
+            with open(shard, "rb", buffering=0) as file:
+                file.seek(int(self._offsets[index]))
+                content = file.read(size)
+        except OSError as error:
+            raise CorruptImage(f"{shard}: cannot be read ({error.strerror})") from None
+        if len(content) < size:
+            raise CorruptImage(f"{self.name_of(index)}: the shard has become shorter")
+        return content
+
+    def name_of(self, index: int) -> str:
+        """`SHARD/MEMBER`."""
+        return f"{self._shown[self._shard(index)]}/{self.members[index]}"
+
+    def stat_of(self, index: int) -> tuple[int, int]:
+        """Bytes of the member, and the shard's time of change in nanoseconds."""
+        return int(self._sizes[index]), self._times[self._shard(index)]
+
+    @property
+    def identity(self) -> str:
+        """Names and sizes of all pictures."""
+        shards = [f"{name} {first}" for name, first in zip(self._shown, self._firsts, strict=False)]
+        return "\n".join([*shards, self.members.joined("\n"), str(self._sizes.tolist())])
+
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self._firsts, index, side="right")) - 1
+
+
+# --------------------------------------------------------------------------- loading
+
+
+def shard_files(path: Path) -> tuple[Path, list[Path]]:
+    """The folder of tar files that a path means, and these files; none where it means no shards.
+
+    Args:
+        path: A tar file, a folder that holds some, or holds folders of them (`train`, `val`); or a
+            pattern, as `shards/train-{0000..0127}.tar` or `shards/*.tar`.
+
+    Raises:
+        ValueError: A compressed one, or one of a range that is not there.
+    """
+    if os.path.isdir(path):
+        folders = [path, *(path / name for name in sorted(folders_in(path), key=natural))]
+        found = [file for folder in folders for file in files_with(folder, ".tar")]
+        left = bool(found) and has_pictures(path)  # an archive beside its own pictures
+        return path, [] if left else found
+    if path.name.endswith(_COMPRESSED):
+        raise ValueError(
+            f"data.path: {printable(path)} is compressed, so that no picture of it can be read by "
+            "itself; unpack it to a .tar or to a folder"
+        )
+    if path.suffix != ".tar":
+        return path.parent, []
+    if path.is_file():
+        return path.parent, [path]
+    files = list(_expanded(str(path)))
+    if missing := [file for file in files if not os.path.isfile(file)]:
+        raise ValueError(
+            f"data.path: {len(missing)} of {len(files)} shards of {printable(path)} are not "
+            f"there, as {printable(missing[0])}"
+        )
+    return Path(os.path.commonpath([os.path.dirname(file) for file in files])), [*map(Path, files)]
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """Files of a pattern: `{00..12}` is a range, `*` what is there."""
+    if found := re.search(r"\{([0-9]+)\.\.([0-9]+)\}", pattern):
+        before, behind = pattern[: found.start()], pattern[found.end() :]
+        for number in range(int(found[1]), int(found[2]) + 1):
+            yield from _expanded(f"{before}{number:0{len(found[1])}d}{behind}")
+    elif "*" in pattern:
+        yield from sorted(glob.glob(pattern), key=natural) or [pattern]
+    else:
+        yield pattern
+
+
+def load_shards(
+    data: Data, root: Path, files: Sequence[Path]
+) -> tuple[ShardImages, ShardImages | None]:
+    """Training and test pictures of these tar files.
+
+    A split is the folder of a shard below `root`, or a word of its name: `train-0001.tar`.
+
+    Raises:
+        ValueError: No such split, no pictures, a tar file that is damaged, or test classes that
+            training lacks.
+    """
+    source = _label_source(data.columns)
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        name = _split_of(file, root, (data.train_split, data.test_split))
+        splits.setdefault(name, []).append(file)
+    train_name, test_name = choose_splits(splits, data, str(root))
+    shards = [splits[train_name], splits[test_name] if test_name else []]
+    members = [scanned(found, source) for found in shards]
+    if not any(len(found.names) for found in members[0]):
+        others = sum((found.others for found in members[0]), Counter[str]())
+        raise ValueError(
+            f"data.path: no pictures in {len(shards[0])} shards of {printable(root)}, as "
+            f"{printable(shards[0][0])}; found {counts(others) or 'nothing'}"
+        )
+    columns = [ClassColumn(name for m in found for name in m.labels) for found in members]
+    where = [f"{root}[{name}]" for name in (train_name or "all", test_name)]
+    classes, *labels = number_classes(columns[0], columns[1] if test_name else None, *where)
+    buffer = BUFFER if data.shuffle_buffer == "auto" else data.shuffle_buffer
+
+    def split(number: int) -> ShardImages:
+        known = labels[number]
+        return ShardImages(
+            root,
+            shards[number],
+            members[number],
+            name=data.name,
+            classes=() if known is None else classes,
+            labels=known,
+            buffer=buffer,
+        )
+
+    return split(0), split(1) if shards[1] else None
+
+
+def _label_source(columns: Mapping[str, str]) -> str:
+    if unknown := sorted(columns.keys() - {"label"}):
+        raise ValueError(f"data.columns: unknown key '{unknown[0]}' for tar files; known is label")
+    source = columns.get("label", "cls")
+    if source not in LABELS:
+        raise ValueError(
+            f"data.columns.label: '{printable(source)}' for tar files; cls (the member KEY.cls) or "
+            "folder is needed"
+        )
+    return source
+
+
+def _split_of(file: Path, root: Path, wanted: Sequence[str]) -> str:
+    """The folder of a shard, or the word of its name that is a split's; empty without one."""
+    words = [*file.relative_to(root).parts[:-1], *re.split(r"[^A-Za-z0-9]+", file.stem)]
+    return next((word for word in words if is_split(word) or word in wanted), "")

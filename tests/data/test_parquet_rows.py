@@ -1,0 +1,137 @@
+"""Parquet files read in place: the same pictures as from a table, and no more than needed."""
+
+import pickle
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from fg_ssl_zoo.config import Data
+from fg_ssl_zoo.data import parquet_rows
+from fg_ssl_zoo.data.datasets import file_state, fingerprint, load_splits
+from fg_ssl_zoo.data.hub_images import is_data_set
+from fg_ssl_zoo.data.inventory import differences, take
+from fg_ssl_zoo.data.loader import ViewDataset, step_loader
+from fg_ssl_zoo.data.order import order_of
+from fg_ssl_zoo.data.parquet_rows import ParquetRows
+from fg_ssl_zoo.data.sample import CorruptImage
+from fg_ssl_zoo.features.extract import CentreView
+from tests.data.flat_pictures import draw
+
+
+def png(value):
+    return cv2.imencode(".png", np.full((4, 5, 3), value, np.uint8))[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory):
+    """Two files of six and seven training rows, three in a row group, and a test file."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    root = tmp_path_factory.mktemp("parquet") / "birds"
+    (root / "data").mkdir(parents=True)
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    for name, values in (
+        ("train-00000-of-00002", range(6)),
+        ("train-00001-of-00002", range(6, 13)),
+        ("test-00000-of-00001", range(100, 104)),
+    ):
+        rows = {
+            "image": [{"bytes": png(i), "path": f"{i}.png"} for i in values],
+            "label": [i % 2 for i in values],
+        }
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+        table.to_parquet(root / "data" / f"{name}.parquet", batch_size=3)
+    return root
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Numbers of the row groups that are read, with their columns."""
+    found = []
+    own = ParquetRows._read
+    monkeypatch.setattr(
+        ParquetRows, "_read", lambda self, *what: found.append(what) or own(self, *what)
+    )
+    return found
+
+
+def values(images):
+    return [int(images[index]["image"][0, 0, 0]) for index in range(len(images))]
+
+
+@pytest.mark.parametrize("options", [("path", False), ("hub_id", True)])
+def test_rows_in_place_equal_those_of_a_table(birds, options):
+    train, test = load_splits(Data(**{options[0]: str(birds)}, streaming=options[1]))
+    table, tested = load_splits(Data(hub_id=str(birds)))
+    assert isinstance(train.rows, ParquetRows)
+    assert (values(train), values(test)) == (values(table), values(tested))
+    assert train.labels.tolist() == table.labels.tolist()
+    assert (train.classes, test.labels.tolist()) == (table.classes, tested.labels.tolist())
+    assert train.groups[0].blocks.tolist() == [3, 3, 3, 3, 1]
+    again = pickle.loads(pickle.dumps(train))
+    assert (values(again), fingerprint(again)) == (values(train), fingerprint(train))
+
+
+def test_a_parquet_file_beside_pictures_is_left_alone(birds, tmp_path):
+    shutil.copy(birds / "data" / "test-00000-of-00001.parquet", tmp_path / "embeddings.parquet")
+    draw(tmp_path / "a" / "0.png")
+    assert is_data_set(tmp_path) is None
+    assert is_data_set(birds) is True
+
+
+def test_listing_reads_no_picture(birds, read):
+    train, test = load_splits(Data(path=str(birds)))
+    assert {column for _, column in read} == {"label"}
+    read.clear()
+    splits = {"train": train, "test": test}
+    assert not differences(take(splits), take(splits))
+    assert len({fingerprint(train), file_state(train), fingerprint(test), file_state(test)}) == 4
+    assert read == []
+
+
+def test_a_limit_opens_no_more_than_it_needs(birds, read):
+    train, _ = load_splits(Data(path=str(birds), num_images=4, test_split="none"))
+    assert (values(train), train.groups[0].blocks.tolist()) == ([0, 1, 2, 3], [3, 1])
+    assert {number for number, _ in read} == {0, 1}
+
+
+def test_row_groups_are_kept_while_there_is_room(birds, read, monkeypatch):
+    rows = load_splits(Data(path=str(birds)))[0].rows
+    read.clear()
+    for row in (0, 1, 12, 0):
+        rows[row]
+    assert [number for number, _ in read] == [0, 4]
+    monkeypatch.setattr(parquet_rows, "MOST_BYTES", 1)
+    for row in (5, 12, 5):
+        rows[row]
+    assert [number for number, _ in read] == [0, 4, 1, 4, 1]
+
+
+def test_training_reads_each_row_group_once_and_goes_on_anywhere(birds, read):
+    train, _ = load_splits(Data(path=str(birds), shuffle_buffer=2))
+    order = order_of(train, 1, 0)
+    dataset = ViewDataset(train, CentreView(8), seed=0)
+
+    def indices(steps, **how):
+        return [b["index"].tolist() for b in step_loader(dataset, order, steps, **how)]
+
+    read.clear()
+    whole = indices(range(13), num_workers=0)
+    assert sorted(index for (index,) in whole) == list(range(13))
+    assert len(read) == 5
+    assert indices(range(7, 13), num_workers=2) == whole[7:]
+
+
+def test_a_file_that_is_gone_or_damaged_is_named(birds, tmp_path):
+    file = tmp_path / "x-00000-of-00001.parquet"
+    file.write_bytes((birds / "data" / "test-00000-of-00001.parquet").read_bytes())
+    rows = ParquetRows([str(file)], "image")
+    file.unlink()
+    with pytest.raises(CorruptImage, match=r"x-00000-of-00001\.parquet: cannot be read"):
+        rows[0]
+    file.write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"data\.hub_id: .*\.parquet cannot be read \("):
+        ParquetRows([str(file)], "image")

@@ -1,0 +1,177 @@
+"""Tar files in the layout of WebDataset: which pictures, which labels, which split, which error."""
+
+import io
+import itertools
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+
+from fg_ssl_zoo.data import shards, tar_index
+from fg_ssl_zoo.data.datasets import (
+    all_splits,
+    file_state,
+    fingerprint,
+    image_name,
+    load_splits,
+)
+from fg_ssl_zoo.data.inventory import differences, take
+from fg_ssl_zoo.data.loader import ViewDataset, step_loader
+from fg_ssl_zoo.data.order import order_of
+from fg_ssl_zoo.data.sample import CorruptImage
+from fg_ssl_zoo.features.extract import CentreView
+from tests.data.flat_pictures import data, draw
+
+
+def png(value):
+    return cv2.imencode(".png", np.full((6, 8, 3), value, np.uint8))[1].tobytes()
+
+
+def tar(path, members):
+    """A tar file of {name: content}; numbers are grey pictures, text is text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as opened:
+        for name, content in members.items():
+            content = png(content) if isinstance(content, int) else content.encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            opened.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def birds_in_shards(tmp_path):
+    for shard in range(3):
+        members = {}
+        for row in range(4):
+            number = 4 * shard + row
+            members |= {f"{number:04}.png": number, f"{number:04}.cls": str(number % 2 + 9)}
+        tar(tmp_path / "birds" / f"train-{shard:04}.tar", members)
+    tar(tmp_path / "birds" / "val-0000.tar", {"a/x.cls": "10\n", "a/x.png": 77, "a/x.json": "{}"})
+    return tmp_path / "birds"
+
+
+def values(images):
+    return [int(images[index]["image"][0, 0, 0]) for index in range(len(images))]
+
+
+def test_pictures_labels_and_splits(birds_in_shards):
+    train, test = load_splits(data(birds_in_shards))
+    assert (train.name, train.classes, values(train)) == ("birds", ["9", "10"], list(range(12)))
+    assert train.labels.tolist() == [0, 1] * 6
+    assert (values(test), test.labels.tolist()) == ([77], [1])
+    assert (train[5]["index"], train[5]["label"]) == (5, 1)
+    assert image_name(train, 5) == "train-0001.tar/0005.png"
+    assert image_name(test, 0) == "val-0000.tar/a/x.png"
+
+
+@pytest.mark.parametrize("pattern", ["train-{0000..0002}.tar", "train-*.tar"])
+def test_patterns_and_single_files(birds_in_shards, pattern):
+    found = all_splits(data(birds_in_shards / pattern), hold_out=False)
+    assert (list(found), values(found["train"])) == (["train"], list(range(12)))
+    one = all_splits(data(birds_in_shards / "train-0001.tar"), hold_out=False)["train"]
+    assert (one.name, values(one)) == ("train_0001", [4, 5, 6, 7])
+
+
+def test_folders_are_splits_and_classes(tmp_path):
+    tar(tmp_path / "train" / "0.tar", {"jay/1.JPG": 1, "crow/2.png": 2, ".hidden/3.png": 3})
+    tar(tmp_path / "test" / "0.tar", {"jay/4.png": 4})
+    train, test = load_splits(data(tmp_path, columns={"label": "folder"}))
+    assert (train.classes, train.labels.tolist(), test.labels.tolist()) == (
+        ["crow", "jay"], [1, 0], [1],
+    )  # fmt: skip
+    assert load_splits(data(tmp_path))[0].labels is None
+
+
+def test_a_shard_is_scanned_once_until_it_changes(birds_in_shards, monkeypatch):
+    first, _ = load_splits(data(birds_in_shards))
+    scanned = []
+    scan = tar_index.scan
+    monkeypatch.setattr(tar_index, "scan", lambda *a: scanned.append(a[0].name) or scan(*a))
+    again, _ = load_splits(data(birds_in_shards))
+    assert scanned == []
+    assert (values(again), fingerprint(again)) == (values(first), fingerprint(first))
+    before, state = take({"train": again}), file_state(again)
+    tar(birds_in_shards / "train-0001.tar", {"0009.png": 200, "0009.cls": "9"})
+    changed, _ = load_splits(data(birds_in_shards))
+    assert scanned == ["train-0001.tar"]
+    assert values(changed) == [0, 1, 2, 3, 200, 8, 9, 10, 11]
+    assert fingerprint(changed) != fingerprint(first)
+    assert file_state(changed) != state
+    assert str(differences(before, take({"train": changed}))).startswith("1 added, 4 gone")
+
+
+def test_training_goes_on_at_any_step_with_any_helpers(birds_in_shards):
+    train, _ = load_splits(data(birds_in_shards, shuffle_buffer=2))
+    assert train.groups[0].blocks.tolist() == [4, 4, 4]
+    order = order_of(train, 4, 3)
+    dataset = ViewDataset(train, CentreView(8), seed=3)
+
+    def indices(steps, **how):
+        return [batch["index"].tolist() for batch in step_loader(dataset, order, steps, **how)]
+
+    whole = indices(range(6), num_workers=0)
+    assert sorted(itertools.chain(*whole[:3])) == list(range(12))
+    assert indices(range(4, 6), num_workers=2) == whole[4:]
+    halves = [indices(range(6), num_workers=0, rank=rank, world=2) for rank in range(2)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+
+
+def test_long_names_and_offsets_equal_those_of_tarfile(tmp_path):
+    name = "a/" * 80 + "ü" * 60 + ".png"
+    for number, form in enumerate((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)):
+        with tarfile.open(tmp_path / f"{number}.tar", "w", format=form) as opened:
+            for member in (name, "b.png"):
+                info = tarfile.TarInfo(member)
+                info.size = len(png(3))
+                opened.addfile(info, io.BytesIO(png(3)))
+        assert [*tar_index.scan(tmp_path / f"{number}.tar").names] == [name, "b.png"]
+    train, _ = load_splits(data(tmp_path))
+    with tarfile.open(tmp_path / "0.tar") as opened:
+        assert train.encoded(0) == opened.extractfile(name).read()
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_a_corrupt_image(birds_in_shards):
+    train, _ = load_splits(data(birds_in_shards))
+    (birds_in_shards / "train-0000.tar").write_bytes(b"")
+    with pytest.raises(CorruptImage, match=r"train-0000\.tar/0000\.png: the shard has become"):
+        train[0]
+    (birds_in_shards / "train-0001.tar").unlink()
+    with pytest.raises(CorruptImage, match=r"train-0001\.tar: cannot be read"):
+        train[4]
+
+
+def test_damaged_and_foreign_files_are_refused(birds_in_shards, tmp_path):
+    whole = (birds_in_shards / "train-0001.tar").read_bytes()
+    for damaged in (whole[:1600], whole[:700], whole[:2048] + b"x" * 512 + whole[2560:], b"", b"x"):
+        (birds_in_shards / "train-0001.tar").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"train-0001\.tar cannot be read as a tar file \("):
+            load_splits(data(birds_in_shards))
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "message"),
+    [
+        ("train-{0000..0003}.tar", {}, r"1 of 4 shards of .* are not there, as .*train-0003\.tar"),
+        ("gone-*.tar", {}, r"1 of 1 shards of .*gone-\*\.tar are not there"),
+        ("x.tar.gz", {}, r"x\.tar\.gz is compressed, .* unpack it to a \.tar"),
+        ("", {"columns": {"image": "png"}}, "unknown key 'image' for tar files; known is label"),
+        ("", {"columns": {"label": "json"}}, "'json' for tar files; cls .* or folder is needed"),
+        ("", {"train_split": "fold1"}, r"no split .fold1.; known are train, val"),
+        ("text", {}, r"no pictures in 1 shards of .*text, as .*0\.tar; found 2 \.txt"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(birds_in_shards, path, options, message):
+    tar(birds_in_shards.parent / "text" / "0.tar", {"a.txt": "a", "b.txt": "b"})
+    place = birds_in_shards / path if path != "text" else birds_in_shards.parent / "text"
+    (birds_in_shards / "x.tar.gz").touch()
+    with pytest.raises(ValueError, match=message) as error:
+        load_splits(data(place, **options))
+    assert "\n" not in str(error.value)
+
+
+def test_an_archive_beside_its_own_pictures_is_left_alone(tmp_path):
+    draw(tmp_path / "images" / "a" / "1.png")
+    tar(tmp_path / "images.tar", {"1.png": 1})
+    assert shards.shard_files(tmp_path)[1] == []
