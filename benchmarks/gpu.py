@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--folder PICTURES] [--batch-size 256] [--compile]
     python benchmarks/gpu.py --device cpu --quick        that it works, without a GPU
 
-For ResNet-50 and ViT-S at 224 px, with two views of SimCLR, images (source pictures) per second:
+For ResNet-50 and ViT-S at 224 px, with two views of SimCLR, images (source images) per second:
 
     bare          forward, backward and AdamW of the backbone on random tensors on the device
     step          the same of the method on one uint8 batch: normalisation, heads and loss besides
@@ -12,7 +12,7 @@ For ResNet-50 and ViT-S at 224 px, with two views of SimCLR, images (source pict
     run, compiled the same with `speed.compile=true`, where `--compile` asks for it
 
 Times are wall times of a number of steps after as many that do not count. Without a folder, 512
-pictures of 256 px are drawn.
+images of 256 px are drawn.
 """
 
 import argparse
@@ -57,9 +57,9 @@ class Case:
 
     Args:
         name: Of a timm model.
-        images: Pictures of the run.
+        images: Images of the run.
         size: Side of a view in pixels.
-        batch_size: Source pictures of a step.
+        batch_size: Source images of a step.
         steps: That are timed.
     """
 
@@ -174,7 +174,7 @@ def drawn_pictures(folder: Path, count: int, size: int) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="of pictures; drawn ones when not given")
+    parser.add_argument("--folder", type=Path, help="of images; drawn ones when not given")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=30, help="steps that are timed")
     parser.add_argument("--compile", action="store_true", help="also with speed.compile=true")

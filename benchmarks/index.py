@@ -1,8 +1,8 @@
-"""Time and memory of the index of many pictures, before any of them is read.
+"""Time and memory of the index of many images, before any of them is read.
 
     python benchmarks/index.py FOLDER [--count 1000000] [--classes 1000] [--csv]
 
-Writes so many empty files below FOLDER/pictures, if they are not there (they take no space but
+Writes so many empty files below FOLDER/images, if they are not there (they take no space but
 their entries), and then does what a run does with its data: list them, compute their fingerprint,
 their state and the inventory, write it, and compare it as a run that is continued does. Prints
 processor seconds, and the largest memory of the process above that of its imports.
@@ -64,7 +64,7 @@ def make(root: Path, count: int, classes: int) -> None:
 
 def listed(root: Path) -> Path:
     """A CSV file that lists them."""
-    file = root.parent / "pictures.csv"
+    file = root.parent / "images.csv"
     with file.open("w", encoding="utf-8") as lines:
         lines.write("path,label\n")
         for path in root.glob("*/*.jpg"):

@@ -3,18 +3,18 @@
     python benchmarks/scaling.py [--backbone resnet50 vit_small_patch16_224] [--methods simclr ...]
                                  [--gpus 8 16 256] [--batch-size 64] [--rate 1218]
 
-Counted, from a forward and a backward pass of each method on four pictures and on eight, in a world
+Counted, from a forward and a backward pass of each method on four images and on eight, in a world
 of two processes and in one of four that exist in the count only: bytes that a process gathers and
 reduces for its loss, its gradients (float32), its buffers, and the statistics of its norms.
 
-Calculated, for b pictures and N GPUs (docs/scaling.md explains the terms):
+Calculated, for b images and N GPUs (docs/scaling.md explains the terms):
 
     step      = b * views / (rate * speed)
     gradients = 2 (N - 1) / N * G / w          all-reduce around a ring
     buffers   = B / w                          broadcast by the first process
     loss      = (N - 1) * s / w + 2 (N - 1) / N * r / w
     norms     = n * latency                    small messages: their number counts
-    cores     = pictures of a GPU per second / pictures of a core per second
+    cores     = images of a GPU per second / images of a core per second
 
 Nothing here is measured on a GPU: `--rate`, `--link`, `--network` and `--latency` are inputs.
 """
@@ -48,18 +48,18 @@ RATES = {"resnet50": 1218.01, "vit_small_patch16_224": 1057.92}
 results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv. Not measured by this project."""
 
 OPTIONS = {"moco": {"queue_size": 65_536}}
-"""Where the default depends on the pictures; the queue is the paper's."""
+"""Where the default depends on the images; the queue is the paper's."""
 
 METHODS = ("simclr", "simsiam", "moco", "byol", "dino")
 PICTURES = {"iNaturalist 2021": 2_686_843, "100 M": 100_000_000}
 EPOCHS = 100
-"""Of the hours in the table; 100 M pictures are passed once in the hundredth part."""
+"""Of the hours in the table; 100 M images are passed once in the hundredth part."""
 
 KB_A_PICTURE = 83
-"""224 GB of iNaturalist 2021 for 2,686,843 training pictures."""
+"""224 GB of iNaturalist 2021 for 2,686,843 training images."""
 
 CORE = 831
-"""Pictures per core-second: two SimCLR views at 224 px (docs/performance.md, one process)."""
+"""Images per core-second: two SimCLR views at 224 px (docs/performance.md, one process)."""
 
 
 class Wire:
@@ -104,8 +104,8 @@ class Volume:
     Attributes:
         gradients: Of all that is trained, in float32.
         buffers: Which data parallel training sends from the first process before each pass.
-        gathered: Brought by a process, for each of its pictures.
-        reduced: (constant, for each process, for each process and picture).
+        gathered: Brought by a process, for each of its images.
+        reduced: (constant, for each process, for each process and image).
         norms: Synchronised statistics: messages of a step.
     """
 
@@ -176,7 +176,7 @@ def _count_norms(method: nn.Module) -> list[int]:
 
 
 def speeds() -> dict[str, tuple[float, float]]:
-    """Method -> its measured speed beside bare passes of its views, and views of a picture.
+    """Method -> its measured speed beside bare passes of its views, and views of an image.
 
     Measured on a CPU with ResNet-18 (benchmarks/step.py); views are in units of the largest.
     """
@@ -271,7 +271,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbone", nargs="+", default=list(RATES))
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=sorted(speeds()))
     parser.add_argument("--gpus", nargs="+", type=int, default=[8, 16, 256])
-    parser.add_argument("--batch-size", type=int, default=64, help="pictures of each GPU")
+    parser.add_argument("--batch-size", type=int, default=64, help="images of each GPU")
     parser.add_argument("--rate", type=float, help="images per second of one GPU, bare backbone")
     parser.add_argument("--link", type=float, default=300, help="GB/s between GPUs of a machine")
     parser.add_argument("--network", type=float, default=25, help="GB/s of a GPU to other machines")
@@ -288,7 +288,7 @@ def tables(backbone: str, rate: float, chosen: Any) -> str:
     """Both tables of a backbone."""
     cluster = Cluster(rate, chosen.link * 1e9, chosen.network * 1e9, chosen.latency / 1e6)
     found = {name: counted(name, backbone) for name in chosen.methods}
-    about = f"{backbone}, {chosen.batch_size} pictures a GPU, {rate:,.0f} images/s of one GPU"
+    about = f"{backbone}, {chosen.batch_size} images a GPU, {rate:,.0f} images/s of one GPU"
     both = volumes(found, chosen.batch_size), times(found, cluster, chosen.batch_size, chosen.gpus)
     return f"{about}:\n\n{both[0]}\n\n{both[1]}\n"
 

@@ -1,4 +1,4 @@
-"""Some pictures of a source, and several sources as one."""
+"""Some images of a source, and several sources as one."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ _PARTS = ("part_mask", "part_maps", "keypoints")
 
 
 class Subset(HasFiles):
-    """Some pictures of a source, numbered anew.
+    """Some images of a source, numbered anew.
 
     Args:
         images: The source.
@@ -69,7 +69,7 @@ class Subset(HasFiles):
 
     @property
     def groups(self) -> list[Group]:
-        """Those of the source, see `Order`, each with the pictures of the subset alone."""
+        """Those of the source, see `Order`, each with the images of the subset alone."""
         found, first = [], 0
         if (np.diff(self.indices) < 0).any():
             return [Group(len(self))]
@@ -89,14 +89,14 @@ class Subset(HasFiles):
 
 
 class Mixture(HasFiles):
-    """Several sources as one: the pictures of the first, then those of the second, and so on.
+    """Several sources as one: the images of the first, then those of the second, and so on.
 
     Classes of the same name are one class. The mixture is labelled if all sources are; it has part
     masks and keypoints if all have those of the same parts.
 
     Args:
         sources: With different names.
-        weights: How often a picture of each source is read in an epoch, on average.
+        weights: How often an image of each source is read in an epoch, on average.
         name: Of the mixture.
         classes: Class names in the order of the labels; those of the sources when not given.
     """
@@ -149,7 +149,7 @@ class Mixture(HasFiles):
         return sample
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Number of the source of a picture, and of the picture in it."""
+        """Number of the source of an image, and of the image in it."""
         index = range(len(self))[index]
         number = bisect_right(self._ends, index)
         return number, index - self._ends[number] + len(self.sources[number])
@@ -185,5 +185,5 @@ class Mixture(HasFiles):
 
     @property
     def identity(self) -> str:
-        """The sources', and how many pictures each has."""
+        """The sources', and how many images each has."""
         return "\n".join(f"{s.name} {len(s)}\n{identity_of(s)}" for s in self.sources)

@@ -1,4 +1,4 @@
-"""Pictures listed in a CSV file: paths, and labels and splits where there are such columns.
+"""Images listed in a CSV file: paths, and labels and splits where there are such columns.
 
     path,label,split
     photos/1.jpg,jay,train
@@ -48,13 +48,13 @@ class _Rows:
 
 
 def load_csv(data: Data) -> tuple[FolderImages, FolderImages | None]:
-    """Training and test pictures of the CSV file `data.path`.
+    """Training and test images of the CSV file `data.path`.
 
-    All rows are training pictures where there is no split column. A split with an empty label is
+    All rows are training images where there is no split column. A split with an empty label is
     unlabelled.
 
     Raises:
-        ValueError: No such column or split, an empty or repeated path, pictures that are not there,
+        ValueError: No such column or split, an empty or repeated path, images that are not there,
             or test classes that training lacks.
     """
     file = home_path(str(data.path))
@@ -102,14 +102,14 @@ def _read(file: Path, wanted: Mapping[str, str]) -> tuple[dict[str, _Rows], bool
             f"data.path: {printable(file)} cannot be read ({error.strerror})"
         ) from None
     if not splits:
-        raise ValueError(f"data.path: {printable(file)} lists no pictures")
+        raise ValueError(f"data.path: {printable(file)} lists no images")
     missing.refuse()
     return splits, label is not None
 
 
 @dataclass
 class _Missing:
-    """Pictures of a list that are not there; the first is named."""
+    """Images of a list that are not there; the first is named."""
 
     file: Path
     asked: int = 0
@@ -117,7 +117,7 @@ class _Missing:
     first: str = ""
 
     def check(self, path: str, line: int) -> None:
-        """Count a picture."""
+        """Count an image."""
         self.asked += 1
         if not os.path.isfile(os.path.join(self.file.parent, path)):
             self.count += 1
@@ -127,7 +127,7 @@ class _Missing:
         """Raise where any is missing."""
         if self.count:
             raise ValueError(
-                f"data.path: {self.count} of {self.asked} pictures of {printable(self.file)} are "
+                f"data.path: {self.count} of {self.asked} images of {printable(self.file)} are "
                 f"not there, as {self.first}; paths start from {printable(self.file.parent)}"
             )
 
@@ -192,5 +192,5 @@ def _refuse_repeated(file: Path, rows: _Rows) -> None:
         if first == second:
             raise ValueError(
                 f"data.path: {printable(file)} lists {printable(first)} twice; list it once (for a "
-                "larger share of some pictures, see weights of data.path in docs/data.md)"
+                "larger share of some images, see weights of data.path in docs/data.md)"
             )

@@ -215,7 +215,7 @@ def _one_source(data: Data, hold_out: bool) -> tuple[Images, Images | None]:
 
 
 def _mix(data: Data, hold_out: bool) -> tuple[Images, Images | None]:
-    """Both splits of several paths; the test split has the pictures of all that have one."""
+    """Both splits of several paths; the test split has the images of all that have one."""
     names: list[str] = []
     for source in data.sources:
         name = source_name(source.path, None)

@@ -81,10 +81,10 @@ def decode(
 
 
 class EncodedImages(HasFiles):
-    """Pictures that are read by decoding what `encoded` gives.
+    """Images that are read by decoding what `encoded` gives.
 
     Attributes:
-        labels: Class number of every picture; `None` where nothing is labelled.
+        labels: Class number of every image; `None` where nothing is labelled.
     """
 
     labels: np.ndarray | None
@@ -96,7 +96,7 @@ class EncodedImages(HasFiles):
         return self.for_training(index, None)
 
     def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
-        """The picture reduced, see `ReadsForTraining`."""
+        """The image reduced, see `ReadsForTraining`."""
         index = range(len(self))[index]
         image = decode(self.encoded(index), self.error_name(index), reduction)
         sample = Sample(image=image, index=index)
@@ -105,7 +105,7 @@ class EncodedImages(HasFiles):
         return sample
 
     def error_name(self, index: int) -> str:
-        """A name of the picture for errors."""
+        """A name of the image for errors."""
         return self.name_of(index)
 
 

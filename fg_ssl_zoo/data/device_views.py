@@ -29,7 +29,7 @@ BEFORE_KERNEL = 13
 
 @dataclass(frozen=True)
 class UnfinishedViews(RandomViews):
-    """`images` (v, s, s, 3) uint8 in the colours of the picture, and `images_finish` (v, k)."""
+    """`images` (v, s, s, 3) uint8 in the colours of the image, and `images_finish` (v, k)."""
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> dict[str, Any]:
         """Crops of one sample and the numbers that finish them."""
@@ -58,7 +58,7 @@ def _write_kernel(into: np.ndarray, view: View) -> None:
 
 
 def _fixed_point(kernel: np.ndarray) -> np.ndarray:
-    """The 256ths with which OpenCV blurs uint8 pictures: errors go to the next number inwards."""
+    """The 256ths with which OpenCV blurs uint8 images: errors go to the next number inwards."""
     found, error = np.empty_like(kernel), 0.0
     half = len(kernel) // 2
     for place in range(half):
@@ -118,7 +118,7 @@ def finished(
 def _blurred(
     x: Float[Tensor, "n h w 3"], kernels: Float[Tensor, "n k"]
 ) -> Float[Tensor, "n h w 3"]:
-    """Each picture with its own kernel along both axes, mirrored at the edges without repeating."""
+    """Each image with its own kernel along both axes, mirrored at the edges without repeating."""
     count, height, width, _ = x.shape
     radius = kernels.shape[1] // 2
     weights = kernels.repeat_interleave(3, dim=0)[:, None, None]  # (3n, 1, 1, k)

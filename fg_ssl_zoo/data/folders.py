@@ -290,7 +290,7 @@ def _class_names(
 def images_of(
     data: Data, root: Path, paths: PathList, classes: list[str], labels: np.ndarray | None
 ) -> FolderImages:
-    """Pictures of one split with the keypoints and part masks that lie in `root`."""
+    """Images of one split with the keypoints and part masks that lie in `root`."""
     return FolderImages(
         root,
         paths,

@@ -84,7 +84,7 @@ class HubImages(EncodedImages):
         return f"{self.where} row {index}" + (f" ({path})" if path else "")
 
     def checked(self, index: int) -> bytes:
-        """The encoded picture; of Parquet files, what tells them from others, see `HasFiles`."""
+        """The encoded image; of Parquet files, what tells them from others, see `HasFiles`."""
         if isinstance(self.rows, ParquetRows):
             return self.rows.state.encode()
         return self.encoded(index)

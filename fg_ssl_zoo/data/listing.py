@@ -125,7 +125,7 @@ def list_images(folder: str | Path, prefix: str = "") -> Listing:
 
 
 def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], into: Listing) -> None:
-    """Add the pictures of a folder, its folders among them, all in natural order of their names.
+    """Add the images of a folder, its folders among them, all in natural order of their names.
 
     Of a folder with a million files, no more than the names is held.
     """
@@ -231,9 +231,9 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def files_with(folder: Path, ending: str) -> list[Path]:
-    """Files of an ending in a folder, in natural order; none as soon as there is a picture.
+    """Files of an ending in a folder, in natural order; none as soon as there is an image.
 
-    So it costs nothing in a folder of a million pictures.
+    So it costs nothing in a folder of a million images.
     """
     found = []
     with os.scandir(folder) as entries:
@@ -257,5 +257,5 @@ def has_pictures(folder: Path, *, directly: bool = False) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file of this name is a picture; hidden ones are not."""
+    """Whether a file of this name is an image; hidden ones are not."""
     return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")

@@ -3,9 +3,9 @@
 The order is a pure function of (seed, batch size, epoch), so a run goes on at any step without a
 saved state, and is the same for any number of processes and workers.
 
-    one group               a permutation of all pictures in every epoch
+    one group               a permutation of all images in every epoch
     groups with weights     each source has its own sequence of permutations, and an epoch takes the
-                            next round(weight * count) pictures of it; the sources are mixed
+                            next round(weight * count) images of it; the sources are mixed
     blocks (shards)         blocks are shuffled, and dealt to `LANES` lanes; a lane is shuffled in
                             a buffer that moves along it; a batch takes as many from each lane
 
@@ -28,13 +28,13 @@ LANES = 16
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Consecutive pictures of a data set that are ordered together.
+    """Consecutive images of a data set that are ordered together.
 
     Attributes:
-        count: Of the pictures.
+        count: Of the images.
         weight: How often each is read in an epoch, on average.
         blocks: (k,) sizes of the parts that are fast to read as a whole; their sum is `count`.
-        buffer: Pictures of consecutive blocks that are shuffled together; all when not given.
+        buffer: Images of consecutive blocks that are shuffled together; all when not given.
     """
 
     count: int
@@ -44,22 +44,22 @@ class Group:
 
     @property
     def per_epoch(self) -> int:
-        """Pictures of this group in every epoch."""
+        """Images of this group in every epoch."""
         return max(1, round(self.weight * self.count))
 
 
 @runtime_checkable
 class HasGroups(Protocol):
-    """Pictures with weights, or that are not to be read in any order."""
+    """Images with weights, or that are not to be read in any order."""
 
     @property
     def groups(self) -> list[Group]:
-        """Of all pictures, one after the other."""
+        """Of all images, one after the other."""
         ...
 
 
 def groups_of(images: Sized) -> list[Group]:
-    """The groups of a source; all pictures alike where it has none."""
+    """The groups of a source; all images alike where it has none."""
     return images.groups if isinstance(images, HasGroups) else [Group(len(images))]
 
 
@@ -95,7 +95,7 @@ class Order:
 
     @property
     def per_epoch(self) -> int:
-        """Pictures of one epoch; with weights, not the number of the data set."""
+        """Images of one epoch; with weights, not the number of the data set."""
         return sum(group.per_epoch for group in self.groups)
 
     @property
@@ -140,7 +140,7 @@ def _epoch(order: Order, epoch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _one_pass(group: Group, seed: Sequence[int], batch_size: int = 1) -> np.ndarray:
-    """All pictures of a group once."""
+    """All images of a group once."""
     generator = np.random.default_rng(seed)
     if group.blocks is None or group.buffer is None or group.buffer >= group.count:
         return generator.permutation(group.count)

@@ -35,11 +35,11 @@ OPENED_AT_ONCE = 8
 
 
 class ParquetRows(Sequence[dict[str, Any]]):
-    """Encoded pictures of Parquet files; each row is `{"bytes": ..., "path": ...}`.
+    """Encoded images of Parquet files; each row is `{"bytes": ..., "path": ...}`.
 
     Args:
         files: Paths or addresses (`hf://...`), in their order.
-        image: Column of the pictures.
+        image: Column of the images.
         most: Rows that are used, the first ones; all when not given.
         buffer: Rows that are shuffled together.
 
@@ -104,7 +104,7 @@ class ParquetRows(Sequence[dict[str, Any]]):
         return found[: len(self)]
 
     def _row_group(self, number: int) -> "pa.Array":
-        """The pictures of a row group, read if they are not kept."""
+        """The images of a row group, read if they are not kept."""
         with self._lock:
             if number not in self._kept:
                 self._kept[number] = self._read(number, self.image)

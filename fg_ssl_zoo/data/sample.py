@@ -100,14 +100,14 @@ class HasIdentity(Protocol):
 
 @runtime_checkable
 class HasFiles(Protocol):
-    """Pictures that are kept encoded: files, members of tar files, rows of a data set."""
+    """Images that are kept encoded: files, members of tar files, rows of a data set."""
 
     def name_of(self, index: int) -> str:
         """A name for messages and lists, such as the path below the folder."""
         ...
 
     def encoded(self, index: int) -> bytes:
-        """The encoded picture; empty where there is none, as of a drawn one.
+        """The encoded image; empty where there is none, as of a drawn one.
 
         Raises:
             CorruptImage: It cannot be read.
@@ -115,7 +115,7 @@ class HasFiles(Protocol):
         ...
 
     def checked(self, index: int) -> bytes:
-        """Bytes that change with the picture; others than `encoded` where those cost too much."""
+        """Bytes that change with the image; others than `encoded` where those cost too much."""
         return self.encoded(index)
 
     def stat_of(self, index: int) -> tuple[int, int] | None:
@@ -178,7 +178,7 @@ def keypoints_known(images: Images) -> list[str]:
 
 
 class _NoFiles(HasFiles):
-    """Of pictures that are not kept encoded, such as drawn ones."""
+    """Of images that are not kept encoded, such as drawn ones."""
 
     def __init__(self, images: Images) -> None:
         self.images = images
@@ -194,24 +194,24 @@ class _NoFiles(HasFiles):
 
 
 def files_of(images: Images) -> HasFiles:
-    """What is known of the files of any pictures; ask once for all pictures of a loop."""
+    """What is known of the files of any images; ask once for all images of a loop."""
     return images if isinstance(images, HasFiles) else _NoFiles(images)
 
 
 def image_name(images: Images, index: int) -> str:
-    """The file's path in its folder, or the set's name and the number of the picture."""
+    """The file's path in its folder, or the set's name and the number of the image."""
     return files_of(images).name_of(index)
 
 
 def identity_of(images: Images) -> str:
-    """What tells the pictures from others: the name of their set where they say no more."""
+    """What tells the images from others: the name of their set where they say no more."""
     return images.identity if isinstance(images, HasIdentity) else images.name
 
 
 def read_for_training(
     images: Images, index: int, reduction: Callable[[int, int], int] | None
 ) -> Sample:
-    """The picture, reduced and from a cache where the source can do that."""
+    """The image, reduced and from a cache where the source can do that."""
     if isinstance(images, ReadsForTraining):
         return images.for_training(index, reduction)
     return images[index]

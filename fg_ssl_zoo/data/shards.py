@@ -1,14 +1,14 @@
-"""Pictures in tar files, the layout of WebDataset; read in place, one by one.
+"""Images in tar files, the layout of WebDataset; read in place, one by one.
 
     shards/train-0000.tar    0001.jpg 0001.cls 0002.jpg 0002.cls ...
     shards/val-0000.tar      or train/0000.tar, val/0000.tar
 
-A shard is scanned once, and where its pictures lie is kept in the Hugging Face cache under its
-path, size and time of change. Then every picture can be read by itself: training is the same for
+A shard is scanned once, and where its images lie is kept in the Hugging Face cache under its
+path, size and time of change. Then every image can be read by itself: training is the same for
 any number of processes and goes on exactly where it stopped.
 
 Members of one key, which is the name up to the first dot of the file name, belong together. The
-label is the text of `KEY.cls`, or with `data.columns={label: folder}` the folder of the picture.
+label is the text of `KEY.cls`, or with `data.columns={label: folder}` the folder of the image.
 """
 
 import glob
@@ -36,13 +36,13 @@ from fg_ssl_zoo.data.splits import ClassColumn, choose_splits, is_split, number_
 from fg_ssl_zoo.data.tar_index import LABELS, Members, scanned
 
 BUFFER = 10_000
-"""Pictures that are shuffled together, of consecutive shards; `data.shuffle_buffer` changes it."""
+"""Images that are shuffled together, of consecutive shards; `data.shuffle_buffer` changes it."""
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 class ShardImages(EncodedImages):
-    """Pictures of one split in tar files.
+    """Images of one split in tar files.
 
     Args:
         root: Folder that the names of the shards start from.
@@ -50,11 +50,11 @@ class ShardImages(EncodedImages):
         members: Of each shard.
         name: Of the data set.
         classes: Class names in the order of the labels.
-        labels: Class number of every picture.
-        buffer: Pictures that are shuffled together.
+        labels: Class number of every image.
+        buffer: Images that are shuffled together.
 
     Attributes:
-        groups: Blocks of pictures that lie together, see `Order`.
+        groups: Blocks of images that lie together, see `Order`.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class ShardImages(EncodedImages):
 
     @property
     def identity(self) -> str:
-        """Names and sizes of all pictures."""
+        """Names and sizes of all images."""
         shards = [f"{name} {first}" for name, first in zip(self._shown, self._firsts, strict=False)]
         return "\n".join([*shards, self.members.joined("\n"), str(self._sizes.tolist())])
 
@@ -135,11 +135,11 @@ def shard_files(path: Path) -> tuple[Path, list[Path]]:
     if os.path.isdir(path):
         folders = [path, *(path / name for name in sorted(folders_in(path), key=natural))]
         found = [file for folder in folders for file in files_with(folder, ".tar")]
-        left = bool(found) and has_pictures(path)  # an archive beside its own pictures
+        left = bool(found) and has_pictures(path)  # an archive beside its own images
         return path, [] if left else found
     if path.name.endswith(_COMPRESSED):
         raise ValueError(
-            f"data.path: {printable(path)} is compressed, so that no picture of it can be read by "
+            f"data.path: {printable(path)} is compressed, so that no image of it can be read by "
             "itself; unpack it to a .tar or to a folder"
         )
     if path.suffix != ".tar":
@@ -170,12 +170,12 @@ def _expanded(pattern: str) -> Iterator[str]:
 def load_shards(
     data: Data, root: Path, files: Sequence[Path]
 ) -> tuple[ShardImages, ShardImages | None]:
-    """Training and test pictures of these tar files.
+    """Training and test images of these tar files.
 
     A split is the folder of a shard below `root`, or a word of its name: `train-0001.tar`.
 
     Raises:
-        ValueError: No such split, no pictures, a tar file that is damaged, or test classes that
+        ValueError: No such split, no images, a tar file that is damaged, or test classes that
             training lacks.
     """
     source = _label_source(data.columns)
@@ -189,7 +189,7 @@ def load_shards(
     if not any(len(found.names) for found in members[0]):
         others = sum((found.others for found in members[0]), Counter[str]())
         raise ValueError(
-            f"data.path: no pictures in {len(shards[0])} shards of {printable(root)}, as "
+            f"data.path: no images in {len(shards[0])} shards of {printable(root)}, as "
             f"{printable(shards[0][0])}; found {counts(others) or 'nothing'}"
         )
     columns = [ClassColumn(name for m in found for name in m.labels) for found in members]

@@ -1,7 +1,7 @@
 """Splits and classes by name, for all sources that keep them as text.
 
 find_train, find_test   which of the names that are there is asked for
-ClassColumn             the class name of every picture, each name kept once
+ClassColumn             the class name of every image, each name kept once
 number_classes          class numbers of both splits, by the names of the training split
 """
 
@@ -77,7 +77,7 @@ def choose_splits(there: Collection[str], data: Data, where: str) -> tuple[str, 
     """Names of the training and the test split; others are named in the log.
 
     Args:
-        there: Names; empty for pictures of no split, which are trained on where there is no split.
+        there: Names; empty for images of no split, which are trained on where there is no split.
         data: Its `train_split` and `test_split` are wanted.
         where: What they are in, for messages.
 
@@ -98,10 +98,10 @@ def choose_splits(there: Collection[str], data: Data, where: str) -> tuple[str, 
 
 
 def tell_unused(where: str, splits: Sequence[str]) -> None:
-    """Warn that the pictures of these splits are not used."""
+    """Warn that the images of these splits are not used."""
     if splits:
         _log.warning(
-            "%s: the pictures in %s belong to no split and are not used",
+            "%s: the images in %s belong to no split and are not used",
             printable(where), printable(", ".join(splits[:5])),
         )  # fmt: skip
 
@@ -122,7 +122,7 @@ def composed(name: str) -> str:
 
 
 class ClassColumn:
-    """The class name of every picture of a split: eight bytes a picture, and each name once."""
+    """The class name of every image of a split: eight bytes an image, and each name once."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._codes: dict[str, int] = {}
@@ -131,7 +131,7 @@ class ClassColumn:
             self.append(name)
 
     def append(self, name: str) -> None:
-        """The next picture's; empty where it is not known."""
+        """The next image's; empty where it is not known."""
         code = self._codes.get(name)
         if code is None:  # both Unicode forms of a name are one class
             code = self._codes.setdefault(composed(name), len(self._codes))
@@ -145,7 +145,7 @@ class ClassColumn:
 
     @property
     def known(self) -> bool:
-        """Whether every picture has a class."""
+        """Whether every image has a class."""
         return bool(self._rows) and "" not in self._codes
 
     def numbers(self, classes: Sequence[str]) -> np.ndarray:
@@ -160,14 +160,14 @@ class ClassColumn:
 def number_classes(
     train: ClassColumn | None, test: ClassColumn | None, train_where: str, test_where: str
 ) -> tuple[list[str], np.ndarray | None, np.ndarray | None]:
-    """Class names, and the class numbers of training and test pictures.
+    """Class names, and the class numbers of training and test images.
 
     A split is unlabelled where it has no column or an empty name in it; a test split also where
     the training split is.
 
     Args:
-        train: Of the training pictures; its names, in natural order, are the classes.
-        test: Of the test pictures.
+        train: Of the training images; its names, in natural order, are the classes.
+        test: Of the test images.
         train_where: Name of the training split, for messages.
         test_where: Likewise.
 
@@ -191,7 +191,7 @@ def number_classes(
         )
     if missing := [name for name in classes if name not in test.names]:
         _log.warning(
-            "%s has test pictures of %d of %d classes; none of %s",
+            "%s has test images of %d of %d classes; none of %s",
             printable(test_where), len(test.names), len(classes),
             printable(", ".join(missing[:5])),
         )  # fmt: skip

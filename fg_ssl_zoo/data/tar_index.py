@@ -1,4 +1,4 @@
-"""Where the pictures of tar files lie: each file is scanned once, and the result is kept.
+"""Where the images of tar files lie: each file is scanned once, and the result is kept.
 
 It is kept in the Hugging Face cache under path, size and time of change of the tar file, so a file
 that has changed is scanned again.
@@ -24,7 +24,7 @@ from fg_ssl_zoo.data.tensor_cache import cache_file, read_tensors, write_tensors
 from fg_ssl_zoo.progress import shown
 
 LABELS = ("cls", "folder")
-"""Where the label of a picture may stand: in a member `KEY.cls`, or in its path."""
+"""Where the label of an image may stand: in a member `KEY.cls`, or in its path."""
 
 _LONGEST_LABEL = 200
 """Bytes of a label that are read."""
@@ -34,14 +34,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Members:
-    """Pictures of one shard, in its order.
+    """Images of one shard, in its order.
 
     Attributes:
         names: Paths in the shard.
-        labels: Class names; empty where a picture has none.
+        labels: Class names; empty where an image has none.
         offsets: Of the first byte of each, in the shard.
         sizes: In bytes.
-        others: Number of members that are no pictures, by ending.
+        others: Number of members that are no images, by ending.
     """
 
     names: PathList = field(default_factory=PathList)
@@ -52,7 +52,7 @@ class Members:
 
 
 def scanned(files: Sequence[Path], source: str) -> list[Members]:
-    """The pictures of shards, from the cache where they were scanned before."""
+    """The images of shards, from the cache where they were scanned before."""
     found = [_members(file, source) for file in shown(files, len(files), "scanning tar files")]
     others = sum((members.others for members in found), Counter[str]())
     if others:
@@ -86,7 +86,7 @@ def _members(file: Path, source: str) -> Members:
 
 
 def scan(file: Path, source: str = "cls") -> Members:
-    """The pictures of a tar file, from the headers of its members.
+    """The images of a tar file, from the headers of its members.
 
     Args:
         file: Not compressed.
@@ -117,7 +117,7 @@ def scan(file: Path, source: str = "cls") -> Members:
 
 
 def _add(members: Members, texts: dict[str, str], member: tarfile.TarInfo, file: BinaryIO) -> None:
-    """Note a member: a picture, the label of one, or something else."""
+    """Note a member: an image, the label of one, or something else."""
     key, ending = _key(member.name)
     if f".{ending.lower()}" in SUFFIXES:
         members.names.append(member.name)

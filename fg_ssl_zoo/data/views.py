@@ -304,7 +304,7 @@ class RandomViews:
     def drawn(
         self, sample: Sample, generator: np.random.Generator
     ) -> Iterator[tuple[np.ndarray, View]]:
-        """The picture of each view, edited, and the random choices of the view."""
+        """The image of each view, edited, and the random choices of the view."""
         for how, edit in zip(self.augmentations, self.edits, strict=True):
             image = sample["image"]
             if edit and not self.after:

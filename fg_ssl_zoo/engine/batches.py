@@ -20,7 +20,7 @@ def on_device(
     stream waits for the copy and not the other way round. Elsewhere it is copied when asked for.
 
     Args:
-        loader: Gives uint8 pictures and `corrupt`, the names of unreadable ones.
+        loader: Gives uint8 images and `corrupt`, the names of unreadable ones.
         device: Of the run.
         note_corrupt: Is given these names when the batch is handed over.
     """

@@ -215,7 +215,7 @@ def evaluation_accelerator(speed: Speed | None = None) -> Accelerator:
 def compiled(method: nn.Module, wanted: bool) -> Iterator[None]:
     """Compile the network of every backbone of a method, teachers too, until the block ends.
 
-    Shapes are fixed: a batch of other pictures compiles again. Keys of weights stay.
+    Shapes are fixed: a batch of other images compiles again. Keys of weights stay.
 
     Args:
         method: Its backbones call the compiled network in their `forward`.
@@ -232,7 +232,7 @@ def compiled(method: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 def uncompiled(wanted: bool) -> AbstractContextManager[Any]:
-    """For measurements: pictures of other numbers and sizes, for which nothing is compiled."""
+    """For measurements: images of other numbers and sizes, for which nothing is compiled."""
     return torch.compiler.set_stance("force_eager") if wanted else nullcontext()
 
 

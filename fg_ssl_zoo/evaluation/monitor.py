@@ -37,7 +37,7 @@ RANK_IMAGES = 2048
 """Images that RankMe reads; its value depends on the number, so it is fixed."""
 
 MOST_IMAGES = 50_000
-"""Pictures of each split that a measurement reads where the recipe gives no number."""
+"""Images of each split that a measurement reads where the recipe gives no number."""
 
 SAID_EVERY = 15.0
 """Seconds between progress lines of a measurement without a terminal."""
