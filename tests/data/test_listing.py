@@ -47,7 +47,7 @@ def test_classes_are_numbered_by_the_training_names(caplog):
     assert classes == ["c9", "c10", "M\u00fcller"]
     np.testing.assert_array_equal(labels, [1, 2, 0, 2])
     np.testing.assert_array_equal(tested, [0, 0])
-    assert "b has test pictures of 1 of 3 classes; none of c10, M\u00fcller" in caplog.text
+    assert "b has test images of 1 of 3 classes; none of c10, M\u00fcller" in caplog.text
     assert number_classes(train, ClassColumn(["c9", ""]), "a", "b")[2] is None
     assert number_classes(ClassColumn(["x", ""]), None, "a", "")[:2] == ([], None)
     with pytest.raises(ValueError, match=r"1 of the classes in b are not in a: c8; did you mean"):

@@ -192,5 +192,5 @@ def test_the_recipe_switches_it_on_for_folders_alone(birds, tmp_path):
     assert test is not None
     plain, _ = load_splits(Data(path=str(tmp_path / "birds")))
     assert plain.images.cache is None
-    with pytest.raises(ValueError, match=r"^data\.cache: .* those of drawn are not, set"):
+    with pytest.raises(ValueError, match=r"^data\.cache: .* those of drawn are not; set"):
         load_splits(Data(num_images=16, cache=True))

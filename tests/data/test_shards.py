@@ -159,7 +159,7 @@ def test_damaged_and_foreign_files_are_refused(birds_in_shards, tmp_path):
         ("", {"columns": {"image": "png"}}, "unknown key 'image' for tar files; known is label"),
         ("", {"columns": {"label": "json"}}, "'json' for tar files; cls .* or folder is needed"),
         ("", {"train_split": "fold1"}, r"no split .fold1.; known are train, val"),
-        ("text", {}, r"no pictures in 1 shards of .*text, as .*0\.tar; found 2 \.txt"),
+        ("text", {}, r"no images in 1 shards of .*text, as .*0\.tar; found 2 \.txt"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(birds_in_shards, path, options, message):
