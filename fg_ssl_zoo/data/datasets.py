@@ -273,14 +273,20 @@ def _load_folder(data: Data) -> tuple[Images, Images | None]:
 # --------------------------------------------------------------------------- subsets
 
 
-def _hold_out(images: Images) -> tuple[Images, Images]:
-    """Split a labelled source; pictures keep their side when others are added or moved."""
+def _hold_out(images: Images) -> tuple[Images, Images | None]:
+    """Split a labelled source; pictures keep their side when others are added or moved.
+
+    Where every class has one picture, none can be spared, and there are no test pictures.
+    """
     if isinstance(images, FolderImages):
         names: Sequence[str] = list(images.paths)
     else:
         names = [str(index) for index in range(len(images))]
     assert images.labels is not None
     test = held_out(names, images.labels)
+    if not test.any():
+        _log.warning("%s: no class has two pictures, so that none is held out", images.name)
+        return images, None
     _log.warning(
         "%s has no labelled test split: %d of %d pictures (%.0f %% of each class, by a hash of the "
         "file name) are held out; data.test_split=%s trains on all",

@@ -212,7 +212,8 @@ def describe(recipe: Recipe, pictures: Pictures, machine: Machine) -> str:
         ("rate", f"{rate} ({train.optimizer})", "stages.0.train.lr=1e-3"),
         ("views", options.get("preset", "fine_grained"), "stages.0.options.preset=simclr"),
         ("measured", f"kNN accuracy of {pictures.num_test} pictures" if pictures.num_test
-         else "RankMe, as nothing is labelled", "monitor.every=10"),
+         else f"RankMe, as nothing is {'held out' if pictures.num_classes else 'labelled'}",
+         "monitor.every=10"),
     ]  # fmt: skip
     width = max(len(value) for _, value, _ in rows)
     lines = [f"{name:9} {value:{width}}  {how}" for name, value, how in rows]

@@ -4,6 +4,7 @@ measure, this_machine, the_start    pictures, hardware, weights to start from
 recipe_of_words                     a command line -> recipe, and what was chosen (`choice.py`)
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -134,10 +135,14 @@ def released() -> list[str]:
 
 
 def _size_and_pictures(folder: Path) -> tuple[int, int]:
-    """Bytes of the weights, and the pictures that they learned from, the most first."""
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    results = folder / "results.json"
-    seen = json.loads(results.read_text())["data"]["num_train"] if results.is_file() else 0
+    """Bytes of the weights, and the pictures that they learned from, the most first.
+
+    Results that are missing or cannot be read count as none: a user's own folder may lie here.
+    """
+    size, seen = sum(path.stat().st_size for path in folder.glob("*.safetensors")), 0
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        seen = int(results["data"]["num_train"])
     return size, -seen
 
 
@@ -149,8 +154,8 @@ class Chosen(NamedTuple):
 
     Attributes:
         recipe: What is trained.
-        summary: Ten lines on what was chosen; `None` where the words name a recipe.
-        splits: Pictures of the folder, listed once for choice and run; `None` likewise.
+        summary: Ten lines on what was chosen; `None` where the words name a recipe or other stages.
+        splits: Pictures of the folder, listed once for choice and run; `None` for a recipe.
     """
 
     recipe: Recipe
@@ -198,6 +203,8 @@ def recipe_of_words(words: Sequence[str]) -> Chosen:
     start = the_start(given.get("init"), given.get("backbone"))
     size = data.image_size if "data.image_size" in given else None
     recipe = overridden(choose(pictures, machine, start, image_size=size), overrides)
+    if len(recipe.stages) != 1:  # of the user's own choice
+        return Chosen(recipe, None, splits)
     return Chosen(recipe, describe(recipe, pictures, machine), splits)
 
 
