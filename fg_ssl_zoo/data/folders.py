@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from fg_ssl_zoo.config import Data, nearest, printable
-from fg_ssl_zoo.data.decode import decode
+from fg_ssl_zoo.data.decode import decode, read_file
 from fg_ssl_zoo.data.listing import (
     counts,
     existing_folder,
@@ -34,7 +34,7 @@ from fg_ssl_zoo.data.listing import (
 )
 from fg_ssl_zoo.data.part_annotations import PartMasks, Points, read_part_masks, read_points
 from fg_ssl_zoo.data.picture_cache import PictureCache
-from fg_ssl_zoo.data.sample import CorruptImage, Sample
+from fg_ssl_zoo.data.sample import Sample
 
 TRAIN_NAMES = ("train", "training")
 """Folders that may stand for `data.train_split: train`, best first."""
@@ -112,7 +112,7 @@ class FolderImages:
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         path = os.path.join(self.root, self.paths[index])
-        return self._sample(index, decode(_read(path), path))
+        return self._sample(index, decode(read_file(path), path))
 
     def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
         """The picture reduced and cached, see `ReadsForTraining`; whole where parts are noted."""
@@ -121,7 +121,7 @@ class FolderImages:
         how = None if self.points is not None or self.masks is not None else reduction
 
         def decoded() -> np.ndarray:
-            return decode(_read(path), path, how)
+            return decode(read_file(path), path, how)
 
         return self._sample(index, self.cache.get(path, how, decoded) if self.cache else decoded())
 
@@ -151,14 +151,6 @@ def _size(path: str) -> int | str:
         return os.path.getsize(path)
     except OSError:
         return "gone"
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
-    except OSError as error:
-        raise CorruptImage(f"{path}: cannot be read ({error.strerror})") from None
 
 
 # --------------------------------------------------------------------------- splits
