@@ -35,6 +35,7 @@ from fg_ssl_zoo.config import (
     check_folder,
     disk_error,
     encodable,
+    memory_error,
     printable,
     refuse_empty,
     show_any_name,
@@ -192,9 +193,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None
 
 GO_ON = "run the same command again to go on"
 
-NO_MEMORY = "can't allocate memory"
-"""What torch says in a RuntimeError when the machine has no memory left."""
-
 
 def _said(stopped: Interrupted) -> Interrupted:
     """The same, its message printed."""
@@ -211,11 +209,10 @@ def _line_of(error: Exception) -> str | None:
         return f"weights could not be read or written ({error}); {GO_ON}"
     if isinstance(error, OSError):
         return f"{disk_error(error)}; {GO_ON}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
-        said = str(error).partition("\n")[0] or type(error).__name__
+    if said := memory_error(error):
         return (
-            f"not enough memory ({said}); free some and {GO_ON}, or start another run with a "
-            "smaller train.batch_size or a larger train.accumulate"
+            f"{said}; free some and {GO_ON}, or start another run with a smaller "
+            "train.batch_size or a larger train.accumulate"
         )
     if is_peer_failure(error):
         return f"another process of this run has ended, and says why itself; {GO_ON}"

@@ -24,7 +24,7 @@ from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fg_ssl_zoo.config import encodable, whole_file
+from fg_ssl_zoo.config import encodable, naming, whole_file
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -198,10 +198,14 @@ def write_state(state: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors; the same tensors become the same bytes.
 
     A second entry of metadata would make the order of both, and with it the hash, a matter of luck.
+
+    Raises:
+        OSError: The disk refused; the error has the path.
     """
     from safetensors.torch import save_file
 
-    save_file(dict(state), path, metadata={"format": "pt"})
+    with naming(path):
+        save_file(dict(state), path, metadata={"format": "pt"})
 
 
 def write_network(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
