@@ -1,12 +1,14 @@
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import fg_ssl_zoo
 from fg_ssl_zoo import cli
@@ -105,6 +107,31 @@ def test_a_finetuning_that_diverges_is_one_line_and_a_fault_of_ours_a_traceback(
     assert capsys.readouterr().err == (line if kind is TrainingStopped else "")
 
 
+@pytest.mark.parametrize("error", [
+    MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+])  # fmt: skip
+def test_no_memory_is_one_line(error, monkeypatch, capsys):
+    monkeypatch.setattr("fg_ssl_zoo.cli.data._list_data", lambda _: (_ for _ in ()).throw(error))
+    with pytest.raises(SystemExit):
+        main(["data", "list"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: not enough memory (")
+    assert line.endswith(
+        "; free some, or use a smaller --image-size, and run the same command again"
+    )
+
+
+def test_a_stopped_command_says_by_what(monkeypatch, capsys):
+    monkeypatch.setattr(
+        "fg_ssl_zoo.cli.data._list_data", lambda _: signal.raise_signal(signal.SIGTERM)
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "list"])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "stopped by SIGTERM; run the same command again\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_a_cache_that_cannot_be_written_is_refused_before_any_work(monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", "/dev/null/assets")
     with pytest.raises(SystemExit):
@@ -177,10 +204,19 @@ def test_timm_has_our_names_in_either_order_of_the_imports(order):
 
 
 def test_a_shell_completes_verbs_and_options(tmp_path):
-    for line, found in (("fgssl class", {"classifier"}), ("fgssl eval --prot", {"--protocols"})):
+    code = (
+        "import os, sys; end = os._exit; from fg_ssl_zoo.cli import main\n"
+        "os._exit = lambda code: (print('torch' in sys.modules, flush=True), end(code)); main([])"
+    )
+    for line, found, slow in (
+        ("fgssl class", {"classifier"}, False),
+        ("fgssl predict --ba", {"--batch-size"}, False),
+        ("fgssl eval --prot", {"--protocols"}, True),  # made from the records of the protocols
+    ):
         out = tmp_path / "completions"
-        python(
-            "from fg_ssl_zoo.cli import main; main([])", _ARGCOMPLETE="1", COMP_LINE=line,
+        imported = python(
+            code, _ARGCOMPLETE="1", COMP_LINE=line,
             COMP_POINT=str(len(line)), _ARGCOMPLETE_IFS=",", _ARGCOMPLETE_STDOUT_FILENAME=str(out),
         )  # fmt: skip
         assert {word.strip() for word in out.read_text().split(",")} == found
+        assert imported == f"{slow}\n"

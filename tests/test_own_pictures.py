@@ -166,6 +166,9 @@ def test_the_smallest_released_model_that_saw_most_photographs_is_the_start(monk
         own_pictures, "local_place", lambda name: (Place("checkout", tmp_path / name), [])
     )
     assert own_pictures.released() == names[::-1]
+    for broken in ("{", "[]", '{"data": {"num_train": null}}'):
+        (tmp_path / names[2] / "results.json").write_text(broken)
+        assert own_pictures.released() == [names[1], names[2], names[0]]
     monkeypatch.setattr(own_pictures, "local_place", lambda name: (None, []))
     assert own_pictures.released() == []
     assert the_start(None, None) == Start()
@@ -203,8 +206,17 @@ def test_every_line_of_the_summary_says_what_changes_it_and_that_is_understood(p
     for how in hows:
         if how not in ("RECIPE data.path=FOLDER", "init=runs/NAME"):
             recipe_of_words(["photos", "init=scratch", how])
+    facts = pictures(num_test=0)
+    assert "RankMe, as nothing is held out" in describe(choose(facts, CPU, LITE), facts, CPU)
     facts = pictures(num_test=0, num_classes=0)
     assert "RankMe, since there are no labels" in describe(choose(facts, CPU, LITE), facts, CPU)
+
+
+def test_two_stages_on_the_command_line_are_a_recipe_of_the_users(photos):
+    stages = "stages=[{method: simclr}, {method: moco}]"
+    recipe, said, splits = recipe_of_words(["photos", "init=scratch", stages])
+    assert ([stage.method for stage in recipe.stages], said) == (["simclr", "moco"], None)
+    assert splits is not None
 
 
 def test_the_recipe_is_printed_as_yaml_that_loads(photos, capsys):

@@ -59,10 +59,12 @@ from fg_ssl_zoo.config import (
     check_folder,
     disk_error,
     home_path,
+    memory_error,
     printable,
     refuse_empty,
     show_any_name,
 )
+from fg_ssl_zoo.engine.signals import ending_at_once
 
 VERBATIM = argparse.RawDescriptionHelpFormatter
 
@@ -106,24 +108,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
         from argcomplete import autocomplete
 
-        autocomplete(create_parser())
+        typed = os.environ.get("COMP_LINE", "").split()[int(os.environ["_ARGCOMPLETE"]) :]
+        autocomplete(create_parser(typed[0] if typed else ""))
     show_any_name()
     try:
         refuse_empty(words)
         chosen = create_parser(words[0] if words else "").parse_args(words)
         _open_places(chosen)
         bound_hub_client()
-        chosen.run(chosen)
+        with ending_at_once(GO_ON):
+            chosen.run(chosen)
     except KeyboardInterrupt:
         print(f"stopped; {GO_ON}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except SystemExit as ended:
         names = {128 + number: number.name for number in signal.Signals}
         said = getattr(ended, "said", False)  # printed by the training itself
-        if ended.code in names and not said:  # a training inside an evaluation
+        if ended.code in names and not said:
             print(f"stopped by {names[ended.code]}; {GO_ON}", file=sys.stderr)
         raise
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         line = _line_of(error)
         if line is None:
             raise
@@ -140,6 +144,8 @@ def _line_of(error: Exception) -> str | None:
         return disk_error(error)
     if isinstance(error, ValueError):
         return str(error)
+    if said := memory_error(error):
+        return f"{said}; free some, or use a smaller --image-size, and {GO_ON}"
     from fg_ssl_zoo.data.loader import worker_failure
     from fg_ssl_zoo.engine.loop import TrainingStopped
 

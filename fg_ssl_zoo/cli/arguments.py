@@ -1,8 +1,13 @@
-"""Shared code of the verbs of `fgssl`: adding a verb, and common arguments."""
+"""Shared code of the verbs of `fgssl`: adding a verb, common arguments, and CSV files."""
 
 import argparse
+import csv
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from fg_ssl_zoo.config import escaped, write_whole
 
 MODEL = (
     "a run or exported folder, hf-hub:OWNER/NAME, a timm or fgssl name, ARCHITECTURE@scratch, "
@@ -36,3 +41,26 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=Path, help="folder of cached features (default: the Hugging Face cache)"
     )
+
+
+def count(text: str) -> int:
+    """The type of an argument that is a number of things: 1, 2, 3, ..."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file, whole or not at all; text is `escaped`. Makes its folder.
+
+    Args:
+        path: The file.
+        rows: The titles first.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(
+        [escaped(cell) if isinstance(cell, str) else cell for cell in row] for row in rows
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text.getvalue())

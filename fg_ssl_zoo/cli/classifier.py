@@ -1,12 +1,19 @@
 """`fgssl classifier` and `fgssl predict`: train a classifier on few labels, and apply it."""
 
 import argparse
-import csv
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fg_ssl_zoo.cli.arguments import add_cache, add_image_size, add_model_and_data, add_verb
-from fg_ssl_zoo.config import data_of, escaped, home_path
+from fg_ssl_zoo.cli.arguments import (
+    add_cache,
+    add_image_size,
+    add_model_and_data,
+    add_verb,
+    count,
+    write_csv,
+)
+from fg_ssl_zoo.config import data_of, home_path
 
 if TYPE_CHECKING:
     from fg_ssl_zoo.data.inputs import GivenImages
@@ -59,7 +66,7 @@ def add_verbs(verbs: Any) -> None:
     )
     predict.add_argument("--out", type=Path, required=True, help="the .csv file to write")
     predict.add_argument(
-        "--batch-size", type=int, default=64, help="images in one forward pass (default 64)"
+        "--batch-size", type=count, default=64, help="images in one forward pass (default 64)"
     )
     predict.set_defaults(run=_predict, out_files=("out",))
 
@@ -79,8 +86,8 @@ def _classifier(chosen: argparse.Namespace) -> None:
 
     if chosen.epochs is not None and chosen.head != "finetune":
         raise ValueError("--epochs: only --head finetune has passes over the images")
-    if chosen.epochs is not None and not chosen.epochs > 0:
-        raise ValueError(f"--epochs: {chosen.epochs:g} is not above 0")
+    if chosen.epochs is not None and not 0 < chosen.epochs < math.inf:
+        raise ValueError(f"--epochs: {chosen.epochs:g} is not a number above 0")
     if chosen.shots is not None and chosen.shots < 1:
         raise ValueError(f"--shots: {chosen.shots} is not 1 or more")
     check_folder_of_classifier(home_path(chosen.out))  # before the work
@@ -161,8 +168,10 @@ def _predict(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.backbones.create import open_classifier
     from fg_ssl_zoo.backbones.weights.config import read_config
     from fg_ssl_zoo.backbones.weights.folder import exported_folder
+    from fg_ssl_zoo.data.datasets import why_unreadable
     from fg_ssl_zoo.data.inputs import GivenImages
     from fg_ssl_zoo.features.embedder import load
+    from fg_ssl_zoo.features.extract import some
 
     if chosen.out.suffix.lower() != ".csv":
         raise ValueError(f"--out {chosen.out}: the suffix is .csv")
@@ -182,17 +191,16 @@ def _predict(chosen: argparse.Namespace) -> None:
         probabilities = linear.cpu()(features).softmax(dim=1)
     if not embedder.accelerator.is_main_process:
         return
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    with chosen.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "class", "probability", *map(escaped, names)])
-        for row, index in zip(probabilities, which, strict=True):
-            best = int(row.argmax())
-            cells = [f"{p:.4f}" for p in row.tolist()]
-            writer.writerow([escaped(str(images.items[index])), escaped(names[best]), cells[best],
-                             *cells])  # fmt: skip
-    lost = len(images) - len(which)
-    print(f"{chosen.out}: {len(which)} images" + (f"; {lost} cannot be read" if lost else ""))
+    rows = [["file", "class", "probability", *names]]
+    for row, index in zip(probabilities, which, strict=True):
+        best = int(row.argmax())
+        cells = [f"{p:.4f}" for p in row.tolist()]
+        rows.append([str(images.items[index]), names[best], cells[best], *cells])
+    write_csv(chosen.out, rows)
+    print(f"{chosen.out}: {len(which)} images")
+    if lost := sorted({*range(len(images))} - {*which}):
+        named = some([why_unreadable(images, index) for index in lost[:4]])
+        print(f"{len(lost)} images cannot be read and are left out: {named}")
 
 
 def _features(embedder: "Embedder", images: "GivenImages", batch_size: int) -> Any:

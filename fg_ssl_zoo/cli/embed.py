@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fg_ssl_zoo.cli.arguments import MODEL, add_image_size, add_model_and_data, add_verb
+from fg_ssl_zoo.cli.arguments import MODEL, add_image_size, add_model_and_data, add_verb, count
 from fg_ssl_zoo.config import Speed, data_of
 
 
@@ -20,7 +20,7 @@ def add_verbs(verbs: Any) -> None:
     )
     add_image_size(embed)
     embed.add_argument(
-        "--batch-size", type=_count, default=128, help="images in one forward pass (default 128)"
+        "--batch-size", type=count, default=128, help="images in one forward pass (default 128)"
     )
     embed.add_argument(
         "--precision", choices=("auto", "fp32", "bf16"), default="auto",
@@ -52,16 +52,9 @@ def add_verbs(verbs: Any) -> None:
         metavar="IMAGE",
         help="image files or folders of images",
     )
-    search.add_argument("--k", type=_count, default=8, help="number of neighbours (default 8)")
+    search.add_argument("--k", type=count, default=8, help="number of neighbours (default 8)")
     search.add_argument("--out", type=Path, help="a .png file that shows queries and neighbours")
     search.set_defaults(run=_search, out_files=("out",))
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{count} is not 1 or more")
-    return count
 
 
 def _embed(chosen: argparse.Namespace) -> None:

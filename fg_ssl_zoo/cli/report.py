@@ -6,7 +6,7 @@ from typing import Any
 
 from fg_ssl_zoo.cli.arguments import add_verb
 from fg_ssl_zoo.cli.evaluation import add_models, common
-from fg_ssl_zoo.config import data_of, encodable
+from fg_ssl_zoo.config import data_of, encodable, write_whole
 
 
 def add_verbs(verbs: Any) -> None:
@@ -38,5 +38,5 @@ def _report(chosen: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
         html = encodable(html)
-        chosen.out.write_text(html, encoding="utf-8")
+        write_whole(chosen.out, html)
         print(f"{chosen.out} ({len(html.encode()) / 1e6:.1f} MB)")

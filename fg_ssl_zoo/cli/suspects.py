@@ -1,12 +1,18 @@
 """`fgssl suspects`: list images that may have a wrong label."""
 
 import argparse
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fg_ssl_zoo.cli.arguments import add_cache, add_image_size, add_model_and_data, add_verb
-from fg_ssl_zoo.config import data_of, escaped, printable
+from fg_ssl_zoo.cli.arguments import (
+    add_cache,
+    add_image_size,
+    add_model_and_data,
+    add_verb,
+    count,
+    write_csv,
+)
+from fg_ssl_zoo.config import check_file, data_of, printable, write_whole
 
 if TYPE_CHECKING:
     from fg_ssl_zoo.data.sample import Images
@@ -31,7 +37,7 @@ def add_verbs(verbs: Any) -> None:
         help="page to write (default suspects.html); the complete list is the .csv beside it",
     )  # fmt: skip
     suspects.add_argument(
-        "--show", type=int, default=100, help="number of images on the page (default 100)"
+        "--show", type=count, default=100, help="number of images on the page (default 100)"
     )
     suspects.add_argument(
         "--check", type=float, metavar="SHARE",
@@ -46,7 +52,7 @@ def add_verbs(verbs: Any) -> None:
 def _suspects(chosen: argparse.Namespace) -> None:
     import torch
 
-    from fg_ssl_zoo.data.datasets import all_splits
+    from fg_ssl_zoo.data.datasets import all_splits, image_name
     from fg_ssl_zoo.data.loader import resolve_num_workers
     from fg_ssl_zoo.evaluation.suspects import check_on_swapped, find_suspects
     from fg_ssl_zoo.features.cache import features_of
@@ -57,6 +63,8 @@ def _suspects(chosen: argparse.Namespace) -> None:
         raise ValueError(f"--check: {chosen.check} is not between 0 and 1")
     if chosen.out.suffix.lower() != ".html":
         raise ValueError(f"--out {chosen.out}: the suffix is .html")
+    list_file = chosen.out.with_suffix(".csv")
+    check_file(list_file, "--out")
     data = data_of(chosen.data)
     splits = all_splits(data, hold_out=False)
     if any(images.labels is None for images in splits.values()):
@@ -89,37 +97,22 @@ def _suspects(chosen: argparse.Namespace) -> None:
     classes = next(iter(splits.values())).classes
     if not embedder.accelerator.is_main_process:
         return
-    table = _write_csv(chosen.out.with_suffix(".csv"), listed, places, classes)
+    table = [
+        [rank, image_name(*places[s.row]), classes[s.label], classes[s.suggested],
+         f"{s.suspicion:.3f}"]
+        for rank, s in enumerate(listed, start=1)
+    ]  # fmt: skip
+    write_csv(list_file, [COLUMNS, *table])
     for row in table[:SHOWN]:
         print(f"{row[0]:4}  {row[4]}  {printable(row[1])}: {printable(row[3])}?")
     if len(table) > SHOWN:
         print(f"... and {len(table) - SHOWN} more")
     page = _page(listed[: chosen.show], places, classes, len(listed), len(rows))
-    chosen.out.write_text(page, encoding="utf-8")
+    write_whole(chosen.out, page)
     print(
         f"{chosen.out}: {min(len(listed), chosen.show)} of {len(listed)} images with their "
-        f"neighbours\n{chosen.out.with_suffix('.csv')}: the complete list"
+        f"neighbours\n{list_file}: the complete list"
     )
-
-
-def _write_csv(
-    path: Path, listed: list["Suspect"], places: "list[tuple[Images, int]]", classes: list[str]
-) -> list[list[Any]]:
-    """Write the list; returns its rows."""
-    from fg_ssl_zoo.data.datasets import image_name
-
-    rows = [
-        [rank, image_name(*places[s.row]), classes[s.label], classes[s.suggested],
-         f"{s.suspicion:.3f}"]
-        for rank, s in enumerate(listed, start=1)
-    ]  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for row in rows:
-            writer.writerow([escaped(cell) if isinstance(cell, str) else cell for cell in row])
-    return rows
 
 
 # --------------------------------------------------------------------------- page

@@ -6,7 +6,7 @@
 | HF_HUB_DOWNLOAD_TIMEOUT | 10 | between two pieces of an answer; 12 times as long for an upload |
 | `SLOW` + that | 70 | until the headers of an answer are complete, once the request is sent |
 | `SLOW` | 60 | after which an answer has to come at `SLOWEST` bytes a second or more |
-| `LONGEST_WAIT` | 30 | that a server may ask to wait (429, Retry-After) |
+| `LONGEST_WAIT` | 30 | that a server may ask to wait (Retry-After, RateLimit) |
 
 After two consecutive time-outs of a server, it is not asked again; the client alone would retry six
 times.
@@ -16,6 +16,7 @@ disabled. HF_HUB_DISABLE_XET=0 in the environment enables it.
 """
 
 import os
+import re
 import sys
 import threading
 import time
@@ -121,8 +122,8 @@ def bound_hub_client() -> None:
 
     def watch(response: Any) -> None:
         host = response.request.url.host
-        wait = response.headers.get("retry-after", "")
-        if wait.isdigit() and int(wait) > LONGEST_WAIT and response.status_code in (429, 503):
+        wait = _asked_to_wait(response.headers)
+        if wait > LONGEST_WAIT and response.is_error:
             raise HubUnresponsive(
                 f"{host} asks to wait {wait} s ({response.status_code}); try again then"
             )
@@ -135,6 +136,13 @@ def bound_hub_client() -> None:
         response.stream = Watched(response.stream, host)
 
     set_client_factory(Bounded)
+
+
+def _asked_to_wait(headers: Any) -> int:
+    """Seconds that an answer asks for, in either of the headers that the Hub's client obeys."""
+    after = headers.get("retry-after", "")
+    used_up = re.search(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("ratelimit", ""))
+    return max(int(after) if after.isdecimal() else 0, int(used_up[1]) if used_up else 0)
 
 
 def _in_time(send: Callable[[], Any], request: Any, seconds: float) -> Any:

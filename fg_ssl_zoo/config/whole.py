@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and files that cannot be read."""
+"""Files that are written completely or not at all; unreadable files; errors of disk and memory."""
 
 import contextlib
 import errno
@@ -21,6 +21,9 @@ REMEDIES = {
 """Number of an operating system error -> what to do."""
 
 _log = logging.getLogger(__name__)
+
+NO_MEMORY = "can't allocate memory"
+"""What torch says in a RuntimeError when the machine has no memory left."""
 
 PARTIAL = ".partial"
 """Suffix of a file that is being written."""
@@ -110,6 +113,18 @@ def disk_error(error: OSError) -> str:
     name = error.filename
     where = os.fsdecode(name) if isinstance(name, bytes) else name
     return f"{where}: {what}; {remedy}" if where else f"{what}; {remedy}"
+
+
+def memory_error(error: BaseException) -> str | None:
+    """What memory was refused, on one line; `None` of other errors.
+
+    torch has an error of its own for a GPU, and a RuntimeError for the CPU.
+    """
+    of_gpu = type(error).__name__ == "OutOfMemoryError"
+    if of_gpu or isinstance(error, MemoryError) or NO_MEMORY in str(error):
+        said = str(error).partition("\n")[0] or type(error).__name__
+        return f"not enough memory ({said})"
+    return None
 
 
 def set_aside(path: Path, why: str) -> Path:

@@ -273,13 +273,19 @@ def _load_path(data: Data) -> tuple[Images, Images | None]:
 # --------------------------------------------------------------------------- subsets
 
 
-def _hold_out(images: Images) -> tuple[Images, Images]:
-    """Split a labelled source; adding or moving other images does not change an image's split."""
+def _hold_out(images: Images) -> tuple[Images, Images | None]:
+    """Split a labelled source; adding or moving other images does not change an image's split.
+
+    If every class has one image only, nothing is held out and there are no test images.
+    """
     names: Iterable[str] = map(str, range(len(images)))
     if isinstance(images, FolderImages):
         names = images.paths
     assert images.labels is not None
     test = held_out(names, images.labels)
+    if not test.any():
+        _log.warning("%s: no class has two images, so that none is held out", images.name)
+        return images, None
     _log.warning(
         "%s has no labelled test split: %d of %d images (%.0f %% of each class, by a hash of the "
         "file name) are held out; data.test_split=%s trains on all",

@@ -46,6 +46,19 @@ _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLe
 _set_log_level(0)
 
 
+def read_file(path: str) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        CorruptImage: It is gone or may not be read; the message names it.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
+    except OSError as error:
+        raise CorruptImage(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def decode(
     encoded: bytes, where: str, reduction: Callable[[int, int], int] | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from fg_ssl_zoo.config import Data, nearest, printable
-from fg_ssl_zoo.data.decode import decode
+from fg_ssl_zoo.data.decode import decode, read_file
 from fg_ssl_zoo.data.listing import (
     PathList,
     counts,
@@ -36,7 +36,7 @@ from fg_ssl_zoo.data.listing import (
 )
 from fg_ssl_zoo.data.part_annotations import PartMasks, Points, read_part_masks, read_points
 from fg_ssl_zoo.data.picture_cache import PictureCache
-from fg_ssl_zoo.data.sample import CorruptImage, HasFiles, Sample
+from fg_ssl_zoo.data.sample import HasFiles, Sample
 from fg_ssl_zoo.data.splits import (
     TRAIN_NAMES,
     ClassColumn,
@@ -96,7 +96,7 @@ class FolderImages(HasFiles):
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         path = os.path.join(self.root, self.paths[index])
-        return self._sample(index, decode(_read(path), path))
+        return self._sample(index, decode(read_file(path), path))
 
     def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
         """The image reduced and cached, see `ReadsForTraining`; not reduced if there are parts."""
@@ -105,7 +105,7 @@ class FolderImages(HasFiles):
         how = None if self.points is not None or self.masks is not None else reduction
 
         def decoded() -> np.ndarray:
-            return decode(_read(path), path, how)
+            return decode(read_file(path), path, how)
 
         return self._sample(index, self.cache.get(path, how, decoded) if self.cache else decoded())
 
@@ -127,7 +127,7 @@ class FolderImages(HasFiles):
 
     def encoded(self, index: int) -> bytes:
         """The content of the file, see `HasFiles`."""
-        return _read(os.path.join(self.root, self.paths[index]))
+        return read_file(os.path.join(self.root, self.paths[index]))
 
     def stat_of(self, index: int) -> tuple[int, int]:
         """Bytes, and time of the last change in nanoseconds."""
@@ -148,14 +148,6 @@ def _size(path: str) -> int | str:
         return os.path.getsize(path)
     except OSError:
         return "gone"
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
-    except OSError as error:
-        raise CorruptImage(f"{path}: cannot be read ({error.strerror})") from None
 
 
 # --------------------------------------------------------------------------- splits

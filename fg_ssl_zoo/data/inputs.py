@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fg_ssl_zoo.config import home_path
-from fg_ssl_zoo.data.decode import decode, from_pil
+from fg_ssl_zoo.data.decode import decode, from_pil, read_file
 from fg_ssl_zoo.data.listing import existing_folder, list_images
 from fg_ssl_zoo.data.sample import Sample
 
@@ -19,7 +19,7 @@ class GivenImages:
     """Images in the order they were given; a folder stands for all images below it.
 
     Args:
-        pictures: One image, or several; for a folder all images, `9.jpg` before `10.jpg`.
+        images: One image, or several; for a folder all images, `9.jpg` before `10.jpg`.
 
     Attributes:
         items: What is decoded when it is asked for.
@@ -38,7 +38,7 @@ class GivenImages:
     def __getitem__(self, index: int) -> Sample:
         item = self.items[index]
         if isinstance(item, Path):
-            return Sample(image=decode(item.read_bytes(), str(item)), index=index)
+            return Sample(image=decode(read_file(str(item)), str(item)), index=index)
         return Sample(image=item, index=index)
 
 

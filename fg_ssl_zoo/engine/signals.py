@@ -11,10 +11,10 @@ import signal
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator
-from torch import Tensor
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 AGREE_WITHIN = 4.0
 """Largest time in seconds between these exchanges; schedulers grant ten or more."""
@@ -62,7 +62,7 @@ class Signals:
         accelerator: Defines the number of processes that must agree.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: "Accelerator") -> None:
         self.accelerator = accelerator
         self.next = 1
 
@@ -122,9 +122,11 @@ class Signals:
         number = self.number or (int(signal.SIGTERM) if self._orphaned() else 0)
         if self.accelerator.num_processes == 1:
             return number, news
+        import torch  # here, as every verb of `fgssl` needs this file
+
         mine = torch.tensor([[number, seconds, news]], device=self.accelerator.device)
         gathered = self.accelerator.gather(mine)
-        assert isinstance(gathered, Tensor)
+        assert isinstance(gathered, torch.Tensor)
         number, seconds, _ = gathered.max(0).values.tolist()
         self.next = done + max(1, int(AGREE_WITHIN / max(seconds, 1e-9)))
         return int(number), int(gathered[:, 2].sum())

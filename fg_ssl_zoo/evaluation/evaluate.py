@@ -198,10 +198,15 @@ def labelled_splits(
         ValueError: No labels, no test images, or test classes without training images.
     """
     train, test = splits or load_splits(data, seed)
-    if train.labels is None or test is None or test.labels is None:
+    if train.labels is None:
         raise ValueError(
             f"{train.name} has no labels; put each class into a folder of its own. Without labels, "
             "`fgssl embed` and `fgssl report` work"
+        )
+    if test is None or test.labels is None:
+        raise ValueError(
+            f"{train.name} has no labelled test images: two or more in each class folder are split "
+            "unless data.test_split=none; or put some into test/CLASS/"
         )
     lacking = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
     if lacking:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 from safetensors.numpy import save_file
 
-from fg_ssl_zoo.config import escaped
+from fg_ssl_zoo.config import escaped, naming
 
 SUFFIXES = (".parquet", ".npz", ".safetensors")
 KEY = "fg_ssl_zoo"
@@ -185,7 +185,8 @@ def _merge_arrays(parts: Sequence[Path], suffix: str, path: Path, about: dict[st
         _write_npz(path, gathered, {**_arrays(columns), "about": np.array(text)})
     else:
         tensors = {name: _as_numbers(array) for name, array in _arrays(columns).items()}
-        save_file({"embedding": embeddings, **tensors}, path, metadata={KEY: text})
+        with naming(path):
+            save_file({"embedding": embeddings, **tensors}, path, metadata={KEY: text})
     gathered.unlink()
 
 

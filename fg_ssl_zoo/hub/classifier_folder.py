@@ -16,12 +16,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.weights.config import read_config
 from fg_ssl_zoo.backbones.weights.folder import CONFIG, WEIGHTS, write_network
-from fg_ssl_zoo.config import home_path
+from fg_ssl_zoo.config import home_path, printable
 from fg_ssl_zoo.hub.export import CARD, names_in, replacing, stock_config
 from fg_ssl_zoo.hub.onnx_file import export_onnx
 
 ONNX = "model.onnx"
+TAG = "classifier"
+"""Of the pretrained configuration in timm."""
+
 FILES = frozenset({CONFIG, WEIGHTS, CARD, ONNX})
 
 _CARD = """---
@@ -38,7 +42,7 @@ tags: [image-classification, timm, transformers]
 from transformers import pipeline
 
 classify = pipeline("image-classification", model="{folder}")
-print(classify("picture.jpg"))
+print(classify("image.jpg"))
 ```
 
 ```python
@@ -101,10 +105,10 @@ def write_classifier(
             )  # fmt: skip
             export_onnx(whole, part / ONNX, labels=classes)
         card = _CARD.format(
-            license=_license_line(config), title=folder.name,
-            how=_how(_named(backbone.init), num_labelled, finetuned_epochs),
-            num_classes=len(classes), folder=folder.name,
-            score=_score(accuracy, num_test), classes=", ".join(classes),
+            license=_license_line(config), title=printable(folder.name),
+            how=_how(printable(_named(backbone.init)), num_labelled, finetuned_epochs),
+            num_classes=len(classes), folder=printable(folder.name),
+            score=_score(accuracy, num_test), classes=", ".join(map(printable, classes)),
             onnx="`model.onnx` gives logits; its metadata hold `labels`, mean and std.\n\n"
             if has_onnx else "",
         )  # fmt: skip
@@ -116,19 +120,33 @@ def check_folder_of_classifier(folder: Path) -> None:
     """Refuse a folder with other files than an earlier classifier.
 
     Raises:
-        ValueError: Names these files.
+        ValueError: The folder contains other files, or another model; they are named.
     """
-    if foreign := sorted(names_in(folder, "a classifier is a folder") - FILES):
+    found = names_in(folder, "a classifier is a folder")
+    if foreign := sorted(found - FILES):
         raise ValueError(
             f"{folder} holds {', '.join(foreign[:3])}, which is not part of a classifier; name a "
             "new folder"
         )
+    if found and not _is_classifier(folder):
+        raise ValueError(
+            f"{folder} holds {', '.join(sorted(found))}, which fgssl classifier did not write; "
+            "name a new folder"
+        )
+
+
+def _is_classifier(folder: Path) -> bool:
+    """Whether `write_classifier` wrote a folder, by the tag in its config.json."""
+    try:
+        return (read_config(folder).get("pretrained_cfg") or {}).get("tag") == TAG
+    except (OSError, ValueError):
+        return False
 
 
 def _config(backbone: Backbone, classes: Sequence[str]) -> dict[str, Any]:
     """`config.json` for timm's `local-dir:` and transformers' TimmWrapper."""
     license = (getattr(backbone.model, "pretrained_cfg", None) or {}).get("license")
-    config = stock_config(backbone, "classifier", backbone.crop_pct, license)
+    config = stock_config(backbone, TAG, backbone.crop_pct, license)
     config["pretrained_cfg"] |= {
         "num_classes": len(classes),
         "interpolation": backbone.interpolation,

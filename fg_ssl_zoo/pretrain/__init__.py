@@ -35,6 +35,7 @@ from fg_ssl_zoo.config import (
     check_folder,
     disk_error,
     encodable,
+    memory_error,
     printable,
     refuse_empty,
     show_any_name,
@@ -194,9 +195,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None
 
 GO_ON = "run the same command again to continue"
 
-NO_MEMORY = "can't allocate memory"
-"""Text of torch's RuntimeError if the machine is out of memory."""
-
 
 def _said(stopped: Interrupted) -> Interrupted:
     """Print the message of the interrupt, and return it."""
@@ -213,11 +211,10 @@ def _line_of(error: Exception) -> str | None:
         return f"weights could not be read or written ({error}); {GO_ON}"
     if isinstance(error, OSError):
         return f"{disk_error(error)}; {GO_ON}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
-        said = str(error).partition("\n")[0] or type(error).__name__
+    if said := memory_error(error):
         return (
-            f"not enough memory ({said}); free some and {GO_ON}, or start another run with a "
-            "smaller train.batch_size or a larger train.accumulate"
+            f"{said}; free some and {GO_ON}, or start another run with a smaller "
+            "train.batch_size or a larger train.accumulate"
         )
     if is_peer_failure(error):
         return f"another process of this run has ended, and says why itself; {GO_ON}"

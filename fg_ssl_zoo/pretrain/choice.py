@@ -212,7 +212,8 @@ def describe(recipe: Recipe, pictures: Pictures, machine: Machine) -> str:
         ("rate", f"{rate} ({train.optimizer})", "stages.0.train.lr=1e-3"),
         ("views", options.get("preset", "fine_grained"), "stages.0.options.preset=simclr"),
         ("measured", f"kNN accuracy of {pictures.num_test} images" if pictures.num_test
-         else "RankMe, since there are no labels", "monitor.every=10"),
+         else f"RankMe, since there are no {'test images' if pictures.num_classes else 'labels'}",
+         "monitor.every=10"),
     ]  # fmt: skip
     width = max(len(value) for _, value, _ in rows)
     lines = [f"{name:9} {value:{width}}  {how}" for name, value, how in rows]

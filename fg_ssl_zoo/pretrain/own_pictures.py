@@ -4,6 +4,7 @@ measure, this_machine, the_start    images, hardware, weights to start from
 recipe_of_words                     command line -> recipe, and what was chosen (`choice.py`)
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -135,10 +136,14 @@ def released() -> list[str]:
 
 
 def _size_and_pictures(folder: Path) -> tuple[int, int]:
-    """Bytes of the weights, and minus the number of images that they were trained on."""
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    results = folder / "results.json"
-    seen = json.loads(results.read_text())["data"]["num_train"] if results.is_file() else 0
+    """Bytes of the weights, and minus the number of images that they were trained on.
+
+    Results that are missing or unreadable count as 0 images: the folder may be a user's own.
+    """
+    size, seen = sum(path.stat().st_size for path in folder.glob("*.safetensors")), 0
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        seen = int(results["data"]["num_train"])
     return size, -seen
 
 
@@ -150,8 +155,8 @@ class Chosen(NamedTuple):
 
     Attributes:
         recipe: The recipe.
-        summary: Ten lines about the choice; `None` if the command line names a recipe.
-        splits: Images of the folder, listed once for choice and run; `None` in the same case.
+        summary: Ten lines about the choice; `None` if the command line names a recipe or stages.
+        splits: Images of the folder, listed once for choice and run; `None` for a recipe.
     """
 
     recipe: Recipe
@@ -197,6 +202,8 @@ def recipe_of_words(words: Sequence[str]) -> Chosen:
     start = the_start(given.get("init"), given.get("backbone"))
     size = data.image_size if "data.image_size" in given else None
     recipe = overridden(choose(pictures, machine, start, image_size=size), overrides)
+    if len(recipe.stages) != 1:  # of the user's own choice
+        return Chosen(recipe, None, splits)
     return Chosen(recipe, describe(recipe, pictures, machine), splits)
 
 

@@ -72,6 +72,13 @@ def test_class_folders_without_splits_hold_out_a_fifth(tmp_path, caplog):
     assert (len(everything), none) == (20, None)
 
 
+def test_classes_of_one_picture_give_none_up_for_a_test(tmp_path, caplog):
+    draw_classes(tmp_path, num_images=1)
+    train, test = load_splits(data(tmp_path))
+    assert (paths(train), test) == (["crow/0.png", "jay/0.png"], None)
+    assert "no class has two pictures, so that none is held out" in caplog.text
+
+
 @pytest.mark.parametrize(
     "names", [["9.png", "10.png"], ["2021/05/a.png", "2022/b/9.png", "2022/b/10.png"]]
 )

@@ -24,7 +24,7 @@ class Wrong(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         kind = next(
             kind
-            for kind in ("silent", "busy", "circle", "login", "slow", "drip")
+            for kind in ("silent", "busy", "limit", "later", "circle", "login", "slow", "drip")
             if kind in self.path
         )
         getattr(self, kind)()
@@ -36,6 +36,12 @@ class Wrong(BaseHTTPRequestHandler):
 
     def busy(self):
         self.answer(429, {"Retry-After": "300"})
+
+    def limit(self):
+        self.answer(429, {"RateLimit": '"api";r=0;t=299'})
+
+    def later(self):
+        self.answer(504, {"Retry-After": "3600"})
 
     def circle(self):
         self.answer(302, {"Location": self.path})
@@ -98,6 +104,8 @@ def wrong(limits, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("kind", "message"), [
     ("busy", r"127\.0\.0\.1 asks to wait 300 s \(429\); try again then"),
+    ("limit", r"127\.0\.0\.1 asks to wait 299 s \(429\); try again then"),
+    ("later", r"127\.0\.0\.1 asks to wait 3600 s \(504\); try again then"),
     ("circle", r"127\.0\.0\.1 redirects in a circle; check HF_ENDPOINT"),
     ("login", r"127\.0\.0\.1 answers with a web page instead of a file: a login page"),
     ("slow", r"127\.0\.0\.1 sent \d+ bytes in \d+ s; try again later"),

@@ -169,5 +169,6 @@ def test_a_run_that_is_older_than_inventories_is_compared_by_its_fingerprint(tmp
     claim_photos(tmp_path / "run", photos)
     run.data.unlink()
     (photos / "4.png").unlink()
-    with pytest.raises(RunFolderTaken, match=r"fingerprint \w+ there, \w+ here.; restore the images"):
+    message = r"fingerprint \w+ there, \w+ here.; restore the images"
+    with pytest.raises(RunFolderTaken, match=message):
         claim_photos(tmp_path / "run", photos)

@@ -18,6 +18,7 @@ from fg_ssl_zoo.evaluation import table
 from fg_ssl_zoo.evaluation.candidates import row_name, with_layer
 from fg_ssl_zoo.evaluation.evaluate import Evaluation, evaluate
 from fg_ssl_zoo.evaluation.protocols.finetune import Finetune
+from tests.pictures import write_photos
 from tests.runs import launch
 
 DATA = Data(name="drawn", num_images=24, num_classes=4, image_size=48)
@@ -300,3 +301,11 @@ def test_unlabelled_pictures_are_refused_with_what_works(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["eval", "test_resnet@scratch", "--data", str(tmp_path)])
     assert "has no labels; put each class into a folder of its own" in capsys.readouterr().err
+
+
+def test_classes_of_one_picture_are_refused_with_what_is_needed(tmp_path, capsys):
+    birds = DrawnBirds(2, num_classes=2, image_size=48)
+    write_photos(tmp_path / "rare", birds, classes=True)
+    with pytest.raises(SystemExit):
+        main(["eval", "test_resnet@scratch", "--data", str(tmp_path / "rare")])
+    assert "error: rare has no labelled test images: two or more" in capsys.readouterr().err

@@ -116,12 +116,15 @@ def test_pictures_of_zero_bytes_are_named_and_no_picture_is_an_error(
     [
         (["--check", "1.5"], "--check: 1.5 is not between 0 and 1"),
         (["--out", "x.png"], "the suffix is .html"),
+        (["--out", "photos.html"], "--out: photos.csv is a folder; a file is needed"),
+        (["--show", "-3"], "argument --show: -3 is not 1 or more"),
         ([], "suspects compares labels"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(words, message, tmp_path, monkeypatch, birds, capsys):
     monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "photos", birds)
+    (tmp_path / "photos.csv").mkdir()
     with pytest.raises(SystemExit):
         cli.main(["suspects", "test_resnet@scratch", "--data", "photos", *words])
     assert message in capsys.readouterr().err

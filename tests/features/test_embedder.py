@@ -14,6 +14,8 @@ from transformers import AutoImageProcessor
 from fg_ssl_zoo import export, load
 from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import parse_recipe
+from fg_ssl_zoo.data.inputs import GivenImages
+from fg_ssl_zoo.data.sample import CorruptImage
 from tests.pictures import photograph
 
 SHAPES = [(480, 640), (640, 480), (131, 97)]
@@ -46,6 +48,14 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def embedded(folder, **options) -> np.ndarray:
     return load(str(folder), accelerator=Accelerator(cpu=True), **options).embed(PHOTOGRAPHS)
+
+
+def test_a_picture_that_has_gone_is_unreadable_as_one_of_a_data_set_is(tmp_path):
+    Image.fromarray(PHOTOGRAPHS[0]).save(tmp_path / "a.png")
+    images = GivenImages(tmp_path)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(CorruptImage, match=r"a\.png: cannot be read \(No such file"):
+        images[0]
 
 
 def test_embed_equals_the_printed_lines_of_timm_and_transformers(folder):

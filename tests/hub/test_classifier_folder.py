@@ -15,10 +15,13 @@ from sklearn.linear_model import LogisticRegression
 
 from fg_ssl_zoo import cli
 from fg_ssl_zoo.backbones.create import create_backbone
+from fg_ssl_zoo.backbones.weights.config import read_config
+from fg_ssl_zoo.config import load_recipe
 from fg_ssl_zoo.evaluation.finetuned import fine_tuned
 from fg_ssl_zoo.evaluation.head import Head, fit_head
 from fg_ssl_zoo.hub import classifier_folder
 from fg_ssl_zoo.hub.classifier_folder import write_classifier
+from fg_ssl_zoo.hub.export import export
 from fg_ssl_zoo.hub.onnx_file import run_onnx
 from tests.pictures import write_photos
 
@@ -156,6 +159,33 @@ def test_an_earlier_classifier_is_replaced_and_anything_else_is_not(
     assert "x holds thesis.tex, which is not part of a classifier" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("label_names", [None, ["jay", "crow"]])
+def test_a_backbone_with_the_files_of_a_classifier_is_not_replaced(
+    label_names, photos, tmp_path, capsys
+):
+    recipe = load_recipe(overrides=["backbone=test_resnet", "data.image_size=64"])
+    start = export(create_backbone("test_resnet", image_size=64), tmp_path / "x", recipe, {})
+    for name in ("recipe.yaml", "results.json", "README.md"):
+        (start / name).unlink()
+    config = json.loads((start / "config.json").read_text()) | {"label_names": label_names}
+    (start / "config.json").write_text(json.dumps(config))
+    before = (start / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit):
+        fit("--out", "x")
+    assert "x holds config.json, model.safetensors, which fgssl" in capsys.readouterr().err
+    assert (start / "model.safetensors").read_bytes() == before
+
+
+def test_a_class_of_any_name_is_on_the_card(tmp_path, without_onnx):
+    backbone = create_backbone("test_resnet", image_size=64)
+    folder = write_classifier(
+        backbone, torch.zeros(2, backbone.num_features), torch.zeros(2),
+        ["caf\udce9", "grey\njay"], tmp_path / "x", num_labelled=2,
+    )  # fmt: skip
+    assert "2 classes: caf\\xe9, grey\\njay\n" in (folder / "README.md").read_text()
+    assert read_config(folder)["label_names"] == ["caf\udce9", "grey\njay"]
+
+
 def test_pictures_that_cannot_be_read_are_counted(photos, capsys, birds, without_onnx):
     fit()
     capsys.readouterr()
@@ -163,7 +193,9 @@ def test_pictures_that_cannot_be_read_are_counted(photos, capsys, birds, without
     cv2.imwrite(str(photos / "one.png"), birds[0]["image"])
     words = ["predict", "model", "photos/broken.jpg", "photos/one.png", "--out", "p.csv"]
     cli.main(words)
-    assert "p.csv: 1 images; 1 cannot be read" in capsys.readouterr().out
+    assert "p.csv: 1 images\n1 images cannot be read and are left out: photos/broken.jpg: " in (
+        capsys.readouterr().out
+    )
     with pytest.raises(SystemExit):
         cli.main(["predict", "model", "photos/broken.jpg", "--out", "q.csv"])
     assert "none of the 1 images can be read" in capsys.readouterr().err
@@ -206,7 +238,24 @@ def test_pictures_of_zero_bytes_are_named_and_no_picture_is_an_error(photos, cap
                 "--epochs",
                 "0",
             ],
-            "--epochs: 0 is not above 0",
+            "--epochs: 0 is no number above 0",
+        ),
+        (
+            [
+                *[
+                    "classifier",
+                    "x",
+                    "--data",
+                    "photos",
+                    "--out",
+                    "m",
+                    "--head",
+                    "finetune",
+                    "--epochs",
+                    "inf",
+                ]
+            ],
+            "--epochs: inf is no number above 0",
         ),
         (["classifier", "x", "--data", "photos/train/", "--out", "photos"], "photos holds test"),
     ],

@@ -24,7 +24,7 @@ from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fg_ssl_zoo.config import encodable, whole_file
+from fg_ssl_zoo.config import encodable, naming, whole_file
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -198,10 +198,14 @@ def write_state(state: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors; the same tensors give the same bytes.
 
     Only one metadata entry is written: the order of two would vary, and with it the hash.
+
+    Raises:
+        OSError: The file could not be written; the error contains the path.
     """
     from safetensors.torch import save_file
 
-    save_file(dict(state), path, metadata={"format": "pt"})
+    with naming(path):
+        save_file(dict(state), path, metadata={"format": "pt"})
 
 
 def write_network(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:

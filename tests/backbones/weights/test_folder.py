@@ -5,17 +5,24 @@ import pickle
 import shutil
 
 import pytest
+import torch
 
 from fg_ssl_zoo.backbones.create import open_backbone
 from fg_ssl_zoo.backbones.weights import folder as published
 from fg_ssl_zoo.backbones.weights.config import check_config, read_config
 from fg_ssl_zoo.backbones.weights.folder import weight_files, whole
 from fg_ssl_zoo.hub.release import release
+from tests.endurance.faults import no_space
 from tests.endurance.processes import end, start
 from tests.hub_server import Hub, point_client_at
 from tests.tiny_zoo import exported
 
 GOOD = {"architecture": "test_resnet", "num_classes": 0, "pretrained_cfg": {}}
+
+
+def test_weights_that_the_disk_refuses_are_an_error_of_the_disk(tmp_path):
+    with no_space(1000), pytest.raises(OSError, match=r"model\.safetensors"):
+        published.write_state({"x": torch.zeros(1000)}, tmp_path / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
