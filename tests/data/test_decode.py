@@ -224,7 +224,7 @@ def test_blocks_that_were_never_written_are_noticed(kind):
         (b"<!DOCTYPE html><html>404</html>", "HTML"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         (b"\0\0\0\x18ftypheic" + b"\0" * 99, "HEIC"),
-        (b"no image at all", "17 bytes that start with b'no pictu'"),
+        (b"no image at all", "15 bytes that start with b'no image'"),
         (encoded(Image.fromarray(PICTURE[..., 0].astype(np.float32)), "TIFF"), "32 bits"),
     ],
 )
