@@ -58,7 +58,7 @@ def test_without_the_extra_the_command_says_what_to_install(monkeypatch, tmp_pat
 def test_a_file_of_another_kind_is_not_written_over(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     for out, size, said in ((tmp_path / "notes.txt", "64", "the suffix is .onnx"),
-                            (tmp_path / "x.onnx", "-3", "-3 is no number of pixels")):  # fmt: skip
+                            (tmp_path / "x.onnx", "-3", "-3; a number of pixels")):  # fmt: skip
         words = ["export-onnx", "test_resnet@scratch", "--out", str(out), "--image-size", size]
         with pytest.raises(SystemExit):
             cli.main(words)
