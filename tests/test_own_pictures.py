@@ -182,7 +182,7 @@ def test_a_folder_of_weights_tells_its_architecture_size_and_words(tmp_path):
     assert (start.backbone, start.image_size, start.teacher) == (
         "test_resnet", 64, str(tmp_path / "x"),
     )  # fmt: skip
-    with pytest.raises(RecipeError, match="init: dino needs backbone="):
+    with pytest.raises(RecipeError, match="init: dino also needs backbone="):
         the_start("dino", None)
 
 
@@ -207,7 +207,8 @@ def test_every_line_of_the_summary_says_what_changes_it_and_that_is_understood(p
         if how not in ("RECIPE data.path=FOLDER", "init=runs/NAME"):
             recipe_of_words(["photos", "init=scratch", how])
     facts = pictures(num_test=0)
-    assert "RankMe, as nothing is held out" in describe(choose(facts, CPU, LITE), facts, CPU)
+    said = describe(choose(facts, CPU, LITE), facts, CPU)
+    assert "RankMe, since there are no test images" in said
     facts = pictures(num_test=0, num_classes=0)
     assert "RankMe, since there are no labels" in describe(choose(facts, CPU, LITE), facts, CPU)
 
@@ -299,7 +300,8 @@ def test_a_stopped_training_says_so_in_one_line(stop, message, status, photos, m
         (["bird.jpg"], "bird.jpg is an image; name the folder of the images"),
         (["photoz"], "neither a file, a known name nor a folder of images"),
         (["photos", "stages.0.train.lrr=1"], "did you mean lr"),
-        (["photos", "init=dino"], "init: dino needs backbone=ARCHITECTURE"),
+        (["photos", "init=dino"], "init: dino also needs backbone=ARCHITECTURE"),
+        (["photos", "init=runs/none"], "init: there is no folder or file runs/none"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(words, message, photos, capsys):

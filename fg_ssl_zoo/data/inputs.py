@@ -59,7 +59,7 @@ def _items(given: Any) -> list[Any]:
         return [path]
     if path.suffix and not path.exists():
         raise ValueError(f"there is no image {path}")
-    folder = existing_folder(str(given))
+    folder = existing_folder(str(given), key="")
     found = [folder / name for name in list_images(folder).paths]
     if not found:
         raise ValueError(f"there are no images in {folder}")

@@ -177,8 +177,12 @@ def natural(name: str) -> str:
     return f"{''.join(words)}{_NAME}{name}"
 
 
-def existing_folder(path: str) -> Path:
+def existing_folder(path: str, key: str = "data.path: ") -> Path:
     """The folder a user named.
+
+    Args:
+        path: The folder.
+        key: Beginning of the error: what named it.
 
     Raises:
         ValueError: It is missing, with the nearest name beside it, or it is a file.
@@ -187,14 +191,14 @@ def existing_folder(path: str) -> Path:
     if os.path.isdir(folder):
         return folder
     if os.path.exists(folder):
-        raise ValueError(f"data.path: {printable(path)} is a file; a folder of images is needed")
+        raise ValueError(f"{key}{printable(path)} is a file; a folder of images is needed")
     parent, missing = folder.parent, folder
     while not os.path.isdir(parent) and parent != parent.parent:
         parent, missing = parent.parent, parent
     beside = sorted(folders_in(parent), key=natural)
     here = "" if folder.is_absolute() else f" (seen from {Path.cwd()})"
     raise ValueError(
-        f"data.path: there is no folder {printable(path)}{printable(here)}: "
+        f"{key}there is no folder {printable(path)}{printable(here)}: "
         f"{printable(missing.name)} is not in {printable(parent)}"
         f"{printable(nearest(missing.name, beside))}"
     )

@@ -108,6 +108,8 @@ def the_start(init: str | None, backbone: str | None) -> Start:
         return Start(backbone=backbone or "")
     is_own = init.startswith(PLACES) or home_path(init).is_dir() or init.startswith("fgssl_")
     if not is_own and backbone is None:
+        if "/" in init and not home_path(init).exists():
+            raise RecipeError(f"init: there is no folder or file {printable(init)}")
         raise RecipeError(f"init: {init} also needs backbone=ARCHITECTURE")
     words = init if is_own else f"{backbone}@{init}"
     shape = open_backbone(words, pretrained=False)

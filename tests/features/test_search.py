@@ -93,6 +93,7 @@ def test_a_picture_of_the_index_finds_itself_and_the_sheet_shows_it(folder, tmp_
     [
         (["note.txt"], {}, "note.txt: not an image"),
         (["none.jpg"], {}, "there is no image none.jpg"),
+        (["none"], {}, "error: there is no folder none"),
         (["bird.png"], {"index": "none.parquet"}, "there is no file"),
         (["bird.png"], {"index": "note.txt"}, "is not a .parquet file of `fgssl embed`"),
         (["bird.png"], {"index": "other.parquet"}, "is not a .parquet file of `fgssl embed`"),
