@@ -6,6 +6,7 @@
                                                         under the folder's name
 
 `simclr_pairs.png` shows one bird and what the edit of each SimCLR pair makes of it.
+`neighbours.png` shows four drawn birds and their nearest neighbours by a released model.
 `drawn_birds.png` shows four species of `DrawnBirds` with six individuals each, one image as it
 would look with six species, and the part masks of that row.
 """
@@ -19,6 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fg_ssl_zoo.data.drawn import DrawnBirds, part_overlay
 from fg_ssl_zoo.data.pairs import PAIRS
+from fg_ssl_zoo.features.embedder import load
+from fg_ssl_zoo.ops.neighbours import unit_rows
 
 FOLDER = Path(__file__).parent / "images"
 TILE, GAP, CAPTION = 192, 8, 26
@@ -27,6 +30,8 @@ NUM_COLUMNS = 6
 SPECIES = (4, 1, 14, 10)
 OTHER_SPECIES = (5, 3, 9, 2, 11, 13)
 NUM_COLOURS = 256
+RELEASED = "fgssl_resnet50_cub.distillation_continued"
+NUM_SEARCHED = 400
 PAINTED_ROWS = 6
 PAINTED = ("view", "decoded", "S perturbed", "difference", "where kept", "where S looks")
 """Columns of the images that a run of synthesized pairs writes."""
@@ -78,6 +83,26 @@ def drawn_birds() -> Image.Image:
     rows.append(row("one image, drawn as six species", [sample["image"] for sample in same]))
     masks = [part_overlay(sample["image"], sample["part_mask"]) for sample in same]
     rows.append(row("and its part masks", masks))
+    return with_palette(np.concatenate(rows)[:-GAP])
+
+
+def neighbours() -> Image.Image:
+    """The first bird of each species, and the nearest of the others by a released model."""
+    birds = DrawnBirds(NUM_SEARCHED, image_size=TILE, seed=7)
+    pictures = [birds[index]["image"] for index in range(NUM_SEARCHED)]
+    features = unit_rows(load(RELEASED).embed(pictures))
+    cosines = features @ features.T
+    np.fill_diagonal(cosines, -1)
+    ranked = np.argsort(-cosines, axis=1)
+    share = (birds.labels[ranked[:, 0]] == birds.labels).mean()
+    print(f"neighbours: the nearest of {NUM_SEARCHED} has the same species for {share:.0%}")
+    rows = []
+    for label in SPECIES:
+        query = int(np.flatnonzero(birds.labels == label)[0])
+        found = ranked[query, : NUM_COLUMNS - 1].tolist()
+        right = int((birds.labels[found] == label).sum())
+        title = f"{birds.classes[label]}; {right} of {len(found)} neighbours have its species"
+        rows.append(row(title, [pictures[index] for index in (query, *found)]))
     return with_palette(np.concatenate(rows)[:-GAP])
 
 
@@ -137,7 +162,8 @@ def main() -> None:
         pictures["synthesized_pairs"] = synthesized_pairs(asked.pairs)
     if asked.parts:
         pictures[asked.parts.resolve().name] = parts(asked.parts)
-    pictures = pictures or {draw.__name__: draw() for draw in (drawn_birds, simclr_pairs)}
+    drawn = (neighbours, drawn_birds, simclr_pairs)
+    pictures = pictures or {draw.__name__: draw() for draw in drawn}
     FOLDER.mkdir(exist_ok=True)
     for name, picture in pictures.items():
         path = FOLDER / f"{name}.png"
