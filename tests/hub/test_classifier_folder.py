@@ -238,7 +238,7 @@ def test_pictures_of_zero_bytes_are_named_and_no_picture_is_an_error(photos, cap
                 "--epochs",
                 "0",
             ],
-            "--epochs: 0 is no number above 0",
+            "--epochs: 0 is not a number above 0",
         ),
         (
             [
@@ -255,7 +255,7 @@ def test_pictures_of_zero_bytes_are_named_and_no_picture_is_an_error(photos, cap
                     "inf",
                 ]
             ],
-            "--epochs: inf is no number above 0",
+            "--epochs: inf is not a number above 0",
         ),
         (["classifier", "x", "--data", "photos/train/", "--out", "photos"], "photos holds test"),
     ],

@@ -96,7 +96,9 @@ def test_a_report_lists_each_folder_once(tmp_path, monkeypatch):
         save_birds(tmp_path / "birds" / split, ["finch", "wren", "gull", "owl"])
     listed, list_images = [], folders.list_images
     monkeypatch.setattr(
-        folders, "list_images", lambda folder: listed.append(folder.name) or list_images(folder)
+        folders,
+        "list_images",
+        lambda folder, *more: listed.append(folder.name) or list_images(folder, *more),
     )
     data, accelerator = Data(path=str(tmp_path / "birds")), Accelerator(cpu=True)
     with pytest.raises(ValueError, match="no model is given"):
