@@ -15,6 +15,7 @@ from fg_ssl_zoo.backbones.maps import accept_any_size
 from fg_ssl_zoo.engine.hardware import Switches
 from fg_ssl_zoo.layers.momentum import teacher_of
 from fg_ssl_zoo.method import Method, MethodOutput
+from tests.scripts import imported
 
 SMALL = ["--backbone", "test_resnet", "--image-size", "48", "--batch-size", "4", "--rounds", "2"]
 PLAIN = Switches("cpu", "fp32", False, False, False, 1)
@@ -22,13 +23,8 @@ PLAIN = Switches("cpu", "fp32", False, False, False, 1)
 
 @pytest.fixture(scope="module")
 def bench():
-    path = Path(__file__).parent.parent / "benchmarks" / "step.py"
-    spec = importlib.util.spec_from_file_location("benchmark_of_a_step", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported("benchmarks/step.py") as module:
+        yield module
 
 
 class Crops(Method):

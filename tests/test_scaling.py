@@ -1,24 +1,20 @@
 """What the methods exchange, counted from their modules, and the formula of docs/scaling.md."""
 
-import importlib.util
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.scripts import imported
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def scaling():
-    spec = importlib.util.spec_from_file_location("scaling", ROOT / "benchmarks" / "scaling.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with imported("benchmarks/scaling.py") as module:
+        yield module
 
 
 def test_simclr_gathers_both_projections_and_reduces_the_gradients_of_all(scaling):

@@ -144,13 +144,14 @@ def published_network(
     """
     config = checked_config(place, words)
     with torch.random.fork_rng(devices=[]):  # an untrained network depends on the caller's seed
-        shape = build(place, words, config, pretrained=False)
-    cfg: Any = shape.pretrained_cfg
+        found = build(place, words, config, pretrained=pretrained)
+    cfg: Any = found.pretrained_cfg  # of a name, known only once its weights are located
     size = image_size or cfg["input_size"][-1]
     name = cfg.get("architecture") or words
-    arguments: dict[str, Any] = size_arguments(name, size, shape)
-    model = build(place, words, config, pretrained=pretrained, **arguments)
-    return Network(model, name, size, _built_with(config), cfg)
+    arguments: dict[str, Any] = size_arguments(name, size, found)
+    if arguments or not pretrained:
+        found = build(place, words, config, pretrained=pretrained, **arguments)
+    return Network(found, name, size, _built_with(config), cfg)
 
 
 def _built_with(config: Mapping[str, Any]) -> dict[str, Any]:

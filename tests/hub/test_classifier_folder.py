@@ -215,6 +215,9 @@ def test_pictures_of_zero_bytes_are_named_and_no_picture_is_an_error(photos, cap
     assert "none of the 12 images of photos can be read" in capsys.readouterr().err
 
 
+FINETUNE = "classifier x --data photos --out m --head finetune"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -225,38 +228,8 @@ def test_pictures_of_zero_bytes_are_named_and_no_picture_is_an_error(photos, cap
             ["classifier", "x", "--data", "photos", "--out", "m", "--epochs", "3"],
             "only --head fine",
         ),
-        (
-            [
-                "classifier",
-                "x",
-                "--data",
-                "photos",
-                "--out",
-                "m",
-                "--head",
-                "finetune",
-                "--epochs",
-                "0",
-            ],
-            "--epochs: 0 is not a number above 0",
-        ),
-        (
-            [
-                *[
-                    "classifier",
-                    "x",
-                    "--data",
-                    "photos",
-                    "--out",
-                    "m",
-                    "--head",
-                    "finetune",
-                    "--epochs",
-                    "inf",
-                ]
-            ],
-            "--epochs: inf is not a number above 0",
-        ),
+        (f"{FINETUNE} --epochs 0".split(), "--epochs: 0 is not a number above 0"),
+        (f"{FINETUNE} --epochs inf".split(), "--epochs: inf is not a number above 0"),
         (["classifier", "x", "--data", "photos/train/", "--out", "photos"], "photos holds test"),
     ],
 )

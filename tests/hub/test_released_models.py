@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 
+from fg_ssl_zoo.backbones.create import open_backbone
 from fg_ssl_zoo.backbones.weights.folder import sha256_of, weight_files, whole
 from fg_ssl_zoo.cli import main
 from fg_ssl_zoo.config import load_recipe
@@ -31,6 +32,15 @@ def test_it_opens_by_its_name_to_the_features_of_timm_alone(folder):
     pixels = torch.randn(2, *named.pretrained_cfg["input_size"])
     with torch.no_grad():
         torch.testing.assert_close(named(pixels), alone(pixels), rtol=0, atol=0)
+
+
+def test_by_its_name_images_are_normalised_as_in_its_folder(folder):
+    named, alone = open_backbone(folder.name), open_backbone(f"local-dir:{whole(folder)}")
+    config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    assert (list(named.mean), list(named.std)) == (config["mean"], config["std"])
+    assert named.centre_view == alone.centre_view
+    pixels = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
+    torch.testing.assert_close(named.normalize(pixels), alone.normalize(pixels), rtol=0, atol=0)
 
 
 def test_it_may_be_published_and_its_recipe_knows_its_hash(folder):
