@@ -149,7 +149,8 @@ def published_network(
     size = image_size or cfg["input_size"][-1]
     name = cfg.get("architecture") or words
     arguments: dict[str, Any] = size_arguments(name, size, found)
-    if arguments or not pretrained:
+    at_own_size = size == cfg["input_size"][-1] or not arguments
+    if not (pretrained and at_own_size):
         found = build(place, words, config, pretrained=pretrained, **arguments)
     return Network(found, name, size, _built_with(config), cfg)
 

@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from fg_ssl_zoo.data.sample import CorruptImage, HasFiles, Sample
+from fg_ssl_zoo.data.sample import CorruptImage, HasFiles, Sample, reason_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -89,8 +89,7 @@ def decode(
         image = None if blends or _needs_pillow(encoded) else _decode_with_opencv(encoded, factor)
         return _decode_with_pillow(encoded) if image is None else image
     except Exception as error:  # OpenCV, Pillow and its plugins raise all kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CorruptImage(f"{where}: {reason}") from None
+        raise CorruptImage(f"{where}: {reason_of(error)}") from None
 
 
 class EncodedImages(HasFiles):

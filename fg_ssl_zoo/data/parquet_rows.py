@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fg_ssl_zoo.data.order import Group
-from fg_ssl_zoo.data.sample import CorruptImage
+from fg_ssl_zoo.data.sample import CorruptImage, reason_of
 from fg_ssl_zoo.progress import shown
 
 if TYPE_CHECKING:
@@ -106,12 +106,13 @@ class ParquetRows(Sequence[dict[str, Any]]):
     def _row_group(self, number: int) -> "pa.Array":
         """The images of a row group, read if they are not kept."""
         with self._lock:
-            if number not in self._kept:
-                self._kept[number] = self._read(number, self.image)
-            self._kept.move_to_end(number)
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+            found = self._kept[number] = self._read(number, self.image)
             while len(self._kept) > 1 and sum(a.nbytes for a in self._kept.values()) > MOST_BYTES:
                 self._kept.popitem(last=False)
-            return self._kept[number]
+            return found
 
     def _read(self, number: int, column: str) -> "pa.Array":
         import pyarrow.parquet as pq
@@ -123,8 +124,9 @@ class ParquetRows(Sequence[dict[str, Any]]):
                 opened = pq.ParquetFile(file, metadata=self._about[place])
                 return opened.read_row_group(group, columns=[column])[column].combine_chunks()
         except Exception as error:  # of huggingface_hub, fsspec, pyarrow
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise CorruptImage(f"{self._files[place]}: cannot be read ({reason})") from error
+            raise CorruptImage(
+                f"{self._files[place]}: cannot be read ({reason_of(error)})"
+            ) from error
 
 
 def _abouts(files: Sequence[str], most: int | None) -> "Iterator[tuple[str, pq.FileMetaData]]":
@@ -148,5 +150,4 @@ def _about(file: str) -> "pq.FileMetaData":
         with xopen(file, "rb") as opened:
             return pq.read_metadata(opened)
     except Exception as error:  # of huggingface_hub, fsspec, pyarrow
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"data.hub_id: {file} cannot be read ({reason})") from error
+        raise ValueError(f"data.hub_id: {file} cannot be read ({reason_of(error)})") from error

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float32, UInt8
 
 from fg_ssl_zoo.config import printable
 from fg_ssl_zoo.data.decode import opened
-from fg_ssl_zoo.data.sample import WrongMask
+from fg_ssl_zoo.data.sample import WrongMask, reason_of
 
 _log = logging.getLogger(__name__)
 
@@ -171,8 +171,7 @@ def _read_mask(file: str, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
                 raise ValueError(f"{image.size[::-1]}; the image needs uint8 {(height, width)}")
             mask = np.array(image)
     except Exception as error:  # Pillow's plugins raise all kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise WrongMask(f"{file}: {reason}") from None
+        raise WrongMask(f"{file}: {reason_of(error)}") from None
     if mask.dtype != np.uint8 or mask.ndim != 2:
         raise WrongMask(
             f"{file}: {mask.dtype} {mask.shape}; the image needs uint8 {(height, width)}"

@@ -133,7 +133,8 @@ def create_accelerator(switches: Switches, *, trains: bool = True) -> Accelerato
     check_launch(switches.precision)
     precision = "bf16" if switches.precision == "bf16" else "no"
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    plugin = sharding.plugin(launched, switches.device)
+    shards = _asked("ACCELERATE_USE_FSDP")
+    plugin = sharding.plugin(launched, switches.device) if shards else None
     if plugin is not None and not trains:
         raise ValueError(
             "ACCELERATE_USE_FSDP=true: only trainings are sharded; launch this without FSDP"

@@ -32,8 +32,8 @@ REFUSED = {
 WRAP = "set fsdp_auto_wrap_policy to NO_WRAP, or to TRANSFORMER_BASED_WRAP with the blocks' class"
 
 
-def plugin(processes: int, device: str) -> FullyShardedDataParallelPlugin | None:
-    """What the launch asks for; `None` where it asks for no sharding.
+def plugin(processes: int, device: str) -> FullyShardedDataParallelPlugin:
+    """What a launch with FSDP asks for.
 
     Args:
         processes: That were launched.
@@ -42,8 +42,6 @@ def plugin(processes: int, device: str) -> FullyShardedDataParallelPlugin | None
     Raises:
         ValueError: A part of FSDP that no run supports; the variable and what would do.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return None
     if processes < 2:
         raise ValueError(
             "ACCELERATE_USE_FSDP=true: one process has nothing to shard; launch two or more, or "

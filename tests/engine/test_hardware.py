@@ -69,6 +69,7 @@ def test_a_launched_process_uses_its_share_of_the_cores(monkeypatch):
     ("variable", "value", "message"),
     [
         ("ACCELERATE_USE_FSDP", "true", "one process has nothing to shard; launch two or more"),
+        ("ACCELERATE_USE_FSDP", "1", "one process has nothing to shard; launch two or more"),
         ("ACCELERATE_USE_DEEPSPEED", "True", "DeepSpeed is not supported"),
         ("ACCELERATE_USE_MEGATRON_LM", "1", "Megatron-LM is not supported"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "parallelism_config"),
