@@ -93,7 +93,7 @@ def test_any_recipe_is_read_or_refused_in_one_line(tmp_path):
     try_all(tmp_path, 40)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_recipes_are_read_or_refused_in_one_line(tmp_path):
     try_all(tmp_path, 2000)
 
@@ -129,7 +129,7 @@ def test_any_backbone_options_build_or_are_refused_in_one_line():
     try_options(30)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_many_backbone_options_build_or_are_refused_in_one_line():
     try_options(1500)

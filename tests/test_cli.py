@@ -193,6 +193,7 @@ def test_the_help_imports_nothing_large():
     assert not heavy & {*python(code).split()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order", ["fg_ssl_zoo, timm", "timm, fg_ssl_zoo", "fg_ssl_zoo, timm.models"]
 )
@@ -203,6 +204,7 @@ def test_timm_has_our_names_in_either_order_of_the_imports(order):
     assert re.match("True .*SourceFileLoader", python(code))
 
 
+@pytest.mark.slow
 def test_a_shell_completes_verbs_and_options(tmp_path):
     code = (
         "import os, sys; end = os._exit; from fg_ssl_zoo.cli import main\n"

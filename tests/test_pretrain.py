@@ -180,6 +180,7 @@ def test_a_process_of_several_may_run_twice(recipe, tmp_path):
     assert "; 2 processes; " in hardware
 
 
+@pytest.mark.slow
 def test_two_stages_and_two_rounds_train_in_order_and_go_on_from_any_of_them(
     recipe, tmp_path, monkeypatch
 ):
@@ -217,6 +218,7 @@ PARTICLE = RECIPE.replace("simclr", "particle").replace("projection_size: 8", ""
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rounds_discover_parts_anew_and_go_on_wherever_they_were_killed(
     recipe, tmp_path, monkeypatch
 ):

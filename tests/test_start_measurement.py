@@ -235,6 +235,7 @@ def test_progress_is_a_line_every_so_often_and_nothing_after_the_last_picture(ca
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_training_run_imports_no_library_of_the_evaluation():
     """They take as long as torch, in the processor time to the first step."""
     code = "import fg_ssl_zoo.pretrain, sys; print(*sys.modules)"

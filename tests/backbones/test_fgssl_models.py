@@ -346,6 +346,7 @@ def test_an_unreachable_hub_is_named_at_once_and_a_mute_one_after_its_time(monke
 # --------------------------------------------------------------------------- import
 
 
+@pytest.mark.slow
 def test_the_package_costs_little_more_than_timm(tmp_path):
     code = """
 import sys, time, timm

@@ -92,6 +92,7 @@ def test_a_killed_worker_ends_the_run_in_one_line(tmp_path):
     assert not ended.orphans
 
 
+@pytest.mark.slow
 def test_the_workers_of_a_killed_run_end(tmp_path):
     ended = killed(tmp_path, "run")
     assert ended.code == -signal.SIGKILL
@@ -159,7 +160,7 @@ def test_sigterm_to_accelerate_launch_alone_ends_its_processes_with_a_checkpoint
 
 def test_a_launcher_that_ended_before_the_training_stops_it_too(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    monkeypatch.setattr(os, "getppid", lambda: 1)  # since the process began
+    monkeypatch.setattr(os, "getppid", lambda: -1)  # since the process began
     with Signals(Accelerator(cpu=True)) as signals:
         assert signals.agreed(1, 1.0) == (signal.SIGTERM, 0)
 

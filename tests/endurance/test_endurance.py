@@ -1,4 +1,4 @@
-"""The commands of docs/reliability.md: short forms in every run, long ones among the slow tests."""
+"""The commands of docs/reliability.md: short forms in every run, long ones are marked `long`."""
 
 import mmap
 import os
@@ -48,6 +48,7 @@ def test_samples_see_memory_files_and_threads(tmp_path):
     kept.close()
 
 
+@pytest.mark.slow
 def test_files_and_threads_of_a_short_run_stay(tmp_path):
     row, windows = steady(tmp_path, 80, count=4)
     assert (row.hung, row.tracebacks) == (0, 0)
@@ -56,21 +57,21 @@ def test_files_and_threads_of_a_short_run_stay(tmp_path):
     assert "threads" not in row.message
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_memory_files_and_threads_of_a_long_run_stay(tmp_path):
     row, windows = steady(tmp_path, 1600)
     assert not row.is_bad, windows
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_runs_end_as_others(tmp_path, processes):
     check([kills(tmp_path, 6, processes, seed=0)])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_no_fault_loses_anything(tmp_path):
     check(all_faults(tmp_path, say=lambda row: say(line(row))))

@@ -134,7 +134,7 @@ def test_the_end_of_the_launcher_stops_the_run(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     with Signals(Accelerator(cpu=True)) as signals:
         assert signals.agreed(1, 1.0) == (0, 0)
-        monkeypatch.setattr(os, "getppid", lambda: 1)
+        monkeypatch.setattr(os, "getppid", lambda: -1)
         assert signals.agreed(2, 1.0) == (signal.SIGTERM, 0)
         assert signals.name == "the end of its launcher"
 
@@ -143,7 +143,7 @@ def test_the_end_of_a_shell_does_not(monkeypatch):
     for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     with Signals(Accelerator(cpu=True)) as signals:
-        monkeypatch.setattr(os, "getppid", lambda: 1)
+        monkeypatch.setattr(os, "getppid", lambda: -1)
         assert signals.agreed(1, 1.0) == (0, 0)
 
 

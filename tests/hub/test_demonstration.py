@@ -227,7 +227,7 @@ def goes_on(stage: Stage, few: list[str]) -> None:
     assert (stage.folder / "continued" / "backbone.safetensors").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_trained_published_opened_elsewhere_by_name_and_trained_on(tmp_path):
     with Hub() as hub:

@@ -231,6 +231,7 @@ def write_for_reader(root: Path, name: str, hub: Hub) -> None:
     assert api.model_info(f"tester/{name}").library_name == "timm"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own upload
 def test_printed_lines_and_card_open_the_model_where_we_are_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

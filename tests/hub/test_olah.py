@@ -25,7 +25,7 @@ from tests.tiny_zoo import NAME, RECIPE, exported, registered
 OLAH = shutil.which("olah-cli")
 REPO = f"fg-ssl-zoo/{NAME}"
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(OLAH is None, reason="olah-cli is not on the PATH"),
 ]
 

@@ -22,6 +22,7 @@ def tiny_name(tmp_path_factory):
     yield from registered({NAME: RECIPE}, tmp_path_factory.mktemp("recipes"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own upload
 def test_every_snippet_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

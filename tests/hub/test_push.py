@@ -74,6 +74,7 @@ for line in re.findall(r"^(?:timm|AutoModel)\\..*", printed, re.MULTILINE):
 """
 
 
+@pytest.mark.slow
 def test_the_three_printed_lines_open_what_was_uploaded(run, hub, tmp_path, capsys):
     main(["publish", str(run), "--org", "tester"])
     printed = capsys.readouterr().out

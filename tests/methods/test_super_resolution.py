@@ -208,6 +208,7 @@ def test_the_generator_walks_into_the_second_stage(recipe, tmp_path):
     assert any(key.startswith("discriminator.") for key in second)
 
 
+@pytest.mark.slow
 def test_two_stages_train_draw_resume_and_reload(recipe, tmp_path):
     whole = pretrain(load_recipe(recipe, ["output=whole"]))
     pretrain(load_recipe(recipe, ["output=cut"]))

@@ -193,6 +193,7 @@ def test_our_recipe_of_the_trunk_is_a_timm_model():
     assert fgssl_models.is_stock("resnet50")
 
 
+@pytest.mark.slow
 def test_a_folder_opens_with_the_printed_lines_and_only_with_us(tmp_path):
     options = {"num_blocks": 2, "pool_size": 2}
     recipe = recipe_of_network("fgssl_srresnet", "cub", "srgan", 32, **options)

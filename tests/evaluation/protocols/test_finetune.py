@@ -39,6 +39,7 @@ def task(birds, tmp_path):
     return make_task(backbone, birds, birds, Accelerator(cpu=True), crop_pct=1.0, cache=tmp_path)
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_its_pictures_and_leaves_the_backbone_alone(task):
     before = {key: value.clone() for key, value in task.backbone.state_dict().items()}
     (outcome,) = finetune(task, options=Finetune(epochs=25, batch_size=8))

@@ -576,7 +576,7 @@ def test_a_decoder_goes_back_to_exactly_what_was_trained():
 # --------------------------------------------------------------------------- real cars
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not CARPARTS.is_dir(), reason="needs the images of carparts")
 def test_the_command_scores_real_cars_without_labels(tmp_path, capsys):
     words = [

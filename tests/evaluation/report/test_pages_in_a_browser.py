@@ -49,7 +49,7 @@ def test_models_of_different_sizes_are_said_to_be(labelled):
     assert sizes_line({"rows": rows[::2]}) == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_page_scrolls_sideways_on_a_narrow_screen(labelled, unlabelled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_birds(tmp_path / "birds", ["001.Black_Finch", "002.Red_Wren", "a" * 60, "4.x"])
@@ -68,7 +68,7 @@ def test_no_page_scrolls_sideways_on_a_narrow_screen(labelled, unlabelled, tmp_p
         assert int(inner) <= NARROW + 80  # Chromium's narrowest window has 500 pixels
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_browser_asks_the_network_for_nothing_and_reports_no_error(labelled, tmp_path):
     page = tmp_path / "page.html"
     page.write_text(labelled, encoding="utf-8")
