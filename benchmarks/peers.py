@@ -130,7 +130,7 @@ def main() -> None:
     if unknown:
         parser.error(f"--only: unknown {', '.join(sorted(unknown))}")
     names = sorted(path for path in chosen.images.rglob("*") if path.suffix in (".jpg", ".jpeg"))
-    needed = 64 * (2 * chosen.batches + 8)
+    needed = 80 * (2 * chosen.batches + 8)  # one epoch of ours, which leaves a fifth for its kNN
     if len(names) < needed:
         parser.exit(2, f"error: {chosen.images} holds {len(names)} JPEGs; {needed} are needed\n")
     pythons = dict(word.split("=", 1) for word in chosen.python)
