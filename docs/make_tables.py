@@ -8,9 +8,10 @@ benchmarks/results/evaluation/*.json, which `fgssl eval` wrote, for docs/results
 A results file is the `results.json` of a run, as it is. Comparisons of methods are folders of
 benchmarks/results/comparisons/: DATA.json is what `fgssl eval` wrote, and
 trained/ROW.json the results of the run behind a row. benchmarks/results/steps/*.json are what
-`benchmarks/step.py --out` wrote, for docs/performance.md. `docs/option_tables.py` makes the tables
-of protocols, options and recipe keys. Only the text between `<!-- NAME -->` and
-`<!-- end of NAME -->` of a page is replaced.
+`benchmarks/step.py --out` wrote, and benchmarks/results/peers/*.json are what `benchmarks/peers.py
+--out` wrote, for docs/performance.md and docs/images/peers.png (`docs/peer_tables.py`).
+`docs/option_tables.py` makes the tables of protocols, options and recipe keys. Only the text
+between `<!-- NAME -->` and `<!-- end of NAME -->` of a page is replaced.
 """
 
 import json
@@ -337,6 +338,16 @@ def steps() -> str:
     return "\n\n".join(tables)
 
 
+def peers() -> str:
+    """Other libraries beside ours, as `benchmarks/peers.py --out` measured them."""
+    tables = runpy.run_path(str(ROOT / "docs" / "peer_tables.py"))["tables"]
+    files = sorted((RESULTS / "peers").glob("*.json"))
+    if not files:
+        return "No results file yet."
+    image = "![Ratio to lightly of each library and row](images/peers.png)"
+    return "\n\n".join([*(tables(read(file)) for file in files), image])
+
+
 def replace(page: Path, content: str, name: str = "results") -> None:
     """Put the content between the marks of a page."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -359,6 +370,7 @@ def main() -> None:
             draw_learning(folder, ROOT / "docs" / "images" / "base_curves.png")
     replace(ROOT / "docs" / "results.md", when_particle(), "when_particle")
     replace(ROOT / "docs" / "performance.md", steps(), "steps")
+    replace(ROOT / "docs" / "performance.md", peers(), "peers")
     tables = runpy.run_path(str(ROOT / "docs" / "option_tables.py"))["pages"]()
     for page, contents in tables.items():
         for name, content in contents.items():
@@ -366,6 +378,9 @@ def main() -> None:
     several = [runs[0] for runs in trainings(results) if len(runs[0]["curve"]) > 2]
     if several:
         draw_curves(several, ROOT / "docs" / "images" / "knn_curve.png")
+    for file in sorted((RESULTS / "peers").glob("*.json"))[:1]:
+        draw = runpy.run_path(str(ROOT / "docs" / "peer_tables.py"))["draw"]
+        draw(read(file), ROOT / "docs" / "images" / "peers.png")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """The benchmarks run, and count what a method really does."""
 
-import importlib.util
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -121,17 +119,63 @@ def test_memory_is_measured_in_processes_of_its_own(bench, capsys):
     assert cells[8] == cells[9].rstrip(" |")
 
 
-def test_peers_that_are_not_installed_are_one_line(tmp_path):
-    ended = subprocess.run(
-        [sys.executable, "benchmarks/peers.py", str(tmp_path)], capture_output=True, text=True
-    )
-    assert ended.returncode == 2
-    assert ended.stdout == ""
-    (line,) = ended.stderr.splitlines()
-    if importlib.util.find_spec("lightly") is None:
-        assert line == "error: lightly is not installed here: pip install lightly"
-    else:
-        assert line == f"error: {tmp_path} holds 0 JPEGs; 64 are needed"
+def peer_results():
+    """Two turns of one row: ours, lightly, one that failed, and one that is missing."""
+    ours = [{"step": 80.0, "data": 3000.0, "run": 78.0, "first_step": 5.0}] * 2
+    lightly = [
+        {"step": 40.0, "data": 500.0, "run": 37.0, "first_step": 4.0},
+        {"step": 32.0, "data": 480.0, "run": 31.0, "first_step": 5.0},
+    ]
+    failed = [{"failed": "ImportError: no such name"}]
+    return {
+        "images": {"name": "birds/train", "number": 2999, "pixels": [160, 160], "kilobytes": 6.5},
+        "hardware": "a processor",
+        "cores": 1,
+        "commit": "abc",
+        "turns": 2,
+        "contestants": ["ours", "lightly", "lightly-train", "solo-learn"],
+        "missing": {"solo-learn": "it needs torch 1.9.1"},
+        "versions": {"lightly": {"torch": "2.15.0", "lightly": "1.6.0"}},
+        "rows": {"step_resnet18": {"ours": ours, "lightly": lightly, "lightly-train": failed}},
+    }
+
+
+def test_the_table_of_peers_has_ratios_turn_by_turn_and_says_what_is_missing():
+    tables = runpy.run_path("docs/peer_tables.py")
+    text = tables["tables"](peer_results())
+    titles = "| step, ResNet-18 | end to end, ResNet-18 | CPU-s to the first step |"
+    assert text.count(titles) == 2
+    assert "| ours | 80.0 | 78.0 | 5.0 |" in text
+    assert "| ours | 2.25 (2.00 to 2.50) |" in text
+    assert "| lightly-train | failed | failed | failed |" in text
+    assert "- lightly-train, step_resnet18: failed: ImportError: no such name" in text
+    assert text.count("| solo-learn | not measured: it needs torch 1.9.1 |  |  |") == 2
+    assert "torch 2.15.0, lightly 1.6.0" in text
+
+
+def test_the_figure_of_peers_is_drawn_from_their_results(tmp_path):
+    tables = runpy.run_path("docs/peer_tables.py")
+    tables["draw"](peer_results(), tmp_path / "peers.png")
+    assert (tmp_path / "peers.png").stat().st_size > 0
+
+
+def test_peers_without_an_environment_are_missing_with_a_reason(tmp_path, monkeypatch, capsys):
+    script = runpy.run_path("benchmarks/peers.py")
+    runs, missing = script["who_can_run"](["ours", "lightly"], {"lightly": str(tmp_path / "none")})
+    assert runs == ["ours"]
+    assert "--python lightly=PATH" in missing["lightly"]
+    assert "torch 1.9.1" in missing["solo-learn"]
+    monkeypatch.setattr(sys, "argv", ["peers.py", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        script["main"]()
+    assert f"error: {tmp_path} holds 0 JPEGs" in capsys.readouterr().err
+
+
+def test_a_process_that_fails_gives_its_last_line_without_folders():
+    measured = runpy.run_path("benchmarks/peers.py")["measured"]
+    reason = measured(sys.executable, "missing.py", {}, 60)["failed"]
+    assert "No such file" in reason
+    assert "/" not in reason
 
 
 @pytest.mark.slow

@@ -35,10 +35,11 @@ def test_the_readmes_table_is_made_from_the_results_files():
     assert tables["table"](tables["load"]()) in text
 
 
-def test_the_table_of_steps_is_made_from_its_files():
+def test_the_tables_of_steps_and_peers_are_made_from_their_files():
     tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert tables["steps"]() in text
+    assert tables["peers"]() in text
 
 
 def test_the_tables_of_released_models_and_of_particle_are_made_from_their_files():
