@@ -51,11 +51,14 @@ _LOSING = (
     "train.lr or train.backbone_lr_scale=0.1, train.head_warmup=0.1, or start_distillation=1"
 )
 
-_SCORES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("eval/knn_top1", "kNN accuracy", lambda x: f"{100 * x:.1f} %"),
-    ("eval/rankme", "RankMe", lambda x: f"{x:.3g}"),
-)
-"""Keys of quality measures, the preferred one first, and how each is written."""
+_SCORES: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
+    ("eval/knn_top1", "kNN accuracy", lambda x: f"{100 * x:.1f} %", ""),
+    (
+        "eval/rankme", "RankMe", lambda x: f"{x:.3g}",
+        ". RankMe is a weak sign: random weights can have a higher one than trained weights",
+    ),
+)  # fmt: skip
+"""Keys of quality measures, the preferred one first, how each is written, and a remark."""
 
 _log = logging.getLogger(__name__)
 _ADVICE = (
@@ -319,10 +322,10 @@ def below_start(measured: Sequence[Mapping[str, float]]) -> str | None:
 
 def _said_below(measured: Sequence[Mapping[str, float]], share: float, sentence: str) -> str | None:
     """The sentence with both scores, if the last is below this share of the first."""
-    for key, name, shown in _SCORES:
+    for key, name, shown, remark in _SCORES:
         found = [line[key] for line in measured if key in line]
         if found:
             first, last = found[0], found[-1]
             said = sentence.format(name, shown(first), shown(last))
-            return said if last < share * first else None
+            return said + remark if last < share * first else None
     return None
