@@ -270,9 +270,17 @@ class Handler(BaseHTTPRequestHandler):
         names = [n for n in sorted(self.server.repos) if wanted in (None, n.partition("/")[0])]
         self.send(200, [self.info(n, self.server.repos[n].commits[-1]) for n in names])
 
-    def tree(self, name: str, revision: str) -> None:
+    def tree(self, name: str, revision: str, folder: str | None = None) -> None:
         files = self.commit_of(name, revision).files
-        self.send(200, [self.entry(path, data) for path, data in sorted(files.items())])
+        start = f"{folder}/" if folder else ""
+        inside = [path for path in sorted(files) if path.startswith(start)]
+        if self.query.get("recursive", "").lower() != "true":  # folders instead of what they hold
+            inside = list(dict.fromkeys(start + p[len(start) :].split("/")[0] for p in inside))
+        self.send(200, [
+            self.entry(path, files[path]) if path in files
+            else {"type": "directory", "path": path, "size": 0, "oid": ""}
+            for path in inside
+        ])  # fmt: skip
 
     def paths_info(self, name: str, revision: str) -> None:
         files = self.commit_of(name, revision).files
@@ -383,12 +391,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 _NAME = r"([^/]+/[^/]+)"
+_KIND = "(?:models|datasets)"
 ROUTES: tuple[tuple[str, bool, Callable[..., None]], ...] = (  # pattern, needs a token, answer
-    (rf"/{_NAME}/resolve/([^/]+)/(.+)", False, Handler.resolve),
+    (rf"/(?:datasets/)?{_NAME}/resolve/([^/]+)/(.+)", False, Handler.resolve),
     ("/api/models", False, Handler.models),
-    (rf"/api/models/{_NAME}(?:/revision/([^/]+))?", False, Handler.model_info),
-    (rf"/api/models/{_NAME}/tree/([^/]+)/?", False, Handler.tree),
-    (rf"/api/models/{_NAME}/paths-info/([^/]+)", False, Handler.paths_info),
+    (rf"/api/{_KIND}/{_NAME}(?:/revision/([^/]+))?", False, Handler.model_info),
+    (rf"/api/{_KIND}/{_NAME}/tree/([^/]+)(?:/(.*))?", False, Handler.tree),
+    (rf"/api/{_KIND}/{_NAME}/paths-info/([^/]+)", False, Handler.paths_info),
     ("/api/whoami-v2", True, Handler.whoami),
     ("/api/validate-yaml", False, Handler.valid_yaml),
     ("/api/repos/create", True, Handler.create),

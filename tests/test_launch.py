@@ -10,7 +10,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import pytest
+
+from fg_ssl_zoo.data.drawn import DrawnBirds
+from tests.hub_server import Hub, client_environment
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -86,6 +90,41 @@ def test_one_and_two_processes_end_with_the_same_results(tmp_path):
     for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert two["rankme"] == pytest.approx(one["rankme"], rel=1e-2)
         assert two["feature_std"] == pytest.approx(one["feature_std"], rel=1e-2)
+
+
+def test_two_processes_stream_a_hub_data_set_as_one_reads_its_files(tmp_path, monkeypatch):
+    save_parquet(tmp_path / "wrens")
+    words = ["data.name=wrens", "speed.precision=fp32", *TINY[3:]]
+
+    def losses(name):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [found["train/loss"] for found in map(json.loads, lines) if "train/loss" in found]
+
+    files = ["data.path=wrens", "backbone=test_resnet", "output=files"]
+    call("python -m fg_ssl_zoo.pretrain", tmp_path, *files, *words)
+    with Hub() as hub:
+        hub.publish("owner/wrens", tmp_path / "wrens")
+        for key, value in client_environment(hub.url, tmp_path / "cache").items():
+            monkeypatch.setenv(key, value)
+        streamed = ["data.hub_id=owner/wrens", "data.streaming=true", "output=hub"]
+        call(documented("torchrun")[0], tmp_path, "backbone=test_resnet", *streamed, *words)
+    assert losses("hub") == pytest.approx(losses("files"), rel=1e-4)
+    assert not list((tmp_path / "cache").rglob("*.parquet"))  # nothing is copied to the disk
+
+
+def save_parquet(folder):
+    """Forty drawn birds in row groups of eight, as a data set of the Hub has them."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    (folder / "data").mkdir(parents=True)
+    birds = DrawnBirds(40, num_classes=4, image_size=64, seed=0)
+    png = [cv2.imencode(".png", birds[i]["image"][..., ::-1])[1].tobytes() for i in range(40)]
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abcd"))}
+    rows = [{"image": {"bytes": p, "path": None}, "label": i % 4} for i, p in enumerate(png)]
+    for split, some in (("train", rows[:32]), ("test", rows[32:])):
+        table = datasets.Dataset.from_list(some, features=datasets.Features(kinds))
+        table.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", batch_size=8)
 
 
 @pytest.mark.parametrize("kind", ["MULTI_GPU", "FSDP"])
