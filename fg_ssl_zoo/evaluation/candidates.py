@@ -94,14 +94,15 @@ def row_name(words: str, backbone: Backbone, pretrained: bool, taken: Iterable[s
     """A short name that is unique in the table.
 
     A network before training is called `ARCHITECTURE, untrained`, or `ARCHITECTURE, start` if its
-    recipe does not start from random weights.
+    recipe does not start from random weights; `NAME, start` if it starts from a model of the zoo.
     """
     source, layer = with_layer(words)
     head, at, init = source.partition("@")
     architecture = head if at and "{" in head else backbone.name
     if not pretrained or source.endswith("@scratch"):
         kind = "untrained" if source.endswith("@scratch") or backbone.init == "scratch" else "start"
-        name = f"{architecture}, {kind}"
+        of_zoo = kind == "start" and re.fullmatch(r"fgssl_[\w.]+", backbone.init)
+        name = f"{backbone.init if of_zoo else architecture}, {kind}"
     elif at:
         name = f"{architecture}@{Path(init).stem}"
     else:

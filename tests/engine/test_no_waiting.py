@@ -110,7 +110,7 @@ def test_networks_are_compiled_until_the_block_ends(monkeypatch):
         assert len(asked) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long  # needs a C++ compiler
 def test_a_compiled_run_has_the_weights_of_one_that_is_not(tmp_path, birds):
     settings = Train(steps=2, batch_size=8, optimizer="sgd", lr=0.1)
     for name, compiled in (("plain", False), ("compiled", True)):

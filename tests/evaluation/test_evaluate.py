@@ -165,6 +165,10 @@ def test_names_of_rows_are_short_and_differ():
     assert row_name("test_vit@x/y.safetensors", backbone, True) == "test_vit@y"
     assert row_name("test_vit@x/y.safetensors#partial#3", backbone, True) == "test_vit@y#3"
     assert row_name("runs/a", backbone, False) == "test_vit, untrained"
+    for init, name in (("fgssl_a.simclr", "fgssl_a.simclr"), ("local-dir:b/c", "test_vit")):
+        backbone.init = init
+        assert row_name("runs/a", backbone, False) == f"{name}, start"
+    backbone.init = "scratch"
     assert row_name("other/a", backbone, True, taken=["a"]) == "a (2)"
     assert row_name("test_vit@scratch#-2", backbone, True) == "test_vit, untrained#-2"
 
