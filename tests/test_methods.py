@@ -99,7 +99,9 @@ def test_the_loss_is_a_finite_scalar_and_reaches_what_is_optimised(name, backbon
 
 
 @every_method
-@every_backbone
+@pytest.mark.parametrize(
+    "backbone", ["test_resnet", pytest.param("test_vit", marks=pytest.mark.slow)]
+)
 def test_thirty_steps_on_one_batch_lower_the_loss(name, backbone, birds):
     method = build(name, backbone)
     batch = batch_for(method, birds)

@@ -156,6 +156,7 @@ def test_the_same_command_again_goes_on_and_ends_with_the_same_results(recipe, t
     assert (run / "export" / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_runs_of_one_process_may_differ_in_precision(recipe, tmp_path):
     for name, precision in (("one", "fp32"), ("two", "bf16"), ("three", "fp32")):
         pretrain(load_recipe(recipe, [f"output={name}", f"speed.precision={precision}"]))
@@ -172,6 +173,7 @@ def two_runs_of_this_process(path):
         pretrain(load_recipe(path, [f"output={name}", *words]))
 
 
+@pytest.mark.slow
 def test_a_process_of_several_may_run_twice(recipe, tmp_path):
     launch(two_runs_of_this_process, recipe)
     one, two = (load_file(tmp_path / n / "export" / "model.safetensors") for n in ("one", "two"))
@@ -311,6 +313,7 @@ def test_an_export_does_not_name_the_folder_of_its_run(recipe, tmp_path):
         assert str(tmp_path) not in (tmp_path / "place" / "export" / name).read_text(), name
 
 
+@pytest.mark.slow
 def test_a_share_of_the_start_is_averaged_into_what_a_stage_ends_with(recipe, tmp_path):
     exported = {}
     for share in (0.0, 0.25, 1.0):
@@ -330,6 +333,7 @@ def test_a_share_of_the_start_is_averaged_into_what_a_stage_ends_with(recipe, tm
     assert all(torch.equal(again[key], value) for key, value in exported[0.25].items())
 
 
+@pytest.mark.slow
 def test_the_distillation_to_the_start_is_a_term_of_the_loss_and_goes_on(recipe, tmp_path):
     words = ["stages.0.start_distillation=100", "stages.0.train.steps=4"]
     pretrain(load_recipe(recipe, [*words, f"output={tmp_path / 'whole'}"]))

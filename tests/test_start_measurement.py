@@ -86,6 +86,7 @@ def test_a_sample_before_the_first_step_and_the_start_row_on_all_pictures(
     assert not (tmp_path / "some/notes/stage0_start.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_from_the_same_weights_measures_its_start_from_the_file(
     recipe, tmp_path, measured
 ):
@@ -116,6 +117,7 @@ def test_nothing_is_measured_before_the_first_step_where_a_recipe_says_so(
     assert [line["step"] for line in lines if "eval/rankme" in line] == [0, 3]
 
 
+@pytest.mark.slow
 def test_a_stop_between_sample_and_start_changes_nothing(recipe, tmp_path, monkeypatch, capsys):
     words = [*SAMPLED, "stages.0.train.checkpoint_every=0.5"]
     main([str(recipe), "output=whole", *words])

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fg_ssl_zoo.config import PARTIAL, disk_error, set_aside, whole_file
+from fg_ssl_zoo.data.loader import worker_failure
 
 _LABEL = b"sha256:"
 _NO_COMMENT = b"\0\0"
@@ -63,6 +64,7 @@ def save(folder: Path, position: Position, state: dict[str, Any], keep: int = 2)
 
     Raises:
         CheckpointError: Writing failed; older checkpoints are unchanged.
+        RuntimeError: A loader process has ended in the meantime.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / position.file_name
@@ -71,6 +73,8 @@ def save(folder: Path, position: Position, state: dict[str, Any], keep: int = 2)
             torch.save(state, file)
             _sign(file)
     except (OSError, RuntimeError) as error:
+        if worker_failure(error):  # torch raises it wherever this process happens to be
+            raise
         good = list(positions(folder).values())
         kept = (
             f"the last good checkpoint is {good[-1]}" if good else "there is no earlier checkpoint"

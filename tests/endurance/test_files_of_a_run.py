@@ -165,6 +165,20 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_of_ours(tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [older]
 
 
+def test_a_loader_process_that_ends_during_a_checkpoint_is_no_error_of_the_disk(
+    tmp_path, monkeypatch
+):
+    older = checkpoint.save(tmp_path, Position(step=1), STATE)
+
+    def interrupted(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(RuntimeError, match=r"worker \(pid 7"):
+        checkpoint.save(tmp_path, Position(step=2), STATE)
+    assert list(tmp_path.iterdir()) == [older]
+
+
 def test_parts_of_checkpoints_of_killed_runs_are_removed(tmp_path):
     older = checkpoint.save(tmp_path, Position(step=1), STATE)
     for name in ("stage0_round0_step00000007.partial", "stage0_round0_step00000007.pt.1.partial"):

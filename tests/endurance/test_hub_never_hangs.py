@@ -134,6 +134,7 @@ def test_a_download_of_a_wrong_answer_is_one_line(wrong, kind):
         hf_hub_download(f"owner/{kind}", "config.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [
     lambda url: hf_hub_download("owner/drip", "config.json"),
     lambda url: HfApi().model_info("owner/drip"),

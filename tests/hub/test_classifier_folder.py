@@ -64,6 +64,7 @@ def fit(*words):
               "--out", "model", "--cache", "cache", *words])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["linear", "finetune"])
 def test_five_labels_become_a_classifier_that_a_colleague_runs(head, photos, birds, capsys):
     fit("--shots", "3", "--head", head, *(["--epochs", "2"] if head == "finetune" else []))

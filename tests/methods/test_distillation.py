@@ -156,6 +156,7 @@ def test_a_wrong_teacher_is_one_line(options, said, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_run_names_its_teacher_in_results_and_card_and_has_no_pretraining_folder(tmp_path):
     recipe = {
         "name": "fgssl_tiny_drawn.distillation",

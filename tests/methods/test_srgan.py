@@ -268,6 +268,7 @@ def train_a_run(path, images, steps=2):
     go_on(path, images, lambda: build(size=64), settings)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_weights_that_one_trains(tmp_path, birds):
     train_a_run(tmp_path / "one", birds)
     launch(train_a_run, tmp_path / "two", birds)

@@ -195,6 +195,7 @@ def state_of(folder, number):
     return checkpoint.load([path for at, path in found.items() if at.stage == number][-1])["method"]
 
 
+@pytest.mark.slow
 def test_the_generator_walks_into_the_second_stage(recipe, tmp_path):
     """With a rate of nothing the second stage ends with the generator that the first has made."""
     still = ["stages[1].train.lr=1e-30", "stages[1].train.weight_decay=0"]

@@ -82,6 +82,7 @@ def test_pieces_of_the_frame_find_parts_that_are_always_in_one_place():
     assert floors["parts_keypoint_nmi"] < 0.9  # birds stand where they like
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_read_are_not_looked_at():
     birds = DrawnBirds(12, num_classes=4, image_size=64, seed=0)
 

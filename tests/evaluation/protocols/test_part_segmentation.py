@@ -435,6 +435,7 @@ def score_a_share(path):
     np.save(path / f"{rank()}.npy", found)
 
 
+@pytest.mark.slow
 def test_two_processes_score_parts_as_one(tmp_path):
     launch(score_a_share, tmp_path)
     alone = scored(tmp_path / "one")
