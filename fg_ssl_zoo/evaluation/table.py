@@ -7,7 +7,7 @@ print(markdown(results))
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fg_ssl_zoo.evaluation.evaluate import Evaluation
 from fg_ssl_zoo.evaluation.protocols import metric as record_of
@@ -17,10 +17,8 @@ from fg_ssl_zoo.ops.tables import columns, markdown_table
 ALPHA = 0.05
 """A difference is significant if its paired p-value is below this."""
 
-LEGEND = (
-    "± is half the 95 % bootstrap interval over the test images; * marks the best model of a "
-    "metric and = what does not differ from it (paired test, p >= 0.05)."
-)
+_INTERVAL = "± is half the 95 % bootstrap interval over the test images"
+_MARKS = "* marks the best model of a metric and = what does not differ from it"
 
 Results = Mapping[str, Any]
 """The content of a results file."""
@@ -123,18 +121,24 @@ def p_value(results: Results, metric: str, a: str, b: str) -> float:
     return found
 
 
+def mark(results: Results, row: Mapping[str, Any], metric: str) -> Literal["best", "equal", ""]:
+    """How a row stands among the rows that have this metric; a row alone has no mark."""
+    if sum(metric in other["scores"] for other in results["rows"]) == 1:
+        return ""
+    first = best(results, metric)
+    if row["name"] == first:
+        return "best"
+    return "equal" if p_value(results, metric, row["name"], first) >= ALPHA else ""
+
+
 def _cell(results: Results, row: Mapping[str, Any], metric: str) -> str:
     if metric not in row["scores"]:
         return "-"
-    score = row["scores"][metric]
-    first = best(results, metric)
-    mark = ""
-    if row["name"] == first:
-        mark = " *"
-    elif p_value(results, metric, row["name"], first) >= ALPHA:
-        mark = " ="
+    score, sign = row["scores"][metric], {"best": " *", "equal": " =", "": ""}
     value, half = score["value"], 50 * (score["high"] - score["low"])
-    return f"{record_of(metric).format.format(value)} ± {half:.1f}{mark}"
+    return (
+        f"{record_of(metric).format.format(value)} ± {half:.1f}{sign[mark(results, row, metric)]}"
+    )
 
 
 def _scores(results: Results) -> Iterator[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:
@@ -169,7 +173,13 @@ def _below(results: Results) -> list[str]:
         for metric, why in results.get("unscored", {}).items()
     ]
     sizes = [line for line in [sizes_line(results)] if line]
-    return [floors(results), LEGEND, *sizes, *unreadable_lines(results), *notes]
+    return [floors(results), legend(results), *sizes, *unreadable_lines(results), *notes]
+
+
+def legend(results: Results) -> str:
+    """What the signs of the table mean; a row alone has no marks."""
+    marks = f"; {_MARKS} (paired test, p >= 0.05)" if len(results["rows"]) > 1 else ""
+    return f"{_INTERVAL}{marks}."
 
 
 def sizes_line(results: Results) -> str:

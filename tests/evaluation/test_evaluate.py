@@ -93,6 +93,13 @@ def test_the_best_is_marked_and_so_is_what_does_not_differ(evaluation):
     assert cells[1 - best].endswith("=")  # six images tell nothing
 
 
+def test_a_row_alone_is_not_the_best_of_anything(evaluation):
+    plain = table.as_plain(evaluation)
+    alone = table.markdown({**plain, "rows": plain["rows"][:1]})
+    assert "*" not in alone
+    assert "interval over the test images.\n" in alone + "\n"
+
+
 def test_an_architecture_has_one_untrained_row(tmp_path):
     found = evaluate(
         ["test_resnet@scratch", "test_resnet@scratch"], DATA, Accelerator(cpu=True),

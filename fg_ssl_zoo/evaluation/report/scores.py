@@ -6,15 +6,7 @@ from typing import Any
 
 from fg_ssl_zoo.evaluation.evaluate import Evaluation
 from fg_ssl_zoo.evaluation.protocols import metric
-from fg_ssl_zoo.evaluation.table import (
-    ALPHA,
-    Results,
-    as_plain,
-    best,
-    metrics_of,
-    p_value,
-    sizes_line,
-)
+from fg_ssl_zoo.evaluation.table import Results, as_plain, mark, metrics_of, sizes_line
 
 
 @dataclass(frozen=True)
@@ -66,8 +58,5 @@ def _cell(results: Results, row: Mapping[str, Any], name: str) -> Cell:
     if name not in row["scores"]:
         return Cell(None)
     score = row["scores"][name]
-    first = best(results, name)
-    mark = "best"
-    if row["name"] != first:
-        mark = "equal" if p_value(results, name, row["name"], first) >= ALPHA else ""
-    return Cell(score["value"], (score["high"] - score["low"]) / 2, mark)
+    half = (score["high"] - score["low"]) / 2
+    return Cell(score["value"], half, mark(results, row, name))
