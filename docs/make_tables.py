@@ -132,7 +132,7 @@ def models(whole: bool) -> str:
     """
     metrics = MAIN if whole else ["knn_top1", "linear_top1", "retrieval_rank1"]
     shown = [metric(key).title for key in metrics]
-    titles = ["model", "MB", "images, px", *shown, "start, kNN", "untrained, kNN"]
+    titles = ["model", "MB", "evaluated on, px", *shown, "start, kNN", "untrained, kNN"]
     lines = []
     for name, evaluations in released().items():
         files = (ROOT / "published" / name).glob("*.safetensors")
