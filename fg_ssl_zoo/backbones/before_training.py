@@ -11,6 +11,7 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.create import create_backbone, open_backbone, start_of
 from fg_ssl_zoo.backbones.fgssl_models import published_as, stock_of
 from fg_ssl_zoo.backbones.identity import effective_options
+from fg_ssl_zoo.backbones.source import source_of
 from fg_ssl_zoo.backbones.weights.config import check_config
 from fg_ssl_zoo.backbones.weights.folder import RECIPE, exported_folder
 from fg_ssl_zoo.backbones.weights.locate import published_folder
@@ -45,6 +46,8 @@ def open_start(words: str, trained: Backbone, *, seed: int) -> Backbone:
 
 def _recipe_of(words: str) -> Recipe | None:
     """The recipe that a model was trained with; `None` if there is no readable one."""
+    if source_of(words).architecture is not None:  # ARCHITECTURE@INIT, whose @ is no revision
+        return None
     kind, _, place = words.partition(":")
     folder = home_path(place if kind == "local-dir" else words)
     try:

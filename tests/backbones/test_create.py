@@ -113,6 +113,12 @@ def test_a_run_that_was_continued_has_its_start(run, tmp_path, caplog):
     assert "start weights are not available" in caplog.text
 
 
+def test_a_name_of_ours_with_random_weights_has_no_recipe():
+    words = "fgssl_resnet18_drawn@scratch"  # not a revision of the published model
+    start = open_start(words, open_backbone(words, image_size=32), seed=0)
+    assert (start.init, start.image_size) == ("scratch", 32)
+
+
 def test_a_model_without_a_recipe_of_its_own_is_compared_with_random_weights(run, tmp_path):
     exported_run(tmp_path / "one")
     recipe = tmp_path / "one" / "recipe.yaml"
