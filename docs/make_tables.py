@@ -9,7 +9,7 @@ A results file is the `results.json` of a run, as it is. Comparisons of methods 
 benchmarks/results/comparisons/: DATA.json is what `fgssl eval` wrote, and
 trained/ROW.json the results of the run behind a row. benchmarks/results/steps/*.json are what
 `benchmarks/step.py --out` wrote, and benchmarks/results/peers/*.json are what `benchmarks/peers.py
---out` wrote, for docs/performance.md and docs/images/peers.png (`docs/peer_tables.py`).
+--out` wrote, for docs/performance.md and docs/images/peers_*.png (`docs/peer_tables.py`).
 `docs/option_tables.py` makes the tables of protocols, options and recipe keys. Only the text
 between `<!-- NAME -->` and `<!-- end of NAME -->` of a page is replaced.
 """
@@ -341,11 +341,15 @@ def steps() -> str:
 def peers() -> str:
     """Other libraries beside ours, as `benchmarks/peers.py --out` measured them."""
     tables = runpy.run_path(str(ROOT / "docs" / "peer_tables.py"))["tables"]
-    files = sorted((RESULTS / "peers").glob("*.json"))
-    if not files:
-        return "No results file yet."
-    image = "![Ratio to lightly of each library and row](images/peers.png)"
-    return "\n\n".join([*(tables(read(file)) for file in files), image])
+    return "\n\n".join(
+        f"{tables(read(file))}\n\n![The same ratios as bars](images/peers_{file.stem}.png)"
+        for file in peer_files()
+    )
+
+
+def peer_files() -> list[Path]:
+    """Results of `benchmarks/peers.py`."""
+    return sorted((RESULTS / "peers").glob("*.json"))
 
 
 def replace(page: Path, content: str, name: str = "results") -> None:
@@ -378,9 +382,9 @@ def main() -> None:
     several = [runs[0] for runs in trainings(results) if len(runs[0]["curve"]) > 2]
     if several:
         draw_curves(several, ROOT / "docs" / "images" / "knn_curve.png")
-    for file in sorted((RESULTS / "peers").glob("*.json"))[:1]:
-        draw = runpy.run_path(str(ROOT / "docs" / "peer_tables.py"))["draw"]
-        draw(read(file), ROOT / "docs" / "images" / "peers.png")
+    draw_peers = runpy.run_path(str(ROOT / "docs" / "peer_tables.py"))["draw"]
+    for file in peer_files():
+        draw_peers(read(file), ROOT / "docs" / "images" / f"peers_{file.stem}.png")
 
 
 if __name__ == "__main__":

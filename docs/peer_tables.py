@@ -1,6 +1,6 @@
 """Tables and figure of `benchmarks/peers.py`, from its results files.
 
-`docs/make_tables.py` writes them into docs/performance.md and docs/images/peers.png.
+`docs/make_tables.py` writes them into docs/performance.md and docs/images/peers_*.png.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def tables(results: Mapping[str, Any]) -> str:
     blocks = [
         about(results),
         table(results, titles, figure_cell),
-        f"Ratio to {BASE}: median of the turns (smallest to largest).",
+        f"Ratio to {BASE}: median of the turns (smallest to largest, if there are several).",
         table(results, titles, ratio_cell),
     ]
     failed = [
@@ -98,7 +98,9 @@ def figure_cell(results: Mapping[str, Any], name: str, row: str, figure: str) ->
 def ratio_cell(results: Mapping[str, Any], name: str, row: str, figure: str) -> str:
     """Median and range."""
     found = ratios(results, name, row, figure)
-    return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})" if found else "-"
+    if len(found) < 2:  # one turn has no range
+        return f"{found[0]:.2f}" if found else "-"
+    return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:

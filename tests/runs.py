@@ -1,5 +1,7 @@
 """A short run of any method through the training loop: one process or several, stopped or not."""
 
+import json
+
 import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
@@ -50,3 +52,13 @@ def launch(function, *arguments):
     """Run in two gloo processes, which must not inherit that this one trains alone."""
     AcceleratorState._reset_state(reset_partial_state=True)
     debug_launcher(function, arguments, num_processes=2)
+
+
+def metrics(folder):
+    """The lines of a run's log."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    """The losses in the log of a run."""
+    return [line["train/loss"] for line in metrics(folder) if "train/loss" in line]

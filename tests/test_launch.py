@@ -15,6 +15,8 @@ import pytest
 
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from tests.hub_server import Hub, client_environment
+from tests.parquet import save_parquet
+from tests.runs import losses
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -93,13 +95,8 @@ def test_one_and_two_processes_end_with_the_same_results(tmp_path):
 
 
 def test_two_processes_stream_a_hub_data_set_as_one_reads_its_files(tmp_path, monkeypatch):
-    save_parquet(tmp_path / "wrens")
+    save_birds(tmp_path / "wrens" / "data")
     words = ["data.name=wrens", "speed.precision=fp32", *TINY[3:]]
-
-    def losses(name):
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        return [found["train/loss"] for found in map(json.loads, lines) if "train/loss" in found]
-
     files = ["data.path=wrens", "backbone=test_resnet", "output=files"]
     call("python -m fg_ssl_zoo.pretrain", tmp_path, *files, *words)
     with Hub() as hub:
@@ -108,23 +105,18 @@ def test_two_processes_stream_a_hub_data_set_as_one_reads_its_files(tmp_path, mo
             monkeypatch.setenv(key, value)
         streamed = ["data.hub_id=owner/wrens", "data.streaming=true", "output=hub"]
         call(documented("torchrun")[0], tmp_path, "backbone=test_resnet", *streamed, *words)
-    assert losses("hub") == pytest.approx(losses("files"), rel=1e-4)
+    assert losses(tmp_path / "hub") == pytest.approx(losses(tmp_path / "files"), rel=1e-4)
     assert not list((tmp_path / "cache").rglob("*.parquet"))  # nothing is copied to the disk
 
 
-def save_parquet(folder):
-    """Forty drawn birds in row groups of eight, as a data set of the Hub has them."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    (folder / "data").mkdir(parents=True)
+def save_birds(folder):
+    """Forty drawn birds in row groups of eight."""
     birds = DrawnBirds(40, num_classes=4, image_size=64, seed=0)
     png = [cv2.imencode(".png", birds[i]["image"][..., ::-1])[1].tobytes() for i in range(40)]
-    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abcd"))}
-    rows = [{"image": {"bytes": p, "path": None}, "label": i % 4} for i, p in enumerate(png)]
-    for split, some in (("train", rows[:32]), ("test", rows[32:])):
-        table = datasets.Dataset.from_list(some, features=datasets.Features(kinds))
-        table.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", batch_size=8)
+    for split, some in (("train", range(32)), ("test", range(32, 40))):
+        file = folder / f"{split}-00000-of-00001.parquet"
+        images = [{"bytes": png[i], "path": None} for i in some]
+        save_parquet(file, images, [i % 4 for i in some], list("abcd"), group=8)
 
 
 @pytest.mark.parametrize("kind", ["MULTI_GPU", "FSDP"])

@@ -29,7 +29,7 @@ from fg_ssl_zoo.pretrain.inherit import inherit
 from fg_ssl_zoo.pretrain.rounds import SHOWN, part_scores
 from fg_ssl_zoo.pretrain.run import Run
 from tests.pictures import write_photos
-from tests.runs import launch
+from tests.runs import launch, losses, metrics
 
 RECIPE = """
 backbone: test_resnet
@@ -40,14 +40,6 @@ stages:
     train: {steps: 3, batch_size: 8, optimizer: sgd, lr: 0.5}
 monitor: {every: 1, k: 3}
 """
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(folder):
-    return [line["train/loss"] for line in metrics(folder) if "train/loss" in line]
 
 
 def test_a_run_leaves_all_that_the_readme_promises(recipe, tmp_path, capsys):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clock import Task, drive
+from clock import Task, drive, loader_of
 
 
 def train(task: Task) -> None:
@@ -54,7 +54,6 @@ def train(task: Task) -> None:
 def batches(task: Task) -> Iterator[Any]:
     """Shuffled batches of two views, for ever."""
     import cv2
-    from torch.utils.data import DataLoader
 
     cv2.setNumThreads(0)
     paths = sorted(str(path) for path in Path(task.images).rglob("*.jpg"))
@@ -73,15 +72,7 @@ def batches(task: Task) -> Iterator[Any]:
 
         return torch.from_numpy(np.stack([np.stack(one) for one in zip(*samples, strict=True)]))
 
-    pictures: Any = Pictures()
-    loader = DataLoader(
-        pictures,
-        batch_size=task.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=task.workers,
-        collate_fn=collate,
-    )
+    loader = loader_of(Pictures(), task, collate_fn=collate)
     while True:
         yield from loader
 

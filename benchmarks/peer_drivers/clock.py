@@ -132,6 +132,18 @@ class Clock:
         os._exit(0)
 
 
+def loader_of(dataset: Any, task: Task, **options: Any) -> Any:
+    """The loader with the settings that the drivers share."""
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_size=task.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=task.workers,
+        **options,
+    )
+
+
 def cpu_seconds() -> float:
     """Of this process and its children, living and ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,6 +1,6 @@
 """lightly: the loop of its SimCLR example (SGD, one pass a view) around a timm network."""
 
-from clock import Task, drive
+from clock import Task, drive, loader_of
 
 
 def train(task: Task) -> None:
@@ -18,13 +18,7 @@ def train(task: Task) -> None:
     head = SimCLRProjectionHead(backbone.num_features, 2048, 128)
     network = torch.nn.Sequential(backbone, head)
     dataset = LightlyDataset(task.images, transform=SimCLRTransform(input_size=task.image_size))
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_size=task.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=task.workers,
-    )
+    loader = loader_of(dataset, task)
     criterion = NTXentLoss()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.06)
     while True:

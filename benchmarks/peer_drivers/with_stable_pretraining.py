@@ -6,14 +6,13 @@ the other libraries.
 
 from typing import Any
 
-from clock import Task, drive
+from clock import Task, drive, loader_of
 
 
 def train(task: Task) -> None:
     """Fit by Lightning."""
     import lightning as pl  # pyright: ignore[reportMissingImports]
     import stable_pretraining as spt  # pyright: ignore[reportMissingImports]
-    import torch
     from stable_pretraining import forward  # pyright: ignore[reportMissingImports]
     from torch import nn
     from torchvision.datasets import ImageFolder
@@ -23,13 +22,7 @@ def train(task: Task) -> None:
         names=["image", "label"],
         transform=views(task.image_size),
     )
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_size=task.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=task.workers,
-    )
+    loader = loader_of(dataset, task)
     backbone = spt.backbone.from_timm(task.backbone, num_classes=0, **task.model_options)
     head = nn.Sequential(
         nn.Linear(backbone.num_features, 2048, bias=False),

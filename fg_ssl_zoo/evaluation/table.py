@@ -17,9 +17,6 @@ from fg_ssl_zoo.ops.tables import columns, markdown_table
 ALPHA = 0.05
 """A difference is significant if its paired p-value is below this."""
 
-_INTERVAL = "± is half the 95 % bootstrap interval over the test images"
-_MARKS = "* marks the best model of a metric and = what does not differ from it"
-
 Results = Mapping[str, Any]
 """The content of a results file."""
 
@@ -134,11 +131,10 @@ def mark(results: Results, row: Mapping[str, Any], metric: str) -> Literal["best
 def _cell(results: Results, row: Mapping[str, Any], metric: str) -> str:
     if metric not in row["scores"]:
         return "-"
-    score, sign = row["scores"][metric], {"best": " *", "equal": " =", "": ""}
+    score = row["scores"][metric]
+    sign = {"best": " *", "equal": " =", "": ""}[mark(results, row, metric)]
     value, half = score["value"], 50 * (score["high"] - score["low"])
-    return (
-        f"{record_of(metric).format.format(value)} ± {half:.1f}{sign[mark(results, row, metric)]}"
-    )
+    return f"{record_of(metric).format.format(value)} ± {half:.1f}{sign}"
 
 
 def _scores(results: Results) -> Iterator[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:
@@ -178,8 +174,13 @@ def _below(results: Results) -> list[str]:
 
 def legend(results: Results) -> str:
     """What the signs of the table mean; a row alone has no marks."""
-    marks = f"; {_MARKS} (paired test, p >= 0.05)" if len(results["rows"]) > 1 else ""
-    return f"{_INTERVAL}{marks}."
+    intervals = "± is half the 95 % bootstrap interval over the test images"
+    if len(results["rows"]) == 1:
+        return f"{intervals}."
+    return (
+        f"{intervals}; * marks the best model of a metric and = what does not differ from it "
+        f"(paired test, p >= {ALPHA})."
+    )
 
 
 def sizes_line(results: Results) -> str:

@@ -12,6 +12,7 @@ from fg_ssl_zoo.data.datasets import file_state, fingerprint, load_images, load_
 from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.data.splits import class_numbers
 from tests.data.flat_pictures import draw
+from tests.parquet import save_parquet
 
 SPECIES = ["wren10", "wren9", "jay"]
 
@@ -120,13 +121,10 @@ def test_labels_of_the_test_split_travel_by_name(tmp_path, names, form):
 
 
 def test_labels_of_a_validation_split_travel_by_name_and_joined_splits_agree(tmp_path):
-    import datasets
-
+    images = [{"bytes": png(i), "path": None} for i in range(3)]
     for split, classes in (("train", ["a", "b", "c"]), ("validation", ["c", "b", "a"])):
-        kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
-        rows = {"image": [{"bytes": png(i), "path": None} for i in range(3)], "label": [0, 1, 2]}
-        table = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
-        table.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+        file = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        save_parquet(file, images, [0, 1, 2], classes)
     _, test = load_splits(Data(hub_id=str(tmp_path)))
     assert [test.classes[label] for label in test.labels] == ["c", "b", "a"]
     with pytest.raises(ValueError, match=r"splits train\+validation of .* in different orders"):

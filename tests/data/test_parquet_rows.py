@@ -18,6 +18,7 @@ from fg_ssl_zoo.data.parquet_rows import ParquetRows
 from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.features.extract import CentreView
 from tests.data.flat_pictures import draw
+from tests.parquet import save_parquet
 
 
 def png(value):
@@ -27,23 +28,15 @@ def png(value):
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory):
     """Two files of six and seven training rows, three in a row group, and a test file."""
-    import datasets
-
-    datasets.disable_progress_bars()
     root = tmp_path_factory.mktemp("parquet") / "birds"
-    (root / "data").mkdir(parents=True)
-    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     for name, values in (
         ("train-00000-of-00002", range(6)),
         ("train-00001-of-00002", range(6, 13)),
         ("test-00000-of-00001", range(100, 104)),
     ):
-        rows = {
-            "image": [{"bytes": png(i), "path": f"{i}.png"} for i in values],
-            "label": [i % 2 for i in values],
-        }
-        table = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
-        table.to_parquet(root / "data" / f"{name}.parquet", batch_size=3)
+        images = [{"bytes": png(i), "path": f"{i}.png"} for i in values]
+        labels = [i % 2 for i in values]
+        save_parquet(root / "data" / f"{name}.parquet", images, labels, ["a", "b"], group=3)
     return root
 
 

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -10,9 +11,6 @@ from fg_ssl_zoo import cli
 from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.hub import onnx_file
 from fg_ssl_zoo.hub.onnx_file import check_onnx, run_onnx
-
-pytest.importorskip("onnxscript")
-onnxruntime = pytest.importorskip("onnxruntime")
 
 
 @pytest.mark.slow

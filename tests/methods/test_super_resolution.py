@@ -1,5 +1,3 @@
-import json
-
 import cv2
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from fg_ssl_zoo.layers.generator import Generator, check_size
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.super_resolution import SuperResolution
 from fg_ssl_zoo.pretrain import pretrain
+from tests.runs import metrics
 
 
 def build(backbone="test_resnet", size=96, backbone_options=None, **options):
@@ -225,7 +224,7 @@ def test_two_stages_train_draw_resume_and_reload(recipe, tmp_path):
     pictures = sorted(path.name for path in (run / "pictures").iterdir())
     assert pictures == [f"stage{n}_round0_step00000002.png" for n in (0, 1)]
     assert cv2.imread(str(run / "pictures" / pictures[1])).shape == (8 * 96, 3 * 96, 3)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(run)
     last = next(line for line in reversed(lines) if "loss/generator" in line)
     assert {"loss/discriminator", "loss/pixel", "train/psnr", "train/ssim"} <= last.keys()
 

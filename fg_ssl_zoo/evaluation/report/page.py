@@ -33,7 +33,7 @@ from fg_ssl_zoo.evaluation.report.sections import (
 )
 from fg_ssl_zoo.evaluation.report.templates import rendered
 from fg_ssl_zoo.evaluation.report.tsne import plane
-from fg_ssl_zoo.evaluation.table import as_plain, legend, unreadable_lines
+from fg_ssl_zoo.evaluation.table import as_plain, unreadable_lines
 from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.ops.spectrum import rankme
 
@@ -127,7 +127,6 @@ def page_content(
     content["script"] = Markup(script)
     content["plots"] = {name: Markup(place) for name, place in places.items()}
     content["bokeh"] = Markup(bokeh_figures.scripts())
-    content["legend"] = legend(as_plain(evaluation)) if evaluation else ""
     return content
 
 

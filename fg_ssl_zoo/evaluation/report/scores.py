@@ -6,7 +6,7 @@ from typing import Any
 
 from fg_ssl_zoo.evaluation.evaluate import Evaluation
 from fg_ssl_zoo.evaluation.protocols import metric
-from fg_ssl_zoo.evaluation.table import Results, as_plain, mark, metrics_of, sizes_line
+from fg_ssl_zoo.evaluation.table import Results, as_plain, legend, mark, metrics_of, sizes_line
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,13 @@ class Table:
     Attributes:
         titles: Titles of the metrics, each with a second line of text.
         rows: For each model its name, its input size in pixels and one cell per title.
+        legend: What the signs of the cells mean.
         sizes: Note if the input sizes differ; otherwise empty.
     """
 
     titles: list[tuple[str, str]]
     rows: list[tuple[str, int, list[Cell]]]
+    legend: str = ""
     sizes: str = ""
 
 
@@ -50,6 +52,7 @@ def results_table(evaluation: Evaluation) -> Table:
             (row["name"], row["image_size"], [_cell(results, row, name) for name in metrics])
             for row in results["rows"]
         ],
+        legend(results),
         sizes_line(results),
     )
 

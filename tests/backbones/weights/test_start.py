@@ -7,6 +7,7 @@ import shutil
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 from fg_ssl_zoo.backbones.create import create_backbone
@@ -112,7 +113,6 @@ def test_an_old_file_without_counters_is_whole(caplog):
 
 
 def test_torchvisions_keys_are_timms():
-    torchvision = pytest.importorskip("torchvision")
     with torch.device("meta"):
         theirs = torchvision.models.resnet18().state_dict()
         wanted = create_backbone("resnet18").model.state_dict()

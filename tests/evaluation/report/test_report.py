@@ -45,11 +45,11 @@ def test_a_number_below_its_start_says_so_at_the_top(start, is_below):
     line = SimpleNamespace(x=[], y=[], name="", colour="", dashed=False)
     html = rendered("page.html.jinja", {
         "title": "x", "data_name": "d", "num_models": 1, "num_seen": 2, "num_mapped": 2,
-        "classes": [], "table": {"titles": [], "rows": [], "sizes": ""}, "pairs": [], "bars": [],
-        "curves": [],
+        "classes": [], "table": {"titles": [], "rows": [], "legend": "", "sizes": ""},
+        "pairs": [], "bars": [], "curves": [],
         "label_lines": [line], "below": [], "neighbourhoods": [], "looks": [], "looks_note": "",
         "glance": {"numbers": [number], "chance": 0.1}, "made": {}, "script": "", "bokeh": "",
-        "plots": {"labels": "", "map": ""}, "legend": "",
+        "plots": {"labels": "", "map": ""},
     })  # fmt: skip
     assert ('<span class="below">below its start</span>' in html) == is_below
 
