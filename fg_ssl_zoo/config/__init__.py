@@ -70,6 +70,8 @@ from fg_ssl_zoo.config.whole import (
     naming,
     set_aside,
     whole_file,
+    with_causes,
+    worker_failure,
     write_whole,
 )
 
@@ -131,5 +133,7 @@ __all__ = [
     "unescaped",
     "untyped",
     "whole_file",
+    "with_causes",
+    "worker_failure",
     "write_whole",
 ]

@@ -227,21 +227,6 @@ def _message_of_worker(text: str) -> str | None:
     return text.rpartition(f"{found[1]}: ")[2].strip() if found else None
 
 
-def worker_failure(error: BaseException) -> str | None:
-    """One line about a loader process that was killed or has crashed; `None` of other errors.
-
-    torch raises it wherever the training process happens to be.
-    """
-    text = " ".join(str(error).split())
-    if not (isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid")):
-        return None
-    return (
-        f"a process that loads images has ended ({text.rstrip('.')}); often the machine has no "
-        "memory left: lower data.num_workers or train.batch_size, and run the same command again "
-        "to continue"
-    )
-
-
 class _EveryImage(Dataset[dict[str, Any]]):
     """Each image once, for evaluation; one that cannot be decoded comes empty."""
 

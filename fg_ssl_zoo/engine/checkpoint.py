@@ -22,8 +22,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from fg_ssl_zoo.config import PARTIAL, disk_error, set_aside, whole_file
-from fg_ssl_zoo.data.loader import worker_failure
+from fg_ssl_zoo.config import PARTIAL, disk_error, set_aside, whole_file, with_causes
 
 _LABEL = b"sha256:"
 _NO_COMMENT = b"\0\0"
@@ -64,7 +63,6 @@ def save(folder: Path, position: Position, state: dict[str, Any], keep: int = 2)
 
     Raises:
         CheckpointError: Writing failed; older checkpoints are unchanged.
-        RuntimeError: A loader process has ended in the meantime.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / position.file_name
@@ -73,8 +71,6 @@ def save(folder: Path, position: Position, state: dict[str, Any], keep: int = 2)
             torch.save(state, file)
             _sign(file)
     except (OSError, RuntimeError) as error:
-        if worker_failure(error):  # torch raises it wherever this process happens to be
-            raise
         good = list(positions(folder).values())
         kept = (
             f"the last good checkpoint is {good[-1]}" if good else "there is no earlier checkpoint"
@@ -92,12 +88,10 @@ def save(folder: Path, position: Position, state: dict[str, Any], keep: int = 2)
 
 def _what_failed(error: BaseException, path: Path) -> str:
     """Path, reason and remedy; torch replaces the disk error by its own."""
-    found: BaseException | None = error
-    while found is not None and not (isinstance(found, OSError) and found.errno is not None):
-        found = found.__cause__ or found.__context__
-    if found is None:
-        return f"{path} ({str(error).partition(chr(10))[0]})"
-    return disk_error(OSError(found.errno, found.strerror, str(path)))
+    for found in with_causes(error):
+        if isinstance(found, OSError) and found.errno is not None:
+            return disk_error(OSError(found.errno, found.strerror, str(path)))
+    return f"{path} ({str(error).partition(chr(10))[0]})"
 
 
 def load_into(owner: Any, state: Mapping[str, Any], key: str, path: Path) -> None:
