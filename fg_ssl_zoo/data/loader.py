@@ -13,9 +13,11 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from types import TracebackType
 from typing import Any, cast
 from weakref import WeakSet
 
@@ -296,12 +298,24 @@ def usable_cores() -> int:
 
 
 def _quiet_worker(worker: int) -> None:
-    """One thread a worker, and no ear for signals.
+    """One thread a worker, no ear for signals, and no traceback when nobody reads any more.
 
     Ctrl-C and a scheduler's SIGTERM reach the whole process group; the training process still needs
     the batches of the step that it finishes.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _quiet_about_the_reader
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _quiet_about_the_reader(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Leave out a traceback of a connection that the training process has closed, since it ends.
+
+    `multiprocessing` hands over batches in a thread of the worker that prints all its errors.
+    """
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)

@@ -5,8 +5,11 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +93,28 @@ def test_a_killed_worker_ends_the_run_in_one_line(tmp_path):
     assert last.endswith("run the same command again to continue")
     assert "Traceback" not in ended.text
     assert not ended.orphans
+
+
+def hang_up(connection):
+    """Call a worker that has a batch to hand over, and hang up: the news of a death came here."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(connection._id[0])
+    time.sleep(0.5)
+    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+
+def read_and_hang_up(images):
+    resource_sharer.DupFd.detach = hang_up
+    for _ in image_loader(images, Views(None), range(16), batch_size=2, num_workers=3):
+        pass
+
+
+def test_a_worker_says_nothing_when_the_training_process_hangs_up(birds, tmp_path):
+    log = tmp_path / "log"
+    ended = end(start(read_and_hang_up, birds, log=log), log)
+    assert ended.code == 1
+    assert "worker (pid 7) is killed" in ended.text
+    assert "_serve" not in ended.text
 
 
 @pytest.mark.slow
