@@ -228,13 +228,13 @@ class Monitor:
     """Measurements during training: at step 0, every `every` epochs and at the end.
 
     The first step does not wait for a measurement of all images: only a sample is read before it,
-    and its scores are logged as `sample/...`. The start is measured on all images together with
-    the first later measurement. The result is cached for other runs of this user with the same
-    weights and images.
+    and its RankMe and feature std are logged as `sample/...`. The start is measured on all images
+    together with the first later measurement. The result is cached for other runs of this user with
+    the same weights and images.
 
     Attributes:
         at_start: Whether anything is measured before the first step.
-        start_images: Largest number of images of each split that are read before the first step.
+        start_images: Largest number of images that are read before the first step.
         every: Epochs between measurements.
         early: Number of steps after which a run from start weights is measured once more, so that a
             loss of quality is reported early; 0 turns it off.
@@ -245,7 +245,7 @@ class Monitor:
     """
 
     at_start: bool = True
-    start_images: Count = 128
+    start_images: Count = 64
     every: Positive = 10
     early: Annotated[int, Ge(0)] = 20
     k: Count = 20

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.identity import identity
@@ -117,12 +118,14 @@ class OnlineMonitor:
         return min(max(sizes), self._most) > self.settings.start_images
 
     def sample(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:
-        """The same on `monitor.start_images` images of each split, named `sample/...`.
+        """`sample/rankme` and `sample/feature_std` of `monitor.start_images` images of one split.
 
-        The names differ because scores on other images are not comparable. Errors as above.
+        The split is the one that `eval/rankme` reads. The names differ because scores on fewer
+        images are not comparable; a kNN accuracy of so few would say nothing. Errors as above.
         """
-        found = self._measured(backbone, accelerator, self._most_at_start)
-        return _as_sample(found)
+        images = self.train if self.test is None else self.test
+        features = self._features(backbone, images, accelerator, self._most_at_start).features
+        return _as_sample(_spread(features))
 
     def start(self, backbone: Backbone, accelerator: Accelerator) -> dict[str, float]:
         """`__call__` for start weights, read from a file if they were measured before."""
@@ -214,10 +217,7 @@ class OnlineMonitor:
                     k=self.settings.k,
                     temperature=self.settings.temperature,
                 )
-        sample = looked_at[evenly(len(looked_at), RANK_IMAGES)]
-        measured |= {"eval/rankme": rankme(sample), "eval/feature_std": feature_std(sample)}
-        _check(measured)
-        return measured
+        return measured | _spread(looked_at)
 
     def own_accuracy(
         self, method: Method, accelerator: Accelerator, *, sample: bool = False
@@ -285,15 +285,22 @@ def _as_sample(found: Mapping[str, float]) -> dict[str, float]:
     return {key.replace("eval/", "sample/"): value for key, value in found.items()}
 
 
-def _check(measured: dict[str, float]) -> None:
-    spread = measured["eval/feature_std"]
-    if not spread > COLLAPSED_STD:  # also true for NaN
+def _spread(features: Tensor) -> dict[str, float]:
+    """RankMe and feature std of (n, d) features.
+
+    Raises:
+        Collapsed: All rows are nearly the same.
+    """
+    sample = features[evenly(len(features), RANK_IMAGES)]
+    effective_rank, std = rankme(sample), feature_std(sample)
+    if not std > COLLAPSED_STD:  # also true for NaN
         raise Collapsed(
-            f"the features have collapsed: their std is {spread:.2g} (1 is evenly spread, "
-            "an untrained network has 0.1 and more) and their effective rank "
-            f"{measured['eval/rankme']:.1f}. Try a lower train.lr, a longer train.warmup, "
-            "a larger train.batch_size, or stronger views"
+            f"the features have collapsed: their std is {std:.2g} (1 is evenly spread, an "
+            f"untrained network has 0.1 and more) and their effective rank {effective_rank:.1f}. "
+            "Try a lower train.lr, a longer train.warmup, a larger train.batch_size, or stronger "
+            "views"
         )
+    return {"eval/rankme": effective_rank, "eval/feature_std": std}
 
 
 LOST = 0.9
