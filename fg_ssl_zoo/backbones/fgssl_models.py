@@ -43,7 +43,7 @@ from timm.models import (
 from torch import nn
 
 from fg_ssl_zoo.backbones import networks
-from fg_ssl_zoo.backbones.weights.config import read_config
+from fg_ssl_zoo.backbones.weights.config import PLACES, read_config
 from fg_ssl_zoo.backbones.weights.folder import CONFIG, RECIPE, SHA256, WEIGHTS
 from fg_ssl_zoo.backbones.weights.locate import Published, published_folder
 from fg_ssl_zoo.config import CROP_PCT, Data, Hub, Recipe, nearest, read_yaml, recipe_files
@@ -180,7 +180,9 @@ def _read(name: str, path: Path) -> _Read:
     size = data.get("image_size", Data.image_size)
     if not isinstance(size, int):
         raise ValueError(f"data.image_size: an integer is needed, got {size!r}")
-    started_as = get_arch_pretrained_cfgs(backbone).get(f"{backbone}.{init}") or PretrainedCfg()
+    tag = get_arch_pretrained_cfgs(backbone).get(f"{backbone}.{init}")
+    by_itself = get_pretrained_cfg(backbone) if str(init).startswith(PLACES) else None
+    started_as = tag or by_itself or PretrainedCfg()  # an exported folder, most likely of timm's
     cfg = timm_cfg(
         backbone,
         size,

@@ -149,11 +149,11 @@ def test_a_wrong_tag_is_an_error_that_names_it():
         timm.create_model("fgssl_tiny_cub.nope")
 
 
-def test_pixels_are_scaled_as_for_the_weights_that_training_starts_from(tmp_path):
-    name = "vit_small_patch16_224.augreg_in1k"
-    start = get_arch_pretrained_cfgs("vit_small_patch16_224")[name]
+@pytest.mark.parametrize("init", ["augreg_in1k", "local-dir:starts/vit", "hf-hub:timm/vit"])
+def test_pixels_are_scaled_as_for_the_weights_that_training_starts_from(tmp_path, init):
+    start = get_arch_pretrained_cfgs("vit_small_patch16_224")["vit_small_patch16_224.augreg_in1k"]
     assert start.mean != PretrainedCfg.mean
-    recipe = {"backbone": "vit_small_patch16_224", "init": "augreg_in1k", "stages": STAGES}
+    recipe = {"backbone": "vit_small_patch16_224", "init": init, "stages": STAGES}
     files = write_recipes(tmp_path, {"fgssl_tiny_cub.x": recipe})
     _, cfgs = fgssl_models._read_all(files)
     assert (cfgs["fgssl_tiny_cub.x"].mean, cfgs["fgssl_tiny_cub.x"].std) == (start.mean, start.std)

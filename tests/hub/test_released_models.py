@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.models import get_pretrained_cfg
 
 from fg_ssl_zoo.backbones.create import open_backbone
 from fg_ssl_zoo.backbones.weights.folder import sha256_of, weight_files, whole
@@ -37,7 +38,9 @@ def test_it_opens_by_its_name_to_the_features_of_timm_alone(folder):
 def test_by_its_name_images_are_normalised_as_in_its_folder(folder):
     named, alone = open_backbone(folder.name), open_backbone(f"local-dir:{whole(folder)}")
     config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
-    assert (list(named.mean), list(named.std)) == (config["mean"], config["std"])
+    registered = get_pretrained_cfg(folder.name)
+    for known in (named, registered):
+        assert (list(known.mean), list(known.std)) == (config["mean"], config["std"])
     assert named.centre_view == alone.centre_view
     pixels = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
     torch.testing.assert_close(named.normalize(pixels), alone.normalize(pixels), rtol=0, atol=0)
