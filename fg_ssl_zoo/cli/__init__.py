@@ -63,7 +63,6 @@ from fg_ssl_zoo.config import (
     printable,
     refuse_empty,
     show_any_name,
-    worker_failure,
 )
 from fg_ssl_zoo.engine.signals import ending_at_once
 
@@ -141,17 +140,16 @@ GO_ON = "run the same command again"
 
 def _line_of(error: Exception) -> str | None:
     """Message of an error caused by the user, the machine or the Hub; `None` for a bug of ours."""
-    if said := worker_failure(error):
-        return said
     if isinstance(error, OSError):
         return disk_error(error)
     if isinstance(error, ValueError):
         return str(error)
     if said := memory_error(error):
         return f"{said}; free some, or use a smaller --image-size, and {GO_ON}"
+    from fg_ssl_zoo.data.loader import worker_failure
     from fg_ssl_zoo.engine.loop import TrainingStopped
 
-    return str(error) if isinstance(error, TrainingStopped) else None
+    return str(error) if isinstance(error, TrainingStopped) else worker_failure(error)
 
 
 def _open_places(chosen: argparse.Namespace) -> None:

@@ -70,8 +70,6 @@ from fg_ssl_zoo.config.whole import (
     naming,
     set_aside,
     whole_file,
-    with_causes,
-    worker_failure,
     write_whole,
 )
 
@@ -133,7 +131,5 @@ __all__ = [
     "unescaped",
     "untyped",
     "whole_file",
-    "with_causes",
-    "worker_failure",
     "write_whole",
 ]

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all; unreadable files; errors of the machine."""
+"""Files that are written completely or not at all; unreadable files; errors of disk and memory."""
 
 import contextlib
 import errno
@@ -115,14 +115,6 @@ def disk_error(error: OSError) -> str:
     return f"{where}: {what}; {remedy}" if where else f"{what}; {remedy}"
 
 
-def with_causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, then those that led to it, newest first."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
-
-
 def memory_error(error: BaseException) -> str | None:
     """What memory was refused, on one line; `None` of other errors.
 
@@ -133,27 +125,6 @@ def memory_error(error: BaseException) -> str | None:
         said = str(error).partition("\n")[0] or type(error).__name__
         return f"not enough memory ({said})"
     return None
-
-
-def worker_failure(error: BaseException) -> str | None:
-    """One line about a loader process that was killed or has crashed; `None` of other errors.
-
-    torch raises it wherever the training process happens to be, and the code there may have raised
-    another error because of it.
-    """
-    said = (
-        " ".join(str(found).split())
-        for found in with_causes(error)
-        if isinstance(found, RuntimeError)
-    )
-    text = next((text for text in said if text.startswith("DataLoader worker (pid")), None)
-    if text is None:
-        return None
-    return (
-        f"a process that loads images has ended ({text.rstrip('.')}); often the machine has no "
-        "memory left: lower data.num_workers or train.batch_size, and run the same command again "
-        "to continue"
-    )
 
 
 def set_aside(path: Path, why: str) -> Path:

@@ -8,6 +8,7 @@ A run continued at step k asks for steps from k on, so nothing is skipped and no
 One loader serves all epochs, so workers are not restarted.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -173,16 +174,33 @@ def _loader(
 
 
 class _Loader(DataLoader[dict[str, Any]]):
-    """A loader whose failures are one line and whose workers end with their process."""
+    """A loader whose failures are one line and whose workers end with their process.
+
+    A worker that dies is noticed when its batch is asked for, at most five seconds later. torch
+    would also raise an error at once, wherever the training process is: in the middle of a
+    checkpoint, or in a callback that prints and drops it.
+    """
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         before = set(multiprocessing.active_children())
         reader = SlotReader()
         if isinstance(self.collate_fn, SlotCollate):
             self.collate_fn.reader = reader.number
-        batches = super().__iter__()  # now: it draws a number, which a step's seed has to follow
+        with _handler_kept(signal.SIGCHLD):
+            batches = (
+                super().__iter__()
+            )  # now: it draws a number, which a step's seed has to follow
         _kill_at_exit(set(multiprocessing.active_children()) - before)
         return _read_out(batches, reader)
+
+
+@contextlib.contextmanager
+def _handler_kept(number: int) -> Iterator[None]:
+    """Set the handler of a signal back; only the main thread can change it."""
+    handler = signal.getsignal(number)
+    yield
+    if signal.getsignal(number) is not handler:
+        signal.signal(number, handler)
 
 
 def _read_out(batches: Iterator[Any], reader: SlotReader) -> Iterator[dict[str, Any]]:
@@ -227,6 +245,18 @@ def _message_of_worker(text: str) -> str | None:
     """What an exception in a worker says, without the traceback that torch puts before it."""
     found = re.match(r"Caught (\w+) in DataLoader worker process \d+\.\n", text)
     return text.rpartition(f"{found[1]}: ")[2].strip() if found else None
+
+
+def worker_failure(error: BaseException) -> str | None:
+    """One line about a loader process that was killed or has crashed; `None` of other errors."""
+    text = " ".join(str(error).split())
+    if not (isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid")):
+        return None
+    return (
+        f"a process that loads images has ended ({text.rstrip('.')}); often the machine has no "
+        "memory left: lower data.num_workers or train.batch_size, and run the same command again "
+        "to continue"
+    )
 
 
 class _EveryImage(Dataset[dict[str, Any]]):

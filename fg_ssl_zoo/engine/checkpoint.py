@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from fg_ssl_zoo.config import PARTIAL, disk_error, set_aside, whole_file, with_causes
+from fg_ssl_zoo.config import PARTIAL, disk_error, set_aside, whole_file
 
 _LABEL = b"sha256:"
 _NO_COMMENT = b"\0\0"
@@ -88,10 +88,12 @@ def save(folder: Path, position: Position, state: dict[str, Any], keep: int = 2)
 
 def _what_failed(error: BaseException, path: Path) -> str:
     """Path, reason and remedy; torch replaces the disk error by its own."""
-    for found in with_causes(error):
-        if isinstance(found, OSError) and found.errno is not None:
-            return disk_error(OSError(found.errno, found.strerror, str(path)))
-    return f"{path} ({str(error).partition(chr(10))[0]})"
+    found: BaseException | None = error
+    while found is not None and not (isinstance(found, OSError) and found.errno is not None):
+        found = found.__cause__ or found.__context__
+    if found is None:
+        return f"{path} ({str(error).partition(chr(10))[0]})"
+    return disk_error(OSError(found.errno, found.strerror, str(path)))
 
 
 def load_into(owner: Any, state: Mapping[str, Any], key: str, path: Path) -> None:

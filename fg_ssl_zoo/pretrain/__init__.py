@@ -40,10 +40,10 @@ from fg_ssl_zoo.config import (
     refuse_empty,
     show_any_name,
     to_yaml,
-    worker_failure,
 )
 from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.decode import max_pixels
+from fg_ssl_zoo.data.loader import worker_failure
 from fg_ssl_zoo.data.order import order_of
 from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import checkpoint, hardware
@@ -205,8 +205,6 @@ def _said(stopped: Interrupted) -> Interrupted:
 
 def _line_of(error: Exception) -> str | None:
     """Message of an error caused by the user or the machine; `None` for a bug of ours."""
-    if said := worker_failure(error):
-        return said
     if isinstance(error, ValueError | TrainingStopped | Collapsed | checkpoint.CheckpointError):
         return str(error)
     if isinstance(error, SafetensorError):  # such as a full disk
@@ -220,7 +218,7 @@ def _line_of(error: Exception) -> str | None:
         )
     if is_peer_failure(error):
         return f"another process of this run has ended, and says why itself; {GO_ON}"
-    return None
+    return worker_failure(error)
 
 
 def _launcher_note() -> str:

@@ -5,6 +5,7 @@ printed and make the same draws again.
 """
 
 import argparse
+import contextlib
 import random
 import shutil
 import signal
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
@@ -24,30 +26,36 @@ from fg_ssl_zoo.data.decode import decode
 from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.hub.export import export
 from tests.endurance.faults import Row, all_faults
+from tests.endurance.processes import loader_processes
 from tests.endurance.runs import Run, difference, result, say
 from tests.endurance.steady import steady
 
 
-def kills(root, count, processes, seed):
-    """Kill runs at random moments until `count` kills were made; compare every end."""
+def kills(root, count, processes, seed, loaders=False):
+    """Kill runs at random moments until `count` kills were made; compare every end.
+
+    With `loaders`, one of three loader processes is killed, and the run has to end by itself.
+    """
     draw, runs = random.Random(seed), 0
-    row = Row(f"kill -9, {processes} process(es), seed {seed}")
+    who = "one of three loader processes" if loaders else f"{processes} process(es)"
+    kill, check = (kill_loader, ends_itself) if loaders else (kill_run, leaves_none)
+    row = Row(f"kill -9, {who}, seed {seed}")
+    words = ["data.num_workers=3"] if loaders else []
     began = time.monotonic()
     reference = root / "reference"
-    Run(reference, processes=processes).end()
+    Run(reference, *words, processes=processes).end()
     seconds, reference = time.monotonic() - began, result(reference)
     while row.tried < count:
         folder = root / "killed"
         shutil.rmtree(folder, ignore_errors=True)
         while True:
-            run = Run(folder, processes=processes)
+            run = Run(folder, *words, processes=processes)
             until = time.monotonic() + draw.uniform(0.05, 1.0) * seconds
             while run.is_alive and time.monotonic() < until and row.tried < count:
                 time.sleep(0.02)
-            if row.tried >= count or not run.is_alive:
+            if row.tried >= count or not kill(run, draw):
                 break
-            run.kill(signal.SIGKILL)
-            row.hung += any(process.orphans for process in run.end())
+            check(row, run.end())
             row.tried += 1
         ended = run.end()
         row.take(ended)
@@ -60,6 +68,34 @@ def kills(root, count, processes, seed):
         say(f"{row.tried} kills, {runs} runs; {line(row)}")
     row.message = f"{runs} runs"
     return row
+
+
+def kill_run(run, _):
+    """Kill the processes of a run; whether it was still alive."""
+    alive = run.is_alive
+    run.kill(signal.SIGKILL)
+    return alive
+
+
+def leaves_none(row, ended):
+    """Count a killed run that leaves processes."""
+    row.hung += any(process.orphans for process in ended)
+
+
+def kill_loader(run, draw):
+    """Kill a loader process of a run; whether there was one."""
+    with contextlib.suppress(psutil.Error):  # the run, or the process, has ended since
+        if found := loader_processes(run.processes[0].pid):
+            draw.choice(found).kill()
+            return True
+    return False
+
+
+def ends_itself(row, ended):
+    """Count a run without a loader process that does not say so, unless it was complete."""
+    row.take(ended)
+    said = row.message.startswith("error: a process that loads images has ended")
+    row.lost += ended[0].code not in (0, 2) or (ended[0].code == 2 and not said)
 
 
 def fuzz(name, count, seed, strategy, check):
@@ -166,6 +202,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m tests.endurance", description=__doc__)
     parser.add_argument("--kills", type=int, default=0, help="kill -9 of training runs")
     parser.add_argument("--processes", type=int, default=1, help="of the runs that are killed")
+    parser.add_argument("--loader-kills", type=int, default=0, help="kill -9 of loader processes")
     parser.add_argument("--faults", choices=["all"], help="each fault once")
     parser.add_argument("--images", type=int, default=0, help="damaged images")
     parser.add_argument("--recipes", type=int, default=0, help="recipes of any form")
@@ -178,6 +215,8 @@ def main():
         root = Path(scratch)
         if chosen.kills:
             rows.append(kills(root, chosen.kills, chosen.processes, chosen.seed))
+        if chosen.loader_kills:
+            rows.append(kills(root, chosen.loader_kills, 1, chosen.seed, loaders=True))
         if chosen.faults:
             (root / "faults").mkdir()
             rows += all_faults(root / "faults", lambda row: say(line(row)))

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import time
 from dataclasses import dataclass
 
@@ -39,7 +40,9 @@ class Row:
         """Count how processes ended."""
         for process in ended:
             self.hung += process.code is None or bool(process.orphans)
-            self.tracebacks += "Traceback" in process.text
+            if "Traceback" in process.text:
+                self.tracebacks += 1
+                sys.stderr.write(process.text[process.text.index("Traceback") :][:3000])
         lines = [line for process in ended for line in process.text.splitlines() if line.strip()]
         self.message = lines[-1] if lines else ""
 

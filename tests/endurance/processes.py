@@ -44,6 +44,12 @@ def children(pid):
     return sorted(psutil.Process(pid).children(), key=lambda child: child.pid)
 
 
+def loader_processes(pid):
+    """Loader processes of a process: forked from it, so with its own command line."""
+    command = psutil.Process(pid).cmdline()
+    return [child for child in children(pid) if child.cmdline() == command]
+
+
 def wait_until(true, seconds=60, every=0.05):
     """Poll until `true()` is true and return its value."""
     end = time.monotonic() + seconds

@@ -1,6 +1,7 @@
 """A process whose worker dies, or that fails with workers, ends soon, says why, and leaves none."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import re
@@ -15,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from accelerate import Accelerator
 
-from fg_ssl_zoo.data.loader import ViewDataset, image_loader, step_loader
+from fg_ssl_zoo.data.loader import ViewDataset, image_loader, step_loader, worker_failure
 from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.thread_loader import MOST_THREADS
 from fg_ssl_zoo.engine import checkpoint
@@ -93,6 +95,28 @@ def test_a_killed_worker_ends_the_run_in_one_line(tmp_path):
     assert last.endswith("run the same command again to continue")
     assert "Traceback" not in ended.text
     assert not ended.orphans
+
+
+def read_on_without_a_worker(images):
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = image_loader(images, Views(None), range(16), batch_size=2, num_workers=3)
+    next(batches)
+    worker = multiprocessing.active_children()[0]
+    worker.kill()
+    worker.join()
+    torch.save({"weight": torch.zeros(3)}, io.BytesIO())  # torch's own handler raises here
+    assert signal.getsignal(signal.SIGCHLD) is handler
+    try:
+        list(batches)
+    except RuntimeError as error:
+        sys.exit(worker_failure(error))
+
+
+def test_a_dead_worker_is_noticed_at_its_batch_and_nowhere_else(birds, tmp_path):
+    log = tmp_path / "log"
+    ended = end(start(read_on_without_a_worker, birds, log=log), log)
+    assert ended.code == 1
+    assert ended.text.startswith("a process that loads images has ended (DataLoader worker (pid")
 
 
 def hang_up(connection):
@@ -188,3 +212,8 @@ def test_a_launcher_that_ended_before_the_training_stops_it_too(tmp_path, monkey
     monkeypatch.setattr(os, "getppid", lambda: -1)  # since the process began
     with Signals(Accelerator(cpu=True)) as signals:
         assert signals.agreed(1, 1.0) == (signal.SIGTERM, 0)
+
+
+def test_other_errors_are_no_failure_of_a_worker():
+    assert worker_failure(RuntimeError("shapes differ")) is None
+    assert worker_failure(ValueError("DataLoader worker (pid 1) ...")) is None

@@ -8,9 +8,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from fg_ssl_zoo import cli, pretrain
 from fg_ssl_zoo.backbones.create import create_backbone
-from fg_ssl_zoo.config import disk_error, set_aside, worker_failure, write_whole
+from fg_ssl_zoo.config import disk_error, set_aside, write_whole
 from fg_ssl_zoo.data.tensor_cache import load_tensors, read_tensors, write_tensors
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import CheckpointError, Position
@@ -164,44 +163,6 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_of_ours(tmp_path):
             f"place; {kept}. Run the same command again to continue"
         )
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [older]
-
-
-class Interrupted:
-    """A file whose writing is interrupted, once, by the news that a loader process was killed."""
-
-    def __init__(self, file, at):
-        self.file, self.at = file, at
-
-    def write(self, part):
-        self.at -= 1
-        if self.at == 0:
-            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
-        return self.file.write(part)
-
-    def flush(self):
-        self.file.flush()
-
-
-@pytest.mark.parametrize("at", range(1, 13))  # torch replaces the error in some of these places
-def test_a_loader_process_that_ends_during_a_checkpoint_is_no_error_of_the_disk(
-    tmp_path, monkeypatch, at
-):
-    older = checkpoint.save(tmp_path, Position(step=1), STATE)
-    write = torch.save
-    monkeypatch.setattr(torch, "save", lambda state, file: write(state, Interrupted(file, at)))
-    with pytest.raises(CheckpointError) as caught:
-        checkpoint.save(tmp_path, Position(step=2), STATE)
-    assert list(tmp_path.iterdir()) == [older]
-    for line_of in (cli._line_of, pretrain._line_of):
-        line = line_of(caught.value)
-        assert line.startswith("a process that loads images has ended (DataLoader worker (pid 7)")
-
-
-@pytest.mark.parametrize("error", [
-    RuntimeError("shapes differ"), ValueError("DataLoader worker (pid 1) ..."),
-])  # fmt: skip
-def test_other_errors_are_no_failure_of_a_loader_process(error):
-    assert worker_failure(error) is None
 
 
 def test_parts_of_checkpoints_of_killed_runs_are_removed(tmp_path):
