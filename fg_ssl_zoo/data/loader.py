@@ -15,9 +15,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from pickle import UnpicklingError
 from types import TracebackType
 from typing import Any, cast
 from weakref import WeakSet
@@ -190,8 +192,9 @@ class _Loader(DataLoader[dict[str, Any]]):
             batches = (
                 super().__iter__()
             )  # now: it draws a number, which a step's seed has to follow
-        _kill_at_exit(set(multiprocessing.active_children()) - before)
-        return _read_out(batches, reader)
+        workers = set(multiprocessing.active_children()) - before
+        _kill_at_exit(workers)
+        return _read_out(batches, reader, workers)
 
 
 @contextlib.contextmanager
@@ -203,14 +206,28 @@ def _handler_kept(number: int) -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def _read_out(batches: Iterator[Any], reader: SlotReader) -> Iterator[dict[str, Any]]:
-    """The batches; an error of a worker says what it said there, without torch's traceback."""
+def _read_out(
+    batches: Iterator[Any], reader: SlotReader, workers: Collection[BaseProcess]
+) -> Iterator[dict[str, Any]]:
+    """The batches; an error of a worker says what it said there, without torch's traceback.
+
+    Raises:
+        RuntimeError: A worker has died; with torch's words (`worker_failure`).
+    """
     try:
         yield from map(reader, batches)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, UnpicklingError) as error:
         if message := _message_of_worker(str(error)):
             raise type(error)(message) from error
+        if workers and (dead := _dead_soon(workers)):  # it was handing over a batch
+            raise RuntimeError(f"DataLoader worker (pid(s) {dead}) exited unexpectedly") from error
         raise
+
+
+def _dead_soon(workers: Collection[BaseProcess]) -> str:
+    """Numbers of the workers that are dead within a second: a killed process takes time to end."""
+    ended = wait([worker.sentinel for worker in workers], timeout=1)
+    return ", ".join(str(worker.pid) for worker in workers if worker.sentinel in ended)
 
 
 _workers: WeakSet[BaseProcess] = WeakSet()

@@ -1,6 +1,7 @@
 """A process whose worker dies, or that fails with workers, ends soon, says why, and leaves none."""
 
 import contextlib
+import errno
 import io
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing import resource_sharer
 from pathlib import Path
@@ -115,6 +117,27 @@ def read_on_without_a_worker(images):
 def test_a_dead_worker_is_noticed_at_its_batch_and_nowhere_else(birds, tmp_path):
     log = tmp_path / "log"
     ended = end(start(read_on_without_a_worker, birds, log=log), log)
+    assert ended.code == 1
+    assert ended.text.startswith("a process that loads images has ended (DataLoader worker (pid")
+
+
+def reset(_):
+    """A worker that is killed while it hands over a batch: its connection ends before it does."""
+    threading.Timer(0.3, multiprocessing.active_children()[0].kill).start()
+    raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
+def read_and_be_reset(images):
+    resource_sharer.DupFd.detach = reset
+    try:
+        list(image_loader(images, Views(None), range(16), batch_size=2, num_workers=3))
+    except RuntimeError as error:
+        sys.exit(worker_failure(error))
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named(birds, tmp_path):
+    log = tmp_path / "log"
+    ended = end(start(read_and_be_reset, birds, log=log), log)
     assert ended.code == 1
     assert ended.text.startswith("a process that loads images has ended (DataLoader worker (pid")
 
