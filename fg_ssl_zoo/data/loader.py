@@ -188,7 +188,7 @@ class _Loader(DataLoader[dict[str, Any]]):
         reader = SlotReader()
         if isinstance(self.collate_fn, SlotCollate):
             self.collate_fn.reader = reader.number
-        with _handler_kept(signal.SIGCHLD):
+        with _without_child_handler():
             batches = (
                 super().__iter__()
             )  # now: it draws a number, which a step's seed has to follow
@@ -198,11 +198,12 @@ class _Loader(DataLoader[dict[str, Any]]):
 
 
 @contextlib.contextmanager
-def _handler_kept(number: int) -> Iterator[None]:
-    """Set the handler of a signal back; only the main thread can change it."""
-    handler = signal.getsignal(number)
+def _without_child_handler() -> Iterator[None]:
+    """Undo what torch does to SIGCHLD, on systems that have it; only the main thread sets it."""
+    number = getattr(signal, "SIGCHLD", None)
+    handler = signal.getsignal(number) if number else None
     yield
-    if signal.getsignal(number) is not handler:
+    if number and handler is not None and signal.getsignal(number) is not handler:
         signal.signal(number, handler)
 
 
