@@ -180,9 +180,10 @@ def _read(name: str, path: Path) -> _Read:
     size = data.get("image_size", Data.image_size)
     if not isinstance(size, int):
         raise ValueError(f"data.image_size: an integer is needed, got {size!r}")
-    tag = get_arch_pretrained_cfgs(backbone).get(f"{backbone}.{init}")
-    by_itself = get_pretrained_cfg(backbone) if str(init).startswith(PLACES) else None
-    started_as = tag or by_itself or PretrainedCfg()  # an exported folder, most likely of timm's
+    started_as = get_arch_pretrained_cfgs(backbone).get(f"{backbone}.{init}")
+    if str(init).startswith(PLACES):  # an exported folder, most likely of timm's weights
+        started_as = get_pretrained_cfg(backbone)
+    started_as = started_as or PretrainedCfg()
     cfg = timm_cfg(
         backbone,
         size,

@@ -189,9 +189,8 @@ class _Loader(DataLoader[dict[str, Any]]):
         if isinstance(self.collate_fn, SlotCollate):
             self.collate_fn.reader = reader.number
         with _without_child_handler():
-            batches = (
-                super().__iter__()
-            )  # now: it draws a number, which a step's seed has to follow
+            # now: it draws a number, which a step's seed has to follow
+            batches = super().__iter__()
         workers = set(multiprocessing.active_children()) - before
         _kill_at_exit(workers)
         return _read_out(batches, reader, workers)

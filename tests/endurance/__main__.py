@@ -95,7 +95,7 @@ def ends_itself(row, ended):
     """Count a run without a loader process that does not say so, unless it was complete."""
     row.take(ended)
     said = row.message.startswith("error: a process that loads images has ended")
-    if ended[0].code not in (0, 2) or (ended[0].code == 2 and not said):
+    if not (ended[0].code == 0 or (ended[0].code == 2 and said)):
         row.lost += 1
         say(f"exit code {ended[0].code}: {row.message}")
 

@@ -5,12 +5,11 @@ import os
 import resource
 import shutil
 import signal
-import sys
 import time
 from dataclasses import dataclass
 
-from tests.endurance.processes import children, wait_until
-from tests.endurance.runs import Run, difference, result
+from tests.endurance.processes import loader_processes, wait_until
+from tests.endurance.runs import Run, difference, result, say
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Row:
             self.hung += process.code is None or bool(process.orphans)
             if "Traceback" in process.text:
                 self.tracebacks += 1
-                sys.stderr.write(process.text[process.text.index("Traceback") :][:3000])
+                say(process.text[process.text.index("Traceback") :][:3000])
         lines = [line for process in ended for line in process.text.splitlines() if line.strip()]
         self.message = lines[-1] if lines else ""
 
@@ -57,7 +56,7 @@ def stop(number):
 
 def kill_worker(run):
     at_step(run, 4)
-    os.kill(children(run.processes[0].pid)[-1].pid, signal.SIGKILL)
+    loader_processes(run.processes[0].pid)[-1].kill()
 
 
 def one_rank(number):

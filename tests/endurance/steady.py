@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from tests.endurance.faults import Row
-from tests.endurance.processes import children
+from tests.endurance.processes import loader_processes
 from tests.endurance.runs import Run
 
 MOST_GROWTH = {"main": 2.0, "workers": 2.0}
@@ -67,7 +67,7 @@ def steady(root, steps, count=8, every=0.1):
         with contextlib.suppress(psutil.Error):
             loaders = [loader for loader in loaders if loader.is_running()]
             if len(loaders) < LOADERS and run.logged:  # those of the first measurement have ended
-                loaders = children(process)[:LOADERS]
+                loaders = loader_processes(process)[:LOADERS]
         if len(loaders) == LOADERS and (done := run.logged) < steps:
             windows[done * count // steps].take(process, loaders)
         time.sleep(every)

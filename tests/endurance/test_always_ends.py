@@ -99,45 +99,47 @@ def test_a_killed_worker_ends_the_run_in_one_line(tmp_path):
     assert not ended.orphans
 
 
-def read_on_without_a_worker(images):
+def batches_of(images):
+    """Batches of three loader processes."""
+    return image_loader(images, Views(None), range(16), batch_size=2, num_workers=3)
+
+
+def die_before_its_batch(images):
+    """A worker that is killed between two batches."""
     handler = signal.getsignal(signal.SIGCHLD)
-    batches = image_loader(images, Views(None), range(16), batch_size=2, num_workers=3)
+    batches = batches_of(images)
     next(batches)
     worker = multiprocessing.active_children()[0]
     worker.kill()
     worker.join()
     torch.save({"weight": torch.zeros(3)}, io.BytesIO())  # torch's own handler raises here
     assert signal.getsignal(signal.SIGCHLD) is handler
+    return batches
+
+
+def die_with_its_batch(images):
+    """A worker that is killed while it hands over a batch: its connection ends before it does."""
+
+    def reset(_):
+        threading.Timer(0.3, multiprocessing.active_children()[0].kill).start()
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    resource_sharer.DupFd.detach = reset
+    return batches_of(images)
+
+
+def read_all(die, images):
+    batches = die(images)
     try:
         list(batches)
     except RuntimeError as error:
         sys.exit(worker_failure(error))
 
 
-def test_a_dead_worker_is_noticed_at_its_batch_and_nowhere_else(birds, tmp_path):
+@pytest.mark.parametrize("die", [die_before_its_batch, die_with_its_batch])
+def test_a_dead_worker_is_noticed_at_its_batch_and_nowhere_else(birds, tmp_path, die):
     log = tmp_path / "log"
-    ended = end(start(read_on_without_a_worker, birds, log=log), log)
-    assert ended.code == 1
-    assert ended.text.startswith("a process that loads images has ended (DataLoader worker (pid")
-
-
-def reset(_):
-    """A worker that is killed while it hands over a batch: its connection ends before it does."""
-    threading.Timer(0.3, multiprocessing.active_children()[0].kill).start()
-    raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
-
-
-def read_and_be_reset(images):
-    resource_sharer.DupFd.detach = reset
-    try:
-        list(image_loader(images, Views(None), range(16), batch_size=2, num_workers=3))
-    except RuntimeError as error:
-        sys.exit(worker_failure(error))
-
-
-def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named(birds, tmp_path):
-    log = tmp_path / "log"
-    ended = end(start(read_and_be_reset, birds, log=log), log)
+    ended = end(start(read_all, die, birds, log=log), log)
     assert ended.code == 1
     assert ended.text.startswith("a process that loads images has ended (DataLoader worker (pid")
 
@@ -152,8 +154,7 @@ def hang_up(connection):
 
 def read_and_hang_up(images):
     resource_sharer.DupFd.detach = hang_up
-    for _ in image_loader(images, Views(None), range(16), batch_size=2, num_workers=3):
-        pass
+    list(batches_of(images))
 
 
 def test_a_worker_says_nothing_when_the_training_process_hangs_up(birds, tmp_path):
