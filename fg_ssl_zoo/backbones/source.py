@@ -86,7 +86,7 @@ def source_of_init(architecture: str, init: str, options: Mapping[str, Any]) -> 
     if is_file_name(init):
         return Source(init, architecture, "file", init, options)
     if init.startswith(PLACES):
-        return Source(init, architecture, "timm", _at_home(init), options)
+        return Source(init, architecture, "timm", _at_home(init, "init: "), options)
     if init in tags_of(architecture):
         return Source(init, architecture, "timm", f"{architecture}.{init}", options)
     return Source(init, architecture, "folder", _ours(architecture, init), options)
@@ -124,8 +124,11 @@ def _is_pinned(words: str) -> bool:
     return "." in words.partition("@")[0] and published_as(words) is not None
 
 
-def _at_home(place: str) -> str:
+def _at_home(place: str, where: str = "") -> str:
     kind, _, folder = place.partition(":")
+    if not folder:  # timm would read the current folder
+        wanted = "FOLDER" if kind == "local-dir" else "OWNER/NAME"
+        raise ValueError(f"{where}{place} names nothing; write {place}{wanted}")
     return f"{kind}:{home_path(folder)}" if kind == "local-dir" else place
 
 

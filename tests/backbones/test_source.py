@@ -52,6 +52,8 @@ def test_a_name_of_ours_is_found_later_and_a_folder_at_once(tmp_path, monkeypatc
         ("resnet19", "scratch", "unknown backbone 'resnet19'; did you mean"),
         ("resnet18.a1_in1k", "scratch", "unknown backbone 'resnet18.a1_in1k'"),
         ("resnet18", "runs/none", "init: 'runs/none' is neither scratch, a .safetensors file"),
+        ("resnet18", "local-dir:", "init: local-dir: names nothing; write local-dir:FOLDER"),
+        ("resnet18", "hf-hub:", "init: hf-hub: names nothing; write hf-hub:OWNER/NAME"),
         ("resnet18", f"runs/{OURS}", "there is no runs/fgssl_resnet18_drawn.simclr; train it"),
     ],
 )
