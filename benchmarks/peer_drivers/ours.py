@@ -1,13 +1,14 @@
 """fg_ssl_zoo: `pretrain` with the optimizer of the built-in recipe; the rest are defaults."""
 
+from fg_ssl_zoo.config import parse_recipe
+from fg_ssl_zoo.pretrain import pretrain  # before torch, as in a user's script
+
+# isort: split
 from clock import Task, drive
 
 
 def train(task: Task) -> None:
     """Pretrain by a recipe."""
-    from fg_ssl_zoo.config import parse_recipe
-    from fg_ssl_zoo.pretrain import pretrain
-
     recipe = {
         "name": "peers",
         "backbone": task.backbone,

@@ -99,6 +99,8 @@ def effective_options(
         image_size: Side of the input in pixels.
     """
     kept = {key: options[key] for key in sorted(options) if key not in _ELSEWHERE}
+    if not kept:
+        return kept
     whole = _computation(architecture, json.dumps(kept), image_size)
     for key in list(kept) if whole else ():
         without = {other: value for other, value in kept.items() if other != key}

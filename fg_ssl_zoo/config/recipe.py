@@ -245,7 +245,7 @@ class Monitor:
     """
 
     at_start: bool = True
-    start_images: Count = 128
+    start_images: Count = 64
     every: Positive = 10
     early: Annotated[int, Ge(0)] = 20
     k: Count = 20

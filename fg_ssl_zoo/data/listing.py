@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import overload
 
@@ -89,8 +90,9 @@ class PathList(Sequence[str]):
         return (self[index] for index in range(len(self)))
 
     def joined(self, separator: str) -> str:
-        """All paths as one text."""
-        return separator.join(self)
+        """All paths as one text, with an ASCII separator."""
+        paths = (self._block[start:end] for start, end in pairwise(self._ends))
+        return os.fsdecode(separator.encode("ascii").join(paths))
 
 
 @dataclass

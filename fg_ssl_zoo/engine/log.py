@@ -51,7 +51,7 @@ def open_trackers(
         drop_from(folder.metrics, first_step=first, measured=measured, start_left=start_left)
     accelerator.log_with = [
         JsonlTracker(folder.metrics),
-        TensorBoardTracker("tensorboard", logging_dir=str(folder.path)),
+        LateTensorBoardTracker("tensorboard", logging_dir=str(folder.path)),
         *names,
     ]
     accelerator.init_trackers(folder.path.name)
@@ -101,6 +101,46 @@ class JsonlTracker(GeneralTracker):
         """Append one line."""
         with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+class LateTensorBoardTracker(TensorBoardTracker):
+    """Accelerate's tracker, but the first step does not wait for the import of TensorBoard.
+
+    Values of step 0 are written together with those of the first later step.
+    """
+
+    def __init__(self, run_name: str, logging_dir: str) -> None:
+        super().__init__(run_name, logging_dir)
+        self.at_start: list[dict[str, Any]] | None = []
+
+    @on_main_process
+    def start(self) -> None:
+        """Do nothing yet."""
+
+    @property
+    def tracker(self) -> Any:
+        """TensorBoard's writer, with the values of step 0 written."""
+        if self.at_start is not None:
+            super().start()
+            held, self.at_start = self.at_start, None
+            for values in held:
+                super().log(values, step=0)
+        return super().tracker
+
+    @on_main_process
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        """Write values, or hold those of step 0."""
+        if self.at_start is not None and step == 0:
+            self.at_start.append(values)
+        else:
+            _ = self.tracker
+            super().log(values, step=step, **kwargs)
+
+    @on_main_process
+    def finish(self) -> None:
+        """Write what is held, and close the file."""
+        _ = self.tracker
+        super().finish()
 
 
 def drop_from(path: Path, first_step: int, measured: int, start_left: bool = False) -> None:

@@ -20,6 +20,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
+import fg_ssl_zoo.quick_imports  # noqa: F401, before the imports below
+
+# isort: split
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
