@@ -1,24 +1,43 @@
 """The imports that a training begins with leave Python's collector as they found it."""
 
+import gc
+import runpy
 import subprocess
 import sys
 
 import pytest
 
-
-@pytest.mark.parametrize(
-    ("before", "is_on", "frozen"),
-    [("", True, False), ("gc.disable()", False, False), ("gc.freeze()", True, True)],
-)
-def test_the_collector_is_as_before(before, is_on, frozen):
-    program = (
-        f"import gc\n{before}\nimport fg_ssl_zoo.quick_imports\n"
-        f"assert gc.isenabled() is {is_on}\nassert bool(gc.get_freeze_count()) is {frozen}\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+MODULE = "fg_ssl_zoo.quick_imports"
 
 
+@pytest.fixture
+def collector():
+    """Python's garbage collector, on and with nothing frozen before and after the test."""
+    gc.unfreeze()
+    yield gc
+    gc.unfreeze()
+    gc.enable()
+
+
+def test_a_collector_that_is_on_is_on_again(collector):
+    runpy.run_module(MODULE)
+    assert collector.isenabled()
+    assert not collector.get_freeze_count()
+
+
+def test_a_collector_that_is_off_stays_off(collector):
+    collector.disable()
+    runpy.run_module(MODULE)
+    assert not collector.isenabled()
+
+
+def test_what_the_caller_has_frozen_stays_frozen(collector):
+    collector.freeze()
+    runpy.run_module(MODULE)
+    assert collector.get_freeze_count()
+
+
+@pytest.mark.slow  # a new process, without any of the libraries
 def test_a_training_begins_with_them():
     program = (
         "import gc, sys\n"
