@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train.py") -> None
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Pretrain a backbone without labels and export it.",
-        epilog=f"Without a recipe: {DEFAULT_RECIPE}, under 3 minutes on two cores, no download.",
+        epilog=f"Without a recipe: {DEFAULT_RECIPE}, 2 to 5 minutes on two cores, no download.",
     )
     parser.add_argument(
         "words",

@@ -205,5 +205,5 @@ def test_weights_that_cannot_be_had_name_the_words(run, tmp_path):
 
 
 def test_a_folder_without_an_export_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r"holds a config.json; a run writes it at its end"):
+    with pytest.raises(ValueError, match=r"holds a config.json; a run and fgssl classifier write"):
         open_backbone(str(tmp_path))

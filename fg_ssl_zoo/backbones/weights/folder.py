@@ -63,7 +63,8 @@ def exported_folder(folder: Path) -> Path:
         if (place / CONFIG).is_file():
             return place
     raise ValueError(
-        f"neither {folder} nor {folder / 'export'} holds a {CONFIG}; a run writes it at its end"
+        f"neither {folder} nor {folder / 'export'} holds a {CONFIG}; a run and fgssl classifier "
+        "write it at their end"
     )
 
 
