@@ -53,27 +53,18 @@ def measured(monkeypatch):
     return weights
 
 
-@pytest.fixture
-def trained_start(recipe, tmp_path, measured):
-    """Override that starts a run from trained weights; their training is not in `measured`."""
-    pretrain(load_recipe(recipe, ["output=before"]))
-    (tmp_path / "cache").rename(tmp_path / "cache_before")
-    measured.clear()
-    return "init=before"
-
-
 def run_of(path):
     results = json.loads((path / "results.json").read_text())
     return results["rows"], results["curve"], metrics(path)
 
 
 def test_a_sample_before_the_first_step_and_the_start_row_on_all_pictures(
-    recipe, tmp_path, trained_start, measured, capsys
+    recipe, tmp_path, measured, capsys
 ):
-    pretrain(load_recipe(recipe, ["output=all", trained_start]))
+    pretrain(load_recipe(recipe, ["output=all"]))
     assert len(measured) == 2 + 1  # the start, after epoch 1, the end
     (tmp_path / "cache").rename(tmp_path / "elsewhere")
-    pretrain(load_recipe(recipe, ["output=some", trained_start, *SAMPLED]))
+    pretrain(load_recipe(recipe, ["output=some", *SAMPLED]))
     assert measured[3:] == [measured[0], measured[2]]  # at the end: the start, then the end
     (rows, curve, _), (expected, whole, _) = run_of(tmp_path / "some"), run_of(tmp_path / "all")
     assert rows == expected
@@ -95,12 +86,11 @@ def test_a_sample_before_the_first_step_and_the_start_row_on_all_pictures(
 
 @pytest.mark.slow
 def test_a_second_run_from_the_same_weights_measures_its_start_from_the_file(
-    recipe, tmp_path, trained_start, measured
+    recipe, tmp_path, measured
 ):
-    pretrain(load_recipe(recipe, ["output=one", trained_start, *SAMPLED]))
+    pretrain(load_recipe(recipe, ["output=one", *SAMPLED]))
     count = len(measured)
-    faster = "stages.0.train.lr=0.1"
-    pretrain(load_recipe(recipe, ["output=two", trained_start, faster, *SAMPLED]))
+    pretrain(load_recipe(recipe, ["output=two", "stages.0.train.lr=0.1", *SAMPLED]))
     assert len(measured) == count + 1  # the end alone
     assert measured[-1] not in measured[:count]
     (one, _, _), (two, curve, lines) = run_of(tmp_path / "one"), run_of(tmp_path / "two")
@@ -108,16 +98,15 @@ def test_a_second_run_from_the_same_weights_measures_its_start_from_the_file(
     assert "sample/rankme" not in curve[0]  # known before the first step
     assert lines[0]["step"] == 0
     assert "eval/rankme" in lines[0]
-    pretrain(load_recipe(recipe, ["output=three", "init=one", *SAMPLED]))
+    pretrain(load_recipe(recipe, ["output=three", "seed=1", *SAMPLED]))
     assert len(measured) == count + 3  # other weights, other start
 
 
-@pytest.mark.parametrize("words", [["monitor.at_start=false"], ["monitor.start_images=3"]])
-def test_nothing_is_measured_before_the_first_step_of_random_weights_or_where_a_recipe_says_so(
-    words, recipe, tmp_path, monkeypatch, measured
+def test_nothing_is_measured_before_the_first_step_where_a_recipe_says_so(
+    recipe, tmp_path, monkeypatch, measured
 ):
     monkeypatch.setattr(OnlineMonitor, "sample", lambda *_: pytest.fail("measured"))
-    pretrain(load_recipe(recipe, ["output=none", *words, "monitor.every=100"]))
+    pretrain(load_recipe(recipe, ["output=none", "monitor.at_start=false", "monitor.every=100"]))
     assert len(measured) == 2
     rows, curve, lines = run_of(tmp_path / "none")
     pretrain(load_recipe(recipe, ["output=all"]))

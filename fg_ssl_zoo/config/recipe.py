@@ -228,9 +228,9 @@ class Monitor:
     """Measurements during training: at step 0, every `every` epochs and at the end.
 
     The first step does not wait for a measurement of all images: only a sample is read before it,
-    and its RankMe and feature std are logged as `sample/...`; with `init: scratch`, nothing is. The
-    start is measured on all images together with the first later measurement. The result is cached
-    for other runs of this user with the same weights and images.
+    and its RankMe and feature std are logged as `sample/...`. The start is measured on all images
+    together with the first later measurement. The result is cached for other runs of this user with
+    the same weights and images.
 
     Attributes:
         at_start: Whether anything is measured before the first step.

@@ -89,14 +89,12 @@ def _measure(run: Run, method: Method, record: Record) -> dict[str, float]:
 def _measure_start(run: Run, method: Method, record: Record) -> dict[str, float]:
     """Scores before the first step: on all images if they are few or cached, otherwise on a sample.
 
-    In the second case, `complete_start` measures on all images later. Random weights are not worth
-    a sample.
+    In the second case, `complete_start` measures on all images later.
     """
-    backbone, accelerator, monitor = method.backbone, run.accelerator, run.monitor
-    random_start = run.recipe.init == "scratch"
-    if not run.recipe.monitor.at_start or (monitor.samples_start and random_start):
+    if not run.recipe.monitor.at_start:
         record.start_left = True
         return {}
+    backbone, accelerator, monitor = method.backbone, run.accelerator, run.monitor
     if not monitor.samples_start:
         found = monitor.start(backbone, accelerator)
         record.num_scored = monitor.used.get("test")
