@@ -1,6 +1,6 @@
 """Imports torch, timm and Accelerate without garbage collection, which saves a fifth of the time.
 
-Modules that a command or a training begins with import this one first. Python's collector starts
+`fg_ssl_zoo.pretrain` imports this module before everything else. Python's collector starts
 after a number of new objects and then visits all of them. These imports create many, and leave
 nothing to collect.
 """

@@ -1,6 +1,9 @@
 """The measurement of a run's start: a sample before the first step, all images later, once."""
 
+import contextlib
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,14 +11,16 @@ import sys
 import pytest
 import torch
 from accelerate import Accelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fg_ssl_zoo.backbones.backbone import weights_fingerprint
 from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Data, Monitor, load_recipe
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.folders import load_folder
+from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.log import drop_from
-from fg_ssl_zoo.evaluation.monitor import OnlineMonitor
+from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor, refuse_collapse
 from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.pretrain import main, pretrain, rounds
 from fg_ssl_zoo.progress import shown
@@ -142,6 +147,26 @@ def test_a_stop_between_sample_and_start_changes_nothing(recipe, tmp_path, monke
     assert unclocked[0] == unclocked[1]
 
 
+def test_a_run_cut_off_behind_its_first_checkpoint_has_its_start_in_tensorboard(
+    recipe, tmp_path, monkeypatch
+):
+    words = [str(recipe), "output=cut", "resume=auto", "stages.0.train.checkpoint_every=0.5"]
+
+    def cut_off(*arguments):
+        save(*arguments)
+        raise ValueError("cut off")
+
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", cut_off)
+    with pytest.raises(SystemExit):
+        main(words)
+    monkeypatch.setattr(checkpoint, "save", save)
+    main(words)
+    logged = EventAccumulator(str(tmp_path / "cut" / "tensorboard"))
+    logged.Reload()
+    assert [event.step for event in logged.Scalars("eval/rankme")] == [0, 2, 3]
+
+
 def test_a_start_that_is_measured_again_is_logged_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
     sample, start, step = (
@@ -157,6 +182,42 @@ def test_a_start_that_is_measured_again_is_logged_once(tmp_path):
     assert path.read_text() == sample + step + start
     drop_from(path, first_step=11, measured=0, start_left=True)
     assert path.read_text() == sample + step
+
+
+def test_a_collapsed_run_stops_and_says_what_to_try(recipe, monkeypatch):
+    stds = iter([0.2, 1e-5])
+    monkeypatch.setattr("fg_ssl_zoo.evaluation.monitor.feature_std", lambda _: next(stds))
+    said = r"have collapsed: their std is 1e-05 \(1 is evenly spread, 0.2 at the start\).* Try a"
+    with pytest.raises(Collapsed, match=said):
+        pretrain(load_recipe(recipe, ["output=run"]))
+
+
+@pytest.mark.parametrize("few", [[], ["monitor.start_images=3"]])
+def test_a_start_with_equal_features_is_trained_and_said(few, recipe, monkeypatch, caplog):
+    stds = itertools.count(1e-5, 1e-5)
+    monkeypatch.setattr("fg_ssl_zoo.evaluation.monitor.feature_std", lambda _: next(stds))
+    pretrain(load_recipe(recipe, ["output=run", *few]))
+    assert "init: all images have nearly the same features before the training" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("start", "now", "is_collapse"),
+    [
+        ({"eval/feature_std": 0.2}, 0.1, False),
+        ({"eval/feature_std": 0.2}, 1e-4, True),
+        ({"sample/feature_std": 0.2}, 1e-4, True),
+        ({"eval/feature_std": 1e-5}, 1e-4, False),
+        ({"eval/feature_std": 1e-5}, 1e-6, True),
+        ({"eval/feature_std": 1e-5, "sample/feature_std": 0.2}, 1e-4, False),
+        ({}, 1e-4, True),
+        ({"eval/feature_std": 0.2}, math.nan, True),
+        ({"eval/feature_std": 1e-5}, math.nan, True),
+    ],
+)
+def test_a_collapse_is_judged_by_the_start(start, now, is_collapse):
+    found = {"eval/feature_std": now, "eval/rankme": 1.0}
+    with pytest.raises(Collapsed) if is_collapse else contextlib.nullcontext():
+        refuse_collapse(found, [{"step": 0, **start}])
 
 
 @pytest.fixture

@@ -106,7 +106,8 @@ class JsonlTracker(GeneralTracker):
 class LateTensorBoardTracker(TensorBoardTracker):
     """Accelerate's tracker, but the first step does not wait for the import of TensorBoard.
 
-    Values of step 0 are written together with those of the first later step.
+    Values of step 0 are written together with those of a later step, or before a checkpoint
+    (`write_held`).
     """
 
     def __init__(self, run_name: str, logging_dir: str) -> None:
@@ -141,6 +142,13 @@ class LateTensorBoardTracker(TensorBoardTracker):
         """Write what is held, and close the file."""
         _ = self.tracker
         super().finish()
+
+
+def write_held(trackers: Sequence[GeneralTracker]) -> None:
+    """Write values that wait for a later step: after a checkpoint, they are not logged again."""
+    for tracker in trackers:
+        if isinstance(tracker, LateTensorBoardTracker):
+            _ = tracker.tracker
 
 
 def drop_from(path: Path, first_step: int, measured: int, start_left: bool = False) -> None:

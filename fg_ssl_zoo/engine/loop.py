@@ -28,7 +28,7 @@ from fg_ssl_zoo.data.order import Order, order_of
 from fg_ssl_zoo.engine import checkpoint, hardware, sharding
 from fg_ssl_zoo.engine.batches import on_device
 from fg_ssl_zoo.engine.checkpoint import Position
-from fg_ssl_zoo.engine.log import Meter, Progress
+from fg_ssl_zoo.engine.log import Meter, Progress, write_held
 from fg_ssl_zoo.engine.optim import create_optimizer, moments, schedule
 from fg_ssl_zoo.engine.record import Record
 from fg_ssl_zoo.engine.run_folder import RunFolder
@@ -198,6 +198,7 @@ class Fit:
                 "record": asdict(self.record),
             }
             self.folder.sync_metrics()
+            write_held(self.accelerator.trackers)
             checkpoint.save(self.folder.checkpoints, at, state, self.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         return self.folder.checkpoints / at.file_name
@@ -370,6 +371,7 @@ def fit(method: Method, job: Fit) -> None:
                     shown = {"train/loss": loss, "train/lr": lr, **meter.read()}
                     shown |= {key: value.item() for key, value in output.metrics.items()}
                     accelerator.log(shown, step=job.first_step + done)
+                    meter.reset()  # without the import of TensorBoard
                     losses = []
             job.progress.step(shown)
             if not save:

@@ -44,7 +44,8 @@ SAID_EVERY = 15.0
 """Seconds between progress lines of a measurement without a terminal."""
 
 COLLAPSED_STD = 1e-3
-"""Feature std below which features count as collapsed; an untrained network has 0.1 or more."""
+"""Feature std below which features count as collapsed. Most random networks have 0.01 to 0.5; CaiT,
+whose residual branches begin near 0, has 1e-5."""
 
 
 _LOSING = (
@@ -105,7 +106,6 @@ class OnlineMonitor:
         rounding, so the last digits may differ.
 
         Raises:
-            Collapsed: All images have nearly the same features.
             TooManyCorruptImages: No image of a split can be read.
             TrainingStopped: The features are not finite.
         """
@@ -286,21 +286,50 @@ def _as_sample(found: Mapping[str, float]) -> dict[str, float]:
 
 
 def _spread(features: Tensor) -> dict[str, float]:
-    """RankMe and feature std of (n, d) features.
+    """RankMe and feature std of (n, d) features."""
+    sample = features[evenly(len(features), RANK_IMAGES)]
+    return {"eval/rankme": rankme(sample), "eval/feature_std": feature_std(sample)}
+
+
+def refuse_collapse(found: Mapping[str, float], before: Sequence[Mapping[str, float]]) -> None:
+    """Stop a run that has made the features of all images nearly the same.
+
+    A start with such features, as random weights of CaiT have them, is no reason to stop while the
+    std is larger than at the start.
+
+    Args:
+        found: A measurement after the start.
+        before: Earlier measurements of the run, from its start on.
 
     Raises:
-        Collapsed: All rows are nearly the same.
+        Collapsed: The message has the numbers and what to try.
     """
-    sample = features[evenly(len(features), RANK_IMAGES)]
-    effective_rank, std = rankme(sample), feature_std(sample)
-    if not std > COLLAPSED_STD:  # also true for NaN
-        raise Collapsed(
-            f"the features have collapsed: their std is {std:.2g} (1 is evenly spread, an "
-            f"untrained network has 0.1 and more) and their effective rank {effective_rank:.1f}. "
-            "Try a lower train.lr, a longer train.warmup, a larger train.batch_size, or stronger "
-            "views"
-        )
-    return {"eval/rankme": effective_rank, "eval/feature_std": std}
+    std, at_start = found["eval/feature_std"], std_of_start(before)
+    if std > COLLAPSED_STD or (at_start is not None and at_start < min(std, COLLAPSED_STD)):
+        return
+    was = "" if at_start is None else f", {at_start:.2g} at the start"
+    raise Collapsed(
+        f"the features have collapsed: their std is {std:.2g} (1 is evenly spread{was}) and their "
+        f"effective rank {found['eval/rankme']:.1f}. Try a lower train.lr, a longer train.warmup, "
+        "a larger train.batch_size, or stronger views"
+    )
+
+
+def std_of_start(measured: Sequence[Mapping[str, float]]) -> float | None:
+    """Feature std of a run's start, on all images or on its sample; `None` if not measured."""
+    start = measured[0] if measured else {}
+    return start.get("eval/feature_std", start.get("sample/feature_std"))
+
+
+def equal_at_start(found: Mapping[str, float]) -> str | None:
+    """Message for start weights whose features are nearly the same for all images, if so."""
+    std = std_of_start([found])
+    if std is None or std > COLLAPSED_STD:
+        return None
+    return (
+        f"all images have nearly the same features before the training (std {std:.2g}; 1 is evenly "
+        "spread): either the images are alike, or the weights tell nothing about them"
+    )
 
 
 LOST = 0.9

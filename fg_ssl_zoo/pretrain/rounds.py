@@ -1,6 +1,7 @@
 """One round of a stage: compute notes on the images, then train on images and notes."""
 
 import copy
+import logging
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,15 @@ from fg_ssl_zoo.data.tensor_cache import write_tensors
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.loop import Fit, fit, total_steps
 from fg_ssl_zoo.engine.record import Record
-from fg_ssl_zoo.evaluation.monitor import losing_start
+from fg_ssl_zoo.evaluation.monitor import equal_at_start, losing_start, refuse_collapse
 from fg_ssl_zoo.evaluation.parts.scores import knows_parts, part_agreement
 from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.layers.anchor import Anchor
 from fg_ssl_zoo.method import FindsParts, Method
 from fg_ssl_zoo.pretrain.run import Run
 from fg_ssl_zoo.pretrain.start_weights import RESTORE, read_kept, start_weights
+
+_log = logging.getLogger(__name__)
 
 SHOWN = 48
 """Number of images whose parts are stored for `fgssl parts`."""
@@ -56,7 +59,7 @@ def run_round(
         start=start,
         state=state,
         measure=lambda: _measure(run, method, record),
-        measure_start=lambda: _measure_start(run, method, record),
+        measure_start=lambda: _start_with_warning(run, method, record),
         complete_start=lambda: complete_start(run, method.backbone),
         measured_on=run.monitor.read_last,
         measure_every=recipe.monitor.every,
@@ -82,8 +85,16 @@ def run_round(
 def _measure(run: Run, method: Method, record: Record) -> dict[str, float]:
     """Measure the backbone and the method; the record stores the number of images."""
     found = run.monitor(method.backbone, run.accelerator)
+    refuse_collapse(found, record.measurements)
     record.num_scored = run.monitor.used.get("test")
     return {**found, **run.monitor.own_accuracy(method, run.accelerator)}
+
+
+def _start_with_warning(run: Run, method: Method, record: Record) -> dict[str, float]:
+    found = _measure_start(run, method, record)
+    if (line := equal_at_start(found)) and run.accelerator.is_main_process:
+        _log.warning("init: %s", line)
+    return found
 
 
 def _measure_start(run: Run, method: Method, record: Record) -> dict[str, float]:

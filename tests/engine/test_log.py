@@ -2,7 +2,7 @@
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fg_ssl_zoo.engine.log import LateTensorBoardTracker
+from fg_ssl_zoo.engine.log import LateTensorBoardTracker, write_held
 
 
 def tensorboard_of(folder, name):
@@ -19,6 +19,15 @@ def test_values_of_the_start_are_written_with_those_of_the_first_step(tmp_path):
     tracker.log({"a": 2.0}, step=10)
     tracker.log({"a": 0.5}, step=0)  # the start on all images, measured later
     assert tensorboard_of(tmp_path / "tensorboard", "a") == [(0, 1.0), (10, 2.0), (0, 0.5)]
+    tracker.finish()
+
+
+def test_before_a_checkpoint_values_are_written(tmp_path):
+    tracker = LateTensorBoardTracker("tensorboard", str(tmp_path))
+    tracker.start()
+    tracker.log({"a": 1.0}, step=0)
+    write_held([tracker])
+    assert tensorboard_of(tmp_path / "tensorboard", "a") == [(0, 1.0)]
     tracker.finish()
 
 

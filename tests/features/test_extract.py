@@ -9,7 +9,7 @@ from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import TooManyCorruptImages
 from fg_ssl_zoo.evaluation import monitor as monitor_module
-from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor
+from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor, refuse_collapse
 from fg_ssl_zoo.features.extract import Features, evenly, extract, few_unreadable
 from tests.pictures import SomeCorrupt
 
@@ -115,5 +115,6 @@ def test_equal_features_are_a_collapse(birds):
     for parameter in dead.parameters():
         torch.nn.init.zeros_(parameter)
     torch.nn.init.ones_(dead.model.norm.bias)
+    found = monitor(birds)(dead, Accelerator(cpu=True))
     with pytest.raises(Collapsed, match=r"features have collapsed: their std is 0 .* Try a lower"):
-        monitor(birds)(dead, Accelerator(cpu=True))
+        refuse_collapse(found, [])
