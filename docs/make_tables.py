@@ -3,7 +3,8 @@
     python docs/make_tables.py
 
 It reads benchmarks/results/*.json and writes README.md and docs/images/knn_curve.png; the models of
-published/ and what their results files say of them, for README.md and docs/results.md; and it reads
+published/ and what their results files say of them, and their networks before any training in
+benchmarks/results/untrained/*.json, for README.md and docs/results.md; and it reads
 benchmarks/results/evaluation/*.json, which `fgssl eval` wrote, for docs/results.md.
 A results file is the `results.json` of a run, as it is. Comparisons of methods are folders of
 benchmarks/results/comparisons/: DATA.json is what `fgssl eval` wrote, and
@@ -140,7 +141,7 @@ def models(whole: bool) -> str:
         for evaluation in evaluations if whole else evaluations[:1]:
             own, *others = evaluation["rows"]
             scores = {row["name"].rpartition(", ")[2]: row["scores"] for row in others}
-            before = [scores.get(kind, {}) for kind in ("start", "untrained")]
+            before = [scores.get("start", {}), scores.get("untrained") or untrained(evaluation)]
             lines.append(
                 [
                     f"`{name}`",
@@ -151,6 +152,25 @@ def models(whole: bool) -> str:
                 ]
             )
     return markdown_table(titles, lines)
+
+
+def untrained(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Scores of the random network of an evaluation's first row, measured in one of its own.
+
+    `benchmarks/results/untrained/` holds what `fgssl eval ARCHITECTURE@scratch --image-size SIZE
+    --data DATA --protocols knn --no-untrained --out FOLDER` writes; empty if there is no such file.
+    """
+
+    def which(found: dict[str, Any]) -> list[Any]:
+        row = found["rows"][0]
+        data = found["data"]
+        images = [data["name"], data["test_fingerprint"]]
+        return [*images, *(row[key] for key in ("architecture", "options", "image_size"))]
+
+    for found in map(read, sorted((RESULTS / "untrained").glob("*.json"))):
+        if which(found) == which(evaluation):
+            return found["rows"][0]["scores"]
+    return {}
 
 
 def score_of(scores: Mapping[str, Any], metric: str) -> str:
