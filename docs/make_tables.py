@@ -157,15 +157,17 @@ def models(whole: bool) -> str:
 def untrained(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Scores of the random network of an evaluation's first row, measured in one of its own.
 
-    `benchmarks/results/untrained/` holds what `fgssl eval ARCHITECTURE@scratch --image-size SIZE
-    --data DATA --protocols knn --no-untrained --out FOLDER` writes; empty if there is no such file.
+    `benchmarks/results/untrained/` holds what `fgssl eval 'ARCHITECTURE{OPTIONS}@scratch'
+    --image-size SIZE --data DATA --protocols knn --no-untrained --out FOLDER` writes; empty if
+    there is no such file. Such a network has ImageNet's mean and std.
     """
 
     def which(found: dict[str, Any]) -> list[Any]:
         row = found["rows"][0]
         data = found["data"]
-        images = [data["name"], data["test_fingerprint"]]
-        return [*images, *(row[key] for key in ("architecture", "options", "image_size"))]
+        images = [data[key] for key in ("name", "train_fingerprint", "test_fingerprint")]
+        view = ("image_size", "crop_pct", "interpolation", "crop_mode", "feature_map")
+        return [*images, *(row[key] for key in ("architecture", "options", *view))]
 
     for found in map(read, sorted((RESULTS / "untrained").glob("*.json"))):
         if which(found) == which(evaluation):

@@ -294,8 +294,8 @@ def _spread(features: Tensor) -> dict[str, float]:
 def refuse_collapse(found: Mapping[str, float], before: Sequence[Mapping[str, float]]) -> None:
     """Stop a run that has made the features of all images nearly the same.
 
-    A start with such features, as random weights of CaiT have them, is no reason to stop while the
-    std is larger than at the start.
+    A run whose features were nearly the same from its start on, as with random weights of CaiT, is
+    not stopped unless the std has fallen to less than half, since training may raise it.
 
     Args:
         found: A measurement after the start.
@@ -305,13 +305,22 @@ def refuse_collapse(found: Mapping[str, float], before: Sequence[Mapping[str, fl
         Collapsed: The message has the numbers and what to try.
     """
     std, at_start = found["eval/feature_std"], std_of_start(before)
-    if std > COLLAPSED_STD or (at_start is not None and at_start < min(std, COLLAPSED_STD)):
+    if std > COLLAPSED_STD:
+        return
+    ever = [at_start, *(line.get("eval/feature_std") for line in before)]
+    always_equal = at_start is not None and max(x for x in ever if x is not None) <= COLLAPSED_STD
+    if always_equal and 0 < at_start / 2 <= std:
         return
     was = "" if at_start is None else f", {at_start:.2g} at the start"
+    to_try = (
+        "They were nearly equal at the start: check the images and init"
+        if always_equal
+        else "Try a lower train.lr, a longer train.warmup, a larger train.batch_size, or stronger "
+        "views"
+    )
     raise Collapsed(
         f"the features have collapsed: their std is {std:.2g} (1 is evenly spread{was}) and their "
-        f"effective rank {found['eval/rankme']:.1f}. Try a lower train.lr, a longer train.warmup, "
-        "a larger train.batch_size, or stronger views"
+        f"effective rank {found['eval/rankme']:.1f}. {to_try}"
     )
 
 

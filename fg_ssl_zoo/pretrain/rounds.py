@@ -59,8 +59,8 @@ def run_round(
         start=start,
         state=state,
         measure=lambda: _measure(run, method, record),
-        measure_start=lambda: _start_with_warning(run, method, record),
-        complete_start=lambda: complete_start(run, method.backbone),
+        measure_start=lambda: _tell_equal(run, _measure_start(run, method, record)),
+        complete_start=lambda: _tell_equal(run, complete_start(run, method.backbone)),
         measured_on=run.monitor.read_last,
         measure_every=recipe.monitor.every,
         early=recipe.monitor.early if recipe.init != "scratch" and first else 0,
@@ -90,8 +90,8 @@ def _measure(run: Run, method: Method, record: Record) -> dict[str, float]:
     return {**found, **run.monitor.own_accuracy(method, run.accelerator)}
 
 
-def _start_with_warning(run: Run, method: Method, record: Record) -> dict[str, float]:
-    found = _measure_start(run, method, record)
+def _tell_equal(run: Run, found: dict[str, float]) -> dict[str, float]:
+    """Warn of a start with nearly equal features; returns its scores."""
     if (line := equal_at_start(found)) and run.accelerator.is_main_process:
         _log.warning("init: %s", line)
     return found

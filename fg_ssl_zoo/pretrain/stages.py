@@ -17,6 +17,7 @@ from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import open_trackers
 from fg_ssl_zoo.engine.record import Record
+from fg_ssl_zoo.evaluation.monitor import refuse_collapse
 from fg_ssl_zoo.hub.pretraining import saved_state
 from fg_ssl_zoo.layers.anchor import Anchor
 from fg_ssl_zoo.layers.frozen import norms_with_statistics
@@ -142,6 +143,7 @@ def _average_with_start(
         if value.is_floating_point():
             value.lerp_(start[key].to(value.device), share)
     measured = run.monitor(backbone, run.accelerator)
+    refuse_collapse(measured, record.measurements)
     record.measurements.append({"step": record.measurements[-1]["step"], **measured})
     values = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
     run.say(f"stage {number}: averaged with {share:g} of its start, {values}")
