@@ -157,9 +157,10 @@ def models(whole: bool) -> str:
 def untrained(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Scores of the random network of an evaluation's first row, measured in one of its own.
 
-    `benchmarks/results/untrained/` holds what `fgssl eval 'ARCHITECTURE{OPTIONS}@scratch'
-    --image-size SIZE --data DATA --protocols knn --no-untrained --out FOLDER` writes; empty if
-    there is no such file. Such a network has ImageNet's mean and std.
+    `benchmarks/results/untrained/` holds what these commands write, with the options and the size
+    of the model; empty if there is no such file. Such a network has ImageNet's mean and std.
+
+    fgssl eval ARCHITECTURE@scratch --data DATA --protocols knn --no-untrained --out FOLDER
     """
 
     def which(found: dict[str, Any]) -> list[Any]:

@@ -4,10 +4,13 @@ import gc
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-MODULE = "fg_ssl_zoo.quick_imports"
+import fg_ssl_zoo
+
+FILE = str(Path(fg_ssl_zoo.__file__).parent / "quick_imports.py")
 
 
 @pytest.fixture
@@ -20,20 +23,20 @@ def collector():
 
 
 def test_a_collector_that_is_on_is_on_again(collector):
-    runpy.run_module(MODULE)
+    runpy.run_path(FILE)
     assert collector.isenabled()
     assert not collector.get_freeze_count()
 
 
 def test_a_collector_that_is_off_stays_off(collector):
     collector.disable()
-    runpy.run_module(MODULE)
+    runpy.run_path(FILE)
     assert not collector.isenabled()
 
 
 def test_what_the_caller_has_frozen_stays_frozen(collector):
     collector.freeze()
-    runpy.run_module(MODULE)
+    runpy.run_path(FILE)
     assert collector.get_freeze_count()
 
 

@@ -289,7 +289,7 @@ def test_a_tag_comes_before_a_folder_of_its_name(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_an_export_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r"holds a config\.json; a run writes it at its end"):
+    with pytest.raises(ValueError, match=r"holds a config\.json; a run and fgssl classifier write"):
         create_backbone("test_resnet", init=str(tmp_path))
 
 
