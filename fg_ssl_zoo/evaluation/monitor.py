@@ -307,10 +307,12 @@ def refuse_collapse(found: Mapping[str, float], before: Sequence[Mapping[str, fl
     std, at_start = found["eval/feature_std"], std_of_start(before)
     if std > COLLAPSED_STD:
         return
-    ever = [at_start, *(line.get("eval/feature_std") for line in before)]
-    always_equal = at_start is not None and max(x for x in ever if x is not None) <= COLLAPSED_STD
-    if always_equal and 0 < at_start / 2 <= std:
-        return
+    later = [line["eval/feature_std"] for line in before if "eval/feature_std" in line]
+    always_equal = False
+    if at_start is not None:
+        always_equal = max([at_start, *later]) <= COLLAPSED_STD
+        if always_equal and 0 < at_start / 2 <= std:
+            return
     was = "" if at_start is None else f", {at_start:.2g} at the start"
     to_try = (
         "They were nearly equal at the start: check the images and init"
