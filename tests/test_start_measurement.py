@@ -11,7 +11,6 @@ import sys
 import pytest
 import torch
 from accelerate import Accelerator
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fg_ssl_zoo.backbones.backbone import weights_fingerprint
 from fg_ssl_zoo.backbones.create import create_backbone
@@ -24,6 +23,7 @@ from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor, refuse_colla
 from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.pretrain import main, pretrain, rounds
 from fg_ssl_zoo.progress import shown
+from tests.engine.test_log import tensorboard_of
 from tests.pictures import write_photos
 from tests.test_pretrain import RECIPE, metrics
 
@@ -162,9 +162,8 @@ def test_a_run_cut_off_behind_its_first_checkpoint_has_its_start_in_tensorboard(
         main(words)
     monkeypatch.setattr(checkpoint, "save", save)
     main(words)
-    logged = EventAccumulator(str(tmp_path / "cut" / "tensorboard"))
-    logged.Reload()
-    assert sorted(event.step for event in logged.Scalars("eval/rankme")) == [0, 2, 3]
+    logged = tensorboard_of(tmp_path / "cut" / "tensorboard", "eval/rankme")
+    assert sorted(step for step, _ in logged) == [0, 2, 3]
 
 
 def test_a_start_that_is_measured_again_is_logged_once(tmp_path):

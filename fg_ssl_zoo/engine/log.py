@@ -118,14 +118,18 @@ class LateTensorBoardTracker(TensorBoardTracker):
     def start(self) -> None:
         """Do nothing yet."""
 
-    @property
-    def tracker(self) -> Any:
-        """TensorBoard's writer, with the values of step 0 written."""
+    def write_held(self) -> None:
+        """Open TensorBoard's file and write the values of step 0, unless that has been done."""
         if self.at_start is not None:
             super().start()
             held, self.at_start = self.at_start, None
             for values in held:
                 super().log(values, step=0)
+
+    @property
+    def tracker(self) -> Any:
+        """TensorBoard's writer."""
+        self.write_held()
         return super().tracker
 
     @on_main_process
@@ -134,13 +138,13 @@ class LateTensorBoardTracker(TensorBoardTracker):
         if self.at_start is not None and step == 0:
             self.at_start.append(values)
         else:
-            _ = self.tracker
+            self.write_held()
             super().log(values, step=step, **kwargs)
 
     @on_main_process
     def finish(self) -> None:
         """Write what is held, and close the file."""
-        _ = self.tracker
+        self.write_held()
         super().finish()
 
 
@@ -148,7 +152,7 @@ def write_held(trackers: Sequence[GeneralTracker]) -> None:
     """Write values that wait for a later step: after a checkpoint, they are not logged again."""
     for tracker in trackers:
         if isinstance(tracker, LateTensorBoardTracker):
-            _ = tracker.tracker
+            tracker.write_held()
 
 
 def drop_from(path: Path, first_step: int, measured: int, start_left: bool = False) -> None:

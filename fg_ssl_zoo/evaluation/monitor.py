@@ -304,19 +304,17 @@ def refuse_collapse(found: Mapping[str, float], before: Sequence[Mapping[str, fl
     Raises:
         Collapsed: The message has the numbers and what to try.
     """
-    std, at_start = found["eval/feature_std"], std_of_start(before)
+    std = found["eval/feature_std"]
     if std > COLLAPSED_STD:
         return
-    later = [line["eval/feature_std"] for line in before if "eval/feature_std" in line]
-    always_equal = False
-    if at_start is not None:
-        always_equal = max([at_start, *later]) <= COLLAPSED_STD
-        if always_equal and 0 < at_start / 2 <= std:
-            return
-    was = "" if at_start is None else f", {at_start:.2g} at the start"
+    earlier = [spread for line in before if (spread := _std_in(line)) is not None]
+    never_differed = bool(earlier) and max(earlier) <= COLLAPSED_STD
+    if never_differed and 0 < earlier[0] / 2 <= std:
+        return
+    was = f", {earlier[0]:.2g} at the start" if earlier else ""
     to_try = (
         "They were nearly equal at the start: check the images and init"
-        if always_equal
+        if never_differed
         else "Try a lower train.lr, a longer train.warmup, a larger train.batch_size, or stronger "
         "views"
     )
@@ -326,15 +324,14 @@ def refuse_collapse(found: Mapping[str, float], before: Sequence[Mapping[str, fl
     )
 
 
-def std_of_start(measured: Sequence[Mapping[str, float]]) -> float | None:
-    """Feature std of a run's start, on all images or on its sample; `None` if not measured."""
-    start = measured[0] if measured else {}
-    return start.get("eval/feature_std", start.get("sample/feature_std"))
+def _std_in(measured: Mapping[str, float]) -> float | None:
+    """Feature std of a measurement, on all images or on its sample; `None` if not measured."""
+    return measured.get("eval/feature_std", measured.get("sample/feature_std"))
 
 
 def equal_at_start(found: Mapping[str, float]) -> str | None:
     """Message for start weights whose features are nearly the same for all images, if so."""
-    std = std_of_start([found])
+    std = _std_in(found)
     if std is None or std > COLLAPSED_STD:
         return None
     return (
