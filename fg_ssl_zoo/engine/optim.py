@@ -47,14 +47,17 @@ def create_optimizer(method: Method, train: Train) -> torch.optim.Optimizer:
 
     No weight decay on biases and norms, nor on what a timm model names in `no_weight_decay()`: the
     class token and position embeddings of a ViT. LARS adapts only what is decayed, so these keep
-    the plain rate.
+    the plain rate. Muon trains them with AdamW, as its authors do with embeddings.
 
     Raises:
         ValueError: Unknown optimizer.
     """
     check_optimizer(train)
+    groups = list(_split_decay(method, train.weight_decay))
+    if train.optimizer.endswith("muon"):
+        groups = [{**group, "use_fallback": not group["decays"]} for group in groups]
     return create_optimizer_v2(
-        list(_split_decay(method, train.weight_decay)),
+        groups,
         opt=train.optimizer,
         lr=base_lr(train),
         weight_decay=train.weight_decay,

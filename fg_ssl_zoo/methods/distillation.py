@@ -21,7 +21,7 @@ learned), the weights, and maps of stride 8 or more only.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -125,8 +125,9 @@ class Distillation(Method):
             )
         self._outside = (taught, classifier)  # a tuple: neither in the state nor in the export
         self.pairs = self._pairs(taught) if map_weight else []
-        widths = [(a, b) for _, _, a, b in self.pairs]
-        self.maps = nn.ModuleList(nn.Linear(a, b) for a, b in widths)
+        self.maps = nn.ModuleList(
+            nn.Linear(pair.width, pair.fold**2 * pair.target_width) for pair in self.pairs
+        )
         d = backbone.num_features
         self.features = nn.Linear(d, taught.num_features) if feature_weight else None
         self.logits = nn.Linear(d, classifier.out_features) if classifier else None
@@ -163,7 +164,7 @@ class Distillation(Method):
     def forward(self, batch: Batch) -> MethodOutput:
         """The error of `images` (b, 1, h, w, 3)."""
         pixels = batch["images"][:, 0]
-        indices = [mine for mine, _, _, _ in self.pairs]
+        indices = [pair.mine for pair in self.pairs]
         maps, h = self._look(self.backbone, self.size, pixels, indices)
         with torch.no_grad():
             theirs, f, logits = self._targets(batch, pixels)
@@ -171,11 +172,11 @@ class Distillation(Method):
         if self.features is not None:
             error = F.mse_loss(self.features(h).float(), standardised(f))
             terms.append(("features", self.feature_weight, error))
-        for head, mine, target in zip(self.maps, maps, theirs, strict=True):
+        for pair, head, mine, target in zip(self.pairs, self.maps, maps, theirs, strict=True):
             rows = mine.flatten(2).mT.flatten(0, 1)  # (b cells, c)
-            cells = _with_cells(target, mine.shape[-2:]).flatten(2).mT.flatten(0, 1)
+            cells = _folded(target, mine.shape[-1], pair.fold).flatten(2).mT.flatten(0, 1)
             error = F.mse_loss(head(rows).float(), standardised(cells))
-            terms.append((f"map_{mine.shape[-1]}", self.map_weight, error))
+            terms.append((f"map_{pair.name}", self.map_weight, error))
         if self.logits is not None:
             assert logits is not None
             found = self.logits(h).float()
@@ -193,7 +194,7 @@ class Distillation(Method):
         if self.cached:
             maps, f = [], batch["teacher"]
         else:
-            indices = [theirs for _, theirs, _, _ in self.pairs]
+            indices = [pair.theirs for pair in self.pairs]
             maps, f = self._look(teacher, teacher.image_size, pixels, indices)
         if classifier is None:
             return maps, f, None
@@ -208,23 +209,50 @@ class Distillation(Method):
             images = resized(images, size)
         return network.maps_and_features(images, indices) if indices else ([], network(images))
 
-    def _pairs(self, teacher: Backbone) -> list[tuple[int, int, int, int]]:
-        """The maps that are compared: numbers of student and teacher map, and both widths.
+    def _pairs(self, teacher: Backbone) -> list["MapPair"]:
+        """The maps that are compared.
 
         Each teacher map of stride 8 or more is paired with the student map with the nearest number
-        of cells per side, if the two differ by at most a factor of 1.5.
+        of cells per side, if the two differ by at most a factor of 1.5. All maps of a ViT have the
+        same number of cells: there, teacher map i of n is paired with the block at i/n of the depth.
         """
-        mine = _maps_by_cells(self.backbone, self.size)
-        theirs = _maps_by_cells(teacher, teacher.image_size)
-        pairs: dict[int, tuple[int, int, int, int]] = {}
-        for cells, (number, width) in theirs.items():
-            if cells > teacher.image_size / FINEST or not mine:
-                continue
-            nearest = min(mine, key=lambda own: abs(own / cells - 1))
-            if 2 / 3 <= nearest / cells <= 3 / 2:
-                own, own_width = mine[nearest]
-                pairs[own] = (own, number, own_width, width)
+        mine = _maps(self.backbone, self.size)
+        theirs = _last_by_cells(_maps(teacher, teacher.image_size))
+        coarse = [m for m in theirs if m.cells <= teacher.image_size / FINEST]
+        if len(mine) > 1 and len({m.cells for m in mine}) == 1:
+            return [
+                MapPair(own.number, their.number, own.width, their.width, *_fold(own, their))
+                for i, their in enumerate(coarse, 1)
+                for own in [mine[round(i / len(coarse) * len(mine)) - 1]]
+            ]
+        pairs: dict[int, MapPair] = {}
+        for their in coarse if mine else ():
+            own = min(_last_by_cells(mine), key=lambda m: abs(m.cells / their.cells - 1))
+            if 2 / 3 <= own.cells / their.cells <= 3 / 2:
+                pairs[own.number] = MapPair(
+                    own.number, their.number, own.width, their.width, 1, str(own.cells)
+                )
         return [pairs[own] for own in sorted(pairs)]
+
+
+class MapSize(NamedTuple):
+    """A feature map of a network: its number, cells per side and channels."""
+
+    number: int
+    cells: int
+    width: int
+
+
+class MapPair(NamedTuple):
+    """A student map and the teacher map that it predicts."""
+
+    mine: int
+    theirs: int
+    width: int
+    target_width: int
+    fold: int
+    """Each cell of the student predicts fold x fold cells of the teacher."""
+    name: str
 
 
 def open_teacher(words: str, size: int | None, may_be_own: bool) -> Backbone:
@@ -282,15 +310,30 @@ def _with_cells(x: Float[Tensor, "b c _ _"], cells: Sequence[int]) -> Float[Tens
     return F.interpolate(x.float(), size=tuple(cells), mode="bilinear", antialias=True)
 
 
-def _maps_by_cells(backbone: Backbone, size: int) -> dict[int, tuple[int, int]]:
-    """Cells per side for images of `size` -> number and width of the last map of that size."""
+def _folded(x: Float[Tensor, "b c _ _"], cells: int, fold: int) -> Float[Tensor, "b d y x"]:
+    """A map resized to fold x cells a side, with each block of fold x fold cells in one cell."""
+    return F.pixel_unshuffle(_with_cells(x, (fold * cells, fold * cells)), fold)
+
+
+def _fold(own: MapSize, their: MapSize) -> tuple[int, str]:
+    """How many cells a side one cell of the student predicts, and the name of the loss."""
+    return max(1, their.cells // own.cells), f"block_{own.number + 1}"
+
+
+def _maps(backbone: Backbone, size: int) -> list[MapSize]:
+    """The feature maps for images of `size`; none for a network that does not return them."""
     if not hasattr(backbone.model, "forward_intermediates"):
-        return {}
+        return []
     device = next(backbone.parameters()).device
     with evaluating(backbone), torch.no_grad():
         image = torch.zeros(1, 3, size, size, device=device)
         maps = backbone.feature_maps(image, list(range(len(backbone.model.feature_info))))
-    return {x.shape[-1]: (number, x.shape[1]) for number, x in enumerate(maps)}
+    return [MapSize(number, x.shape[-1], x.shape[1]) for number, x in enumerate(maps)]
+
+
+def _last_by_cells(maps: Sequence[MapSize]) -> list[MapSize]:
+    """The last map of each number of cells."""
+    return list({m.cells: m for m in maps}.values())
 
 
 @torch.inference_mode()

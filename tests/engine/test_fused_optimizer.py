@@ -48,8 +48,9 @@ def test_a_fused_step_is_the_step_of_the_paper(name):
             torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
 
 
-def test_a_run_of_fused_steps_goes_on_to_the_bit(tmp_path, birds):
-    train = {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.05}
+@pytest.mark.parametrize("name", ["adamw", "nadamuon"])
+def test_a_run_goes_on_to_the_bit(name, tmp_path, birds):
+    train = {"optimizer": name, "lr": 0.01, "weight_decay": 0.05}
     whole = trained(tmp_path / "run", birds, train=train)
     folder = RunFolder(tmp_path / "run")
     newest = max(checkpoint.positions(folder.checkpoints))

@@ -218,6 +218,19 @@ def test_biases_norms_and_what_timm_names_are_not_decayed(backbone, named):
         assert decay[id(parameter)] == (0.1 if decays else 0.0), name
 
 
+@pytest.mark.parametrize("name", ["muon", "nadamuon"])
+def test_muon_trains_what_is_not_decayed_with_adamw(name):
+    method = method_for("test_vit")
+    optimizer = create_optimizer(method, Train(optimizer=name, lr=0.01))
+    for parameter in method.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for key, parameter in method.named_parameters():
+        embedding = key.endswith(("cls_token", "pos_embed"))
+        by_muon = parameter.ndim > 1 and not embedding
+        assert ("momentum_buffer" in optimizer.state[parameter]) == by_muon, key
+
+
 def test_every_group_has_its_own_rate_and_decay_at_every_step():
     method = create_method("simclr", create_backbone("test_resnet", image_size=64))
     heads = list(method.projector.parameters())

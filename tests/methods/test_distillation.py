@@ -1,6 +1,7 @@
 """A student learns a teacher's features: the loss by loops, what is kept, and what is refused."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -70,8 +71,9 @@ def test_the_loss_is_the_weighted_mean_of_its_terms(classified):
     own_maps = copy.deepcopy(method.backbone).feature_maps(x, [0, 1, 2, 3, 4])
     error = nn.functional.mse_loss(twin.features(h), columns_standardised(f))
     terms = {"features": (2.0, error)}
-    assert [(mine, theirs) for mine, theirs, _, _ in twin.pairs] == [(2, 2), (3, 3), (4, 4)]
-    for head, (mine, theirs, _, _) in zip(twin.maps, twin.pairs, strict=True):
+    assert [(pair.mine, pair.theirs) for pair in twin.pairs] == [(2, 2), (3, 3), (4, 4)]
+    for head, pair in zip(twin.maps, twin.pairs, strict=True):
+        mine, theirs = pair.mine, pair.theirs
         rows = own_maps[mine].movedim(1, -1).flatten(0, 2)
         cells = teacher.feature_maps(x, [theirs])[0].movedim(1, -1).flatten(0, 2)
         error = nn.functional.mse_loss(head(rows), columns_standardised(cells))
@@ -217,10 +219,38 @@ def test_the_student_reaches_the_teachers_features_on_a_few_pictures():
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_a_transformer_predicts_finer_maps_in_earlier_blocks_and_several_cells_in_one():
+    student = create_backbone("vit_tiny_patch16_224", image_size=64)  # 12 blocks, 4 x 4 cells
+    method = create_method("distillation", student, teacher=teacher_words(), teacher_size=64)
+    assert [(p.mine, p.theirs, p.fold) for p in method.pairs] == [(3, 2, 2), (7, 3, 1), (11, 4, 1)]
+    images = torch.randint(0, 256, (2, 1, 64, 64, 3), dtype=torch.uint8)
+    output = method.eval()({"images": images})
+    x = student.normalize(images[:, 0])
+    own, _ = student.maps_and_features(x, [3, 7, 11])
+    theirs = method.teacher.feature_maps(method.teacher.normalize(images[:, 0]), [2, 3, 4])
+    for number, block in enumerate(("block_4", "block_8", "block_12")):
+        found = method.maps[number](own[number].movedim(1, -1))  # (2, 4, 4, d)
+        target = torch.zeros_like(found)
+        fold, channels = method.pairs[number].fold, theirs[number].shape[1]
+        scaled = nn.functional.interpolate(
+            theirs[number], size=(4 * fold, 4 * fold), mode="bilinear", antialias=True
+        )
+        for y, x_, dy, dx in itertools.product(range(4), range(4), range(fold), range(fold)):
+            part = scaled[:, :, fold * y + dy, fold * x_ + dx]
+            target[:, y, x_, fold * dy + dx :: fold**2] = part
+        assert target.shape[-1] == fold**2 * channels
+        error = nn.functional.mse_loss(
+            found.flatten(0, 2), columns_standardised(target.flatten(0, 2))
+        )
+        torch.testing.assert_close(
+            output.metrics[f"loss/map_{block}"], error.detach(), rtol=1e-3, atol=1e-4
+        )
+
+
 def test_a_convolutional_student_may_read_smaller_pictures_and_a_transformer_may_not():
     method = build("distillation", teacher=teacher_words(), student_size=48, teacher_size=64)
     assert method.views(32).size == 64  # the size of the recipe is that of the other stages
-    assert [(mine, theirs) for mine, theirs, _, _ in method.pairs] == [(2, 2), (3, 3), (4, 4)]
+    assert [(pair.mine, pair.theirs) for pair in method.pairs] == [(2, 2), (3, 3), (4, 4)]
     seen = []
     method.backbone.model.conv1.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[-1]))
     method({"images": torch.zeros(4, 1, 64, 64, 3, dtype=torch.uint8)})
