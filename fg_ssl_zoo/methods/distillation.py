@@ -5,7 +5,8 @@ Papers: Hinton, Vinyals & Dean, 2015 (arXiv 1503.02531) for the logits; Romero e
 
     views      one random view of an image; teacher and student may read it at different sizes
     teacher    pooled features f, maps F_s with s cells a side, class logits t; fixed
-    student    pooled features h and maps H_s, the last map with about as many cells
+    student    pooled features h and maps H_s: the last map with about as many cells; of a ViT,
+               where all maps have the same cells, the map at the same share of its depth
     target     x' = (x - mean) / (std + 1e-3) per channel, over the batch of all processes
     features   L_f = mean (linear(h) - f')^2
     maps       L_m = sum over s of the mean of (linear(H_s) - F_s')^2
@@ -214,7 +215,8 @@ class Distillation(Method):
 
         Each teacher map of stride 8 or more is paired with the student map with the nearest number
         of cells per side, if the two differ by at most a factor of 1.5. All maps of a ViT have the
-        same number of cells: there, teacher map i of n is paired with the block at i/n of the depth.
+        same number of cells: there, teacher map i of n is paired with the block at i/n of its
+        depth, and a cell predicts all cells of a finer map that lie in it.
         """
         mine = _maps(self.backbone, self.size)
         theirs = _last_by_cells(_maps(teacher, teacher.image_size))
