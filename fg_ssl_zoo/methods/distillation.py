@@ -47,6 +47,8 @@ Size = Annotated[int, Ge(16)]
 
 FINEST = 8
 """Smallest stride of a map that is compared: finer maps show edges, which any network learns."""
+FINEST_FOLD = 4
+"""Most cells a side of a finer map that one cell of a ViT predicts; the map is averaged to that."""
 
 
 class Distillation(Method):
@@ -221,19 +223,20 @@ class Distillation(Method):
         mine = _maps(self.backbone, self.size)
         theirs = _last_by_cells(_maps(teacher, teacher.image_size))
         coarse = [m for m in theirs if m.cells <= teacher.image_size / FINEST]
-        if len(mine) > 1 and len({m.cells for m in mine}) == 1:
-            return [
-                MapPair(own.number, their.number, own.width, their.width, *_fold(own, their))
-                for i, their in enumerate(coarse, 1)
-                for own in [mine[round(i / len(coarse) * len(mine)) - 1]]
-            ]
         pairs: dict[int, MapPair] = {}
-        for their in coarse if mine else ():
-            own = min(_last_by_cells(mine), key=lambda m: abs(m.cells / their.cells - 1))
-            if 2 / 3 <= own.cells / their.cells <= 3 / 2:
-                pairs[own.number] = MapPair(
-                    own.number, their.number, own.width, their.width, 1, str(own.cells)
-                )
+        by_depth = len(mine) > 1 and len({m.cells for m in mine}) == 1
+        for i, their in enumerate(coarse if mine else (), 1):
+            if by_depth:
+                own = mine[max(0, round(i / len(coarse) * len(mine)) - 1)]
+                fold, name = max(1, their.cells // own.cells), f"block_{own.number + 1}"
+            else:
+                own = min(_last_by_cells(mine), key=lambda m: abs(m.cells / their.cells - 1))
+                fold, name = 1, str(own.cells)
+                if not 2 / 3 <= own.cells / their.cells <= 3 / 2:
+                    continue
+            pairs[own.number] = MapPair(
+                own.number, their.number, own.width, their.width, min(fold, FINEST_FOLD), name
+            )
         return [pairs[own] for own in sorted(pairs)]
 
 
@@ -315,11 +318,6 @@ def _with_cells(x: Float[Tensor, "b c _ _"], cells: Sequence[int]) -> Float[Tens
 def _folded(x: Float[Tensor, "b c _ _"], cells: int, fold: int) -> Float[Tensor, "b d y x"]:
     """A map resized to fold x cells a side, with each block of fold x fold cells in one cell."""
     return F.pixel_unshuffle(_with_cells(x, (fold * cells, fold * cells)), fold)
-
-
-def _fold(own: MapSize, their: MapSize) -> tuple[int, str]:
-    """How many cells a side one cell of the student predicts, and the name of the loss."""
-    return max(1, their.cells // own.cells), f"block_{own.number + 1}"
 
 
 def _maps(backbone: Backbone, size: int) -> list[MapSize]:

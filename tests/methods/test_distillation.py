@@ -247,6 +247,15 @@ def test_a_transformer_predicts_finer_maps_in_earlier_blocks_and_several_cells_i
         )
 
 
+def test_a_transformer_of_few_blocks_or_large_patches_has_one_pair_a_block():
+    shallow = create_backbone("vit_tiny_patch16_224", image_size=64, depth=2)
+    method = create_method("distillation", shallow, teacher=teacher_words(), teacher_size=64)
+    assert [(p.mine, p.theirs) for p in method.pairs] == [(0, 3), (1, 4)]
+    coarse = create_backbone("vit_tiny_patch16_224", image_size=16)  # one cell
+    method = create_method("distillation", coarse, teacher=teacher_words(), teacher_size=96)
+    assert [(p.theirs, p.fold) for p in method.pairs] == [(2, 4), (3, 4), (4, 3)]
+
+
 def test_a_convolutional_student_may_read_smaller_pictures_and_a_transformer_may_not():
     method = build("distillation", teacher=teacher_words(), student_size=48, teacher_size=64)
     assert method.views(32).size == 64  # the size of the recipe is that of the other stages
