@@ -277,7 +277,7 @@ def open_teacher(words: str, size: int | None, may_be_own: bool) -> Backbone:
         teacher = open_backbone(words, image_size=size)
     except ValueError as error:
         if not (may_be_own and "patch size" in str(error)):
-            raise ValueError(f"teacher: {error}") from error
+            raise ValueError(f"teacher: {str(error).removeprefix('init: ')}") from error
         teacher = open_backbone(words)
     return teacher.eval().requires_grad_(False)
 

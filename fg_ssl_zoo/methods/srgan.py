@@ -174,6 +174,9 @@ class Perceptual(nn.Module):
 
     Args:
         init: Start weights, as for a backbone.
+
+    Raises:
+        ValueError: No such weights, or weights of another network.
     """
 
     mean: Tensor
@@ -181,7 +184,10 @@ class Perceptual(nn.Module):
 
     def __init__(self, init: str) -> None:
         super().__init__()
-        network = create_backbone(PERCEPTUAL, init=init)
+        try:
+            network = create_backbone(PERCEPTUAL, init=init)
+        except ValueError as error:
+            raise ValueError(f"perceptual: {str(error).removeprefix('init: ')}") from error
         self.features = network.model.features[:PERCEPTUAL_LAYERS].requires_grad_(False)
         for name in ("mean", "std"):
             value = torch.tensor(getattr(network, name)).view(3, 1, 1)

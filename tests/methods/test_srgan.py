@@ -256,7 +256,7 @@ def test_without_weights_there_is_no_perceptual_term_and_wrong_ones_are_refused(
     method = build()
     assert method.perceptual is None
     assert "loss/perceptual" not in method(batch).metrics
-    with pytest.raises(ValueError, match=r"there is no file mine\.safetensors"):
+    with pytest.raises(ValueError, match=r"^perceptual: there is no file mine\.safetensors"):
         build(perceptual="mine.safetensors")
 
 
