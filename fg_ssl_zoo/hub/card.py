@@ -5,7 +5,7 @@ Every score comes from the results and every setting from the recipe; missing on
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
@@ -33,12 +33,21 @@ IMPORT = "import fg_ssl_zoo  # gives timm this architecture\n"
 """First line of the usage for an architecture that stock timm does not have."""
 
 ACCURACIES = {KNN: "knn", LINEAR: "linear"}
+
 """Metrics that go into the card's model-index -> their protocol in the results."""
 
 NOT_COMPARED = "Near-duplicates between pretraining and test images: not checked"
 """Text if the results have no `overlap`, which `fgssl compare-splits` writes."""
 
 _LABELS = ("name", "init")
+
+
+class Score(NamedTuple):
+    """A score of a network, the data set if it is not the run's, and the protocol's settings."""
+
+    value: float
+    data: str | None
+    settings: dict[str, Any]
 
 
 def usage(*, timm_name: str, transformers_name: str, num_features: int, architecture: str) -> str:
@@ -208,23 +217,45 @@ def _cell(metric: str, value: Any) -> str:
     return metric_of(metric, ON_CARDS).format.format(value)
 
 
-def _eval_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult]:
+def trained_scores(results: Mapping[str, Any]) -> dict[str, Score]:
+    """Metric -> score of the trained network, from its run and from its first `fgssl eval`.
+
+    The run's score counts, but not one of a sample (`monitor.max_images`) if there is another.
+    """
     trained = next((row for row in results.get("rows", ()) if row.get("name") == "trained"), {})
     protocols = results.get("protocol", {})
+    own = {
+        metric.name: Score(trained[metric.name], None, dict(protocols.get(protocol, {})))
+        for metric, protocol in ACCURACIES.items()
+        if trained.get(metric.name) is not None
+    }
+    entry = next(iter(results.get("evaluations", {}).values()), None)
+    if entry is None:
+        return own
+    evaluated = {
+        name: Score(score["value"], entry["data"]["name"], dict(score.get("settings", {})))
+        for name, score in entry["rows"][0]["scores"].items()
+    }
+    whole = {name: score for name, score in own.items() if not score.settings.get("max_images")}
+    return {**own, **evaluated, **whole}
+
+
+def _eval_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult]:
+    found = trained_scores(results)
     return [
         EvalResult(
             task_type="image-classification",
             task_name=f"{protocol} classification of frozen features",
-            dataset_type=_hub_id(recipe, results) or recipe.data.name,
-            dataset_name=recipe.data.name,
+            dataset_type=score.data or _hub_id(recipe, results) or recipe.data.name,
+            dataset_name=score.data or recipe.data.name,
             dataset_split=recipe.data.test_split,
             metric_type="accuracy",
             metric_name=metric.title,
-            metric_value=round(trained[metric.name], 4),
-            metric_args=dict(protocols.get(protocol, {})) or None,
+            metric_value=round(score.value, 4),
+            metric_args=score.settings or None,
         )
         for metric, protocol in ACCURACIES.items()
-        if trained.get(metric.name) is not None
+        if (score := found.get(metric.name)) is not None
     ]
 
 

@@ -24,6 +24,7 @@ from fg_ssl_zoo.backbones.weights.locate import (
     patience,
 )
 from fg_ssl_zoo.config import load_recipe, nearest, recipe_files
+from fg_ssl_zoo.hub.card import trained_scores
 from fg_ssl_zoo.hub.export import CARD, PICTURE, RECIPE, RESULTS
 from fg_ssl_zoo.hub.pretraining import FOLDER as PRETRAINING
 from fg_ssl_zoo.metrics import KNN, LINEAR
@@ -148,15 +149,12 @@ def _on_card(card: Any) -> dict[str, float]:
     return {names[r.metric_name]: r.metric_value for r in results if r.metric_name in names}
 
 
-def _trained_row(folder: Path) -> Mapping[str, Any]:
-    """Metric -> value of the trained network, from its run and from its first `fgssl eval`."""
+def _trained_row(folder: Path) -> Mapping[str, float]:
+    """Metric -> value of the trained network."""
     try:
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        trained = next(row for row in results["rows"] if row["name"] == "trained")
-        evaluated = next(iter(results.get("evaluations", {}).values()), {"rows": [{"scores": {}}]})
-        scores = evaluated["rows"][0]["scores"]
-        return {metric: score["value"] for metric, score in scores.items()} | trained
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
+        return {name: score.value for name, score in trained_scores(results).items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
 
 

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Recipe, of_package, parse_recipe
-from fg_ssl_zoo.hub.card import _duration, render_card, results_table, usage_by_name
+from fg_ssl_zoo.hub.card import _duration, render_card, results_table, trained_scores, usage_by_name
 
 RESULTS = {
     "name": "fgssl_test_resnet_cub.simclr",
@@ -155,6 +155,27 @@ def test_what_fgssl_eval_measured_stands_in_a_table_of_its_own(backbone):
     assert "60 training and 40 test images of 12 classes" in card
     assert "cub images of 96 px. Twelve gardens.\nIt started" in card
     assert "None were measured" not in card
+
+
+def test_a_score_of_a_sample_is_told_and_gives_way_to_that_of_all_images(backbone):
+    knn = {"k": 20, "temperature": 0.07, "max_images": 500}
+    results = {**RESULTS, "protocol": {"knn": knn}}
+    card = render_card(backbone, recipe_of(), results)
+    assert "on `test`. Of each split, only 500 images at most were used." in " ".join(card.split())
+    assert ModelCard(card).data.eval_results[0].metric_args == knn
+    scores = {
+        "knn_top1": {"value": 0.5, "settings": {"k": 20}},
+        "linear_top1": {"value": 0.75, "settings": {"c": 1.0}},
+    }
+    row = {"name": "ours", "image_size": 96, "scores": scores}
+    data = {"name": "garden", "num_train": 60, "num_test": 40, "num_classes": 12}
+    evaluation = {"data": data, "rows": [row], "seed": 5, "commit": "abc12"}
+    for sampled, wanted in ((True, (0.5, "garden")), (False, (0.2549, "cub"))):
+        found = {**(results if sampled else RESULTS), "evaluations": {"garden": evaluation}}
+        first, second = ModelCard(render_card(backbone, recipe_of(), found)).data.eval_results
+        assert (first.metric_value, first.dataset_name) == wanted
+        assert (second.metric_value, second.dataset_name) == (0.75, "garden")
+        assert trained_scores(found)["knn_top1"].value == wanted[0]
 
 
 def test_the_row_before_training_is_told_by_its_weights(backbone):
