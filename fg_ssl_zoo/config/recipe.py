@@ -146,15 +146,15 @@ class Train:
             parts.
         accumulate: Number of parts into which the batch is split; negatives then come from one part
             only.
-        optimizer: Name of a timm optimizer. `muon` and `nadamuon` train norms, biases, class tokens
-            and position embeddings with AdamW.
+        optimizer: Name of a timm optimizer. `muon` and `adamuon` train depthwise convolutions and
+            what has no weight decay with AdamW, `nmuon` and `nadamuon` with NAdamW.
         lr: Learning rate for a batch of 256 images (SimCLR, section 2.2: lr = 0.3 * batch / 256).
         lr_scaling: How the learning rate depends on the batch size.
         weight_decay: Weight decay; not applied to biases, norms, class tokens and position
             embeddings.
         weight_decay_end: Weight decay at the last step, reached along a cosine (0.4 in DINO);
             constant when not given.
-        momentum: Momentum of `lars`, `sgd` and `muon` (Jordan et al., 2024, use 0.95 for Muon).
+        momentum: Momentum of `lars`, `sgd` and the variants of `muon` (Jordan et al., 2024: 0.95).
         warmup: Share of the steps over which the learning rate rises from 0.
         head_warmup: Share of the steps in which the backbone's weights stay fixed and only the
             other modules are trained, so that gradients of random heads do not destroy a good

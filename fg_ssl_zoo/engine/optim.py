@@ -47,7 +47,8 @@ def create_optimizer(method: Method, train: Train) -> torch.optim.Optimizer:
 
     No weight decay on biases and norms, nor on what a timm model names in `no_weight_decay()`: the
     class token and position embeddings of a ViT. LARS adapts only what is decayed, so these keep
-    the plain rate. Muon trains them with AdamW, as its authors do with embeddings.
+    the plain rate. With Muon, its fallback (AdamW or NAdamW) trains them, as its authors do with
+    embeddings; timm alone would give it tables such as Swin's position biases.
 
     Raises:
         ValueError: Unknown optimizer.

@@ -4,7 +4,7 @@ Every score comes from the results and every setting from the recipe; missing on
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -33,7 +33,6 @@ IMPORT = "import fg_ssl_zoo  # gives timm this architecture\n"
 """First line of the usage for an architecture that stock timm does not have."""
 
 ACCURACIES = {KNN: "knn", LINEAR: "linear"}
-
 """Metrics that go into the card's model-index -> their protocol in the results."""
 
 NOT_COMPARED = "Near-duplicates between pretraining and test images: not checked"
@@ -220,24 +219,34 @@ def _cell(metric: str, value: Any) -> str:
 def trained_scores(results: Mapping[str, Any]) -> dict[str, Score]:
     """Metric -> score of the trained network, from its run and from its first `fgssl eval`.
 
-    The run's score counts, but not one of a sample (`monitor.max_images`) if there is another.
+    The run's score counts, but not one of a sample (`monitor.max_images`) if `fgssl eval` scored
+    the same data set.
     """
     trained = next((row for row in results.get("rows", ()) if row.get("name") == "trained"), {})
-    protocols = results.get("protocol", {})
+    protocols = results.get("protocol") or {}
     own = {
-        metric.name: Score(trained[metric.name], None, dict(protocols.get(protocol, {})))
+        metric.name: Score(trained[metric.name], None, dict(protocols.get(protocol) or {}))
         for metric, protocol in ACCURACIES.items()
-        if trained.get(metric.name) is not None
+        if isinstance(trained.get(metric.name), int | float)
     }
-    entry = next(iter(results.get("evaluations", {}).values()), None)
-    if entry is None:
-        return own
-    evaluated = {
-        name: Score(score["value"], entry["data"]["name"], dict(score.get("settings", {})))
-        for name, score in entry["rows"][0]["scores"].items()
-    }
-    whole = {name: score for name, score in own.items() if not score.settings.get("max_images")}
-    return {**own, **evaluated, **whole}
+    for data, scores in _evaluated(results):
+        evaluated = {
+            name: Score(score["value"], data, dict(score.get("settings") or {}))
+            for name, score in scores.items()
+            if isinstance(score.get("value"), int | float)
+        }
+        same = data == (results.get("data") or {}).get("name")
+        kept = {k: v for k, v in own.items() if not (same and v.settings.get("max_images"))}
+        return {**own, **evaluated, **kept}
+    return own
+
+
+def _evaluated(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Data set and scores of the model in each `fgssl eval`; incomplete ones are left out."""
+    for entry in (results.get("evaluations") or {}).values():
+        data, rows = entry.get("data") or {}, entry.get("rows") or [{}]
+        if data.get("name") and rows[0].get("scores"):
+            yield str(data["name"]), rows[0]["scores"]
 
 
 def _eval_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult]:
@@ -248,7 +257,7 @@ def _eval_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult
             task_name=f"{protocol} classification of frozen features",
             dataset_type=score.data or _hub_id(recipe, results) or recipe.data.name,
             dataset_name=score.data or recipe.data.name,
-            dataset_split=recipe.data.test_split,
+            dataset_split=None if score.data else recipe.data.test_split,
             metric_type="accuracy",
             metric_name=metric.title,
             metric_value=round(score.value, 4),

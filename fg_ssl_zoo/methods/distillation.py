@@ -21,6 +21,7 @@ Our choice: the standardised error (without it, only the channels with the large
 learned), the weights, and maps of stride 8 or more only.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -216,13 +217,13 @@ class Distillation(Method):
         """The maps that are compared.
 
         Each teacher map of stride 8 or more is paired with the student map with the nearest number
-        of cells per side, if the two differ by at most a factor of 1.5. All maps of a ViT have the
-        same number of cells: there, teacher map i of n is paired with the block at i/n of its
-        depth, and a cell predicts all cells of a finer map that lie in it.
+        of cells per side, if the two differ by at most a factor of 1.5. All maps of a ViT (or
+        a mixer) have the same number of cells: there, teacher map i of n is paired with the block
+        at i/n of its depth, and a cell predicts the cells of a finer map that lie in it.
         """
         mine = _maps(self.backbone, self.size)
         theirs = _last_by_cells(_maps(teacher, teacher.image_size))
-        coarse = [m for m in theirs if m.cells <= teacher.image_size / FINEST]
+        coarse = [m for m in theirs if m.cells <= math.ceil(teacher.image_size / FINEST)]
         pairs: dict[int, MapPair] = {}
         by_depth = len(mine) > 1 and len({m.cells for m in mine}) == 1
         for i, their in enumerate(coarse if mine else (), 1):

@@ -219,15 +219,18 @@ def test_biases_norms_and_what_timm_names_are_not_decayed(backbone, named):
 
 
 @pytest.mark.parametrize("name", ["muon", "nadamuon"])
-def test_muon_trains_what_is_not_decayed_with_adamw(name):
+def test_muon_trains_what_is_not_decayed_with_its_fallback(name):
     method = method_for("test_vit")
+    table = "blocks.0.mlp.fc1.weight"  # timm alone would give this matrix to Muon
+    assert table in dict(method.backbone.model.named_parameters())
+    method.backbone.model.no_weight_decay = lambda: {"cls_token", "pos_embed", table}
     optimizer = create_optimizer(method, Train(optimizer=name, lr=0.01))
     for parameter in method.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     for key, parameter in method.named_parameters():
-        embedding = key.endswith(("cls_token", "pos_embed"))
-        by_muon = parameter.ndim > 1 and not embedding
+        named = key.endswith(("cls_token", "pos_embed", table))
+        by_muon = parameter.ndim > 1 and not named
         assert ("momentum_buffer" in optimizer.state[parameter]) == by_muon, key
 
 

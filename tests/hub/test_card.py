@@ -168,14 +168,31 @@ def test_a_score_of_a_sample_is_told_and_gives_way_to_that_of_all_images(backbon
         "linear_top1": {"value": 0.75, "settings": {"c": 1.0}},
     }
     row = {"name": "ours", "image_size": 96, "scores": scores}
-    data = {"name": "garden", "num_train": 60, "num_test": 40, "num_classes": 12}
-    evaluation = {"data": data, "rows": [row], "seed": 5, "commit": "abc12"}
-    for sampled, wanted in ((True, (0.5, "garden")), (False, (0.2549, "cub"))):
-        found = {**(results if sampled else RESULTS), "evaluations": {"garden": evaluation}}
+    for sampled, name, wanted in (
+        (True, "cub", 0.5), (True, "garden", 0.2549), (False, "cub", 0.2549)
+    ):  # fmt: skip
+        data = {"name": name, "num_train": 60, "num_test": 40, "num_classes": 12}
+        evaluation = {"data": data, "rows": [row], "seed": 5, "commit": "abc12"}
+        found = {**(results if sampled else RESULTS), "evaluations": {name: evaluation}}
         first, second = ModelCard(render_card(backbone, recipe_of(), found)).data.eval_results
-        assert (first.metric_value, first.dataset_name) == wanted
-        assert (second.metric_value, second.dataset_name) == (0.75, "garden")
-        assert trained_scores(found)["knn_top1"].value == wanted[0]
+        assert first.metric_value == wanted
+        assert first.dataset_split == (None if wanted == 0.5 else "test")
+        assert (second.metric_value, second.dataset_name) == (0.75, name)
+        assert trained_scores(found)["knn_top1"].value == wanted
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"data": None}, {"data": {}}, {"rows": []}, {"rows": [{}]},
+        {"rows": [{"scores": {"knn_top1": {"value": None, "settings": None}}}]},
+    ],
+)  # fmt: skip
+def test_an_incomplete_evaluation_hides_no_score_of_the_run(broken):
+    scores = {"knn_top1": {"value": 0.5, "settings": None}}
+    evaluation = {"data": {"name": "garden"}, "rows": [{"scores": scores}], **broken}
+    found = {**RESULTS, "evaluations": {"garden": evaluation}}
+    assert trained_scores(found)["knn_top1"].value == 0.2549
 
 
 def test_the_row_before_training_is_told_by_its_weights(backbone):
