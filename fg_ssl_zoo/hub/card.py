@@ -229,16 +229,15 @@ def trained_scores(results: Mapping[str, Any]) -> dict[str, Score]:
         for metric, protocol in ACCURACIES.items()
         if isinstance(trained.get(metric.name), int | float)
     }
-    for data, scores in _evaluated(results):
-        evaluated = {
-            name: Score(score["value"], data, dict(score.get("settings") or {}))
-            for name, score in scores.items()
-            if isinstance(score.get("value"), int | float)
-        }
-        same = data == (results.get("data") or {}).get("name")
-        kept = {k: v for k, v in own.items() if not (same and v.settings.get("max_images"))}
-        return {**own, **evaluated, **kept}
-    return own
+    data, scores = next(_evaluated(results), ("", {}))
+    evaluated = {
+        name: Score(score["value"], data, dict(score.get("settings") or {}))
+        for name, score in scores.items()
+        if isinstance(score.get("value"), int | float)
+    }
+    same = data == (results.get("data") or {}).get("name")
+    kept = {k: v for k, v in own.items() if not (same and v.settings.get("max_images"))}
+    return {**own, **evaluated, **kept}
 
 
 def _evaluated(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

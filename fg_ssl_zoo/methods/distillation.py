@@ -178,7 +178,7 @@ class Distillation(Method):
             terms.append(("features", self.feature_weight, error))
         for pair, head, mine, target in zip(self.pairs, self.maps, maps, theirs, strict=True):
             rows = mine.flatten(2).mT.flatten(0, 1)  # (b cells, c)
-            cells = _folded(target, mine.shape[-1], pair.fold).flatten(2).mT.flatten(0, 1)
+            cells = _folded(target, mine.shape[-2:], pair.fold).flatten(2).mT.flatten(0, 1)
             error = F.mse_loss(head(rows).float(), standardised(cells))
             terms.append((f"map_{pair.name}", self.map_weight, error))
         if self.logits is not None:
@@ -316,9 +316,11 @@ def _with_cells(x: Float[Tensor, "b c _ _"], cells: Sequence[int]) -> Float[Tens
     return F.interpolate(x.float(), size=tuple(cells), mode="bilinear", antialias=True)
 
 
-def _folded(x: Float[Tensor, "b c _ _"], cells: int, fold: int) -> Float[Tensor, "b d y x"]:
-    """A map resized to fold x cells a side, with each block of fold x fold cells in one cell."""
-    return F.pixel_unshuffle(_with_cells(x, (fold * cells, fold * cells)), fold)
+def _folded(
+    x: Float[Tensor, "b c _ _"], cells: Sequence[int], fold: int
+) -> Float[Tensor, "b d y x"]:
+    """A map resized to fold x cells along each side, with fold x fold of them in one cell."""
+    return F.pixel_unshuffle(_with_cells(x, [fold * side for side in cells]), fold)
 
 
 def _maps(backbone: Backbone, size: int) -> list[MapSize]:

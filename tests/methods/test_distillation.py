@@ -219,6 +219,11 @@ def test_the_student_reaches_the_teachers_features_on_a_few_pictures():
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_a_map_of_stride_8_is_compared_at_a_size_that_8_does_not_divide():
+    method = build("distillation", teacher=teacher_words(), student_size=100, teacher_size=100)
+    assert [(pair.mine, pair.name) for pair in method.pairs] == [(2, "13"), (3, "7"), (4, "4")]
+
+
 def test_a_transformer_predicts_finer_maps_in_earlier_blocks_and_several_cells_in_one():
     student = create_backbone("vit_tiny_patch16_224", image_size=64)  # 12 blocks, 4 x 4 cells
     method = create_method("distillation", student, teacher=teacher_words(), teacher_size=64)
