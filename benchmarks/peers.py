@@ -10,7 +10,8 @@ cannot be run stays in the table with the reason.
 
 Each figure comes from a fresh process with one thread that trains through the library's public
 interface (`peer_drivers/`, one file for each); the libraries take turns, in reversed order in every
-second turn. Time is processor time of the process and its children (`peer_drivers/clock.py`).
+second turn. Time is processor time of the process and its children (`peer_drivers/clock.py`). All
+have compiled bytecode, also where PYTHONDONTWRITEBYTECODE is set.
 
     step_...   the training step: forward, backward, optimizer; images are loaded in the process
     data_...   the data path: everything between two steps, with timm's smallest network as backbone
@@ -21,6 +22,7 @@ A ratio is the median over the turns of this library's figure divided by lightly
 """
 
 import argparse
+import compileall
 import json
 import os
 import re
@@ -136,6 +138,8 @@ def main() -> None:
     pythons = dict(word.split("=", 1) for word in chosen.python)
     if chosen.environments:
         pythons = environments(chosen.environments.resolve(), chosen.install) | pythons
+    for folder in (ROOT / "fg_ssl_zoo", DRIVERS):  # as pip did with the libraries
+        compileall.compile_dir(folder, quiet=1)
     contestants, missing = who_can_run(chosen.only or list(CONTESTANTS), pythons)
     results: dict[str, Any] = {
         "images": {"name": name_of(chosen.images), **size_of(names)},

@@ -19,6 +19,7 @@ from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.folders import load_folder
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.log import drop_from
+from fg_ssl_zoo.evaluation import monitor as monitor_module
 from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor, refuse_collapse
 from fg_ssl_zoo.features.extract import evenly
 from fg_ssl_zoo.pretrain import main, pretrain, rounds
@@ -263,6 +264,20 @@ def test_the_kept_start_is_found_by_weights_pictures_and_protocol_alone(photos, 
     picture = next((photos / "test").rglob("*.png"))
     os.utime(picture, (1, 1))
     assert again.known_start(backbone, accelerator) is None
+
+
+def test_nothing_is_hashed_where_no_start_is_kept(photos, tmp_path, monkeypatch):
+    backbone, hashed = create_backbone("test_resnet", image_size=48), []
+    found = monitor_module.identity
+    monkeypatch.setattr(monitor_module, "identity", lambda b: hashed.append(b) or found(b))
+    for cache in (tmp_path / "none", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        assert monitor_of(photos, cache).known_start(backbone, Accelerator(cpu=True)) is None
+    assert not hashed
+    (tmp_path / "empty" / "other.safetensors").write_bytes(b"")
+    monitor = monitor_of(photos, tmp_path / "empty")
+    assert monitor.known_start(backbone, Accelerator(cpu=True)) is None
+    assert hashed == [backbone]
 
 
 def test_measurements_with_unreadable_pictures_are_not_kept(photos, tmp_path):

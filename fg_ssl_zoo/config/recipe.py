@@ -246,7 +246,7 @@ class Monitor:
     """
 
     at_start: bool = True
-    start_images: Count = 64
+    start_images: Count = 32
     every: Positive = 10
     early: Annotated[int, Ge(0)] = 20
     k: Count = 20

@@ -30,9 +30,20 @@ def cache_file(about: Mapping[str, Any], namespace: str, cache: Path | None = No
         namespace: Folder below `assets/fg_ssl_zoo` of the Hugging Face cache.
         cache: Another folder.
     """
-    folder = cache or cached_assets_path("fg_ssl_zoo", namespace=namespace)
     name = hashlib.blake2b(as_text(about).encode(), digest_size=12).hexdigest()
-    return Path(folder) / f"{name}.safetensors"
+    return _folder(namespace, cache) / f"{name}.safetensors"
+
+
+def is_empty(namespace: str, cache: Path | None = None) -> bool:
+    """Whether no such file can be there; arguments as for `cache_file`."""
+    try:
+        return not any(_folder(namespace, cache).iterdir())
+    except OSError:
+        return True
+
+
+def _folder(namespace: str, cache: Path | None) -> Path:
+    return cache or cached_assets_path("fg_ssl_zoo", namespace=namespace)
 
 
 def as_text(about: Mapping[str, Any]) -> str:

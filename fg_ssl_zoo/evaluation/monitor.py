@@ -18,7 +18,13 @@ from fg_ssl_zoo.config import Monitor, printable
 from fg_ssl_zoo.data.datasets import file_state, fingerprint
 from fg_ssl_zoo.data.decode import max_pixels
 from fg_ssl_zoo.data.sample import Images
-from fg_ssl_zoo.data.tensor_cache import as_text, cache_file, read_tensors, write_tensors
+from fg_ssl_zoo.data.tensor_cache import (
+    as_text,
+    cache_file,
+    is_empty,
+    read_tensors,
+    write_tensors,
+)
 from fg_ssl_zoo.engine.loop import TrainingStopped
 from fg_ssl_zoo.features.extract import (
     Features,
@@ -140,9 +146,12 @@ class OnlineMonitor:
     def known_start(
         self, backbone: Backbone, accelerator: Accelerator, about: dict[str, Any] | None = None
     ) -> dict[str, float] | None:
-        """The stored measurement of start weights; all processes use what the main one reads."""
+        """The stored measurement of start weights; all processes use what the main one reads.
+
+        Where none is stored yet, weights and images are not hashed: the first step waits for this.
+        """
         kept: list[dict[str, float] | None] = [None]
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not is_empty("measurements", self.cache):
             about = about or self._about(backbone, accelerator)
             tensors = read_tensors(cache_file(about, "measurements", self.cache))
             if tensors is not None:

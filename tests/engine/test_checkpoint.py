@@ -59,3 +59,21 @@ def test_a_foreign_pickle_is_not_run(tmp_path):
     path.write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "broken"),
+    [
+        ([1.0, 2.0], False),
+        ([3e38, 3e38], False),  # the sum overflows
+        ([float("inf"), float("-inf")], True),
+        ([float("nan"), 1.0], True),
+        ([], False),
+    ],
+)
+def test_a_value_that_is_not_finite_names_its_tensor(values, broken):
+    state = {"count": torch.tensor(3), "weight": torch.tensor(values), "bias": torch.zeros(2)}
+    assert checkpoint.not_finite(state) == ("weight" if broken else None)
+    assert checkpoint.not_finite({"first": torch.ones(1), **state}) == (
+        "weight" if broken else None
+    )
