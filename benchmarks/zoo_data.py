@@ -4,10 +4,12 @@
     python benchmarks/zoo_data.py mixture mix cub100 cars food10   # mix/train/SET/...
 
 The validation part is one in five images of each class of `train/`, drawn with seed 0; options of
-a release are chosen on it and never on `test/`. Both folders hold links to the images.
+a release are chosen on it and never on `test/`. Keypoints (`parts.csv`) of SET come along. Both
+folders hold links to the images.
 """
 
 import argparse
+import csv
 import random
 from pathlib import Path
 
@@ -34,12 +36,26 @@ def main() -> None:
 
 def split(source: Path, out: Path) -> None:
     """Link each class of SOURCE/train into OUT/train and OUT/test."""
+    moved = {}
     for folder in sorted(path for path in (source / "train").iterdir() if path.is_dir()):
         files = sorted(folder.iterdir())
         count = max(1, round(len(files) / SHARE))
         held = set(random.Random(f"0 {folder.name}").sample(range(len(files)), count))
         for number, file in enumerate(files):
-            link(file, out / ("test" if number in held else "train") / folder.name / file.name)
+            place = Path("test" if number in held else "train", folder.name, file.name)
+            link(file, out / place)
+            moved[f"train/{folder.name}/{file.name}"] = place.as_posix()
+    if (source / "parts.csv").is_file():
+        move_keypoints(source / "parts.csv", out / "parts.csv", moved)
+
+
+def move_keypoints(source: Path, out: Path, moved: dict[str, str]) -> None:
+    """Write the rows of the images that were moved, with their new paths."""
+    with source.open(newline="", encoding="utf-8") as old, out.open("w", newline="") as new:
+        rows = csv.reader(old)
+        written = csv.writer(new)
+        written.writerow(next(rows))
+        written.writerows([moved[row[0]], *row[1:]] for row in rows if row[0] in moved)
 
 
 def mix(sources: list[Path], out: Path) -> None:

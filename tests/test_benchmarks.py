@@ -192,3 +192,28 @@ def test_the_script_for_a_gpu_works_without_one(monkeypatch, capsys):
     assert rows[0] == ["| backbone", "bare", "step", "run", "run, loader |"]
     assert [row[0] for row in rows[1:]] == ["| test_resnet", "| test_vit"]
     assert all(float(cell.split()[0].replace(",", "")) > 0 for row in rows[1:] for cell in row[1:])
+
+
+def test_the_validation_part_keeps_one_in_five_and_the_keypoints_of_each_image(tmp_path):
+    source, out = tmp_path / "birds", tmp_path / "birds_val"
+    names = [f"train/{kind}/{number}.jpg" for kind in ("gull", "tern") for number in range(10)]
+    for name in [*names, "test/gull/10.jpg"]:
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    rows = [f"{name},0.{number}\n" for number, name in enumerate([*names, "test/gull/10.jpg"])]
+    (source / "parts.csv").write_text("file,beak_x\n" + "".join(rows))
+    with imported("benchmarks/zoo_data.py") as module:
+        module.split(source, out)
+    files = sorted(out.rglob("*.jpg"))
+    assert [len(list((out / split).rglob("*.jpg"))) for split in ("train", "test")] == [16, 4]
+    header, *moved = (out / "parts.csv").read_text().splitlines()
+    assert header == "file,beak_x"
+    assert sorted(row.split(",")[0] for row in moved) == [
+        file.relative_to(out).as_posix() for file in files
+    ]
+    for row in moved:
+        name, x = row.split(",")
+        old = names[int(x.removeprefix("0."))]
+        assert (out / name).read_text() == old
+        assert name.split("/")[1:] == old.split("/")[1:]
