@@ -220,7 +220,7 @@ def trained_scores(results: Mapping[str, Any]) -> dict[str, Score]:
     """Metric -> score of the trained network, from its run and from its first `fgssl eval`.
 
     The run's score counts, but not one of a sample (`monitor.max_images`) if `fgssl eval` scored
-    the same data set.
+    the same data set: one of this name, or one of these test images under another name.
     """
     trained = next((row for row in results.get("rows", ()) if row.get("name") == "trained"), {})
     protocols = results.get("protocol") or {}
@@ -229,23 +229,26 @@ def trained_scores(results: Mapping[str, Any]) -> dict[str, Score]:
         for metric, protocol in ACCURACIES.items()
         if isinstance(trained.get(metric.name), int | float)
     }
-    data, scores = next(_evaluated(results), ("", {}))
+    data, scores = next(_evaluated(results), ({}, {}))
     evaluated = {
-        name: Score(score["value"], data, dict(score.get("settings") or {}))
+        name: Score(score["value"], str(data["name"]), dict(score.get("settings") or {}))
         for name, score in scores.items()
         if isinstance(score.get("value"), int | float)
     }
-    same = data == (results.get("data") or {}).get("name")
+    used = results.get("data") or {}
+    same = any(data.get(k) == used.get(k) is not None for k in ("name", "test_fingerprint"))
     kept = {k: v for k, v in own.items() if not (same and v.settings.get("max_images"))}
     return {**own, **evaluated, **kept}
 
 
-def _evaluated(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _evaluated(
+    results: Mapping[str, Any],
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Data set and scores of the model in each `fgssl eval`; incomplete ones are left out."""
     for entry in (results.get("evaluations") or {}).values():
         data, rows = entry.get("data") or {}, entry.get("rows") or [{}]
         if data.get("name") and rows[0].get("scores"):
-            yield str(data["name"]), rows[0]["scores"]
+            yield data, rows[0]["scores"]
 
 
 def _eval_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult]:

@@ -181,6 +181,17 @@ def test_a_score_of_a_sample_is_told_and_gives_way_to_that_of_all_images(backbon
         assert trained_scores(found)["knn_top1"].value == wanted
 
 
+@pytest.mark.parametrize(("scored", "wanted"), [("a1", 0.5), ("b2", 0.2549), (None, 0.2549)])
+def test_test_images_are_known_under_another_name(scored, wanted):
+    own = {"name": "cub", "test_fingerprint": "a1" if scored else None}
+    row = {"scores": {"knn_top1": {"value": 0.5, "settings": {"k": 20}}}}
+    data = {"name": "cub100", "test_fingerprint": scored}
+    knn = {"k": 20, "temperature": 0.07, "max_images": 500}
+    found = {**RESULTS, "data": own, "protocol": {"knn": knn}}
+    found["evaluations"] = {"cub100": {"data": data, "rows": [row]}}
+    assert trained_scores(found)["knn_top1"].value == wanted
+
+
 @pytest.mark.parametrize(
     "broken",
     [
