@@ -10,8 +10,8 @@ cannot be run stays in the table with the reason.
 
 Each figure comes from a fresh process with one thread that trains through the library's public
 interface (`peer_drivers/`, one file for each); the libraries take turns, in reversed order in every
-second turn. Time is processor time of the process and its children (`peer_drivers/clock.py`). All
-have compiled bytecode, also where PYTHONDONTWRITEBYTECODE is set.
+second turn. Time is processor time of the process and its children (`peer_drivers/clock.py`). This
+package and the drivers are compiled first, as the libraries are where `--install` puts them.
 
     step_...   the training step: forward, backward, optimizer; images are loaded in the process
     data_...   the data path: everything between two steps, with timm's smallest network as backbone

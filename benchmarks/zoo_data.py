@@ -13,6 +13,8 @@ import csv
 import random
 from pathlib import Path
 
+from fg_ssl_zoo.data.part_annotations import separator
+
 SHARE = 5
 """One in so many images of a class is held out."""
 
@@ -51,11 +53,14 @@ def split(source: Path, out: Path) -> None:
 
 def move_keypoints(source: Path, out: Path, moved: dict[str, str]) -> None:
     """Write the rows of the images that were moved, with their new paths."""
-    with source.open(newline="", encoding="utf-8") as old, out.open("w", newline="") as new:
-        rows = csv.reader(old)
-        written = csv.writer(new)
-        written.writerow(next(rows))
-        written.writerows([moved[row[0]], *row[1:]] for row in rows if row[0] in moved)
+    utf8 = {"newline": "", "encoding": "utf-8"}
+    with source.open(**utf8) as old, out.open("w", **utf8) as new:
+        rows = csv.DictReader(old, delimiter=separator(old))
+        written = csv.DictWriter(new, rows.fieldnames or [])
+        written.writeheader()
+        written.writerows(
+            {**row, "file": moved[row["file"]]} for row in rows if row["file"] in moved
+        )
 
 
 def mix(sources: list[Path], out: Path) -> None:

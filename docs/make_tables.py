@@ -300,7 +300,7 @@ def when_particle() -> str:
     Mean and standard deviation where there are several seeds. Rows of another rate are left out.
     """
     lines = []
-    for kind in ("particle_resnet", "particle_hybrid"):
+    for kind in ("particle_resnet", "particle_hybrid", "particle_distilled"):
         for path in sorted((RESULTS / "comparisons" / kind).glob("*.json")):
             first, *rows = read(path)["rows"]
             groups: dict[str, list[float]] = {}

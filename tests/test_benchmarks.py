@@ -201,8 +201,8 @@ def test_the_validation_part_keeps_one_in_five_and_the_keypoints_of_each_image(t
         path = source / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    rows = [f"{name},0.{number}\n" for number, name in enumerate([*names, "test/gull/10.jpg"])]
-    (source / "parts.csv").write_text("file,beak_x\n" + "".join(rows))
+    rows = [f"{name};0.{number}\n" for number, name in enumerate([*names, "test/gull/10.jpg"])]
+    (source / "parts.csv").write_text("file;beak_x\n" + "".join(rows) + "\n")
     with imported("benchmarks/zoo_data.py") as module:
         module.split(source, out)
     files = sorted(out.rglob("*.jpg"))

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from fg_ssl_zoo.backbones.backbone import weights_fingerprint
 from fg_ssl_zoo.backbones.create import create_backbone
 from fg_ssl_zoo.config import Data, Monitor, load_recipe
+from fg_ssl_zoo.data import tensor_cache
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.folders import load_folder
 from fg_ssl_zoo.engine import checkpoint
@@ -296,6 +297,19 @@ def test_a_cache_that_cannot_be_written_is_said_and_costs_no_run(photos, tmp_pat
     assert monitor_of(photos, tmp_path / "cache").start(backbone, Accelerator(cpu=True))
     (line,) = caplog.messages
     assert line.startswith("the measurement of the start cannot be stored for other runs: ")
+
+
+def test_a_cache_that_cannot_be_made_is_said_and_costs_no_run(photos, monkeypatch, caplog):
+    def read_only(*names, **options):
+        raise PermissionError(13, "Permission denied", "/cache")
+
+    monkeypatch.setattr(tensor_cache, "cached_assets_path", read_only)
+    backbone, accelerator = create_backbone("test_resnet", image_size=48), Accelerator(cpu=True)
+    monitor = monitor_of(photos, None)
+    assert monitor.known_start(backbone, accelerator) is None
+    assert monitor.start(backbone, accelerator)
+    (line,) = caplog.messages
+    assert "cannot be stored for other runs: [Errno 13] Permission denied: '/cache'" in line
 
 
 def test_a_sample_is_spread_evenly_over_the_test_split(monkeypatch, tmp_path):

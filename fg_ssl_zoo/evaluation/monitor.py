@@ -148,7 +148,7 @@ class OnlineMonitor:
     ) -> dict[str, float] | None:
         """The stored measurement of start weights; all processes use what the main one reads.
 
-        Where none is stored yet, weights and images are not hashed: the first step waits for this.
+        Where none is stored yet, nothing is hashed to look for it: the first step waits for this.
         """
         kept: list[dict[str, float] | None] = [None]
         if accelerator.is_main_process and not is_empty("measurements", self.cache):
@@ -167,8 +167,8 @@ class OnlineMonitor:
         values = {
             k: torch.tensor(v, dtype=torch.float64) for k, v in {**found, **self.used}.items()
         }
-        path = cache_file(about, "measurements", self.cache)
         try:
+            path = cache_file(about, "measurements", self.cache)
             write_tensors(path, values, {"about": as_text(about)})
         except (OSError, SafetensorError) as error:
             _log.warning("the measurement of the start cannot be stored for other runs: %s", error)
