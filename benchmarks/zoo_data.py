@@ -53,8 +53,10 @@ def split(source: Path, out: Path) -> None:
 
 def move_keypoints(source: Path, out: Path, moved: dict[str, str]) -> None:
     """Write the rows of the images that were moved, with their new paths."""
-    utf8 = {"newline": "", "encoding": "utf-8"}
-    with source.open(**utf8) as old, out.open("w", **utf8) as new:
+    with (
+        source.open(newline="", encoding="utf-8-sig") as old,
+        out.open("w", newline="", encoding="utf-8") as new,
+    ):
         rows = csv.DictReader(old, delimiter=separator(old))
         written = csv.DictWriter(new, rows.fieldnames or [])
         written.writeheader()

@@ -92,8 +92,7 @@ def pretrain(recipe: Recipe, summary: str | None = None, splits: Splits | None =
     _check_stages(recipe)
     set_seed(recipe.seed)
     switches, backbone = prepare_backbone(recipe)
-    if recipe.init != "scratch":
-        refuse_broken(backbone.model.state_dict(), f"init: {recipe.init}")
+    refuse_broken(backbone.model.state_dict(), f"init: {recipe.init}")
     accelerator = hardware.create_accelerator(switches)
     train, test = splits or load_splits(recipe.data, seed=recipe.seed)
     _check_stages_on(recipe, train, accelerator)
