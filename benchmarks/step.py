@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.create import create_backbone
-from fg_ssl_zoo.backbones.maps import accept_any_size
+from fg_ssl_zoo.backbones.maps import accept_size
 from fg_ssl_zoo.config import Speed, parse_words
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.loader import ViewDataset, step_loader
@@ -379,8 +379,8 @@ def peak_of(
     else:
         torch.manual_seed(0)
         backbone = create_backbone(chosen.backbone, image_size=chosen.image_size)
-        if any(tuple(p[1:]) != (chosen.image_size,) * 2 for p in (*with_gradient, *forward_only)):
-            accept_any_size(backbone)
+        for side in {p[1] for p in (*with_gradient, *forward_only)} - {chosen.image_size}:
+            accept_size(backbone, side)
         backbone.to(switches.device).train()
         if switches.channels_last:
             nn.Module.to(backbone, memory_format=torch.channels_last)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fg_ssl_zoo.backbones.create import create_backbone
-from fg_ssl_zoo.backbones.maps import accept_any_size
+from fg_ssl_zoo.backbones.maps import accept_size
 from fg_ssl_zoo.engine.hardware import Switches
 from fg_ssl_zoo.layers.momentum import teacher_of
 from fg_ssl_zoo.method import Method, MethodOutput
@@ -30,7 +30,7 @@ class Crops(Method):
 
     def __init__(self, backbone):
         super().__init__(backbone)
-        accept_any_size(backbone)
+        accept_size(backbone, backbone.image_size // 2)
         self.teacher = teacher_of(backbone)
 
     def views(self, image_size):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.hiera import Hiera
+from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor, nn
 
 from fg_ssl_zoo.config import CROP_PCT
@@ -109,7 +111,8 @@ class Backbone(nn.Module):
         models do.
         """
         with self._precision_for(images):
-            end, maps = self.model.forward_intermediates(images, indices=list(indices), norm=True)
+            norm = not isinstance(self.model, Hiera | HieraDet)  # have none, and refuse the word
+            end, maps = self.model.forward_intermediates(images, indices=list(indices), norm=norm)
             return maps, self._reported(images, self.model.forward_head(end))
 
     def _reported(self, images: Tensor, features: Tensor) -> Tensor:

@@ -7,26 +7,43 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.layers.modes import evaluating
 
 
-def accept_any_size(backbone: Backbone) -> None:
-    """Let a ViT read images of other sizes by interpolating its position embeddings.
+def accept_size(backbone: Backbone, side: int) -> None:
+    """Let a network read images of `side` pixels besides its own size.
 
-    Like timm's `dynamic_img_size=True`, but after building; weights and the native size do not
-    change. A network without patches accepts every size anyway.
+    A ViT interpolates its position embeddings, like timm's `dynamic_img_size=True` but after
+    building; weights and the native size do not change. Most networks without patches accept every
+    size anyway; one empty image shows it.
+
+    Args:
+        backbone: The network.
+        side: Side of a square image in pixels.
 
     Raises:
-        ValueError: A transformer that accepts one size only.
+        ValueError: The network cannot read this size.
     """
     model = backbone.model
-    if backbone.patch_size is None or getattr(model, "dynamic_img_size", False):
-        return
-    if not hasattr(model, "dynamic_img_size"):
-        raise ValueError(f"{backbone.name} reads one size of images; this method needs others")
-    model.dynamic_img_size = True
-    model.patch_embed.strict_img_size = False
-    model.patch_embed.flatten = False
-    model.patch_embed.output_fmt = Format.NHWC
+    interpolates = hasattr(model, "dynamic_img_size")
+    if backbone.patch_size is not None and interpolates and not model.dynamic_img_size:
+        model.dynamic_img_size = True
+        model.patch_embed.strict_img_size = False
+        model.patch_embed.flatten = False
+        model.patch_embed.output_fmt = Format.NHWC
+    image = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
+    try:
+        with evaluating(model), torch.no_grad():
+            model(image)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise _unreadable(backbone, side, error) from error
+
+
+def _unreadable(backbone: Backbone, side: int, error: Exception) -> ValueError:
+    return ValueError(
+        f"{backbone.name} at {backbone.image_size} pixels cannot read images of {side} "
+        f"({' '.join(str(error).split())}); take a larger data.image_size, or another backbone"
+    )
 
 
 def parameters_behind(backbone: Backbone, index: int) -> list[nn.Parameter]:
@@ -57,11 +74,8 @@ def train_up_to_last_map(backbone: Backbone, side: int, *, norm: bool = False) -
     """
     try:
         last, behind = _reach(backbone, -1, side, norm=norm)
-    except RuntimeError as error:
-        raise ValueError(
-            f"data.image_size: {backbone.name} cannot read images of {side} pixels "
-            f"({error}); use a larger size"
-        ) from error
+    except (AssertionError, RuntimeError) as error:
+        raise _unreadable(backbone, side, error) from error
     for parameter in behind:
         parameter.requires_grad_(False)
     return last.shape[1], last.shape[2]

@@ -36,7 +36,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.maps import accept_any_size
+from fg_ssl_zoo.backbones.maps import accept_size
 from fg_ssl_zoo.config import Count, Positive, Share
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import Augmentation, MultiCrop, RandomViews, augmentations_of
@@ -128,8 +128,9 @@ class DINO(Method, HasCompanions):
     ) -> None:
         super().__init__(backbone)
         self.local_crops, self.local_size = local_crops, local_size
-        if local_crops and self.side_of_local_crops(backbone.image_size) != backbone.image_size:
-            accept_any_size(backbone)
+        side = self.side_of_local_crops(backbone.image_size) if local_crops else backbone.image_size
+        if side != backbone.image_size:
+            accept_size(backbone, side)
         self.head = PrototypeHead(backbone.num_features, hidden_size, bottleneck, prototypes)
         self.teacher = teacher_of(nn.Sequential(backbone, self.head))
         keep_all_paths(self.teacher)

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
 from fg_ssl_zoo.backbones.create import open_backbone, open_classifier
+from fg_ssl_zoo.backbones.maps import accept_size
 from fg_ssl_zoo.config import Positive, Weight
 from fg_ssl_zoo.data.fixed_views import CentreView
 from fg_ssl_zoo.data.loader import image_loader, resolve_num_workers
@@ -117,10 +118,16 @@ class Distillation(Method):
         self.logit_weight = logit_weight
         self.augmentation, _ = augmentations_of(preset, augmentation, paper="fine_grained")
         self.size = student_size or backbone.image_size
-        if self.size != backbone.image_size and backbone.patch_size is not None:
-            raise ValueError(
-                f"student_size: {backbone.name} accepts images of {backbone.image_size} pixels only"
-            )
+        if self.size != backbone.image_size:
+            if backbone.patch_size is not None:
+                raise ValueError(
+                    f"student_size: {backbone.name} accepts images of {backbone.image_size} pixels "
+                    "only"
+                )
+            try:
+                accept_size(backbone, self.size)
+            except ValueError as error:
+                raise ValueError(f"student_size: {error}") from error
         taught = open_teacher(teacher, teacher_size or self.size, teacher_size is None)
         classifier = open_classifier(teacher) if logit_weight else None
         if logit_weight and classifier is None:

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.maps import accept_any_size
+from fg_ssl_zoo.backbones.maps import accept_size
 from fg_ssl_zoo.config import Share
 from fg_ssl_zoo.data.sample import Sample, Views
 from fg_ssl_zoo.data.views import crop_resize
@@ -81,7 +81,7 @@ class Jigsaw(Method):
         tile_norm: bool = False,
     ) -> None:
         super().__init__(backbone)
-        accept_any_size(backbone)
+        accept_size(backbone, self.side_of_tiles(backbone.image_size))
         self.orders = stored_permutations(num_permutations)
         self.pool = 0 if backbone.patch_size else pool
         self.brightness, self.tile_norm = brightness, tile_norm
@@ -91,8 +91,8 @@ class Jigsaw(Method):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(GRID**2 * width, num_permutations)
 
-    def views(self, image_size: int) -> Views:
-        """`tiles` (9, t, t, 3) in the order that `permutation` names.
+    def side_of_tiles(self, image_size: int) -> int:
+        """Side of a tile in pixels.
 
         Raises:
             ValueError: A size that three tiles do not divide, or tiles smaller than a patch.
@@ -109,7 +109,11 @@ class Jigsaw(Method):
                 f"data.image_size: with {image_size} pixels, a tile is smaller than a patch of "
                 f"{patch} pixels; use {GRID * int(np.ceil(patch / TILE))}"
             )
-        return Tiles(image_size, tile, self.orders, self.brightness)
+        return tile
+
+    def views(self, image_size: int) -> Views:
+        """`tiles` (9, t, t, 3) in the order that `permutation` names; errors of `side_of_tiles`."""
+        return Tiles(image_size, self.side_of_tiles(image_size), self.orders, self.brightness)
 
     def forward(self, batch: Batch) -> MethodOutput:
         """Cross entropy over the orders; all tiles of the batch take one pass."""

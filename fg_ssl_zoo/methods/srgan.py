@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.backbones.create import create_backbone
-from fg_ssl_zoo.backbones.maps import accept_any_size, train_up_to_last_map
+from fg_ssl_zoo.backbones.maps import accept_size, train_up_to_last_map
 from fg_ssl_zoo.backbones.networks.srgan import SRResNet
 from fg_ssl_zoo.config import Count, Weight
 from fg_ssl_zoo.data.sample import Views
@@ -100,8 +100,8 @@ class SRGAN(Restores, Method, DrawsPictures, FetchesWeights, HasCompanions):
     ) -> None:
         super().__init__(backbone)
         check_size(backbone.image_size, backbone.patch_size)
-        accept_any_size(backbone)
         low = backbone.image_size // FACTOR
+        accept_size(backbone, low)
         self.generator = Generator(*train_up_to_last_map(backbone, low), low, width=width)
         self.discriminator = timm.create_model(
             "fgssl_srgan_discriminator", num_classes=1, width=discriminator_width

@@ -17,7 +17,7 @@ follows the loop's schedule (official code: one drop to a tenth at half-way).
 import torch.nn.functional as F
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.maps import accept_any_size, train_up_to_last_map
+from fg_ssl_zoo.backbones.maps import accept_size, train_up_to_last_map
 from fg_ssl_zoo.config import Count
 from fg_ssl_zoo.data.sample import Views
 from fg_ssl_zoo.data.views import LowAndHigh
@@ -45,8 +45,8 @@ class SuperResolution(Restores, Method, DrawsPictures):
     def __init__(self, backbone: Backbone, *, width: Count = 64) -> None:
         super().__init__(backbone)
         check_size(backbone.image_size, backbone.patch_size)
-        accept_any_size(backbone)
         low = backbone.image_size // FACTOR
+        accept_size(backbone, low)
         self.generator = Generator(*train_up_to_last_map(backbone, low), low, width=width)
 
     def views(self, image_size: int) -> Views:

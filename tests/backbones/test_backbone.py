@@ -8,7 +8,9 @@ from PIL import Image
 
 from fg_ssl_zoo.backbones.backbone import weights_fingerprint
 from fg_ssl_zoo.backbones.create import create_backbone
-from fg_ssl_zoo.backbones.maps import parameters_behind, train_up_to_last_map
+from fg_ssl_zoo.backbones.maps import accept_size, parameters_behind, train_up_to_last_map
+
+SMALL_HIERA = {"embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}
 
 
 def test_features_and_maps_have_the_same_form_for_resnet_and_vit():
@@ -128,6 +130,23 @@ def test_map_and_features_of_one_pass_are_those_of_two(name):
         if name == "test_vit":  # the paper's tokens are those behind the last norm
             plain = backbone.model.norm(plain.movedim(1, -1)).movedim(-1, 1)
     torch.testing.assert_close(last, plain)
+
+
+def test_a_network_without_a_norm_for_its_maps_gives_them_as_they_are():
+    backbone = create_backbone("hiera_tiny_224", image_size=64, **SMALL_HIERA).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        last, h = backbone.map_and_features(images)
+        torch.testing.assert_close(h, backbone(images))
+        torch.testing.assert_close(last, backbone.feature_maps(images, [-1])[0])
+
+
+def test_a_network_of_one_size_is_refused_where_another_is_needed():
+    backbone = create_backbone("hiera_tiny_224", image_size=64, **SMALL_HIERA)
+    accept_size(backbone, 64)
+    with pytest.raises(ValueError, match="at 64 pixels cannot read images of 32"):
+        accept_size(backbone, 32)
+    assert backbone.training
 
 
 @pytest.mark.parametrize(("norm", "frozen"), [(False, {"norm.weight", "norm.bias"}), (True, set())])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fg_ssl_zoo.backbones.create import create_backbone
-from fg_ssl_zoo.backbones.maps import accept_any_size
+from fg_ssl_zoo.backbones.maps import accept_size
 from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.data.loader import ViewDataset
 from fg_ssl_zoo.data.views import crop_resize
@@ -88,7 +88,7 @@ def test_a_vit_reads_tiles_through_interpolated_positions_and_its_own_size_as_be
     images = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
         before = backbone(images)
-        accept_any_size(backbone)
+        accept_size(backbone, 32)
         torch.testing.assert_close(backbone(images), before)
         assert backbone(images[..., :32, :32]).shape == before.shape
         (found,) = backbone.feature_maps(images, [-1])

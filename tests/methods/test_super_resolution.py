@@ -83,7 +83,7 @@ def test_methods_refuse_such_a_size():
     with pytest.raises(ValueError, match="use 96 or 100"):
         build().views(98)
     with pytest.raises(
-        ValueError, match=r"test_convnext cannot read images of 24 pixels \(.*larger"
+        ValueError, match=r"test_convnext at 96 pixels cannot read images of 24 \(.*larger"
     ):
         build("test_convnext", 96)
 
@@ -150,7 +150,7 @@ def test_what_lies_behind_the_last_map_is_frozen_and_nothing_else_moves():
 
 def test_a_network_with_a_layer_behind_its_pooling_has_that_layers_width():
     torch.manual_seed(0)
-    backbone = create_backbone("mobilenetv3_small_050", image_size=64).eval()
+    backbone = create_backbone("mobilenetv3_small_050", image_size=96).eval()
     with torch.no_grad():
         assert backbone(torch.zeros(1, 3, 64, 64)).shape == (1, backbone.num_features)
     jigsaw = create_method("jigsaw", backbone, num_permutations=4)
