@@ -13,6 +13,7 @@ from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor, nn
 
 from fg_ssl_zoo.config import CROP_PCT
+from fg_ssl_zoo.layers.pointwise import subsample_first
 
 
 class Backbone(nn.Module):
@@ -49,6 +50,7 @@ class Backbone(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        subsample_first(model)
         self.options = dict(options or {})
         self.model: Any = model
         self.name = name

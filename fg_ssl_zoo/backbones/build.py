@@ -120,6 +120,8 @@ def network_of(
         options = {**_built_with(config), **options}  # an export must contain both
     if options:
         check_features(model, name, options, image_size)
+    else:
+        check_size(model, name, image_size)
     return Network(model, name, image_size, options, getattr(model, "pretrained_cfg", {}))
 
 
@@ -152,6 +154,7 @@ def published_network(
     at_own_size = size == cfg["input_size"][-1] or not arguments
     if not (pretrained and at_own_size):
         found = build(place, words, config, pretrained=pretrained, **arguments)
+    check_size(found, name, size)
     return Network(found, name, size, _built_with(config), cfg)
 
 
@@ -300,6 +303,40 @@ def check_features(model: nn.Module, name: str, options: Mapping[str, Any], size
             f"backbone_options: {name} with {_shown(options)} returns {shape} for 2 images of "
             f"{size} px instead of 2 rows of features; global_pool=avg pools a feature map"
         )
+
+
+def check_size(model: Any, name: str, size: int) -> None:
+    """Refuse images that the network cannot read; its own size is not tried.
+
+    Args:
+        model: timm model.
+        name: Name of its architecture.
+        size: Side of an image in pixels.
+
+    Raises:
+        ValueError: The network fails; the message names the size that timm gives it.
+    """
+    own = getattr(model, "pretrained_cfg", {}).get("input_size", (size,))[-1]
+    if size != own and (reason := failure_at(model, size)):
+        raise ValueError(
+            f"data.image_size: {name} cannot read images of {size} pixels ({reason}); "
+            f"{own}, its own size, works"
+        )
+
+
+def failure_at(model: nn.Module, size: int) -> str | None:
+    """Why a network cannot read an image of `size` pixels; `None` if it can.
+
+    timm does not say which sizes fit: HaloNet reads whole blocks only, CrossViT and EfficientFormer
+    one size.
+    """
+    image = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+    try:
+        with evaluating(model), torch.no_grad():
+            model(image)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        return printable(" ".join(str(error).split())) or type(error).__name__
+    return None
 
 
 def _refused(words: str, options: Mapping[str, Any], error: Exception) -> ValueError:

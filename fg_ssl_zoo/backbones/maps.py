@@ -7,7 +7,7 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.layers.modes import evaluating
+from fg_ssl_zoo.backbones.build import failure_at
 
 
 def accept_size(backbone: Backbone, side: int) -> None:
@@ -15,7 +15,7 @@ def accept_size(backbone: Backbone, side: int) -> None:
 
     A ViT interpolates its position embeddings, like timm's `dynamic_img_size=True` but after
     building; weights and the native size do not change. Most networks without patches accept every
-    size anyway; one empty image shows it.
+    size anyway.
 
     Args:
         backbone: The network.
@@ -31,18 +31,14 @@ def accept_size(backbone: Backbone, side: int) -> None:
         model.patch_embed.strict_img_size = False
         model.patch_embed.flatten = False
         model.patch_embed.output_fmt = Format.NHWC
-    image = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
-    try:
-        with evaluating(model), torch.no_grad():
-            model(image)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise _unreadable(backbone, side, error) from error
+    if reason := failure_at(model, side):
+        raise _unreadable(backbone, side, reason)
 
 
-def _unreadable(backbone: Backbone, side: int, error: Exception) -> ValueError:
+def _unreadable(backbone: Backbone, side: int, reason: str) -> ValueError:
     return ValueError(
         f"{backbone.name} at {backbone.image_size} pixels cannot read images of {side} "
-        f"({' '.join(str(error).split())}); take a larger data.image_size, or another backbone"
+        f"({reason}); take a larger data.image_size, or another backbone"
     )
 
 
@@ -75,7 +71,7 @@ def train_up_to_last_map(backbone: Backbone, side: int, *, norm: bool = False) -
     try:
         last, behind = _reach(backbone, -1, side, norm=norm)
     except (AssertionError, RuntimeError) as error:
-        raise _unreadable(backbone, side, error) from error
+        raise _unreadable(backbone, side, " ".join(str(error).split())) from error
     for parameter in behind:
         parameter.requires_grad_(False)
     return last.shape[1], last.shape[2]

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.maps import accept_size
+from fg_ssl_zoo.backbones.maps import accept_size, train_up_to_last_map
 from fg_ssl_zoo.config import Share
 from fg_ssl_zoo.data.sample import Sample, Views
 from fg_ssl_zoo.data.views import crop_resize
@@ -81,13 +81,15 @@ class Jigsaw(Method):
         tile_norm: bool = False,
     ) -> None:
         super().__init__(backbone)
-        accept_size(backbone, self.side_of_tiles(backbone.image_size))
+        side = self.side_of_tiles(backbone.image_size)
+        accept_size(backbone, side)
         self.orders = stored_permutations(num_permutations)
         self.pool = 0 if backbone.patch_size else pool
         self.brightness, self.tile_norm = brightness, tile_norm
         width = backbone.num_features
         if self.pool:
-            width = backbone.model.feature_info[-1]["num_chs"] * self.pool**2
+            channels, _ = train_up_to_last_map(backbone, side)
+            width = channels * self.pool**2
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(GRID**2 * width, num_permutations)
 
