@@ -67,6 +67,10 @@ def test_normalize_is_the_end_of_timms_transform():
             {"name": "test_vit", "image_size": 70},
             "70 is not divisible by the patch size 16 of test_vit; use 64 or 80",
         ),
+        (
+            {"name": "halonet26t", "image_size": 72},
+            r"data\.image_size: halonet26t cannot read images of 72 pixels \(.*\); 256, its own",
+        ),
         ({"name": "test_vit", "image_size": 10}, "not divisible by .* use 16"),
         ({"name": "test_resnet", "init": "r160_in1"}, "init: 'r160_in1' is neither .*r160_in1k"),
         (

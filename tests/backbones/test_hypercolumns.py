@@ -162,6 +162,7 @@ def test_a_patch_of_the_overlapping_grid_is_the_convolution_at_that_place(vit, i
             "test_vit has no 'layer1'; the layers of a ViT",
         ),
         ("test_vit", ["keys:x"], {}, "has no 'keys:x'"),
+        ("convit_tiny", ["keys"], {}, "the keys of convit_tiny cannot be read; use the tokens"),
         ("test_vit", [99], {}, "blocks; there is no 99"),
         ("test_vit", ["keys"], {"stride": 99}, "stride: 99 is not between 1 and the patch size"),
     ],

@@ -56,6 +56,20 @@ def test_the_loss_of_an_even_guess_is_the_logarithm_of_the_orders(birds):
     assert method(batch).loss.item() == pytest.approx(math.log(100))
 
 
+def test_layers_behind_the_last_map_are_not_trained(birds):
+    """A parameter without a gradient would stop data-parallel training."""
+    method = build("test_efficientnet", num_permutations=4)
+    sample = method.views(96)(birds[0], np.random.default_rng(0))
+    batch = {key: torch.as_tensor(value)[None] for key, value in sample.items()}
+    method.eval()(batch).loss.backward()
+    trained = {name for name, weight in method.named_parameters() if weight.requires_grad}
+    assert {
+        name for name, weight in method.named_parameters() if weight.grad is not None
+    } == trained
+    assert not method.backbone.model.conv_head.weight.requires_grad
+    assert "backbone.model.blocks.0.0.conv.weight" in trained
+
+
 def test_the_order_of_the_tiles_reaches_the_classifier(birds):
     method = build(num_permutations=10).eval()
     sample = method.views(96)(birds[0], np.random.default_rng(0))
