@@ -20,13 +20,15 @@ from fg_ssl_zoo.data.datasets import load_splits
 from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.engine import checkpoint
 from fg_ssl_zoo.engine.loop import fit
+from fg_ssl_zoo.engine.record import Record
 from fg_ssl_zoo.evaluation.candidates import candidates
 from fg_ssl_zoo.evaluation.monitor import OnlineMonitor
 from fg_ssl_zoo.method import FindsParts
 from fg_ssl_zoo.methods import create_method, particle
 from fg_ssl_zoo.pretrain import main, pretrain
 from fg_ssl_zoo.pretrain.inherit import inherit
-from fg_ssl_zoo.pretrain.rounds import SHOWN, part_scores
+from fg_ssl_zoo.pretrain.measuring import RunMeasuring
+from fg_ssl_zoo.pretrain.rounds import SHOWN
 from fg_ssl_zoo.pretrain.run import Run
 from tests.pictures import write_photos
 from tests.runs import launch, losses, metrics
@@ -286,14 +288,18 @@ def test_masks_that_cannot_be_scored_do_not_stop_a_training(birds, monkeypatch, 
     for name, value in (("train", birds), ("accelerator", Accelerator(cpu=True))):
         object.__setattr__(run, name, value)
     method = create_method("simclr", create_backbone("test_resnet"), hidden_size=8)
-    assert part_scores(run, method) == {}  # looks for no parts
+
+    def parts_of(method):
+        return RunMeasuring(run=run, method=method, record=Record()).at_ends()
+
+    assert parts_of(method) == {}  # looks for no parts
     assert not caplog.text
 
     class Finding(type(method), FindsParts):
         def parts(self, images, accelerator, learn_from=None):
             return torch.zeros(16, 4, 4, dtype=torch.uint8)
 
-    assert part_scores(run, Finding(create_backbone("test_resnet"), hidden_size=8)) == {}
+    assert parts_of(Finding(create_backbone("test_resnet"), hidden_size=8)) == {}
     assert "part scores are not computed: 3 part masks do not fit" in caplog.text
 
 

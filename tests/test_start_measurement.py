@@ -23,7 +23,8 @@ from fg_ssl_zoo.engine.log import drop_from
 from fg_ssl_zoo.evaluation import monitor as monitor_module
 from fg_ssl_zoo.evaluation.monitor import Collapsed, OnlineMonitor, refuse_collapse
 from fg_ssl_zoo.features.extract import evenly
-from fg_ssl_zoo.pretrain import main, pretrain, rounds
+from fg_ssl_zoo.pretrain import main, pretrain
+from fg_ssl_zoo.pretrain.measuring import RunMeasuring
 from fg_ssl_zoo.progress import shown
 from tests.engine.test_log import tensorboard_of
 from tests.pictures import write_photos
@@ -128,14 +129,14 @@ def test_a_stop_between_sample_and_start_changes_nothing(recipe, tmp_path, monke
     main([str(recipe), "output=whole", *words])
     (tmp_path / "cache").rename(tmp_path / "elsewhere")
 
-    def broken(run, backbone):
+    def broken(self):
         raise ValueError("cut off")
 
-    complete = rounds.complete_start
-    monkeypatch.setattr(rounds, "complete_start", broken)
+    whole_start = RunMeasuring.whole_start
+    monkeypatch.setattr(RunMeasuring, "whole_start", broken)
     with pytest.raises(SystemExit):
         main([str(recipe), "output=cut", *words])
-    monkeypatch.setattr(rounds, "complete_start", complete)
+    monkeypatch.setattr(RunMeasuring, "whole_start", whole_start)
     assert (tmp_path / "cut/notes/stage0_start.safetensors").is_file()
     capsys.readouterr()
     main([str(recipe), "output=cut", *words])

@@ -12,7 +12,8 @@ from timm.models.hiera import Hiera
 from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor, nn
 
-from fg_ssl_zoo.config import CROP_PCT
+from fg_ssl_zoo.config import CROP_PCT, printable
+from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.layers.pointwise import subsample_first
 
 
@@ -186,3 +187,18 @@ def patch_size_of(model: nn.Module) -> int | None:
     patch, stride = (getattr(embed, key, None) for key in ("patch_size", "feature_ratio"))
     sides = [side[0] if isinstance(side, tuple | list) else side for side in (patch, stride)]
     return int(sides[0] * (sides[1] or 1)) if sides[0] else None
+
+
+def failure_at(model: nn.Module, size: int) -> str | None:
+    """Why a network cannot read an image of `size` pixels; `None` if it can.
+
+    timm does not say which sizes fit: HaloNet reads whole blocks only, CrossViT and EfficientFormer
+    one size.
+    """
+    image = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+    try:
+        with evaluating(model), torch.no_grad():
+            model(image)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        return printable(" ".join(str(error).split())) or type(error).__name__
+    return None

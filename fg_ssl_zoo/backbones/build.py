@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import nn
 
-from fg_ssl_zoo.backbones.backbone import patch_size_of
+from fg_ssl_zoo.backbones.backbone import failure_at, patch_size_of
 from fg_ssl_zoo.backbones.fgssl_models import stock_of
 from fg_ssl_zoo.backbones.weights.config import PLACES, check_arguments, check_source
 from fg_ssl_zoo.backbones.weights.locate import PretrainedWeightsError, explain
@@ -322,21 +322,6 @@ def check_size(model: Any, name: str, size: int) -> None:
             f"data.image_size: {name} cannot read images of {size} pixels ({reason}); "
             f"{own}, its own size, works"
         )
-
-
-def failure_at(model: nn.Module, size: int) -> str | None:
-    """Why a network cannot read an image of `size` pixels; `None` if it can.
-
-    timm does not say which sizes fit: HaloNet reads whole blocks only, CrossViT and EfficientFormer
-    one size.
-    """
-    image = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
-    try:
-        with evaluating(model), torch.no_grad():
-            model(image)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        return printable(" ".join(str(error).split())) or type(error).__name__
-    return None
 
 
 def _refused(words: str, options: Mapping[str, Any], error: Exception) -> ValueError:

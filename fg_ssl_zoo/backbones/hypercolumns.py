@@ -172,7 +172,7 @@ def _vit_module(backbone: Backbone, layer: MapName) -> Any:
         raise ValueError(f"layers: {backbone.name} has {len(blocks)} blocks; there is no {layer}")
     if word == "block":
         return blocks[number]
-    attention = getattr(blocks[number], "attn", None)
+    attention: Any = getattr(blocks[number], "attn", None)
     if not all(hasattr(attention, part) for part in ("qkv", "q_norm", "k_norm")):
         raise ValueError(
             f"layers: the {word} of {backbone.name} cannot be read; use the tokens of its last "

@@ -6,8 +6,7 @@ import torch
 from timm.layers.format import Format
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.build import failure_at
+from fg_ssl_zoo.backbones.backbone import Backbone, failure_at
 
 
 def accept_size(backbone: Backbone, side: int) -> None:

@@ -6,7 +6,7 @@ uninterrupted one to the bit.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -29,6 +29,7 @@ from fg_ssl_zoo.engine import checkpoint, hardware, sharding
 from fg_ssl_zoo.engine.batches import on_device
 from fg_ssl_zoo.engine.checkpoint import Position
 from fg_ssl_zoo.engine.log import Meter, Progress, write_held
+from fg_ssl_zoo.engine.measuring import Measuring
 from fg_ssl_zoo.engine.optim import create_optimizer, moments, schedule
 from fg_ssl_zoo.engine.record import Record
 from fg_ssl_zoo.engine.run_folder import RunFolder
@@ -60,14 +61,7 @@ class Fit:
         folder: Folder for checkpoints.
         start: Position at which the round starts.
         state: Checkpoint from which it continues, if any.
-        measure: Called at the start, every `measure_every` epochs and at the end.
-        measure_start: Called before the first step instead of `measure`, if given.
-        complete_start: Measures the start on all images; called before a later `measure` while
-            `record.start_left` is true.
-        measured_on: Which images the last measurement read, for its line.
-        measure_every: Epochs between measurements.
-        measure_ends: Additional measurement that takes long, at the start of a run and at the end
-            of a round.
+        measuring: What is measured: at the start, in between, and at the end.
         num_workers: Number of loader processes per process; `auto` depends on the cores.
         first_step: Number of optimizer steps before this round, for the log.
         channels_last: Memory format of the method.
@@ -75,8 +69,6 @@ class Fit:
         record: Record of the run so far; extended in place.
         started_norms: Names of the backbone's BatchNorms that `train.norm: auto` freezes: those
             with statistics before the first stage.
-        early: Number of steps after which it is measured once more; 0 for never.
-        judge: Called with all measurements after the early one; returns a warning, if any.
         anchor: Loss term for the start of the stage, if the recipe has one.
         keep_checkpoints: Number of newest checkpoints that are kept.
         title: Title of the progress bar.
@@ -88,20 +80,13 @@ class Fit:
     folder: RunFolder
     start: Position = field(default_factory=Position)
     state: dict[str, Any] | None = None
-    measure: Callable[[], dict[str, float]] = dict
-    measure_start: Callable[[], dict[str, float]] | None = None
-    complete_start: Callable[[], dict[str, float]] = dict
-    measured_on: Callable[[], str] = str
-    measure_every: float = 10
-    measure_ends: Callable[[], dict[str, float]] = dict
+    measuring: Measuring = field(default_factory=Measuring)
     num_workers: int | str = "auto"
     first_step: int = 0
     channels_last: bool = False
     compile: bool = False
     record: Record = field(default_factory=Record)
     started_norms: frozenset[str] = frozenset()
-    early: int = 0
-    judge: Callable[[list[dict[str, float]]], str | None] = lambda measured: None
     anchor: Anchor | None = None
     keep_checkpoints: int = 2
     title: str = "train"
@@ -139,32 +124,36 @@ class Fit:
             return True
         done = self.start.step
         measured = self.record.measurements[-1]["step"] == self.first_step + done
-        due = done == self.early or self.due(self.measure_every, done)
-        return done > 0 and due and not measured
+        return done > 0 and self.measures_after(done) and not measured
+
+    def measures_after(self, done: int) -> bool:
+        """Whether a measurement is due after `done` steps."""
+        return done == self.measuring.early or self.due(self.measuring.every, done)
 
     def take_measure(self, done: int) -> None:
         """Measure, record and log."""
         first = not self.record.measurements
         if self.record.start_left and not first:
             start = self.record.measurements[0]
-            found = self.complete_start()
+            found = self.measuring.whole_start()
             start |= found
             self.record.start_left = False
             self._tell_measure(found, int(start["step"]), "the start")
-        found = (self.measure_start or self.measure)() if first else self.measure()
-        if done == self.total or (first and (found or self.measure_start is None)):
-            found = {**found, **self.measure_ends()}
+        found = self.measuring.before_first_step() if first else self.measuring.now()
+        if done == self.total or (first and found):
+            found = {**found, **self.measuring.at_ends()}
         self.record.measurements.append({"step": self.first_step + done, **found})
         if not found:
             return
         self._tell_measure(found, self.first_step + done, f"step {done}")
-        if done == self.early and (line := self.judge(self.record.measurements)):
+        early = done == self.measuring.early
+        if early and (line := self.measuring.warning(self.record.measurements)):
             self.progress.say(f"{self.title}: {line}")
 
     def _tell_measure(self, found: Mapping[str, float], step: int, when: str) -> None:
         self.accelerator.log(dict(found), step=step)
         values = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
-        on = self.measured_on()
+        on = self.measuring.images_read()
         self.progress.say(f"{self.title}: {when}, {values}{f' ({on})' if on else ''}")
 
     def forward(self, wrapped: nn.Module, method: Method, batch: Batch) -> MethodOutput:
@@ -359,7 +348,7 @@ def fit(method: Method, job: Fit) -> None:
                 stop, corrupt = signals.agreed(done, seconds, len(job.newly_corrupt))
                 if corrupt:
                     job.note_corrupt()
-            measure = done == job.early or job.due(job.measure_every, done)
+            measure = job.measures_after(done)
             save = bool(stop) or measure or job.due(train.checkpoint_every, done)
             if log or save:
                 pending = cast(Tensor, accelerator.reduce(torch.stack(losses), "mean"))

@@ -20,11 +20,12 @@ from fg_ssl_zoo.evaluation.evaluate import evaluate
 from fg_ssl_zoo.evaluation.protocols import PROTOCOLS
 from fg_ssl_zoo.pretrain import main, run
 from tests.engine.test_loop import assert_equal, job_in, method_for, trained
+from tests.runs import Measures
 
 
 def test_a_stop_in_a_measurement_keeps_the_step_and_measures_when_it_goes_on(tmp_path, birds):
     method = method_for()
-    job = job_in(tmp_path / "cut", birds, method, measure_every=1)
+    job = job_in(tmp_path / "cut", birds, method, measuring=Measures(every=1))
     measures = []
 
     def measure():
@@ -42,11 +43,13 @@ def test_a_stop_in_a_measurement_keeps_the_step_and_measures_when_it_goes_on(tmp
     again = method_for()
     found, state = checkpoint.newest(tmp_path / "cut" / "checkpoints")
     assert found == Position(step=2)
-    job = job_in(tmp_path / "cut", birds, again, measure_every=1, measure=lambda: {"eval/x": 7.0})
+    job = job_in(
+        tmp_path / "cut", birds, again, measuring=Measures(lambda: {"eval/x": 7.0}, every=1)
+    )
     job.record.measurements = state["record"]["measurements"]
     fit(again, job)
     assert [m["step"] for m in job.record.measurements] == [0, 2, 4, 6]
-    whole = trained(tmp_path / "whole", birds, measure=lambda: {"eval/x": 0.0}, measure_every=1)
+    whole = trained(tmp_path / "whole", birds, measuring=Measures(lambda: {"eval/x": 0.0}, every=1))
     assert_equal(again.state_dict(), whole)
 
 

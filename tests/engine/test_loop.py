@@ -25,6 +25,7 @@ from fg_ssl_zoo.evaluation.monitor import losing_start
 from fg_ssl_zoo.layers.frozen import norms_of
 from fg_ssl_zoo.method import Method, MethodOutput
 from fg_ssl_zoo.methods import create_method
+from tests.runs import Measures
 
 TRAIN = {"steps": 6, "batch_size": 8, "optimizer": "sgd", "lr": 1.0, "warmup": 0.5}
 
@@ -123,8 +124,9 @@ def test_an_early_measurement_tells_a_start_that_is_being_lost(tmp_path, birds, 
     scores = iter([0.8, 0.5, 0.4])
     method = method_for()
     job = job_in(
-        tmp_path, birds, method, early=2, judge=losing_start, measure_every=1000,
-        measure=lambda: {"eval/knn_top1": next(scores)},
+        tmp_path, birds, method, measuring=Measures(
+            lambda: {"eval/knn_top1": next(scores)}, every=1000, early=2, warning=losing_start
+        ),
     )  # fmt: skip
     fit(method, job)
     assert [line["step"] for line in job.record.measurements] == [0, 2, 6]
@@ -144,7 +146,7 @@ def test_the_log_holds_the_analytic_learning_rate_and_drops_lines_of_a_cut_off_r
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 5, "old": 1}\n{"step": 7, "old": 1}\n{"step": 8, "ol')
     method = method_for()
-    job = job_in(tmp_path, birds, method, measure=lambda: {"eval/x": 1.0}, measure_every=1)
+    job = job_in(tmp_path, birds, method, measuring=Measures(lambda: {"eval/x": 1.0}, every=1))
     drop_from(path, first_step=6, measured=5)
     job.accelerator.log_with.append(JsonlTracker(path))
     job.accelerator.init_trackers("test")
@@ -329,7 +331,11 @@ def test_a_loss_that_is_no_number_stops_with_what_to_try(tmp_path, birds):
 def test_a_checkpoint_with_values_that_are_no_numbers_replaces_no_good_one(tmp_path, birds, where):
     method, optimizers = method_for(), []
     job = job_in(
-        tmp_path, birds, method, train={"steps": 3}, measure=lambda: pytest.fail("measured")
+        tmp_path,
+        birds,
+        method,
+        train={"steps": 3},
+        measuring=Measures(lambda: pytest.fail("measured")),
     )
     job.record.measurements.append({"step": 0})
     prepare = job.accelerator.prepare
@@ -359,7 +365,7 @@ def test_a_checkpoint_with_values_that_are_no_numbers_replaces_no_good_one(tmp_p
 def test_weights_that_are_no_numbers_are_refused_before_the_first_step(tmp_path, birds):
     method = method_for()
     method.projector[0].weight.data[0, 0] = math.nan
-    job = job_in(tmp_path, birds, method, measure=lambda: pytest.fail("measured"))
+    job = job_in(tmp_path, birds, method, measuring=Measures(lambda: pytest.fail("measured")))
     with pytest.raises(TrainingStopped, match=r"start from: projector\.0\.weight holds values"):
         fit(method, job)
 
