@@ -25,7 +25,7 @@ from tests.runs import Measures
 
 def test_a_stop_in_a_measurement_keeps_the_step_and_measures_when_it_goes_on(tmp_path, birds):
     method = method_for()
-    job = job_in(tmp_path / "cut", birds, method, measuring=Measures(every=1))
+    job = job_in(tmp_path / "cut", birds, method)
     measures = []
 
     def measure():
@@ -34,7 +34,7 @@ def test_a_stop_in_a_measurement_keeps_the_step_and_measures_when_it_goes_on(tmp
             signal.raise_signal(signal.SIGTERM)
         return {"eval/x": float(len(measures))}
 
-    job.measure = measure
+    job.measuring = Measures(measure, every=1)
     with pytest.raises(Interrupted) as stopped:
         fit(method, job)
     assert stopped.value.code == 128 + signal.SIGTERM
@@ -56,7 +56,7 @@ def test_a_stop_in_a_measurement_keeps_the_step_and_measures_when_it_goes_on(tmp
 def test_a_stop_before_the_first_step_says_so(tmp_path, birds):
     method = method_for()
     job = job_in(tmp_path, birds, method)
-    job.measure = lambda: signal.raise_signal(signal.SIGHUP)
+    job.measuring = Measures(lambda: signal.raise_signal(signal.SIGHUP))
     with pytest.raises(Interrupted) as stopped:
         fit(method, job)
     assert stopped.value.message.startswith("stopped by SIGHUP before a step. Run the same command")

@@ -103,6 +103,8 @@ def check_pooling(model: nn.Module, name: str, image_size: int) -> None:
     with torch.no_grad():
         device = next(twin.parameters()).device
         found = twin.forward_features(torch.zeros(1, 3, side, side, device=device))
+        if not isinstance(found, Tensor):
+            raise ValueError(f"{name} has several last maps; attention needs one; use a resnet50")
         height, width = map_of(twin, found).shape[2:]
         if height * width == 1:
             raise ValueError(

@@ -120,6 +120,7 @@ def test_a_mean_over_positions_is_accepted(trunk):
         ("test_vit", {}, r"test_vit: its features are not the mean .*fc_norm: false"),
         ("test_vit3", {}, "not the mean over the positions"),
         ("test_resnet", {"global_pool": "max"}, r"\{global_pool: avg\}"),
+        ("coat_tiny", {}, "coat_tiny has several last maps; attention needs one"),
     ],
 )
 def test_another_pooling_is_refused_with_the_option_that_helps(name, options, message):
