@@ -156,6 +156,9 @@ def _vit_maps(
         grid = model.patch_embed.proj.register_forward_hook(_Keep(found, "grid"))
         stack.callback(grid.remove)
         model.forward_features(images)
+    for layer in layers:
+        if layer not in found:  # EVA multiplies by the weights of `qkv` without calling it
+            raise _unread(backbone, layer)
     height = found["grid"].shape[-2]
     return [_as_map(model, layer, found[layer].float(), height) for layer in layers]
 
@@ -174,11 +177,15 @@ def _vit_module(backbone: Backbone, layer: MapName) -> Any:
         return blocks[number]
     attention: Any = getattr(blocks[number], "attn", None)
     if not all(hasattr(attention, part) for part in ("qkv", "q_norm", "k_norm")):
-        raise ValueError(
-            f"layers: the {word} of {backbone.name} cannot be read; use the tokens of its last "
-            "block, layers=[-1]"
-        )
+        raise _unread(backbone, layer)
     return attention.qkv
+
+
+def _unread(backbone: Backbone, layer: MapName) -> ValueError:
+    return ValueError(
+        f"layers: the {_word(layer)[0]} of {backbone.name} cannot be read; use the tokens of its "
+        "last block, layers=[-1]"
+    )
 
 
 def _word(layer: MapName) -> tuple[str | None, int]:

@@ -170,3 +170,11 @@ def test_a_patch_of_the_overlapping_grid_is_the_convolution_at_that_place(vit, i
 def test_what_a_network_does_not_have_is_refused(name, layers, options, message, images):
     with pytest.raises(ValueError, match=message), torch.no_grad():
         maps_of(build(name), images, layers, **options)
+
+
+def test_keys_computed_without_calling_their_layer_are_refused():
+    network = create_backbone("eva02_tiny_patch14_224", image_size=56, depth=1)
+    with pytest.raises(ValueError, match="the keys of eva02_tiny_patch14_224 cannot be read"):
+        maps_of(network, torch.zeros(1, 3, 56, 56), ["keys"])
+    (tokens,) = maps_of(network, torch.zeros(1, 3, 56, 56), [-1])
+    assert tokens.shape == (1, 192, 4, 4)
