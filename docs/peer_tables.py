@@ -109,8 +109,11 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
     shown = [name for name in results["contestants"] if name not in results["missing"]]
     titles = [title for title, (row, _) in COLUMNS.items() if row in results["rows"]]
-    lines = -(-len(titles) // 3)
-    figure, axes = plt.subplots(lines, 3, figsize=(11, 2.4 * lines), squeeze=False, sharey=True)
+    columns = min(3, len(titles))
+    lines = -(-len(titles) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(2 + 3 * columns, 2.4 * lines), squeeze=False, sharey=True
+    )
     for axis, title in zip(axes.flat, titles, strict=False):
         for place, name in enumerate(shown):
             found = ratios(results, name, *COLUMNS[title])
