@@ -75,6 +75,7 @@ def test_class_folders_alone_and_a_number_of_epochs_do(
     assert "test images are right" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_few_labels_beat_chance_on_features_that_were_never_trained(folder):
     assert main_of("classify_with_few_labels.py")(str(folder), shots=3) > 0.05
 
@@ -133,6 +134,7 @@ def test_a_published_training_goes_on_for_some_epochs(folder, unsplit, tmp_path)
     assert len(losses) == 2  # of 32 images, which are one batch
 
 
+@pytest.mark.slow
 def test_every_cell_of_the_notebook_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))

@@ -118,6 +118,7 @@ def test_a_model_from_a_configuration_starts_as_timm_starts_it():
 MOCO = {"projection_size": 16, "queue_size": 24, "momentum": 0.8, "momentum_end": 0.8}
 
 
+@pytest.mark.slow
 def test_trainer_goes_on_where_our_loop_stopped(birds, tmp_path):
     """Five steps of ours; the last three again by Trainer, from what was saved after the second."""
     train = Train(

@@ -80,6 +80,8 @@ def test_the_second_view_is_augmented_in_its_own_way():
         assert (first.min(), first.max(), second.min(), second.max()) == (200, 200, 55, 55), name
 
 
+LONG_STEPS = {"dino", "pmg", "srgan", "super_resolution", "synthesized_pairs"}
+"""Methods of which thirty steps take more than three seconds."""
 every_method = pytest.mark.parametrize("name", METHODS)
 every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
 
@@ -98,7 +100,13 @@ def test_the_loss_is_a_finite_scalar_and_reaches_what_is_optimised(name, backbon
         assert (parameter.grad is not None) == parameter.requires_grad, label
 
 
-@every_method
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LONG_STEPS else name
+        for name in METHODS
+    ],
+)
 @pytest.mark.parametrize(
     "backbone", ["test_resnet", pytest.param("test_vit", marks=pytest.mark.slow)]
 )

@@ -256,6 +256,7 @@ def test_the_pictures_are_listed_once_and_what_is_odd_about_them_is_said_once(
     assert len(listed) == 2
 
 
+@pytest.mark.slow
 def test_labels_never_change_a_training(tmp_path, monkeypatch, birds, capsys):
     monkeypatch.chdir(tmp_path)
     write_photos(

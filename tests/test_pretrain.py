@@ -80,6 +80,7 @@ def test_a_run_leaves_all_that_the_readme_promises(recipe, tmp_path, capsys):
     assert ran.stdout.splitlines()[-1] == "TimmWrapperModel"
 
 
+@pytest.mark.slow
 def test_only_test_pictures_that_were_read_are_counted_also_after_the_end(recipe, tmp_path):
     birds, _ = load_splits(load_recipe(recipe).data)
     write_photos(
@@ -102,6 +103,7 @@ def test_the_exported_backbone_is_the_one_that_was_trained(recipe):
         assert torch.equal(exported(x), backbone(x))
 
 
+@pytest.mark.slow
 def test_training_continues_from_a_run_whose_last_row_is_the_new_first(
     recipe, tmp_path, capsys, monkeypatch
 ):
@@ -362,6 +364,7 @@ def test_a_stage_inherits_what_both_have_and_a_run_that_goes_on_nothing():
         inherit(two, ["projectr"], one)
 
 
+@pytest.mark.slow
 def test_an_unlabelled_folder_trains_with_rankme_alone_and_stays_what_was_trained_on(
     recipe, tmp_path, birds, capsys
 ):
@@ -448,6 +451,7 @@ def test_a_used_folder_is_refused_before_anything_is_touched(recipe, tmp_path, c
     assert {p: p.read_bytes() for p in before} == before
 
 
+@pytest.mark.slow
 def test_the_discriminator_is_published_beside_the_backbone(recipe, tmp_path):
     gan = recipe.with_name("fgssl_test_resnet_drawn.srgan.yaml")
     gan.write_text(RECIPE.replace("simclr", "srgan").replace(

@@ -92,6 +92,7 @@ def test_a_real_terminal_shows_a_bar_for_what_takes_more_than_two_seconds(count,
     assert (b"slow" in said) == has_bar
 
 
+@pytest.mark.slow
 def test_a_pipe_stays_empty():
     code = SLOW.format(count=9)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)

@@ -66,6 +66,7 @@ def run_of(path):
     return results["rows"], results["curve"], metrics(path)
 
 
+@pytest.mark.slow
 def test_a_sample_before_the_first_step_and_the_start_row_on_all_pictures(
     recipe, tmp_path, measured, capsys
 ):
@@ -110,6 +111,7 @@ def test_a_second_run_from_the_same_weights_measures_its_start_from_the_file(
     assert len(measured) == count + 3  # other weights, other start
 
 
+@pytest.mark.slow
 def test_nothing_is_measured_before_the_first_step_where_a_recipe_says_so(
     recipe, tmp_path, monkeypatch, measured
 ):
@@ -150,6 +152,7 @@ def test_a_stop_between_sample_and_start_changes_nothing(recipe, tmp_path, monke
     assert unclocked[0] == unclocked[1]
 
 
+@pytest.mark.slow
 def test_a_run_cut_off_behind_its_first_checkpoint_has_its_start_in_tensorboard(
     recipe, tmp_path, monkeypatch
 ):
@@ -195,6 +198,7 @@ def test_a_collapsed_run_stops_and_says_what_to_try(recipe, monkeypatch):
 
 
 @pytest.mark.parametrize("few", [[], ["monitor.start_images=3"]])
+@pytest.mark.slow
 def test_a_start_with_equal_features_is_trained_and_said(few, recipe, monkeypatch, caplog):
     stds = itertools.count(1e-5, 1e-5)
     monkeypatch.setattr("fg_ssl_zoo.evaluation.monitor.feature_std", lambda _: next(stds))

@@ -180,6 +180,7 @@ def test_what_is_typed_wrong_is_one_line(planted, tmp_path, monkeypatch, capsys,
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_was_trained_on_these_pictures_gets_it_into_its_card(planted, tmp_path, capsys):
     run = tmp_path / "run"
     words = ["backbone=test_resnet", f"data.path={planted}", "data.name=garden", f"output={run}"]

@@ -50,6 +50,7 @@ def watched(monkeypatch):
     return messages
 
 
+@pytest.mark.slow
 def test_slots_are_used_again_and_batches_stay_what_they_were(birds, watched):
     views = RandomViews(32, augmentations_of("simclr"), (None, None))
     dataset = ViewDataset(SomeCorrupt(birds, [3]), views, seed=1)
@@ -66,6 +67,7 @@ def test_slots_are_used_again_and_batches_stay_what_they_were(birds, watched):
     assert number not in _READERS  # the slots are given back with the loader's iterator
 
 
+@pytest.mark.slow
 def test_batches_of_other_sizes_are_the_same_too(birds):
     dataset, order = ViewDataset(birds, Growing(), seed=0), Order(16, 1, 0)
     steps = range(60)

@@ -89,6 +89,7 @@ def killed(tmp_path, who):
     return end(process, log)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_in_one_line(tmp_path):
     ended = killed(tmp_path, "worker")
     assert ended.code == 2
@@ -137,6 +138,7 @@ def read_all(die, images):
 
 
 @pytest.mark.parametrize("die", [die_before_its_batch, die_with_its_batch])
+@pytest.mark.slow
 def test_a_dead_worker_is_noticed_at_its_batch_and_nowhere_else(birds, tmp_path, die):
     log = tmp_path / "log"
     ended = end(start(read_all, die, birds, log=log), log)

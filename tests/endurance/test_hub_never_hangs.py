@@ -119,6 +119,7 @@ def test_a_wrong_answer_is_one_line(wrong, kind, message):
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 def test_a_silent_server_ends_after_two_questions(wrong):
     began = time.monotonic()
     with pytest.raises(HubUnresponsive, match=r"127\.0\.0\.1 does not answer; try again later"):

@@ -87,6 +87,7 @@ def test_a_folder_with_the_name_of_a_checkpoint_is_none(run):
 # --------------------------------------------------------------------------- folders
 
 
+@pytest.mark.slow
 def test_other_words_for_the_same_folder_go_on_in_it(run, tmp_path, monkeypatch):
     before = (run / "export" / "model.safetensors").read_bytes()
     (tmp_path / "link").symlink_to(run)
@@ -130,6 +131,7 @@ def test_what_a_kill_between_the_two_renames_of_an_export_left_is_replaced(run):
     assert not list(run.glob(".export*"))
 
 
+@pytest.mark.slow
 def test_what_a_killed_command_left_in_an_export_is_no_foreign_file(run):
     for words in ([], ["overwrite=true"]):
         for name in ("results.json.partial", "README.md.123.partial"):
@@ -158,6 +160,7 @@ def unread(words):
     main(words)
 
 
+@pytest.mark.slow
 def test_a_run_whose_output_nobody_reads_stops_with_a_checkpoint(tmp_path):
     words = [*WORDS, "monitor.every=99", f"output={tmp_path / 'run'}"]
     ended = end(start(unread, words, log=tmp_path / "log"), tmp_path / "log")

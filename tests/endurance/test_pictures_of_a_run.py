@@ -39,6 +39,7 @@ def train_with_bad_pictures(path, birds, share):
         (path / f"refused{os.getpid()}").write_text(str(error))
 
 
+@pytest.mark.slow
 def test_unreadable_pictures_of_both_processes_are_counted_once_in_one_file(tmp_path, birds):
     launch(train_with_bad_pictures, tmp_path / "some", birds, 0.5)
     lines = (tmp_path / "some" / "corrupt_images.txt").read_text().splitlines()
@@ -80,6 +81,7 @@ def train(tmp_path, birds, monkeypatch, harm, *names):
 
 
 @pytest.mark.parametrize("harm", [delete, damage])
+@pytest.mark.slow
 def test_a_picture_that_is_lost_in_a_run_is_skipped_and_named(tmp_path, birds, monkeypatch, harm):
     run = train(tmp_path, birds, monkeypatch, harm, "3.png", "13.png")
     (line,) = (run / "corrupt_images.txt").read_text().splitlines()

@@ -233,6 +233,7 @@ def test_another_precision_is_refused_when_a_run_goes_on(tmp_path, monkeypatch, 
     assert "differs in speed.precision (auto there, bf16 here)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_chosen_precision_that_another_machine_has_not_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(hardware, "has_native_bf16", lambda device: True)
     words = stopped(tmp_path, monkeypatch)

@@ -130,6 +130,7 @@ def test_two_processes_train_the_weights_that_one_trains(tmp_path, birds, backbo
         torch.testing.assert_close(two[key], value, rtol=1e-9, atol=1e-12, msg=key)
 
 
+@pytest.mark.slow
 def test_two_processes_stopped_and_going_on_equal_two_that_were_not_to_the_bit(tmp_path, birds):
     launch(train_a_run, tmp_path / "whole", birds, "test_resnet", nn.Module.float)
     launch(train_a_run, tmp_path / "cut", birds, "test_resnet", nn.Module.float)

@@ -108,6 +108,7 @@ def test_an_architecture_has_one_untrained_row(tmp_path):
     assert len(found.rows) == 1
 
 
+@pytest.mark.slow
 def test_two_options_of_the_same_weights_are_two_rows_with_their_own_numbers(tmp_path):
     weights = create_backbone("test_resnet", image_size=48).model.state_dict()
     save_file(weights, tmp_path / "w.safetensors")
@@ -152,6 +153,7 @@ def test_a_metric_that_scores_no_picture_is_left_out_and_says_why(tmp_path):
     assert "retrieval_map: no image is scored (4 images alone in their class" in text
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_that_diverges_costs_its_cell_and_not_the_table(tmp_path):
     data = Data(name="drawn", num_images=64, num_classes=2, image_size=48)
     how = Finetune(epochs=3, batch_size=16, lr=1e30)
@@ -190,6 +192,7 @@ def numbers_of_a_share(path):
         np.save(path / "values.npy", np.stack(values))
 
 
+@pytest.mark.slow
 def test_two_processes_score_as_one(tmp_path):
     launch(numbers_of_a_share, tmp_path)
     found = evaluate(

@@ -114,6 +114,7 @@ def test_five_labels_become_a_classifier_that_a_colleague_runs(head, photos, bir
     assert score == pytest.approx(float(accuracy) / 100)
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_head_starts_as_the_linear_one_and_the_backbone_is_left_alone(birds):
     backbone = create_backbone("test_resnet", image_size=32).eval()
     before = {key: value.clone() for key, value in backbone.model.state_dict().items()}

@@ -140,6 +140,7 @@ def exported_byol(folder):
     export(method.backbone, folder, load_recipe(), {"rows": []}, found)
 
 
+@pytest.mark.slow
 def test_a_recipe_inherits_heads_and_teachers_of_its_init(tmp_path):
     exported_byol(tmp_path / "first" / "export")
     first = saved_state(str(tmp_path / "first"))

@@ -132,6 +132,7 @@ def test_a_card_that_was_edited_by_hand_is_kept(run, hub, tmp_path):
     assert "hf-hub:someone/else" in uploaded
 
 
+@pytest.mark.slow
 def test_several_folders_are_the_whole_zoo_and_all_are_checked_before_any_is_sent(
     run, hub, tmp_path, capsys
 ):

@@ -113,6 +113,7 @@ def test_two_processes_equal_one_in_loss_gradients_and_statistics(tmp_path):
     torch.testing.assert_close(two[1], one, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_the_weights_and_the_teacher_of_one_that_was_not_stopped(
     tmp_path, birds
 ):

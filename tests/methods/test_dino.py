@@ -326,6 +326,7 @@ def train_a_run(path, images, backbone="test_vit", drop=0.0, steps=4):
     go_on(path, images, lambda: build(backbone, 32, given, **short), settings, size=32)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_equals_one_that_was_not_to_the_bit(tmp_path, birds):
     train_a_run(tmp_path / "whole", birds, drop=0.2)
     train_a_run(tmp_path / "cut", birds, drop=0.2)
@@ -356,6 +357,7 @@ def work_of_a_process(path, images, batch):
     train_a_run(path / "two", images, "test_resnet", steps=2)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_and_train_what_one_does(tmp_path, birds):
     method = build(freeze_last_layer=0.0)
     batch = batch_for(method)
@@ -375,6 +377,7 @@ def test_two_processes_compute_and_train_what_one_does(tmp_path, birds):
         torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4, msg=key)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_published_beside_the_student(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start = create_backbone("test_vit", image_size=32).model.state_dict()

@@ -169,6 +169,7 @@ def test_two_processes_equal_one_in_loss_gradients_and_queue(tmp_path):
     torch.testing.assert_close(two[0], one, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_weights_the_teacher_and_the_queue_that_one_trains(tmp_path, birds):
     one = train(tmp_path / "one", birds, "moco", SMALL, steps=3)
     launch(train_and_keep, tmp_path / "two", birds)

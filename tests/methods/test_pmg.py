@@ -193,6 +193,7 @@ def test_the_turn_is_part_of_the_state():
     assert int(other.turn) == 1
 
 
+@pytest.mark.slow
 def test_it_names_new_pictures_of_the_species_it_has_learned():
     birds = DrawnBirds(72, num_classes=2, image_size=64, seed=0)
     method = build(num_classes=2)
@@ -305,6 +306,7 @@ def test_its_own_accuracy_is_the_share_of_pictures_it_names(birds):
     assert measured == {"eval/own_top1": right}
 
 
+@pytest.mark.slow
 def test_a_run_says_that_it_saw_labels(recipe, tmp_path):
     pretrain(load_recipe(recipe, ["output=run"]))
     card = (tmp_path / "run/export/README.md").read_text()

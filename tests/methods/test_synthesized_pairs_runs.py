@@ -129,6 +129,7 @@ def test_two_processes_equal_one_and_select_the_same(tmp_path, options):
         assert (two[0]["shared"][key] - value).norm() < 2e-3 * value.norm() + 1e-5, key
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_store_selection_queues_and_nu_of_one_that_was_not_stopped(
     tmp_path, birds
 ):

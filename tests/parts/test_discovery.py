@@ -168,6 +168,7 @@ def stop_behind(monkeypatch, blocks):
 
 
 @pytest.mark.parametrize("scope", ["image", "dataset"])
+@pytest.mark.slow
 def test_an_interrupted_discovery_goes_on_where_it_was(tmp_path, monkeypatch, scope):
     images = DrawnBirds(40, num_classes=4, image_size=48, seed=0)
     whole = discover(tmp_path / "whole", images, scope=scope)
@@ -255,6 +256,7 @@ def discover_a_share(path, images, name, scope):
 
 
 @pytest.mark.parametrize(("name", "scope"), [("test_resnet", "image"), ("test_vit", "dataset")])
+@pytest.mark.slow
 def test_two_processes_find_the_parts_that_one_finds(tmp_path, name, scope):
     images = DrawnBirds(40, num_classes=4, image_size=48, seed=0)
     launch(discover_a_share, tmp_path, images, name, scope)

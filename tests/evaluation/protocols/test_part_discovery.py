@@ -34,6 +34,7 @@ def task_of(name, train, test):
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+@pytest.mark.slow
 def test_scores_are_the_means_of_discoveries_in_both_splits(tmp_path, name):
     train = DrawnBirds(12, num_classes=4, image_size=64, seed=0)
     test = DrawnBirds(10, num_classes=4, image_size=64, seed=1)
@@ -95,6 +96,7 @@ def test_pictures_that_cannot_be_read_are_not_looked_at():
         assert np.isfinite(outcome.values).all()
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, capsys):
     words = ["eval", "test_resnet@scratch", "--data", "drawn", "num_images=20", "image_size=32",
              "--image-size", "32", "--protocols", "part_discovery", "--no-untrained",

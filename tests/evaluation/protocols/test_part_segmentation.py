@@ -293,6 +293,7 @@ def test_lists_are_nested_and_follow_the_seed_alone(birds):
     assert few_shot_list(birds, (10,), seed=4)[:10] != long[:10]
 
 
+@pytest.mark.slow
 def test_every_model_learns_from_the_same_pictures(birds, tmp_path):
     how = replace(QUICK, shots=(1, 3), steps=1, draws=2)
     lists = []
@@ -317,6 +318,7 @@ def test_two_runs_agree(birds, tmp_path):
             assert a.settings == b.settings
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_sees_every_picture_once_whatever_the_sizes(birds, tmp_path):
     task = task_of(birds, cache=tmp_path)
     alone = part_segmentation(task, options=replace(QUICK, shots=(6,)))
@@ -530,6 +532,7 @@ def test_options_are_typed():
         parse_words(PartSegmentation, ["labels=both"], "part_segmentation")
 
 
+@pytest.mark.slow
 def test_models_are_compared_and_the_untrained_one_has_its_row(tmp_path):
     evaluation = evaluate(
         ["test_vit@scratch", "test_resnet@scratch"], DATA, Accelerator(cpu=True),

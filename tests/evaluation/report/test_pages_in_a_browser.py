@@ -32,6 +32,7 @@ def test_names_break_behind_their_signs_only(name, pieces):
     assert breakable(name) == "<wbr>".join(pieces)
 
 
+@pytest.mark.slow
 def test_no_rule_of_the_page_breaks_words_where_a_line_can_end(labelled):
     css = "".join(Page(labelled).styles)
     assert "overflow-wrap: break-word" in css  # a single word wider than the page, as a last resort

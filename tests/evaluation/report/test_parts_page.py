@@ -99,6 +99,7 @@ def test_renumbering_is_a_permutation_also_where_sizes_and_counts_differ(birds):
     assert len(back.unique()) == len(maps.unique())
 
 
+@pytest.mark.slow
 def test_montages_are_of_the_parts_that_there_are(birds):
     maps = masks_of(birds)
     with_background = montages(birds, Found("masks", maps, True, {}))
