@@ -17,6 +17,10 @@ from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.layers.pointwise import subsample_first
 
 
+class WrongSize(ValueError):
+    """Images of a size that a network cannot read."""
+
+
 class Backbone(nn.Module):
     """A timm model without its classifier; the part of a training that is published.
 
@@ -89,8 +93,11 @@ class Backbone(nn.Module):
                 return self.model.forward_intermediates(
                     images, indices=wanted, intermediates_only=True
                 )
-        except AssertionError as error:  # timm's error for an index out of range
+        except AssertionError as error:  # timm's error for an index out of range, and for a size
             count = len(getattr(self.model, "feature_info", ()))
+            numbers = [-wanted] if isinstance(wanted, int) else wanted
+            if all(-count <= number < count for number in numbers):
+                raise
             raise ValueError(
                 f"{self.name} has {count} feature maps; there is no {indices}"
             ) from error
@@ -200,5 +207,5 @@ def failure_at(model: nn.Module, size: int) -> str | None:
         with evaluating(model), torch.no_grad():
             model(image)
     except (AssertionError, RuntimeError, ValueError) as error:
-        return printable(" ".join(str(error).split())) or type(error).__name__
+        return printable(" ".join(str(error).split())) or "it does not say why"
     return None

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import nn
 
-from fg_ssl_zoo.backbones.backbone import failure_at, patch_size_of
+from fg_ssl_zoo.backbones.backbone import WrongSize, failure_at, patch_size_of
 from fg_ssl_zoo.backbones.fgssl_models import stock_of
 from fg_ssl_zoo.backbones.weights.config import PLACES, check_arguments, check_source
 from fg_ssl_zoo.backbones.weights.locate import PretrainedWeightsError, explain
@@ -119,7 +119,12 @@ def network_of(
         _refuse_another(model, name, init, arguments)
         options = {**_built_with(config), **options}  # an export must contain both
     if options:
-        check_features(model, name, options, image_size)
+        try:
+            check_features(model, name, options, image_size)
+        except ValueError:
+            plain = build(name, name, **size_arguments(name, image_size))
+            check_size(plain, name, image_size)  # which may be at fault, not the options
+            raise
     else:
         check_size(model, name, image_size)
     return Network(model, name, image_size, options, getattr(model, "pretrained_cfg", {}))
@@ -257,7 +262,7 @@ def size_arguments(
     if image_size % patch:
         lower, upper = image_size // patch * patch, (image_size // patch + 1) * patch
         fitting = f"{lower} or {upper}" if lower else str(upper)
-        raise ValueError(
+        raise WrongSize(
             f"data.image_size: {image_size} is not divisible by the patch size {patch} of {name}; "
             f"use {fitting}"
         )
@@ -314,11 +319,11 @@ def check_size(model: Any, name: str, size: int) -> None:
         size: Side of an image in pixels.
 
     Raises:
-        ValueError: The network fails; the message names the size that timm gives it.
+        WrongSize: The network fails; the message names the size that timm gives it.
     """
     own = getattr(model, "pretrained_cfg", {}).get("input_size", (size,))[-1]
     if size != own and (reason := failure_at(model, size)):
-        raise ValueError(
+        raise WrongSize(
             f"data.image_size: {name} cannot read images of {size} pixels ({reason}); "
             f"{own}, its own size, works"
         )

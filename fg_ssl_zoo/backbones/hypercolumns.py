@@ -2,8 +2,10 @@
 
     layer3, maxpool     the output of a module of a CNN, by its name in timm
     2, -1               a stage of a CNN (`feature_maps`), or the tokens after a block of a ViT
-    keys, keys:9        keys of a ViT's last block, or of block 9, all heads concatenated
-    attention           attention of a ViT's class token in its last block, one channel per head
+    keys, keys:9        keys of a ViT's last block, or of block 9, all heads concatenated; those of
+                        rotary embeddings before the rotation
+    attention           attention of a ViT's class token in its last block, one channel per head;
+                        of timm's plain attention only
 
 Sources: Hariharan et al., 2015 (hypercolumns); Saha & Maji, 2023 (PARTICLE: which layers, each of
 length one); Amir et al., 2021 (keys of a ViT as dense descriptors, overlapping patches).
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers.attention import Attention
 from timm.layers.format import Format
 from torch import Tensor
 
@@ -153,14 +156,14 @@ def _vit_maps(
         for layer in layers:
             module = _vit_module(backbone, layer)
             stack.callback(module.register_forward_hook(_Keep(found, layer)).remove)
-        grid = model.patch_embed.proj.register_forward_hook(_Keep(found, "grid"))
-        stack.callback(grid.remove)
+        patches = model.patch_embed.proj.register_forward_hook(_Keep(found, "grid"))
+        stack.callback(patches.remove)
         model.forward_features(images)
     for layer in layers:
         if layer not in found:  # EVA multiplies by the weights of `qkv` without calling it
             raise _unread(backbone, layer)
-    height = found["grid"].shape[-2]
-    return [_as_map(model, layer, found[layer].float(), height) for layer in layers]
+    height, width = found["grid"].shape[-2:]
+    return [_as_map(model, layer, found[layer].float(), (height, width)) for layer in layers]
 
 
 def _vit_module(backbone: Backbone, layer: MapName) -> Any:
@@ -176,7 +179,8 @@ def _vit_module(backbone: Backbone, layer: MapName) -> Any:
     if word == "block":
         return blocks[number]
     attention: Any = getattr(blocks[number], "attn", None)
-    if not all(hasattr(attention, part) for part in ("qkv", "q_norm", "k_norm")):
+    parts = [getattr(attention, part, None) for part in ("qkv", "q_norm", "k_norm")]
+    if None in parts or (word == "attention" and type(attention) is not Attention):
         raise _unread(backbone, layer)
     return attention.qkv
 
@@ -196,14 +200,16 @@ def _word(layer: MapName) -> tuple[str | None, int]:
     return (match[1], int(match[2] or -1)) if match else (None, -1)
 
 
-def _as_map(model: Any, layer: MapName, output: Tensor, height: int) -> Tensor:
+def _as_map(model: Any, layer: MapName, output: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The patches of a block's output; prefix tokens stand before them, if they are there yet."""
     word, number = _word(layer)
     if word != "block":
         attention = model.blocks[number].attn
         q, k, _ = output.unflatten(2, (3, attention.num_heads, -1)).unbind(2)  # (b, t, heads, e)
         q, k = attention.q_norm(q), attention.k_norm(k)
         output = k.flatten(2) if word == "keys" else _class_attention(model, q * attention.scale, k)
-    return tokens_to_map(output[:, model.num_prefix_tokens :], height)
+    height, width = grid
+    return tokens_to_map(output[:, -height * width :], height)
 
 
 def _class_attention(model: Any, q: Tensor, k: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from timm.layers.format import Format
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, failure_at
+from fg_ssl_zoo.backbones.backbone import Backbone, WrongSize, failure_at
 
 
 def accept_size(backbone: Backbone, side: int) -> None:
@@ -21,7 +21,7 @@ def accept_size(backbone: Backbone, side: int) -> None:
         side: Side of a square image in pixels.
 
     Raises:
-        ValueError: The network cannot read this size.
+        WrongSize: The network cannot read this size.
     """
     model = backbone.model
     interpolates = hasattr(model, "dynamic_img_size")
@@ -34,10 +34,10 @@ def accept_size(backbone: Backbone, side: int) -> None:
         raise _unreadable(backbone, side, reason)
 
 
-def _unreadable(backbone: Backbone, side: int, reason: str) -> ValueError:
-    return ValueError(
+def _unreadable(backbone: Backbone, side: int, reason: str) -> WrongSize:
+    return WrongSize(
         f"{backbone.name} at {backbone.image_size} pixels cannot read images of {side} "
-        f"({reason}); take a larger data.image_size, or another backbone"
+        f"({reason}), as this method needs; use another size, or a resnet50"
     )
 
 

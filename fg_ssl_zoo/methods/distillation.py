@@ -32,7 +32,7 @@ from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fg_ssl_zoo.backbones.backbone import Backbone, weights_fingerprint
+from fg_ssl_zoo.backbones.backbone import Backbone, WrongSize, weights_fingerprint
 from fg_ssl_zoo.backbones.create import open_backbone, open_classifier
 from fg_ssl_zoo.backbones.maps import accept_size
 from fg_ssl_zoo.config import Positive, Weight
@@ -126,7 +126,7 @@ class Distillation(Method):
                 )
             try:
                 accept_size(backbone, self.size)
-            except ValueError as error:
+            except WrongSize as error:
                 raise ValueError(f"student_size: {error}") from error
         taught = open_teacher(teacher, teacher_size or self.size, teacher_size is None)
         classifier = open_classifier(teacher) if logit_weight else None
@@ -283,10 +283,13 @@ def open_teacher(words: str, size: int | None, may_be_own: bool) -> Backbone:
         raise ValueError(f"teacher: '{words}' has random weights; name a trained model")
     try:
         teacher = open_backbone(words, image_size=size)
-    except ValueError as error:
-        if not (may_be_own and "patch size" in str(error)):
-            raise ValueError(f"teacher: {str(error).removeprefix('init: ')}") from error
+    except WrongSize as error:
+        if not may_be_own:
+            said = str(error).removeprefix("data.image_size: ")
+            raise ValueError(f"teacher_size: {said}") from error
         teacher = open_backbone(words)
+    except ValueError as error:
+        raise ValueError(f"teacher: {str(error).removeprefix('init: ')}") from error
     return teacher.eval().requires_grad_(False)
 
 

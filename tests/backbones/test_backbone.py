@@ -5,9 +5,10 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.models import save_for_hf
 
-from fg_ssl_zoo.backbones.backbone import weights_fingerprint
-from fg_ssl_zoo.backbones.create import create_backbone
+from fg_ssl_zoo.backbones.backbone import WrongSize, weights_fingerprint
+from fg_ssl_zoo.backbones.create import create_backbone, open_backbone
 from fg_ssl_zoo.backbones.maps import accept_size, parameters_behind, train_up_to_last_map
 
 SMALL_HIERA = {"embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}
@@ -70,6 +71,10 @@ def test_normalize_is_the_end_of_timms_transform():
         (
             {"name": "halonet26t", "image_size": 72},
             r"data\.image_size: halonet26t cannot read images of 72 pixels \(.*\); 256, its own",
+        ),
+        (
+            {"name": "halonet26t", "image_size": 72, "drop_path_rate": 0.1},
+            r"data\.image_size: halonet26t cannot read images of 72 pixels",
         ),
         ({"name": "test_vit", "image_size": 10}, "not divisible by .* use 16"),
         ({"name": "test_resnet", "init": "r160_in1"}, "init: 'r160_in1' is neither .*r160_in1k"),
@@ -143,6 +148,23 @@ def test_a_network_without_a_norm_for_its_maps_gives_them_as_they_are():
         last, h = backbone.map_and_features(images)
         torch.testing.assert_close(h, backbone(images))
         torch.testing.assert_close(last, backbone.feature_maps(images, [-1])[0])
+
+
+def test_a_size_that_a_published_network_cannot_read_is_named(tmp_path):
+    model = timm.create_model("crossvit_tiny_240", num_classes=0)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    words = f"local-dir:{tmp_path}"
+    assert open_backbone(words).image_size == 240
+    with pytest.raises(WrongSize, match="crossvit_tiny_240 cannot read images of 96 pixels"):
+        open_backbone(words, image_size=96)
+
+
+def test_an_assertion_about_the_size_is_no_missing_map():
+    backbone = create_backbone("halonet26t", image_size=256)
+    with pytest.raises(WrongSize, match="halonet26t at 256 pixels cannot read images of 72"):
+        train_up_to_last_map(backbone, 72)
+    with pytest.raises(ValueError, match=r"there is no \[9\]"):
+        backbone.feature_maps(torch.zeros(1, 3, 256, 256), [9])
 
 
 def test_a_network_of_one_size_is_refused_where_another_is_needed():

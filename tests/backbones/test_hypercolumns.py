@@ -172,9 +172,22 @@ def test_what_a_network_does_not_have_is_refused(name, layers, options, message,
         maps_of(build(name), images, layers, **options)
 
 
-def test_keys_computed_without_calling_their_layer_are_refused():
-    network = create_backbone("eva02_tiny_patch14_224", image_size=56, depth=1)
-    with pytest.raises(ValueError, match="the keys of eva02_tiny_patch14_224 cannot be read"):
-        maps_of(network, torch.zeros(1, 3, 56, 56), ["keys"])
-    (tokens,) = maps_of(network, torch.zeros(1, 3, 56, 56), [-1])
-    assert tokens.shape == (1, 192, 4, 4)
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("eva02_tiny_patch14_224", "keys"),  # `qkv` is not called
+        ("eva02_base_patch14_224", "keys"),  # no `qkv`
+        ("eva02_base_patch14_224", "attention"),
+        ("cait_xxs24_224", "keys"),  # talking heads; no class token in its blocks yet
+        ("vit_relpos_small_patch16_224", "attention"),  # depends on a table of positions
+        ("vit_small_patch16_rope_224", "attention"),  # turns queries and keys
+    ],
+)
+def test_keys_and_attention_of_other_kinds_are_refused_and_tokens_read(name, word):
+    side = 56 if "patch14" in name else 64
+    network = create_backbone(name, image_size=side, depth=1).eval()
+    images = torch.randn(1, 3, side, side)
+    with pytest.raises(ValueError, match=f"the {word} of {name} cannot be read; use the tokens"):
+        maps_of(network, images, [word])
+    (tokens,) = maps_of(network, images, [-1])
+    assert tokens.shape == (1, network.num_features, 4, 4)

@@ -22,6 +22,7 @@ from fg_ssl_zoo.methods.dino import DINO
 from fg_ssl_zoo.ops.distillation import distillation_loss, signs_of_collapse
 from fg_ssl_zoo.ops.distributed import rank
 from fg_ssl_zoo.pretrain import pretrain
+from tests.backbones.test_backbone import SMALL_HIERA
 from tests.runs import end_of, go_on, launch
 
 SMALL = {"prototypes": 32, "hidden_size": 32, "bottleneck": 16, "local_crops": 2}
@@ -307,6 +308,14 @@ def test_presets_are_the_papers_table_or_keep_colour_and_parts():
 def test_a_local_size_that_does_not_fit_is_refused_with_the_nearest(backbone, size, message):
     with pytest.raises(ValueError, match=message):
         build(backbone, local_size=size)
+
+
+def test_a_network_of_one_size_reads_no_local_crops():
+    backbone = create_backbone("hiera_tiny_224", image_size=64, **SMALL_HIERA)
+    with pytest.raises(ValueError, match="hiera_tiny_224 at 64 pixels cannot read images of 27"):
+        create_method("dino", backbone)
+    small = {"hidden_size": 8, "bottleneck": 4, "prototypes": 4}
+    assert create_method("dino", backbone, local_crops=0, **small).local_crops == 0
 
 
 def test_a_negative_count_is_refused_with_the_least():

@@ -5,6 +5,7 @@ import itertools
 import math
 
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
@@ -17,6 +18,7 @@ from fg_ssl_zoo.data.drawn import DrawnBirds
 from fg_ssl_zoo.methods import create_method
 from fg_ssl_zoo.methods.distillation import divergence, standardised
 from fg_ssl_zoo.pretrain import pretrain
+from tests.backbones.test_backbone import SMALL_HIERA
 from tests.methods.short_runs import build, by_one_and_by_two, losses_on, pairs
 from tests.test_methods import teacher_words
 
@@ -145,7 +147,7 @@ def test_two_processes_equal_one(tmp_path):
             {"teacher": "TEACHER", "feature_weight": 0.0},
             "feature_weight and logit_weight are both 0; one of",
         ),
-        ({"teacher": "VIT", "teacher_size": 40}, "teacher: .*40 is not divisible by the patch"),
+        ({"teacher": "VIT", "teacher_size": 40}, "teacher_size: 40 is not divisible by the patch"),
     ],
 )
 def test_a_wrong_teacher_is_one_line(options, said, tmp_path):
@@ -252,6 +254,17 @@ def test_a_transformer_predicts_finer_maps_in_earlier_blocks_and_several_cells_i
         )
 
 
+def test_a_teacher_of_one_size_reads_its_own(tmp_path):
+    weights = tmp_path / "crossvit.safetensors"
+    save_file(timm.create_model("crossvit_tiny_240", num_classes=0).state_dict(), weights)
+    words = {"teacher": f"crossvit_tiny_240@{weights}", "map_weight": 0.0}
+    assert build("distillation", **words).teacher.image_size == 240
+    with pytest.raises(
+        ValueError, match=r"^teacher_size: crossvit_tiny_240 cannot read images of 64"
+    ):
+        build("distillation", **words, teacher_size=64)
+
+
 def test_a_transformer_of_few_blocks_or_large_patches_has_one_pair_a_block():
     shallow = create_backbone("vit_tiny_patch16_224", image_size=64, depth=2)
     method = create_method("distillation", shallow, teacher=teacher_words(), teacher_size=64)
@@ -269,6 +282,9 @@ def test_a_convolutional_student_may_read_smaller_pictures_and_a_transformer_may
     method.backbone.model.conv1.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[-1]))
     method({"images": torch.zeros(4, 1, 64, 64, 3, dtype=torch.uint8)})
     assert seen == [48]
+    hiera = create_backbone("hiera_tiny_224", image_size=64, **SMALL_HIERA)
+    with pytest.raises(ValueError, match=r"^student_size: hiera_tiny_224 at 64 .* images of 32 \("):
+        create_method("distillation", hiera, teacher=teacher_words(), student_size=32)
     transformer = create_backbone("test_vit", image_size=64)
     with pytest.raises(ValueError, match="student_size: test_vit accepts images of 64 pixels only"):
         create_method("distillation", transformer, teacher=teacher_words(), student_size=32)

@@ -83,7 +83,8 @@ def test_methods_refuse_such_a_size():
     with pytest.raises(ValueError, match="use 96 or 100"):
         build().views(98)
     with pytest.raises(
-        ValueError, match=r"test_convnext at 96 pixels cannot read images of 24 \(.*larger"
+        ValueError,
+        match=r"test_convnext at 96 pixels cannot read images of 24 \(",
     ):
         build("test_convnext", 96)
 
