@@ -158,7 +158,12 @@ def published_network(
     arguments: dict[str, Any] = size_arguments(name, size, found)
     at_own_size = size == cfg["input_size"][-1] or not arguments
     if not (pretrained and at_own_size):
-        found = build(place, words, config, pretrained=pretrained, **arguments)
+        try:
+            found = build(place, words, config, pretrained=pretrained, **arguments)
+        except ValueError:
+            plain = build(place, words, config, pretrained=False, **arguments)
+            check_size(plain, name, size)  # which may be at fault, not the weights
+            raise
     check_size(found, name, size)
     return Network(found, name, size, _built_with(config), cfg)
 
