@@ -12,7 +12,7 @@ from timm.models.hiera import Hiera
 from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor, nn
 
-from fg_ssl_zoo.config import CROP_PCT, printable
+from fg_ssl_zoo.config import CROP_PCT, printable, reason_of
 from fg_ssl_zoo.layers.modes import evaluating
 from fg_ssl_zoo.layers.pointwise import subsample_first
 
@@ -207,5 +207,5 @@ def failure_at(model: nn.Module, size: int) -> str | None:
         with evaluating(model), torch.no_grad():
             model(image)
     except (AssertionError, RuntimeError, ValueError) as error:
-        return printable(" ".join(str(error).split())) or "it does not say why"
+        return printable(reason_of(error))
     return None

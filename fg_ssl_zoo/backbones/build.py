@@ -123,10 +123,10 @@ def network_of(
             check_features(model, name, options, image_size)
         except ValueError:
             plain = build(name, name, **size_arguments(name, image_size))
-            check_size(plain, name, image_size)  # which may be at fault, not the options
+            check_image_size(plain, name, image_size)  # which may be at fault, not the options
             raise
     else:
-        check_size(model, name, image_size)
+        check_image_size(model, name, image_size)
     return Network(model, name, image_size, options, getattr(model, "pretrained_cfg", {}))
 
 
@@ -162,9 +162,9 @@ def published_network(
             found = build(place, words, config, pretrained=pretrained, **arguments)
         except ValueError:
             plain = build(place, words, config, pretrained=False, **arguments)
-            check_size(plain, name, size)  # which may be at fault, not the weights
+            check_image_size(plain, name, size)  # which may be at fault, not the weights
             raise
-    check_size(found, name, size)
+    check_image_size(found, name, size)
     return Network(found, name, size, _built_with(config), cfg)
 
 
@@ -315,7 +315,7 @@ def check_features(model: nn.Module, name: str, options: Mapping[str, Any], size
         )
 
 
-def check_size(model: Any, name: str, size: int) -> None:
+def check_image_size(model: Any, name: str, size: int) -> None:
     """Refuse images that the network cannot read; its own size is not tried.
 
     Args:

@@ -7,6 +7,7 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone, WrongSize, failure_at
+from fg_ssl_zoo.config import reason_of
 
 
 def accept_size(backbone: Backbone, side: int) -> None:
@@ -24,8 +25,7 @@ def accept_size(backbone: Backbone, side: int) -> None:
         WrongSize: The network cannot read this size.
     """
     model = backbone.model
-    interpolates = hasattr(model, "dynamic_img_size")
-    if backbone.patch_size is not None and interpolates and not model.dynamic_img_size:
+    if backbone.patch_size is not None and not getattr(model, "dynamic_img_size", True):
         model.dynamic_img_size = True
         model.patch_embed.strict_img_size = False
         model.patch_embed.flatten = False
@@ -70,7 +70,7 @@ def train_up_to_last_map(backbone: Backbone, side: int, *, norm: bool = False) -
     try:
         last, behind = _reach(backbone, -1, side, norm=norm)
     except (AssertionError, RuntimeError) as error:
-        raise _unreadable(backbone, side, " ".join(str(error).split())) from error
+        raise _unreadable(backbone, side, reason_of(error)) from error
     for parameter in behind:
         parameter.requires_grad_(False)
     return last.shape[1], last.shape[2]

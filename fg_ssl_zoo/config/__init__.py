@@ -41,6 +41,7 @@ from fg_ssl_zoo.config.paths import (
     escaped,
     home_path,
     printable,
+    reason_of,
     show_any_name,
     unescaped,
 )
@@ -119,6 +120,7 @@ __all__ = [
     "printable",
     "read_flow",
     "read_yaml",
+    "reason_of",
     "recipe_files",
     "recipe_folder",
     "recipe_of",

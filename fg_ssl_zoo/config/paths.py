@@ -37,6 +37,11 @@ def printable(text: str | Path) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
 
 
+def reason_of(error: Exception) -> str:
+    """The message of an error of another library on one line; its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def escaped(name: str) -> str:
     r"""A name with any bytes as one line of UTF-8; the inverse is `unescaped`.
 

@@ -27,7 +27,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from fg_ssl_zoo.data.sample import CorruptImage, HasFiles, Sample, reason_of
+from fg_ssl_zoo.config import reason_of
+from fg_ssl_zoo.data.sample import CorruptImage, HasFiles, Sample
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fg_ssl_zoo.config import reason_of
 from fg_ssl_zoo.data.order import Group
-from fg_ssl_zoo.data.sample import CorruptImage, reason_of
+from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.progress import shown
 
 if TYPE_CHECKING:

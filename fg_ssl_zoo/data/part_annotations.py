@@ -21,9 +21,9 @@ from typing import TextIO
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from fg_ssl_zoo.config import printable
+from fg_ssl_zoo.config import printable, reason_of
 from fg_ssl_zoo.data.decode import opened
-from fg_ssl_zoo.data.sample import WrongMask, reason_of
+from fg_ssl_zoo.data.sample import WrongMask
 
 _log = logging.getLogger(__name__)
 

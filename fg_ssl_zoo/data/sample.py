@@ -229,11 +229,6 @@ class CorruptImage(ValueError):
     """An image that cannot be decoded: empty, truncated, or no image at all."""
 
 
-def reason_of(error: Exception) -> str:
-    """The message of an error of another library on one line; its type if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 class WrongMask(CorruptImage):
     """An image whose part mask is missing, unreadable, or of another size than the image."""
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from fg_ssl_zoo.config import PARTIAL, disk_error, set_aside, whole_file
+from fg_ssl_zoo.config import PARTIAL, disk_error, reason_of, set_aside, whole_file
 
 _LABEL = b"sha256:"
 _NO_COMMENT = b"\0\0"
@@ -110,7 +110,7 @@ def load_into(owner: Any, state: Mapping[str, Any], key: str, path: Path) -> Non
     try:
         owner.load_state_dict(state[key])
     except (RuntimeError, ValueError, LookupError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)[:200]
         raise CheckpointError(
             f"{path} is not a checkpoint of this run ({key}: {reason}); remove it from the folder"
         ) from error

@@ -53,9 +53,8 @@ class RunMeasuring(Measuring):
         return self._told(self._start())
 
     def _start(self) -> Scores:
-        backbone, accelerator, monitor = (
-            self.method.backbone, self.run.accelerator, self.run.monitor
-        )  # fmt: skip
+        backbone = self.method.backbone
+        accelerator, monitor = self.run.accelerator, self.run.monitor
         if not monitor.samples_start:
             found = monitor.start(backbone, accelerator)
             self.record.num_scored = monitor.used.get("test")

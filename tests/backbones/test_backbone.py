@@ -170,7 +170,7 @@ def test_an_assertion_about_the_size_is_no_missing_map():
 def test_a_network_of_one_size_is_refused_where_another_is_needed():
     backbone = create_backbone("hiera_tiny_224", image_size=64, **SMALL_HIERA)
     accept_size(backbone, 64)
-    with pytest.raises(ValueError, match="at 64 pixels cannot read images of 32"):
+    with pytest.raises(ValueError, match=r"at 64 pixels cannot read images of 32 \(.*another size"):
         accept_size(backbone, 32)
     assert backbone.training
 
