@@ -65,6 +65,8 @@ def shown_on(page):
 def shown_in(source):
     """Commands in docstrings and messages: between backticks, or a line of their own."""
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Constant | ast.JoinedStr):
+            continue
         parts = node.values if isinstance(node, ast.JoinedStr) else [node]
         text = "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in parts)
         yield from re.findall(rf"`({PROGRAMS} [^`]+)`", text)

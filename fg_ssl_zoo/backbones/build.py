@@ -109,10 +109,11 @@ def network_of(
     """
     check_options(options)
     options = dict(options)
-    arguments = {**size_arguments(name, image_size, **options), **options}
+    arguments = {**size_arguments(name, image_size), **options}
     if place is None:
-        model = build(name, name, **arguments)
+        model = _untrained(name, image_size, options, arguments)
     else:
+        _check_patch_size_first(name, image_size, options)
         words = init if place.startswith(PLACES) else place
         config = checked_config(place, words)
         model = build(place, words, config, pretrained=True, **arguments)
@@ -128,6 +129,34 @@ def network_of(
     else:
         check_image_size(model, name, image_size)
     return Network(model, name, image_size, options, getattr(model, "pretrained_cfg", {}))
+
+
+def _untrained(
+    name: str, image_size: int, options: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> Any:
+    """A network with random weights.
+
+    Its patch size is read off itself, since a second network for that takes a fifth of the time of
+    the first. That of a hybrid is wrong if the size was: it follows from both.
+    """
+    try:
+        model = build(name, name, **arguments)
+    except Exception:
+        _check_patch_size_first(name, image_size, options)  # the size may be at fault
+        raise
+    if hasattr(getattr(model, "patch_embed", None), "feature_ratio"):
+        _check_patch_size_first(name, image_size, options)
+    elif size_arguments(name, image_size):
+        check_patch_size(model, name, image_size)
+    return model
+
+
+def _check_patch_size_first(name: str, image_size: int, options: Mapping[str, Any]) -> None:
+    """Refuse a size that does not fit, without the network: before weights are downloaded."""
+    if size_arguments(name, image_size):
+        with torch.device("meta"):
+            shape = build(name, name, **options)
+        check_patch_size(shape, name, image_size)
 
 
 def _refuse_another(model: Any, name: str, init: str, arguments: Mapping[str, Any]) -> None:
@@ -155,7 +184,9 @@ def published_network(
     cfg: Any = found.pretrained_cfg  # of a name, known only once its weights are located
     size = image_size or cfg["input_size"][-1]
     name = cfg.get("architecture") or words
-    arguments: dict[str, Any] = size_arguments(name, size, found)
+    arguments: dict[str, Any] = size_arguments(name, size)
+    if arguments:
+        check_patch_size(found, name, size)
     at_own_size = size == cfg["input_size"][-1] or not arguments
     if not (pretrained and at_own_size):
         try:
@@ -247,23 +278,24 @@ def _misfit(config: Mapping[str, Any], error: Exception) -> str:
     return f"its weights do not fit its config.json ({type(error).__name__}: {said}){hint}"
 
 
-def size_arguments(
-    name: str, image_size: int, built: nn.Module | None = None, **options: Any
-) -> dict[str, int]:
-    """`img_size` for models whose weights depend on it; refuses a size that does not fit.
+def size_arguments(name: str, image_size: int) -> dict[str, int]:
+    """`img_size` for architectures whose weights depend on it; empty for all others."""
+    config = timm.get_pretrained_cfg(name)
+    return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+
+
+def check_patch_size(model: nn.Module, name: str, image_size: int) -> None:
+    """Refuse a size that is not a multiple of the patch size.
 
     Args:
-        name: Name of a timm architecture.
-        image_size: Side of the input in pixels.
-        built: The same network built for any image size, if there is one; its patch size is read.
-        **options: Other keywords of the constructor, such as another patch size.
+        model: timm model, built for any image size.
+        name: Name of its architecture.
+        image_size: Side of an image in pixels.
+
+    Raises:
+        WrongSize: It is not; the message names the next sizes that are.
     """
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not config.fixed_input_size:
-        return {}
-    with torch.device("meta"):
-        shape = build(name, name, **options) if built is None else built
-    patch = patch_size_of(shape) or 1
+    patch = patch_size_of(model) or 1
     if image_size % patch:
         lower, upper = image_size // patch * patch, (image_size // patch + 1) * patch
         fitting = f"{lower} or {upper}" if lower else str(upper)
@@ -271,7 +303,6 @@ def size_arguments(
             f"data.image_size: {image_size} is not divisible by the patch size {patch} of {name}; "
             f"use {fitting}"
         )
-    return {"img_size": image_size}
 
 
 def _with(create: Callable[[], Any], words: str, options: Mapping[str, Any]) -> Any:

@@ -115,7 +115,7 @@ def _computation(architecture: str, options: str, image_size: int) -> str | None
     given = json.loads(options)
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            arguments = {**size_arguments(architecture, image_size, **given), **given}
+            arguments = {**size_arguments(architecture, image_size), **given}
             model = build(architecture, architecture, **arguments)
     except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError):
         return None

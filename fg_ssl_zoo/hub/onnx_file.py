@@ -83,8 +83,7 @@ def takes_any_size(backbone: Backbone) -> bool:
     """Whether one file can read images of every size.
 
     TensorFlow's padding is computed from the size in every layer; with a free size, torch's
-    exporter
-    does not terminate.
+    exporter does not terminate.
     """
     if any(isinstance(module, SIZED) for module in backbone.modules()):
         return False

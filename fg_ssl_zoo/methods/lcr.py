@@ -159,7 +159,7 @@ class LCR(Method, DrawsPictures, HasCompanions):
         """The backbone with its attention, which computes the features of the paper."""
         own = self.backbone
         architecture, stock_options = stock_of(own.name, own.model)
-        sized = size_arguments(architecture, own.image_size, own.model)
+        sized = size_arguments(architecture, own.image_size)
         options = {
             "trunk": architecture,
             "trunk_options": {**stock_options, **sized, **own.options},

@@ -15,6 +15,7 @@ import pytest
 import fg_ssl_zoo
 from fg_ssl_zoo.data.drawn import DrawnBirds, part_overlay
 from fg_ssl_zoo.data.drawn.anatomy import KEYPOINTS, PARTS
+from fg_ssl_zoo.data.drawn.birds import Drawings, drawing
 from fg_ssl_zoo.data.drawn.painter import Frame, rotation, smooth
 from fg_ssl_zoo.data.drawn.species import (
     ATTRIBUTES,
@@ -72,6 +73,12 @@ def at_keypoints(sample, radius=5):
     return np.concatenate([cv2.resize(p, (5, 5), interpolation=cv2.INTER_AREA) for p in pieces])
 
 
+@pytest.fixture
+def nothing_kept(monkeypatch):
+    monkeypatch.setattr("fg_ssl_zoo.data.drawn.birds.DRAWINGS", Drawings(0))
+
+
+@pytest.mark.usefixtures("nothing_kept")
 def test_a_picture_follows_from_seed_and_index_alone():
     birds = DrawnBirds(9, image_size=48, seed=5)
     forwards = [digest(birds[i]) for i in range(9)]
@@ -80,6 +87,18 @@ def test_a_picture_follows_from_seed_and_index_alone():
     assert [digest(sample) for sample in pickle.loads(pickle.dumps(birds))] == forwards
     assert len(set(forwards)) == 9
     assert set(forwards).isdisjoint(map(digest, DrawnBirds(9, image_size=48, seed=6)))
+
+
+def test_the_first_drawings_are_kept_and_may_be_changed():
+    kept = Drawings(2 * 48 * 48 * 4 + 1000)  # room for two, with their keypoints
+    for _ in range(2):
+        for index in range(4):
+            found, drawn = kept.of(48, 5, index, species(0)), drawing(48, 5, index, species(0))
+            for mine, right in zip(found, drawn, strict=True):
+                np.testing.assert_array_equal(mine, right)
+                mine[:] = 0
+    assert [key[2] for key in kept._kept] == [0, 1]
+    assert kept.bytes == sum(array.nbytes for one in kept._kept.values() for array in one)
 
 
 def test_another_process_draws_the_same_picture():
@@ -292,6 +311,7 @@ def test_frames_turn_around_their_pivot():
     np.testing.assert_allclose(rotation(30.0) @ rotation(-30.0), np.eye(2), atol=1e-15)
 
 
+@pytest.mark.usefixtures("nothing_kept")
 def test_drawing_is_quick():
     birds = DrawnBirds(60)
     list(DrawnBirds(2))
