@@ -48,6 +48,7 @@ def test_an_escaped_name_is_one_line_of_utf8_that_reads_back(raw):
     assert json.loads(encodable(json.dumps(name, ensure_ascii=False))) == name
 
 
+@pytest.mark.slow
 def test_a_run_notes_a_broken_picture_of_any_name_and_reads_it_back(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train([

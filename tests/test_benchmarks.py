@@ -77,6 +77,7 @@ def test_a_bare_step_is_forward_and_backward_of_these_pictures_only(bench):
     assert all(parameter.grad is None for parameter in backbone.parameters())
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_method_and_the_file_all_figures(
     bench, monkeypatch, tmp_path, capsys
 ):

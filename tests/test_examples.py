@@ -87,12 +87,14 @@ def test_few_labels_of_own_class_folders_beat_chance(folder, unsplit, monkeypatc
     assert "(chance 25.0%)" in said
 
 
+@pytest.mark.slow
 def test_timm_fine_tunes(folder, photos):
     torch.manual_seed(0)
     main = main_of("finetune_with_timm.py")
     assert main(f"local-dir:{folder}", str(photos), epochs=10, lr=1e-2, batch_size=16) > CHANCE
 
 
+@pytest.mark.slow
 def test_the_trainer_fine_tunes_and_timm_opens_the_result(folder, photos, tmp_path):
     accuracy = main_of("finetune_with_trainer.py")(
         str(folder), str(photos), str(tmp_path), num_train_epochs=10, learning_rate=1e-2,
@@ -105,6 +107,7 @@ def test_the_trainer_fine_tunes_and_timm_opens_the_result(folder, photos, tmp_pa
     assert model.num_classes == 4
 
 
+@pytest.mark.slow
 def test_datasets_feed_a_fine_tuning(folder, photos, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     torch.manual_seed(0)
@@ -112,6 +115,7 @@ def test_datasets_feed_a_fine_tuning(folder, photos, tmp_path, monkeypatch):
     assert main(f"local-dir:{folder}", str(photos), epochs=10, lr=1e-2, batch_size=16) > CHANCE
 
 
+@pytest.mark.slow
 def test_a_published_training_goes_on(folder, photos, tmp_path):
     losses = main_of("continue_pretraining.py")(
         str(folder), str(photos), steps=3, batch_size=8, out=str(tmp_path), disable_tqdm=True,
@@ -127,6 +131,7 @@ def test_a_published_training_goes_on(folder, photos, tmp_path):
     torch.testing.assert_close(found.model.state_dict(), after.backbone.model.state_dict())
 
 
+@pytest.mark.slow
 def test_a_published_training_goes_on_for_some_epochs(folder, unsplit, tmp_path):
     losses = main_of("continue_pretraining.py")(
         str(folder), str(unsplit), epochs=2, out=str(tmp_path), disable_tqdm=True, use_cpu=True

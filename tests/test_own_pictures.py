@@ -239,6 +239,7 @@ def test_a_folder_is_trained_on_with_ten_lines_and_no_yaml(photos, capsys):
     assert "is the folder of a run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_pictures_are_listed_once_and_what_is_odd_about_them_is_said_once(
     photos, capsys, caplog, monkeypatch
 ):

@@ -133,6 +133,7 @@ def test_training_continues_from_a_run_whose_last_row_is_the_new_first(
     assert "with the weights of `one`" in (tmp_path / "two" / "export" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_command_again_goes_on_and_ends_with_the_same_results(recipe, tmp_path, capsys):
     main([str(recipe)])
     run = tmp_path / "runs" / "fgssl_test_resnet_drawn.simclr"

@@ -23,6 +23,7 @@ from tests.engine.test_loop import assert_equal, job_in, method_for, trained
 from tests.runs import Measures
 
 
+@pytest.mark.slow
 def test_a_stop_in_a_measurement_keeps_the_step_and_measures_when_it_goes_on(tmp_path, birds):
     method = method_for()
     job = job_in(tmp_path / "cut", birds, method)
@@ -205,6 +206,7 @@ def stopped(tmp_path, monkeypatch, at_step=2):
     return words
 
 
+@pytest.mark.slow
 def test_results_name_the_commits_and_processes_of_all_parts_of_a_run(
     tmp_path, monkeypatch, capsys
 ):

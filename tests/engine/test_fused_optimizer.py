@@ -48,6 +48,7 @@ def test_a_fused_step_is_the_step_of_the_paper(name):
             torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "nadamuon"])
 def test_a_run_goes_on_to_the_bit(name, tmp_path, birds):
     train = {"optimizer": name, "lr": 0.01, "weight_decay": 0.05}

@@ -73,6 +73,7 @@ def test_a_step_of_a_method_reads_no_value_and_copies_none_from_the_host(name, b
     assert waiting_in(step).total() == READ_EACH_STEP.get(name, 0)
 
 
+@pytest.mark.slow
 def test_the_loop_reads_no_value_between_log_lines(tmp_path, birds):
     def run(steps):
         settings = Train(steps=steps, batch_size=8, optimizer="adamw", checkpoint_every=99)

@@ -179,6 +179,7 @@ def test_where_it_goes_follows_the_words_then_the_recipe_then_the_organisation(r
     assert target_repo(found, "me/x") == "me/x"
 
 
+@pytest.mark.slow
 def test_a_private_model_stays_private(run, hub, capsys):
     main(["publish", str(run), "--org", "me", "--private"])
     assert hub.repos[f"me/{NAME}"].private
@@ -198,6 +199,7 @@ def test_one_broken_connection_and_one_500_are_repeated_by_the_client(run, hub):
     assert push(check(run), MINE).is_new
 
 
+@pytest.mark.slow
 def test_an_upload_that_broke_off_goes_on_without_sending_again(run, hub, capsys):
     hub.fail("PUT", "/lfs/", times=20)
     with pytest.raises(SystemExit) as stopped:

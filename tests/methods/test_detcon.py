@@ -159,6 +159,7 @@ def whole(tmp_path_factory, birds):
     return end_of(path)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_weights_that_one_trains(tmp_path, birds, whole):
     launch(train_a_run, tmp_path, birds)
     two = end_of(tmp_path)
@@ -167,6 +168,7 @@ def test_two_processes_train_the_weights_that_one_trains(tmp_path, birds, whole)
         torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4, msg=key)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_goes_on_equals_one_that_was_not_to_the_bit(
     tmp_path, birds, whole
 ):
@@ -178,6 +180,7 @@ def test_a_run_that_was_stopped_and_goes_on_equals_one_that_was_not_to_the_bit(
         assert torch.equal(value, whole[key]), key
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_and_keeps_its_notes(tmp_path):
     recipe = load_recipe(
         overrides=[

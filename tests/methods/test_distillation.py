@@ -254,6 +254,7 @@ def test_a_transformer_predicts_finer_maps_in_earlier_blocks_and_several_cells_i
         )
 
 
+@pytest.mark.slow
 def test_a_teacher_of_one_size_reads_its_own(tmp_path):
     weights = tmp_path / "crossvit.safetensors"
     save_file(timm.create_model("crossvit_tiny_240", num_classes=0).state_dict(), weights)

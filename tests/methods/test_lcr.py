@@ -249,6 +249,7 @@ def train_a_run(path, images, backbone, steps=3):
     go_on(path, images, lambda: build(backbone), settings)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_weights_that_one_trains(tmp_path, birds):
     train_a_run(tmp_path / "one", birds, "test_vit")
     launch(train_a_run, tmp_path / "two", birds, "test_vit")
@@ -257,6 +258,7 @@ def test_two_processes_train_the_weights_that_one_trains(tmp_path, birds):
         torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4, msg=key)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_bit(tmp_path, birds):
     for name in ("whole", "cut"):
         train_a_run(tmp_path / name, birds, "test_resnet")

@@ -183,6 +183,7 @@ def train_and_keep(path, images):
         torch.save(state, path / "end.pt")
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_the_weights_teacher_and_queue_of_one_that_was_not_stopped(
     tmp_path, birds
 ):

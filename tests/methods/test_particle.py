@@ -369,6 +369,7 @@ def one_step(path, images):
     torch.save([notes["regions"], loss.detach(), values], path / f"{world_size()}_{rank()}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_give_notes_loss_and_gradient_of_one(tmp_path):
     birds = DrawnBirds(20, num_classes=4, image_size=64, seed=0)  # two blocks of discovery
     one_step(tmp_path, birds)

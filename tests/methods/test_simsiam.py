@@ -105,6 +105,7 @@ def test_two_processes_equal_one_in_loss_gradients_and_statistics(tmp_path):
     torch.testing.assert_close(two[1], one, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_the_weights_of_one_that_was_not_stopped(tmp_path, birds):
     whole, again = train_twice(tmp_path, birds, "simsiam", SMALL)
     assert_equal_states(again, whole)

@@ -70,6 +70,7 @@ def in_double(monkeypatch):
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_double")
 def test_one_adam_over_one_loss_is_two_adams_over_two(batch):
     method = build(backbone_options={"zero_init_last": False})
@@ -200,6 +201,7 @@ def test_the_judge_reads_pixels_and_the_backbone_normalised_ones(batch):
     torch.testing.assert_close(method.backbone.normalize(batch["low"]), (low - mean) / std)
 
 
+@pytest.mark.slow
 def test_the_judge_learns_to_tell(batch):
     method = build(discriminator_width=4)
     optimizer = torch.optim.Adam(trained(method.discriminator), lr=1e-3)
@@ -252,6 +254,7 @@ def test_the_36_layers_of_vgg_19_end_with_the_sixteenth_convolution():
     assert isinstance(features[-1], torch.nn.ReLU)
 
 
+@pytest.mark.slow
 def test_without_weights_there_is_no_perceptual_term_and_wrong_ones_are_refused(batch):
     method = build()
     assert method.perceptual is None

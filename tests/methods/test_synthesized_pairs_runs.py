@@ -109,6 +109,7 @@ def one_step_and_selection(options, path):
     torch.save({"shared": shared, "state": method.state_dict()}, path / f"{rank()}.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {**SMALL, **AT_ONCE, "perturbation": "gauss"},
     {**SIMSIAM, **AT_ONCE, "perturbation": "swap", "per_sample": True},

@@ -88,6 +88,7 @@ def test_a_picture_by_itself_learns_nothing_from_others(tmp_path, birds):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_a_picture_clustered_by_itself_does_not_depend_on_the_others(tmp_path, birds, name):
     whole = discover(tmp_path, birds, name, scope="image")

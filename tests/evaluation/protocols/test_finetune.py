@@ -121,6 +121,7 @@ def test_only_the_frozen_parts_rest_and_all_do_in_evaluation():
 # --------------------------------------------------------------------------- the head
 
 
+@pytest.mark.slow
 def test_dropout_is_off_where_the_protocol_scores(task, birds, monkeypatch):
     modes = []
 
@@ -251,6 +252,7 @@ def test_labels_that_say_nothing_are_refused(task):
         finetune(lonely)
 
 
+@pytest.mark.slow
 def test_the_command_takes_the_variant_and_writes_it_down(birds, tmp_path):
     write_photos(
         tmp_path / "garden", birds, classes=True, split_of=lambda i: "test" if i >= 12 else "train"

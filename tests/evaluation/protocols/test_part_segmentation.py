@@ -343,6 +343,7 @@ def test_a_loss_over_rows_is_the_loss_over_maps():
     torch.testing.assert_close(found, F.cross_entropy(logits, truth))
 
 
+@pytest.mark.slow
 def test_a_decoder_on_drawn_birds_beats_background_everywhere(tmp_path):
     train = DrawnBirds(24, num_classes=4, image_size=64, seed=0)
     test = DrawnBirds(12, num_classes=4, image_size=64, seed=1)
@@ -408,6 +409,7 @@ def test_the_papers_rule_averages_over_the_folds(birds, tmp_path):
     assert outcome.settings["std_over_folds"] > 0
 
 
+@pytest.mark.slow
 def test_overlapping_parts_are_learnt_independently(tmp_path):
     task = task_of(Overlapping(), cache=tmp_path)
     how = PartSegmentation(
