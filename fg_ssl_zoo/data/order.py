@@ -17,7 +17,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -143,18 +143,38 @@ def _one_pass(group: Group, seed: Sequence[int], batch_size: int = 1) -> np.ndar
     """All images of a group once."""
     generator = np.random.default_rng(seed)
     if group.blocks is None or group.buffer is None or group.buffer >= group.count:
-        return generator.permutation(group.count)
-    chosen = generator.permutation(len(group.blocks))
-    sizes, starts = group.blocks[chosen], (np.cumsum(group.blocks) - group.blocks)[chosen]
-    within = np.arange(group.count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    sequence = np.repeat(starts, sizes) + within
-    places = np.arange(group.count) + generator.uniform(0, group.buffer, group.count)
+        return generator.permutation(np.arange(group.count, dtype=_number(group.count)))
+    sequence = _blocks_in_turn(group.blocks, generator)
     lanes = math.gcd(batch_size, LANES)
     length = group.count // lanes
     for lane in range(lanes):
-        rows = slice(lane * length, (lane + 1) * length)
-        sequence[rows] = sequence[rows][np.argsort(places[rows])]
+        rows = sequence[lane * length : (lane + 1) * length]
+        places = np.arange(length) + generator.uniform(0, group.buffer, length)
+        rows[:] = rows[np.argsort(places)]
     return _dealt(sequence, lanes, batch_size)
+
+
+def _number(count: int) -> type[np.signedinteger[Any]]:
+    """The smaller type for the number of an image: an order is kept of all images."""
+    return np.int32 if count < 2**31 else np.int64
+
+
+def _blocks_in_turn(sizes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Images block by block, the blocks in a random order, each from a random image of it on.
+
+    The rest of an epoch that fills no batch is the end of this sequence. Were a block read from its
+    first image, the last ones of a single block would be dropped in every epoch.
+    """
+    count, starts = int(sizes.sum()), np.cumsum(sizes) - sizes
+    found = np.empty(count, _number(count))
+    filled = 0
+    for block in generator.permutation(len(sizes)).tolist():
+        start, size = int(starts[block]), int(sizes[block])
+        turned = int(generator.integers(max(size, 1)))
+        for part in (range(start + turned, start + size), range(start, start + turned)):
+            found[filled : filled + len(part)] = np.arange(part.start, part.stop)
+            filled += len(part)
+    return found
 
 
 def _dealt(sequence: np.ndarray, lanes: int, batch_size: int) -> np.ndarray:

@@ -20,7 +20,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,15 @@ _log = logging.getLogger(__name__)
 
 REMEDIES = "choose another folder with output=FOLDER, or delete that run with overwrite=true"
 """What to do about a folder that holds another run."""
+
+
+def _remedies(changed: Sequence[tuple[str, Any, Any]]) -> str:
+    """`REMEDIES`; and how to continue if only the names differ, as of a data folder that moved."""
+    names = {key: old for key, old, _ in changed if key in ("name", "data.name")}
+    if len(names) < len(changed):
+        return REMEDIES
+    words = " ".join(f"{key}={shlex.quote(str(old))}" for key, old in names.items())
+    return f"{REMEDIES}; if the images are the same, {words} continues it"
 
 
 class RunFolder:
@@ -224,7 +234,7 @@ class RunFolder:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise RunFolderTaken(
                 f"output folder {self.path} already holds another run, "
-                f"which differs in {listed}{more}; {REMEDIES}"
+                f"which differs in {listed}{more}; {_remedies(changed)}"
             )
 
     def _has_trained(self) -> bool:

@@ -35,6 +35,13 @@ def test_blocks_give_every_picture_once_an_epoch(batch_size, buffer):
     assert drawn[: len(drawn) // 2] != drawn[len(drawn) // 2 :]
 
 
+@pytest.mark.parametrize("buffer", [10, 256])
+def test_no_picture_of_a_single_block_is_always_dropped(buffer):
+    order = Order(1000, 64, 0, (blocks(1000, buffer=buffer),))  # 40 of 1000 fill no batch
+    read = np.bincount([index for _, index in epochs(order, 60)], minlength=1000)
+    assert read.min() >= 50  # expected: 57.6
+
+
 def test_a_lane_reads_few_blocks_at_a_time_and_all_in_turn():
     sizes = [100] * 64
     order = Order(6400, 32, 0, (blocks(*sizes, buffer=50),))

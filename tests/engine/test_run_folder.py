@@ -154,6 +154,17 @@ def test_a_moved_folder_with_the_same_pictures_goes_on(tmp_path, photos):
     claim_photos(tmp_path / "run", tmp_path / "moved")
 
 
+def test_a_run_that_differs_in_its_names_only_says_how_it_goes_on(tmp_path):
+    before = load_recipe(claim(tmp_path / "run").recipe)
+    with pytest.raises(RunFolderTaken) as raised:
+        claim(tmp_path / "run", "name=fgssl_resnet18_birds.simclr")
+    words = f"name={before.name}"
+    assert str(raised.value).endswith(f"; if the images are the same, {words} continues it")
+    claim(tmp_path / "run", words)
+    with pytest.raises(RunFolderTaken, match="overwrite=true$"):
+        claim(tmp_path / "run", "name=fgssl_resnet18_birds.simclr", "seed=3")
+
+
 def test_pictures_may_be_repaired_before_a_step_was_kept(tmp_path, photos):
     run = claim_photos(tmp_path / "run", photos)
     next(run.checkpoints.glob("*.pt")).unlink()
