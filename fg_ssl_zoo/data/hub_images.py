@@ -8,7 +8,7 @@ configuration, `OWNER/NAME:CONFIGURATION`. `datasets` is imported at first use.
 """
 
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from fg_ssl_zoo.data.catalog import Entry, find_entry
 from fg_ssl_zoo.data.decode import EncodedImages
 from fg_ssl_zoo.data.listing import files_with, has_pictures
 from fg_ssl_zoo.data.order import Group, groups_of
-from fg_ssl_zoo.data.parquet_rows import BUFFER, ParquetRows
+from fg_ssl_zoo.data.parquet_rows import BUFFER, NO_IMAGE, ParquetRows
 from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.data.splits import NO_TEST, TEST_NAMES, class_numbers
 
@@ -39,7 +39,8 @@ class HubImages(EncodedImages):
     """Rows of one split.
 
     Args:
-        rows: Each `{"bytes": ..., "path": ...}`, of an Arrow table or a list.
+        rows: Each `{"bytes": ..., "path": ...}`, or `None` without an image; of an Arrow table or
+            a list.
         where: Data set and split, for errors.
         name: Name of the data set.
         classes: Class names in the order of the labels.
@@ -49,7 +50,7 @@ class HubImages(EncodedImages):
 
     def __init__(
         self,
-        rows: "Sequence[Mapping[str, Any]] | datasets.Column",
+        rows: "Sequence[Mapping[str, Any] | None] | datasets.Column",
         where: str,
         *,
         name: str,
@@ -67,9 +68,9 @@ class HubImages(EncodedImages):
         """The image file of a row.
 
         Raises:
-            CorruptImage: It lies in a file that cannot be read.
+            CorruptImage: The row has none, or it lies in a file that cannot be read.
         """
-        return _encoded(self.rows[index], self.error_name(index))
+        return _encoded(self._row(index), self.error_name(index))
 
     def name_of(self, index: int) -> str:
         """The set's name and the number of the row."""
@@ -80,7 +81,7 @@ class HubImages(EncodedImages):
 
     def error_name(self, index: int) -> str:
         """Data set, split, row, and the path that the row gives."""
-        path = self.rows[index]["path"]
+        path = self._row(index)["path"]
         return f"{self.where} row {index}" + (f" ({path})" if path else "")
 
     def checked(self, index: int) -> bytes:
@@ -100,14 +101,19 @@ class HubImages(EncodedImages):
         if isinstance(self.rows, ParquetRows):
             return f"{self.where} {self.rows.state}"
         some = np.linspace(0, len(self) - 1, min(len(self), 32)).astype(int)
-        return f"{self.where} {[len(self.rows[int(i)]['bytes'] or b'') for i in some]}"
+        return f"{self.where} {[len(self._row(int(i))['bytes'] or b'') for i in some]}"
+
+    def _row(self, index: int) -> Mapping[str, Any]:
+        return self.rows[index] or NO_IMAGE
 
 
 def _encoded(row: Mapping[str, Any], where: str) -> bytes:
     if row["bytes"] is not None:
         return row["bytes"]
+    if not row["path"]:
+        raise CorruptImage(f"{where} has no image")
     try:
-        return Path(row["path"] or "").read_bytes()
+        return Path(row["path"]).read_bytes()
     except OSError as error:
         raise CorruptImage(f"{where}: cannot be read ({error.strerror})") from None
 
@@ -131,12 +137,13 @@ def load_hub(data: Data) -> tuple[HubImages, HubImages | None]:
     columns = {**entry.columns, **data.columns}
     train_name = entry.train_split if data.train_split == "train" else data.train_split
     rows = _select(splits, train_name, "data.train_split", entry.hub_id)
-    assert rows is not None
     train = _images(data, entry.hub_id, train_name, rows, columns)
     test_name = entry.test_split if data.test_split == "test" else data.test_split
-    rows = _select(splits, test_name, "data.test_split", entry.hub_id)
-    if rows is None:
+    if test_name == "test":
+        test_name = next((name for name in TEST_NAMES if name in splits), NO_TEST)
+    if test_name == NO_TEST:
         return train, None
+    rows = _select(splits, test_name, "data.test_split", entry.hub_id)
     return train, _images(data, entry.hub_id, test_name, rows, columns, train)
 
 
@@ -178,15 +185,10 @@ def _repository(hub_id: str) -> tuple[str, str | None]:
 
 
 def _select(splits: Mapping[Any, Any], wanted: str, key: str, hub_id: str) -> Any:
-    """Rows of a split, or of several joined by `+`; `None` where no test split is needed."""
+    """Rows of a split, or of several joined by `+`."""
     import datasets
 
-    if wanted == NO_TEST:
-        return None
-    wanted = _split_name(splits, wanted)
     missing = [name for name in wanted.split("+") if name not in splits]
-    if missing == ["test"]:
-        return None
     if missing:
         raise ValueError(
             f"{key}: {hub_id} has no split '{missing[0]}'; there are {', '.join(splits)}"
@@ -230,6 +232,8 @@ def _images(
         state = rows._fingerprint  # of datasets: follows files and contents
     known = train.classes if train else None
     where = f"{hub_id}[{split}]"
+    if not len(pictures):
+        raise ValueError(f"data: {where} has no rows; each split needs at least one")
     names = getattr(feature, "names", None)
     if names and label:
         names = _names_in_files(hub_id, split, label) or names
@@ -255,8 +259,7 @@ def _names_in_files(hub_id: str, split: str, label: str) -> list[str] | None:
         return None
     builder = datasets.load_dataset_builder(*_repository(hub_id))
     files = builder.config.data_files or {}
-    parts = _split_name(files, split).split("+")
-    found = [_names_in_file(files.get(part) or (), label) for part in parts]
+    found = [_names_in_file(files.get(part) or (), label) for part in split.split("+")]
     names = list(dict.fromkeys(tuple(own) for own in found if own))
     if len(names) > 1:
         raise ValueError(
@@ -295,25 +298,16 @@ def _parquet_files(hub_id: str, split: str) -> list[str]:
     return files if all(file.endswith(".parquet") for file in files) else []
 
 
-def _split_name(splits: Container[Any], wanted: str) -> str:
-    """`wanted`, or the split that stands for `test` where there is none."""
-    return (
-        next((name for name in TEST_NAMES if name in splits), wanted)
-        if wanted == "test"
-        else wanted
-    )
-
-
 def _read(
     rows: "datasets.IterableDataset", image: str, label: str | None, count: int
-) -> tuple[list[dict[str, Any]], list[Any] | None]:
+) -> tuple[list[dict[str, Any] | None], list[Any] | None]:
     """The first rows of a stream, in memory."""
     from datasets.utils.file_utils import xopen
 
     pictures, labels = [], []
     for row in rows.take(count):
         picture = row[image]
-        if picture["bytes"] is None and picture["path"]:
+        if picture and picture["bytes"] is None and picture["path"]:
             with xopen(picture["path"], "rb") as file:
                 picture = {**picture, "bytes": file.read()}
         pictures.append(picture)
@@ -337,6 +331,11 @@ def _find_columns(rows: Any, wanted: Mapping[str, str], hub_id: str) -> tuple[st
     if image is None:
         raise ValueError(f"data.columns.image: which of {listed} of {hub_id} is the image?")
     label = wanted.get("label") or _guess(there, LABEL_COLUMNS, datasets.ClassLabel)
+    if not _holds_images(there[image]):
+        raise ValueError(
+            f"data.columns.image: column '{image}' of {hub_id} holds no images; its columns: "
+            f"{listed}"
+        )
     if label is None:
         _log.warning("%s is read as unlabelled; its columns: %s", hub_id, listed)
     return image, label
@@ -347,6 +346,17 @@ def _guess(there: Mapping[str, Any], names: Sequence[str], kind: type) -> str | 
     named = [name for name in names if name in there]
     fitting = [name for name, feature in there.items() if isinstance(feature, kind)]
     return named[0] if named else fitting[0] if len(fitting) == 1 else None
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether a column holds encoded images, their paths, or both."""
+    import datasets
+
+    if isinstance(feature, Mapping):
+        return feature.keys() >= {"bytes", "path"}
+    if isinstance(feature, datasets.Value):  # null: no row has an image, or there is no row
+        return feature.dtype in ("binary", "large_binary", "string", "large_string", "null")
+    return isinstance(feature, datasets.Image)
 
 
 def _kind(feature: Any) -> str:

@@ -31,6 +31,9 @@ BUFFER = 256
 MOST_BYTES = 2**30
 """Bytes of row groups that each process keeps; at least the last one."""
 
+NO_IMAGE = {"bytes": None, "path": None}
+"""A row without an image."""
+
 OPENED_AT_ONCE = 8
 """Files whose last bytes are asked for at the same time."""
 
@@ -94,7 +97,9 @@ class ParquetRows(Sequence[dict[str, Any]]):
         row = range(len(self))[index]
         number = bisect_right(self._firsts, row) - 1
         found = self._row_group(number)[row - self._firsts[number]].as_py()
-        return found if isinstance(found, dict) else {"bytes": found, "path": None}
+        if isinstance(found, dict):
+            return found
+        return NO_IMAGE | {"path" if isinstance(found, str) else "bytes": found}
 
     def column(self, name: str) -> list[Any]:
         """Another column, of all rows."""

@@ -214,3 +214,39 @@ def test_class_numbers():
         class_numbers([0, 2], ["jay", "wren"], None, "x")
     with pytest.raises(ValueError, match=r"1 classes of x are not in the training split: wren"):
         class_numbers(["wren", "jay"], None, ["jay"], "x")
+
+
+def save_rows(root, images, labels, form):
+    """A training split as Parquet or as `save_to_disk` writes it."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    rows = {"image": images, "label": labels}
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+    if form == "save_to_disk":
+        table.save_to_disk(root)
+    else:
+        root.mkdir()
+        table.to_parquet(root / "train-0.parquet")
+    return root
+
+
+@pytest.mark.parametrize("form", ["parquet", "save_to_disk"])
+def test_a_training_split_that_is_not_there_is_named_with_those_that_are(tmp_path, form):
+    root = save_rows(tmp_path / "birds", [{"bytes": png(1), "path": None}], [0], form)
+    message = r"^data\.train_split: .*birds has no split 'test'; there are train$"
+    with pytest.raises(ValueError, match=message):
+        load_splits(Data(path=str(root), train_split="test"))
+
+
+@pytest.mark.parametrize("form", ["parquet", "save_to_disk"])
+def test_a_row_without_an_image_is_one_unreadable_image(tmp_path, form):
+    images = [{"bytes": png(i), "path": None} for i in range(4)]
+    images[2] = None
+    root = save_rows(tmp_path / "birds", images, [0, 1, 0, 1], form)
+    train, _ = load_splits(Data(path=str(root), test_split="none"))
+    assert fingerprint(train)
+    assert train[3]["label"] == 1
+    with pytest.raises(CorruptImage, match=r"birds\[train\] row 2 has no image$"):
+        train[2]

@@ -128,3 +128,48 @@ def test_a_file_that_is_gone_or_damaged_is_named(birds, tmp_path):
     file.write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"data\.hub_id: .*\.parquet cannot be read \("):
         ParquetRows([str(file)], "image")
+
+
+def save_columns(file, **columns):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), file)
+
+
+IMAGE = {"bytes": png(1), "path": "1.png"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"), [([{"img": IMAGE, "w": 1}], "dict"), ([[IMAGE]], "List"), ([1.5], "double")]
+)
+@pytest.mark.parametrize("key", ["path", "hub_id"])
+def test_a_column_without_images_is_named_with_the_others(tmp_path, rows, kind, key):
+    save_columns(tmp_path / "train-0.parquet", image=rows, label=["jay"])
+    message = rf"column 'image' of .* holds no images; its columns: image \({kind}|float64\), label"
+    with pytest.raises(ValueError, match=message) as error:
+        load_splits(Data(**{key: str(tmp_path)}))
+    assert "\n" not in str(error.value)
+
+
+def test_a_column_of_paths_is_read_as_by_datasets(tmp_path):
+    files = [str(draw(tmp_path / "photos" / f"{i}.png", (i, i, i))) for i in range(3)]
+    save_columns(tmp_path / "rows" / "train-0.parquet", image=files, label=["jay"] * 3)
+    for key in ("path", "hub_id"):
+        train, _ = load_splits(Data(**{key: str(tmp_path / "rows")}, test_split="none"))
+        assert values(train) == [0, 1, 2]
+
+
+def test_a_split_without_rows_is_an_error(tmp_path):
+    save_columns(tmp_path / "train-0.parquet", image=[], label=[])
+    with pytest.raises(ValueError, match=r"\[train\] has no rows; each split needs at least one$"):
+        load_splits(Data(path=str(tmp_path)))
+
+
+def test_a_validation_split_is_read_in_place(birds, tmp_path):
+    for old, new in (("train-00000-of-00002", "train-0"), ("test-00000-of-00001", "validation-0")):
+        shutil.copy(birds / "data" / f"{old}.parquet", tmp_path / f"{new}.parquet")
+    train, test = load_splits(Data(path=str(tmp_path)))
+    assert (values(train), values(test)) == (list(range(6)), list(range(100, 104)))
+    assert isinstance(test.rows, ParquetRows)
