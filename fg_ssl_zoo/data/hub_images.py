@@ -8,20 +8,21 @@ configuration, `OWNER/NAME:CONFIGURATION`. `datasets` is imported at first use.
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fg_ssl_zoo.config import Data, home_path
+from fg_ssl_zoo.config import Data, home_path, printable
 from fg_ssl_zoo.data.catalog import Entry, find_entry
 from fg_ssl_zoo.data.decode import EncodedImages
-from fg_ssl_zoo.data.listing import files_with, has_pictures
+from fg_ssl_zoo.data.listing import files_with, folders_in, has_pictures
 from fg_ssl_zoo.data.order import Group, groups_of
 from fg_ssl_zoo.data.parquet_rows import BUFFER, NO_IMAGE, ParquetRows
 from fg_ssl_zoo.data.sample import CorruptImage
-from fg_ssl_zoo.data.splits import NO_TEST, TEST_NAMES, class_numbers
+from fg_ssl_zoo.data.splits import NO_TEST, TEST_NAMES, class_numbers, is_split
 
 if TYPE_CHECKING:
     import datasets
@@ -148,13 +149,24 @@ def load_hub(data: Data) -> tuple[HubImages, HubImages | None]:
 
 
 def is_data_set(path: Path) -> bool | None:
-    """`True` for a folder of Parquet files, `False` for one of `save_to_disk`, else `None`."""
-    if not path.is_dir():
+    """`True` for a folder of Parquet files, `False` for one of `save_to_disk`, else `None`.
+
+    The Parquet files lie in the folder, in its folder `data`, or in a folder for each split.
+
+    Raises:
+        ValueError: One file of either.
+    """
+    if path.suffix.lower() in (".parquet", ".arrow") and path.is_file():
+        raise ValueError(
+            f"data.path: {printable(path)} is one file of a data set; give its folder, "
+            f"{printable(path.parent)}"
+        )
+    if not os.path.isdir(path):
         return None
     if any((path / name).is_file() for name in _SAVED):
         return False
-    folders = [folder for folder in (path, path / "data") if folder.is_dir()]
-    found = any(files_with(folder, ".parquet") for folder in folders)
+    folders = [path / name for name in folders_in(path) if name == "data" or is_split(name)]
+    found = any(files_with(folder, ".parquet") for folder in (path, *folders))
     return True if found and not has_pictures(path) else None
 
 

@@ -173,3 +173,20 @@ def test_a_validation_split_is_read_in_place(birds, tmp_path):
     train, test = load_splits(Data(path=str(tmp_path)))
     assert (values(train), values(test)) == (list(range(6)), list(range(100, 104)))
     assert isinstance(test.rows, ParquetRows)
+
+
+@pytest.mark.parametrize("test", ["test", "validation", "val"])
+def test_folders_of_parquet_files_are_splits(birds, tmp_path, test):
+    for old, new in (("train-00000-of-00002", "train"), ("test-00000-of-00001", test)):
+        (tmp_path / new).mkdir()
+        shutil.copy(birds / "data" / f"{old}.parquet", tmp_path / new / "0.parquet")
+    train, tested = load_splits(Data(path=str(tmp_path)))
+    assert (values(train), values(tested)) == (list(range(6)), list(range(100, 104)))
+
+
+@pytest.mark.parametrize("name", ["test-00000-of-00001.parquet", "data-00000-of-00001.arrow"])
+def test_one_file_of_a_data_set_names_its_folder(birds, tmp_path, name):
+    shutil.copy(birds / "data" / "test-00000-of-00001.parquet", tmp_path / name)
+    message = rf"{name} is one file of a data set; give its folder, {tmp_path}$"
+    with pytest.raises(ValueError, match=message):
+        load_splits(Data(path=str(tmp_path / name)))
