@@ -216,8 +216,14 @@ def no_images(folder: Path, others: Counter[str]) -> ValueError:
 
 
 def counts(others: Counter[str]) -> str:
-    """`20 .heic, 40 without a suffix`."""
-    return printable(", ".join(f"{count} {kind}" for kind, count in others.most_common()))
+    """`20 .heic, 4 without a suffix, and 2 more`: the most frequent kinds are named."""
+    kinds = [f"{count} {kind}" for kind, count in others.most_common(_KINDS)]
+    left = others.total() - sum(count for _, count in others.most_common(_KINDS))
+    return printable(", ".join([*kinds, *([f"and {left} more"] if left else [])]))
+
+
+_KINDS = 5
+"""Kinds of files that a message names."""
 
 
 def folders_in(folder: Path) -> list[str]:

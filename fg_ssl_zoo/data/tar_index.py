@@ -6,6 +6,7 @@ that has changed is scanned again.
 
 import logging
 import os
+import posixpath
 import tarfile
 from array import array
 from collections import Counter
@@ -28,6 +29,14 @@ LABELS = ("cls", "folder")
 
 _LONGEST_LABEL = 200
 """Bytes of a label that are read."""
+
+_PACKED = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+"""First bytes of compressed files, and the program that unpacks them."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,13 +73,19 @@ def scanned(files: Sequence[Path], source: str) -> list[Members]:
 
 
 def _members(file: Path, source: str) -> Members:
-    status = os.stat(file)
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        link = ": it is a broken link" if file.is_symlink() else ""
+        raise ValueError(
+            f"data.path: {printable(file)} cannot be read ({error.strerror}){link}"
+        ) from None
     about = {
         "path": os.fsencode(os.path.abspath(file)).hex(),
         "size": status.st_size,
         "time": status.st_mtime_ns,
         "labels": source,
-        "format": 1,
+        "format": 2,
     }
     path = cache_file(about, "shards")
     if kept := read_tensors(path):
@@ -93,41 +108,133 @@ def scan(file: Path, source: str = "cls") -> Members:
         source: Where labels stand, one of `LABELS`.
 
     Raises:
-        ValueError: It is damaged, cut off, or no tar file.
+        ValueError: It is damaged, cut off, compressed, or no tar file.
     """
-    members, texts = Members(), dict[str, str]()
+    found = _Scan()
     try:
-        with file.open("rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # keeps all else
-                if member.isreg() and not member.issparse() and not _is_hidden(member.name):
-                    _add(members, texts, member, opened)
-            opened.seek(tar.offset)
-            if opened.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError(f"no header at byte {tar.offset}")
-    except (tarfile.TarError, OSError) as error:
+        with file.open("rb") as opened:
+            _refuse_compressed(opened, file)
+            with tarfile.open(fileobj=opened, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # keeps all
+                    found.add(member, opened)
+                _check_end(opened, tar.offset)
+    except tarfile.TarError as error:
         raise ValueError(
             f"data.path: {printable(file)} cannot be read as a tar file ({error}); was it cut off? "
             "Copy or download it again"
         ) from None
-    for name in members.names:
-        folder = PurePosixPath(name).parent.name
-        members.labels.append(folder if source == "folder" else texts.get(_key(name)[0], ""))
-    return members
+    except OSError as error:
+        raise ValueError(
+            f"data.path: {printable(file)} cannot be read ({error.strerror})"
+        ) from None
+    return found.members_with_labels(source)
 
 
-def _add(members: Members, texts: dict[str, str], member: tarfile.TarInfo, file: BinaryIO) -> None:
-    """Note a member: an image, the label of one, or something else."""
-    key, ending = _key(member.name)
-    if f".{ending.lower()}" in SUFFIXES:
-        members.names.append(member.name)
-        members.offsets.append(member.offset_data)
-        members.sizes.append(member.size)
-    elif ending == "cls":
-        file.seek(member.offset_data)
-        texts[key] = file.read(min(member.size, _LONGEST_LABEL)).decode("utf-8", "replace").strip()
-    else:
-        members.others[f".{ending}" if ending else "without a suffix"] += 1
+def _refuse_compressed(opened: BinaryIO, file: Path) -> None:
+    start = opened.read(max(map(len, _PACKED)))
+    opened.seek(0)
+    for first, program in _PACKED.items():
+        if start.startswith(first):
+            raise ValueError(
+                f"data.path: {printable(file)} is compressed, so that no image of it can be read "
+                f"by itself; unpack it: {program} < {printable(file.name)} > NEW.tar"
+            )
+
+
+def _check_end(opened: BinaryIO, offset: int) -> None:
+    """A tar file ends with blocks of zeros: two, and some programs write one."""
+    opened.seek(offset)
+    block = opened.read(tarfile.BLOCKSIZE)
+    if block.strip(b"\0"):
+        raise tarfile.ReadError(f"no header at byte {offset}")
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"no end-of-archive block at byte {offset}")
+
+
+class _Scan:
+    """What the headers of a tar file tell, one after the other."""
+
+    def __init__(self) -> None:
+        self.members = Members()
+        self._labels: dict[str, str] = {}
+        self._links: list[tuple[str, str]] = []
+
+    def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
+        """Note a member: an image, the label of one, a link to either, or something else."""
+        if member.isdir() or _is_hidden(member.name):
+            return
+        kind = _kind(member.name)
+        if kind not in ("image", "label"):
+            self.members.others[kind] += 1
+        elif member.islnk() or member.issym():
+            self._links.append((member.name, _target(member)))
+        elif not member.isreg() or member.issparse():
+            self.members.others["sparse or special files"] += 1
+        elif kind == "image":
+            self._add_image(member.name, member.offset_data, member.size)
+        else:
+            file.seek(member.offset_data)
+            text = file.read(min(member.size, _LONGEST_LABEL)).decode("utf-8", "replace")
+            self._labels[_key(member.name)[0]] = text.strip()
+
+    def members_with_labels(self, source: str) -> Members:
+        """All images, those behind links last."""
+        self._follow_links()
+        for name in self.members.names:
+            folder = PurePosixPath(name).parent.name
+            self.members.labels.append(
+                folder if source == "folder" else self._labels.get(_key(name)[0], "")
+            )
+        return self.members
+
+    def _add_image(self, name: str, offset: int, size: int) -> None:
+        self.members.names.append(name)
+        self.members.offsets.append(offset)
+        self.members.sizes.append(size)
+
+    def _follow_links(self) -> None:
+        """Read a link as the image or label that it leads to, over other links too."""
+        if not self._links:
+            return
+        links = {_path(name): target for name, target in self._links}
+        images = {_path(name): number for number, name in enumerate(self.members.names)}
+        for name, target in self._links:
+            seen = {_path(name)}
+            while target in links and target not in seen:
+                seen.add(target)
+                target = links[target]
+            key = _key(target)[0]
+            if _kind(name) == "label" and _kind(target) == "label" and key in self._labels:
+                self._labels[_key(name)[0]] = self._labels[key]
+            elif _kind(name) == "image" and (number := images.get(target)) is not None:
+                self._add_image(name, self.members.offsets[number], self.members.sizes[number])
+            else:
+                self.members.others["links to nothing that is read in the tar file"] += 1
+
+
+def _kind(name: str) -> str:
+    """`image`, `label`, or how a member that is neither is counted."""
+    ending = _key(name)[1].lower()
+    if f".{ending}" in SUFFIXES:
+        return "image"
+    if ending == "cls":
+        return "label"
+    if not ending:
+        return "without a suffix"
+    last = f".{ending.rpartition('.')[2]}"
+    return f"{last} with a second dot in the name" if "." in ending and last in SUFFIXES else last
+
+
+def _target(link: tarfile.TarInfo) -> str:
+    """The member that a link leads to; a symbolic link starts from its own folder."""
+    folder = posixpath.dirname(link.name) if link.issym() else ""
+    return _path(posixpath.join(folder, link.linkname))
+
+
+def _path(name: str) -> str:
+    """A name to compare: `./a/1.jpg` and `a/1.jpg` are one."""
+    return posixpath.normpath(name)
 
 
 def _key(name: str) -> tuple[str, str]:

@@ -1,7 +1,10 @@
 """Tar files in the layout of WebDataset: which pictures, which labels, which split, which error."""
 
+import bz2
+import gzip
 import io
 import itertools
+import lzma
 import tarfile
 
 import cv2
@@ -140,6 +143,93 @@ def test_a_shard_that_shrinks_while_it_is_read_is_a_corrupt_image(birds_in_shard
     (birds_in_shards / "train-0001.tar").unlink()
     with pytest.raises(CorruptImage, match=r"train-0001\.tar: cannot be read"):
         train[4]
+
+
+def with_links(path, members, links):
+    """A tar file of images and of (name, kind, target) links before and behind them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as opened:
+        for number, (name, kind, target) in enumerate(links):
+            if number == 1:
+                for member, value in members.items():
+                    info = tarfile.TarInfo(member)
+                    content = value if isinstance(value, bytes) else png(value)
+                    info.size = len(content)
+                    opened.addfile(info, io.BytesIO(content))
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            opened.addfile(info)
+    return path
+
+
+def test_links_to_members_are_read_and_others_are_counted(tmp_path, caplog):
+    with_links(
+        tmp_path / "train.tar",
+        {"a/1.png": 1, "a/1.cls": b"jay", "b/2.png": 2, "b/2.cls": b"crow"},
+        [
+            ("b/early.png", tarfile.SYMTYPE, "../a/1.png"),
+            ("b/3.png", tarfile.LNKTYPE, "a/1.png"),
+            ("b/3.cls", tarfile.LNKTYPE, "./a/1.cls"),
+            ("b/4.png", tarfile.SYMTYPE, "3.png"),
+            ("b/5.png", tarfile.SYMTYPE, "/data/5.png"),
+            ("b/6.png", tarfile.SYMTYPE, "6.png"),
+            ("b/7.json", tarfile.SYMTYPE, "/data/7.json"),
+        ],
+    )
+    train, _ = load_splits(data(tmp_path, columns={"label": "folder"}, test_split="none"))
+    assert values(train) == [1, 2, 1, 1, 1]
+    assert [train.classes[label] for label in train.labels] == ["a", "b", "b", "b", "b"]
+    assert "2 links to nothing that is read in the tar file, 1 .json" in caplog.text
+    members = tar_index.scan(tmp_path / "train.tar")
+    assert [*members.names] == ["a/1.png", "b/2.png", "b/early.png", "b/3.png", "b/4.png"]
+    assert [*members.labels] == ["jay", "crow", "", "jay", ""]
+
+
+def test_a_tar_file_without_an_end_was_cut_off(birds_in_shards):
+    file = birds_in_shards / "train-0001.tar"
+    with tarfile.open(file) as opened:
+        last = opened.getmembers()[-1].offset
+    whole = file.read_bytes()
+    for end in (last, last + 100):
+        file.write_bytes(whole[:end] if end == last else whole[:last] + bytes(100))
+        with pytest.raises(ValueError, match=rf"no end-of-archive block at byte {last}\); was it"):
+            load_splits(data(birds_in_shards))
+    file.write_bytes(whole[:last] + bytes(512))  # one block, as some programs write
+    assert load_splits(data(birds_in_shards))[0].labels is None
+
+
+def test_labels_may_have_an_ending_in_upper_case(tmp_path):
+    tar(tmp_path / "train.tar", {"1.JPG": 1, "1.CLS": "jay"})
+    assert [*tar_index.scan(tmp_path / "train.tar").labels] == ["jay"]
+
+
+@pytest.mark.parametrize(
+    ("pack", "program"),
+    [(gzip.compress, "gunzip"), (bz2.compress, "bunzip2"), (lzma.compress, "unxz")],
+)
+def test_a_compressed_file_named_tar_says_how_to_unpack_it(tmp_path, pack, program):
+    file = tar(tmp_path / "a.tar", {"1.png": 1})
+    file.write_bytes(pack(file.read_bytes()))
+    message = rf"a\.tar is compressed, .* unpack it: {program} < a\.tar > NEW\.tar$"
+    with pytest.raises(ValueError, match=message):
+        load_splits(data(tmp_path))
+
+
+def test_a_broken_link_is_named(tmp_path):
+    (tmp_path / "a.tar").symlink_to("nowhere")
+    with pytest.raises(
+        ValueError, match=r"a\.tar cannot be read \(No such.*\): it is a broken link$"
+    ):
+        load_splits(data(tmp_path))
+
+
+def test_names_with_more_than_one_dot_are_counted_together(tmp_path, caplog):
+    dotted = {f"img.{number}.png": number for number in range(9)}
+    others = {f"{number}.x{number}": "x" for number in range(9)}
+    tar(tmp_path / "a.tar", {"1.png": 1} | dotted | others)
+    load_splits(data(tmp_path))
+    assert "9 .png with a second dot in the name, 1 .x0, 1 .x1" in caplog.text
+    assert "1 .x3, and 5 more" in caplog.text
 
 
 def test_damaged_and_foreign_files_are_refused(birds_in_shards, tmp_path):
