@@ -257,6 +257,53 @@ def files_with(folder: Path, ending: str) -> list[Path]:
     return [folder / name for name in sorted(found, key=natural)]
 
 
+def files_below(folder: Path, endings: tuple[str, ...]) -> list[Path] | None:
+    """Files of these endings, in any case, in a folder and all folders below it.
+
+    Those of a folder come before those of its folders, in natural order. Links are followed, but
+    not in circles.
+
+    Returns:
+        `None` as soon as there is an image, so it costs little in a folder of a million images.
+
+    Raises:
+        ValueError: A folder that may not be read.
+    """
+    try:
+        return _files_below(folder, endings, frozenset())
+    except OSError as error:
+        raise ValueError(
+            f"data.path: {printable(error.filename)} cannot be read ({error.strerror})"
+        ) from None
+
+
+def _files_below(
+    folder: Path, endings: tuple[str, ...], above: frozenset[tuple[int, int]]
+) -> list[Path] | None:
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return []
+    names, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name in JUNK:
+                continue
+            if entry.is_dir():
+                folders.append(entry.name)
+            elif is_picture(entry.name):
+                return None
+            elif entry.name.lower().endswith(endings):
+                names.append(entry.name)
+    found = [folder / name for name in sorted(names, key=natural)]
+    for name in sorted(folders, key=natural):
+        below = _files_below(folder / name, endings, above | {here})
+        if below is None:
+            return None
+        found.extend(below)
+    return found
+
+
 def has_pictures(folder: Path, *, directly: bool = False) -> bool:
     """Whether an image lies in a folder, or only those that lie in no folder of it."""
     for _, folders, files in os.walk(folder):

@@ -1,7 +1,7 @@
 """Images in tar files, the layout of WebDataset; read in place, one by one.
 
     shards/train-0000.tar    0001.jpg 0001.cls 0002.jpg 0002.cls ...
-    shards/val-0000.tar      or train/0000.tar, val/0000.tar
+    shards/val-0000.tar      or train/0000.tar, val/0000.tar; a folder in a tar file is no split
 
 A shard is scanned once, and where its images lie is kept in the Hugging Face cache under its
 path, size and time of change. Then every image can be read by itself: training is the same for
@@ -12,6 +12,7 @@ label is the text of `KEY.cls`, or with `data.columns={label: folder}` the folde
 """
 
 import glob
+import logging
 import os
 import re
 from collections import Counter
@@ -22,23 +23,26 @@ import numpy as np
 
 from fg_ssl_zoo.config import Data, printable
 from fg_ssl_zoo.data.decode import EncodedImages
-from fg_ssl_zoo.data.listing import (
-    PathList,
-    counts,
-    files_with,
-    folders_in,
-    has_pictures,
-    natural,
-)
+from fg_ssl_zoo.data.listing import PathList, counts, files_below, natural
 from fg_ssl_zoo.data.order import Group
 from fg_ssl_zoo.data.sample import CorruptImage
-from fg_ssl_zoo.data.splits import ClassColumn, choose_splits, is_split, number_classes
+from fg_ssl_zoo.data.splits import (
+    TEST_NAMES,
+    TRAIN_NAMES,
+    ClassColumn,
+    choose_splits,
+    is_split,
+    number_classes,
+)
 from fg_ssl_zoo.data.tar_index import LABELS, Members, scanned
 
 BUFFER = 10_000
 """Images that are shuffled together, of consecutive shards; `data.shuffle_buffer` changes it."""
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_ROWS = (".parquet", ".arrow")
+
+_log = logging.getLogger(__name__)
 
 
 class ShardImages(EncodedImages):
@@ -126,41 +130,75 @@ def shard_files(path: Path) -> tuple[Path, list[Path]]:
     """The folder of tar files that a path means, and these files; none where it means no shards.
 
     Args:
-        path: A tar file, a folder that holds some, or holds folders of them (`train`, `val`); or a
-            pattern, as `shards/train-{0000..0127}.tar` or `shards/*.tar`.
+        path: A tar file, a folder that holds some, also in folders below it; or a pattern, as
+            `shards/train-{0000..0127}.tar` or `shards/*.tar`.
 
     Raises:
-        ValueError: A compressed one, or one of a range that is not there.
+        ValueError: Compressed tar files, or one that is not there.
     """
     if os.path.isdir(path):
-        folders = [path, *(path / name for name in sorted(folders_in(path), key=natural))]
-        found = [file for folder in folders for file in files_with(folder, ".tar")]
-        left = bool(found) and has_pictures(path)  # an archive beside its own images
-        return path, [] if left else found
-    if path.name.endswith(_COMPRESSED):
-        raise ValueError(
-            f"data.path: {printable(path)} is compressed, so that no image of it can be read by "
-            "itself; unpack it to a .tar or to a folder"
-        )
-    if path.suffix != ".tar":
+        return path, _shards_below(path)
+    if path.name.lower().endswith(_COMPRESSED):
+        raise _compressed([path], path)
+    if path.suffix.lower() != ".tar":
         return path.parent, []
-    if path.is_file():
+    if path.is_file() or path.is_symlink():
         return path.parent, [path]
     files = list(_expanded(str(path)))
     if missing := [file for file in files if not os.path.isfile(file)]:
         raise ValueError(
             f"data.path: {len(missing)} of {len(files)} shards of {printable(path)} are not "
-            f"there, as {printable(missing[0])}"
+            f"there, as {printable(missing[0])}{_patterns(missing[0])}"
         )
     return Path(os.path.commonpath([os.path.dirname(file) for file in files])), [*map(Path, files)]
+
+
+def _shards_below(folder: Path) -> list[Path]:
+    """The tar files of a folder; none where there are images, whose archive may lie beside them."""
+    found = files_below(folder, (".tar", *_COMPRESSED, *_ROWS)) or []
+    shards = [file for file in found if file.suffix.lower() == ".tar"]
+    packed = [file for file in found if file.name.lower().endswith(_COMPRESSED)]
+    if packed and len(packed) == len(found):
+        raise _compressed(packed, folder)
+    if shards and len(shards) < len(found):
+        others = Counter(file.suffix.lower() for file in found if file.suffix.lower() != ".tar")
+        _log.warning(
+            "%s: the .tar files are read; not used are %s", printable(folder), counts(others)
+        )
+    return shards
+
+
+def _compressed(files: Sequence[Path], where: Path) -> ValueError:
+    given = printable(where)
+    if files[0] != where:
+        given = f"{len(files)} tar files in {given} are compressed, as {printable(files[0].name)}"
+    else:
+        given = f"{given} is compressed"
+    return ValueError(
+        f"data.path: {given}, so that no image can be read by itself; unpack to a .tar or to a "
+        "folder"
+    )
+
+
+def _patterns(path: str) -> str:
+    """Which patterns there are, where a file that is not there looks like another pattern."""
+    if not re.search(r"[\[\]{}*?,]|::", path):
+        return ""
+    return "; patterns are {0000..0127} for a range of numbers and * for any text"
 
 
 def _expanded(pattern: str) -> Iterator[str]:
     """Files of a pattern: `{00..12}` is a range, `*` what is there."""
     if found := re.search(r"\{([0-9]+)\.\.([0-9]+)\}", pattern):
         before, behind = pattern[: found.start()], pattern[found.end() :]
-        for number in range(int(found[1]), int(found[2]) + 1):
-            yield from _expanded(f"{before}{number:0{len(found[1])}d}{behind}")
+        first, last = found.groups()
+        if int(last) < int(first):
+            raise ValueError(
+                f"data.path: the range {found[0]} of {printable(pattern)} is empty; "
+                f"{{{last}..{first}}} counts upwards"
+            )
+        for number in range(int(first), int(last) + 1):
+            yield from _expanded(f"{before}{number:0{len(first)}d}{behind}")
     elif "*" in pattern:
         yield from sorted(glob.glob(pattern), key=natural) or [pattern]
     else:
@@ -195,6 +233,10 @@ def load_shards(
     columns = [ClassColumn(name for m in found for name in m.labels) for found in members]
     where = [f"{root}[{name}]" for name in (train_name or "all", test_name)]
     classes, *labels = number_classes(columns[0], columns[1] if test_name else None, *where)
+    if "label" in data.columns and not columns[0].names - {""}:
+        _tell_unlabelled(where[0], source)
+    for name, found in zip((train_name, test_name), members, strict=True):
+        _tell_split_folders(root, name or "", found)
     buffer = BUFFER if data.shuffle_buffer == "auto" else data.shuffle_buffer
 
     def split(number: int) -> ShardImages:
@@ -222,6 +264,27 @@ def _label_source(columns: Mapping[str, str]) -> str:
             "folder is needed"
         )
     return source
+
+
+def _tell_unlabelled(where: str, source: str) -> None:
+    reason = {
+        "folder": "no image lies in a folder inside of its tar file",
+        "cls": "no image has a label NAME.cls beside it",
+    }
+    _log.warning("%s is read as unlabelled: %s", printable(where), reason[source])
+
+
+def _tell_split_folders(root: Path, split: str, members: Sequence[Members]) -> None:
+    """Warn that folders inside of tar files are no splits, where they are called like another."""
+    same = next((names for names in (TRAIN_NAMES, TEST_NAMES) if split.casefold() in names), ())
+    folders = {os.path.dirname(name) for found in members for name in found.names}
+    words = {word for folder in folders for word in folder.split("/") if is_split(word)}
+    if others := sorted(word for word in words if word.casefold() not in same):
+        _log.warning(
+            "%s: the folders %s inside of tar files are not read as splits, and their images are "
+            "in one split; make a tar file of each split, as train.tar and test.tar",
+            printable(root), printable(", ".join(others)),
+        )  # fmt: skip
 
 
 def _split_of(file: Path, root: Path, wanted: Sequence[str]) -> str:

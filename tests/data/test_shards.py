@@ -245,7 +245,20 @@ def test_damaged_and_foreign_files_are_refused(birds_in_shards, tmp_path):
     [
         ("train-{0000..0003}.tar", {}, r"1 of 4 shards of .* are not there, as .*train-0003\.tar"),
         ("gone-*.tar", {}, r"1 of 1 shards of .*gone-\*\.tar are not there"),
-        ("x.tar.gz", {}, r"x\.tar\.gz is compressed, .* unpack it to a \.tar"),
+        (
+            "train-{0002..0000}.tar",
+            {},
+            r"range \{0002\.\.0000\} .* is empty; \{0000\.\.0002\} counts up",
+        ),
+        ("{train,val}-*.tar", {}, r"; patterns are \{0000\.\.0127\} for a range of numbers and \*"),
+        ("train-000[01].tar", {}, r"are not there, as .*; patterns are \{0000\.\.0127\}"),
+        (
+            "train-0000.tar::train-0001.tar",
+            {},
+            r"are not there, as .*; patterns are \{0000\.\.0127\}",
+        ),
+        ("gone.tar", {}, r"1 of 1 shards of .*gone\.tar are not there, as .*gone\.tar$"),
+        ("x.tar.gz", {}, r"x\.tar\.gz is compressed, .* unpack to a \.tar"),
         ("", {"columns": {"image": "png"}}, "unknown key 'image' for tar files; known is label"),
         ("", {"columns": {"label": "json"}}, "'json' for tar files; cls .* or folder is needed"),
         ("", {"train_split": "fold1"}, r"no split .fold1.; known are train, val"),
@@ -265,3 +278,49 @@ def test_an_archive_beside_its_own_pictures_is_left_alone(tmp_path):
     draw(tmp_path / "images" / "a" / "1.png")
     tar(tmp_path / "images.tar", {"1.png": 1})
     assert shards.shard_files(tmp_path)[1] == []
+
+
+def test_shards_in_any_folder_and_case_are_read_and_rows_beside_them_are_named(tmp_path, caplog):
+    tar(tmp_path / "2021" / "a" / "train-0.TAR", {"1.png": 1})
+    tar(tmp_path / "2021" / "train" / "b" / "0.tar", {"2.png": 2})
+    (tmp_path / "2021" / "train-0.parquet").touch()
+    (tmp_path / "2021" / "again").symlink_to(tmp_path)
+    train, _ = load_splits(data(tmp_path))
+    assert values(train) == [1, 2]
+    assert "the .tar files are read; not used are 1 .parquet" in caplog.text
+    one, _ = load_splits(data(tmp_path / "2021" / "a" / "train-0.TAR"))
+    assert values(one) == [1]
+
+
+def test_a_folder_of_compressed_files_says_so(tmp_path):
+    for name in ("0.tar.gz", "1.tgz"):
+        (tmp_path / name).touch()
+    message = (
+        r"2 tar files in .* are compressed, as 0\.tar\.gz, .* unpack to a \.tar or to a folder$"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_splits(data(tmp_path))
+    draw(tmp_path / "a" / "1.png")
+    assert shards.shard_files(tmp_path)[1] == []
+
+
+def test_folders_in_a_tar_file_that_are_called_like_splits_are_named(tmp_path, caplog):
+    members = {"birds/train/jay/1.png": 1, "birds/test/jay/1.png": 2}
+    tar(tmp_path / "all" / "birds.tar", members)
+    train, _ = load_splits(data(tmp_path / "all"))
+    assert len(train) == 2
+    assert "the folders test, train inside of tar files are not read as splits" in caplog.text
+    assert "make a tar file of each split, as train.tar and test.tar" in caplog.text
+    caplog.clear()
+    for name in members:
+        tar(tmp_path / "two" / f"{name.split('/')[1]}.tar", {name: 1})
+    load_splits(data(tmp_path / "two"))
+    assert "inside of tar files" not in caplog.text
+
+
+def test_labels_that_were_asked_for_and_are_not_there_are_named(tmp_path, caplog):
+    tar(tmp_path / "n01.tar", {"n01_1.png": 1})
+    assert load_splits(data(tmp_path, columns={"label": "folder"}))[0].labels is None
+    assert "unlabelled: no image lies in a folder inside of its tar file" in caplog.text
+    assert load_splits(data(tmp_path, columns={"label": "cls"}))[0].labels is None
+    assert "unlabelled: no image has a label NAME.cls beside it" in caplog.text
