@@ -145,6 +145,8 @@ def shard_files(path: Path) -> tuple[Path, list[Path]]:
     if path.is_file() or path.is_symlink():
         return path.parent, [path]
     files = list(_expanded(str(path)))
+    if files == [str(path)]:
+        raise ValueError(f"data.path: there is no file {printable(path)}{_patterns(str(path))}")
     if missing := [file for file in files if not os.path.isfile(file)]:
         raise ValueError(
             f"data.path: {len(missing)} of {len(files)} shards of {printable(path)} are not "
@@ -169,11 +171,9 @@ def _shards_below(folder: Path) -> list[Path]:
 
 
 def _compressed(files: Sequence[Path], where: Path) -> ValueError:
-    given = printable(where)
+    given = f"{printable(where)} is compressed"
     if files[0] != where:
-        given = f"{len(files)} tar files in {given} are compressed, as {printable(files[0].name)}"
-    else:
-        given = f"{given} is compressed"
+        given = f"{printable(where)} holds only compressed tar files, as {printable(files[0].name)}"
     return ValueError(
         f"data.path: {given}, so that no image can be read by itself; unpack to a .tar or to a "
         "folder"
@@ -182,7 +182,7 @@ def _compressed(files: Sequence[Path], where: Path) -> ValueError:
 
 def _patterns(path: str) -> str:
     """Which patterns there are, where a file that is not there looks like another pattern."""
-    if not re.search(r"[\[\]{}*?,]|::", path):
+    if not re.search(r"[\[\]{}?,]|::", path):
         return ""
     return "; patterns are {0000..0127} for a range of numbers and * for any text"
 

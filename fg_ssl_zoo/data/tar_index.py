@@ -119,6 +119,8 @@ def scan(file: Path, source: str = "cls") -> Members:
                     tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # keeps all
                     found.add(member, opened)
                 _check_end(opened, tar.offset)
+                if _goes_on(opened):
+                    found.members.others["archive behind the first (of cat?)"] += 1
     except tarfile.TarError as error:
         raise ValueError(
             f"data.path: {printable(file)} cannot be read as a tar file ({error}); was it cut off? "
@@ -150,6 +152,11 @@ def _check_end(opened: BinaryIO, offset: int) -> None:
         raise tarfile.ReadError(f"no header at byte {offset}")
     if len(block) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"no end-of-archive block at byte {offset}")
+
+
+def _goes_on(opened: BinaryIO) -> bool:
+    """Whether something lies behind the zeros at the end of an archive."""
+    return any(block.strip(b"\0") for block in iter(lambda: opened.read(2**20), b""))
 
 
 class _Scan:
