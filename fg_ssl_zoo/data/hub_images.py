@@ -105,7 +105,10 @@ class HubImages(EncodedImages):
         return f"{self.where} {[len(self._row(int(i))['bytes'] or b'') for i in some]}"
 
     def _row(self, index: int) -> Mapping[str, Any]:
-        return self.rows[index] or NO_IMAGE
+        try:
+            return self.rows[index] or NO_IMAGE
+        except CorruptImage as error:  # of the file; each row is an unreadable image of its own
+            raise CorruptImage(f"{self.where} row {index}: {error}") from error
 
 
 def _encoded(row: Mapping[str, Any], where: str) -> bytes:

@@ -7,6 +7,8 @@ training goes on exactly where it stopped.
 """
 
 import hashlib
+import logging
+import math
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -16,14 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fg_ssl_zoo.config import reason_of
-from fg_ssl_zoo.data.order import Group
+from fg_ssl_zoo.config import printable, reason_of
+from fg_ssl_zoo.data.order import LANES, Group
 from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.progress import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+_log = logging.getLogger(__name__)
 
 BUFFER = 256
 """Rows that are shuffled together; `data.shuffle_buffer` changes it."""
@@ -74,7 +78,32 @@ class ParquetRows(Sequence[dict[str, Any]]):
         self._firsts[-1] = min(self._firsts[-1], most or self._firsts[-1])
         self.state = hashlib.blake2b("\n".join(told).encode(), digest_size=8).hexdigest()
         self.groups = [Group(len(self), blocks=np.diff(self._firsts), buffer=buffer)]
+        self._tell_large_groups(buffer)
         self._open_here()
+
+    def _tell_large_groups(self, buffer: int) -> None:
+        """Log that row groups are read again and again where those in use have no room together."""
+        largest = max((self._bytes(number) for number in range(len(self._places))), default=0)
+        rows = max(1, len(self) // max(1, len(self._places)))
+        in_use = min(len(self._places), LANES * (1 + math.ceil(buffer / rows)))
+        if largest * in_use > MOST_BYTES:
+            _log.warning(
+                "%s: training reads from %d row groups at a time, of up to %.0f MB each, and keeps "
+                "%.1f GB, so groups are read again and again; write the files with 100 rows in a "
+                "row group, as the datasets package does",
+                printable(self._files[0]), in_use, largest / 1e6, MOST_BYTES / 1e9,
+            )  # fmt: skip
+
+    def _bytes(self, number: int) -> int:
+        """Of the images of a row group in memory."""
+        place, group = self._places[number]
+        about = self._about[place].row_group(group)
+        columns = (about.column(i) for i in range(about.num_columns))
+        return sum(
+            column.total_uncompressed_size
+            for column in columns
+            if column.path_in_schema.split(".")[0] == self.image
+        )
 
     def _open_here(self) -> None:
         self._kept: OrderedDict[int, pa.Array] = OrderedDict()

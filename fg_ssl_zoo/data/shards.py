@@ -100,7 +100,9 @@ class ShardImages(EncodedImages):
                 file.seek(int(self._offsets[index]))
                 content = file.read(size)
         except OSError as error:
-            raise CorruptImage(f"{shard}: cannot be read ({error.strerror})") from None
+            raise CorruptImage(
+                f"{self.name_of(index)}: {shard} cannot be read ({error.strerror})"
+            ) from None
         if len(content) < size:
             raise CorruptImage(f"{self.name_of(index)}: the shard has become shorter")
         return content

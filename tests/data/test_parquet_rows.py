@@ -190,3 +190,28 @@ def test_one_file_of_a_data_set_names_its_folder(birds, tmp_path, name):
     message = rf"{name} is one file of a data set; give its folder, {tmp_path}$"
     with pytest.raises(ValueError, match=message):
         load_splits(Data(path=str(tmp_path / name)))
+
+
+def test_each_row_of_a_lost_file_is_an_unreadable_picture_of_its_own(birds, tmp_path):
+    shutil.copytree(birds, tmp_path / "birds")
+    train, _ = load_splits(Data(path=str(tmp_path / "birds")))
+    (tmp_path / "birds" / "data" / "train-00001-of-00002.parquet").unlink()
+    lost = []
+    for index in (6, 7):
+        with pytest.raises(CorruptImage, match=rf"row {index}: .*00001-of-00002.parquet: cannot"):
+            train[index]
+        with pytest.raises(CorruptImage) as raised:
+            train[index]
+        lost.append(str(raised.value))
+    assert len(set(lost)) == 2
+
+
+def test_row_groups_that_have_no_room_together_are_told(birds, monkeypatch, caplog):
+    files = [str(file) for file in sorted((birds / "data").glob("train*"))]
+    rows = ParquetRows(files, "image", buffer=2)
+    assert not caplog.messages
+    each = max(rows._bytes(number) for number in range(5))
+    assert each >= 3 * len(png(0))
+    monkeypatch.setattr(parquet_rows, "MOST_BYTES", 5 * each - 1)
+    ParquetRows(files, "image", buffer=2)
+    assert "reads from 5 row groups at a time" in caplog.text

@@ -141,8 +141,12 @@ def test_a_shard_that_shrinks_while_it_is_read_is_a_corrupt_image(birds_in_shard
     with pytest.raises(CorruptImage, match=r"train-0000\.tar/0000\.png: the shard has become"):
         train[0]
     (birds_in_shards / "train-0001.tar").unlink()
-    with pytest.raises(CorruptImage, match=r"train-0001\.tar: cannot be read"):
-        train[4]
+    lost = []
+    for index in (4, 5):
+        with pytest.raises(CorruptImage, match=r"train-0001\.tar cannot be read") as raised:
+            train[index]
+        lost.append(str(raised.value))
+    assert len(set(lost)) == 2  # a run counts lines, and more than 1 % of the images end it
 
 
 def with_links(path, members, links):

@@ -161,7 +161,7 @@ def test_a_run_that_differs_in_its_names_only_says_how_it_goes_on(tmp_path):
     words = f"name={before.name}"
     assert str(raised.value).endswith(f"; if the images are the same, {words} continues it")
     claim(tmp_path / "run", words)
-    with pytest.raises(RunFolderTaken, match="overwrite=true$"):
+    with pytest.raises(RunFolderTaken, match=r"overwrite=true$"):
         claim(tmp_path / "run", "name=fgssl_resnet18_birds.simclr", "seed=3")
 
 
