@@ -209,25 +209,50 @@ def _one_source(data: Data, hold_out: bool) -> tuple[Images, Images | None]:
     train, test = _load_path(data) if data.path is not None else load_hub(data)
     if train.labels is not None and data.test_split == NO_TEST:
         return train, None
-    if hold_out and train.labels is not None and (test is None or test.labels is None):
+    return _with_test_images(train, test) if hold_out else (train, test)
+
+
+def _with_test_images(train: Images, test: Images | None) -> tuple[Images, Images | None]:
+    """The splits; a part of labelled training images is held out if no test image has a label."""
+    if train.labels is not None and (test is None or test.labels is None):
         return _hold_out(train)
     return train, test
 
 
 def _mix(data: Data, hold_out: bool) -> tuple[Images, Images | None]:
-    """Both splits of several paths; the test split has the images of all that have one."""
-    names: list[str] = []
-    for source in data.sources:
-        name = source_name(source.path, None)
-        names.append(name if name not in names else f"{name}_{len(names) + 1}")
-    weights = [source.weight for source in data.sources]
+    """Both splits of several paths; the test split has the images of all that have one.
+
+    Nothing is held out if a source has no labels, since the mixture has none then.
+    """
+    names = _source_names(data)
     loaded = [
-        _one_source(replace(data, path=source.path, name=name), hold_out)
+        _one_source(replace(data, path=source.path, name=name), hold_out=False)
         for source, name in zip(data.sources, names, strict=True)
     ]
+    unlabelled = [images.name for images, _ in loaded if images.labels is None]
+    if 0 < len(unlabelled) < len(loaded):
+        _log.warning(
+            "%s has no labels and no labelled test images, since these sources have no labels: %s",
+            data.name, ", ".join(unlabelled),
+        )  # fmt: skip
+    if hold_out and data.test_split != NO_TEST and not unlabelled:
+        loaded = [_with_test_images(*splits) for splits in loaded]
+    weights = [source.weight for source in data.sources]
     train = Mixture([images for images, _ in loaded], weights, data.name)
     tests = [images for _, images in loaded if images is not None]
     return train, Mixture(tests, [1.0] * len(tests), data.name, train.classes) if tests else None
+
+
+def _source_names(data: Data) -> list[str]:
+    """A name for each source of a mixture; a number is added to a name that is taken."""
+    names: list[str] = []
+    for source in data.sources:
+        unique = name = source_name(source.path, None)
+        number = len(names) + 1
+        while unique in names:
+            unique, number = f"{name}_{number}", number + 1
+        names.append(unique)
+    return names
 
 
 def _tell_missing_classes(images: Images, num_images: int) -> None:

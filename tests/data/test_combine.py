@@ -63,6 +63,19 @@ def test_an_unlabelled_source_makes_the_mixture_unlabelled(three):
     assert (len(limited), len(groups_of(limited))) == (9, 2)
 
 
+def test_an_unlabelled_source_means_that_nothing_is_held_out(tmp_path, caplog):
+    draw_classes(tmp_path / "birds", num_images=10)
+    draw(tmp_path / "web" / "0.png")
+    train, test = load_splits(mixed(tmp_path / "birds", tmp_path / "web"))
+    assert (len(train), test) == (21, None)
+    assert [record.message for record in caplog.records] == [
+        "birds_web has no labels and no labelled test images, since these sources have no labels: "
+        "web"
+    ]
+    both = mixed(tmp_path / "birds", tmp_path / "birds")
+    assert list(map(len, load_splits(both))) == [32, 8]
+
+
 def test_the_list_of_a_mixture_follows_its_files(three):
     train, _ = load_splits(mixed(three / "birds", three / "web"))
     prints = fingerprint(train), file_state(train)
@@ -95,6 +108,15 @@ def test_sources_of_one_name_are_told_apart(three):
     train, _ = load_splits(mixed(three / "birds", three / "other" / "birds"))
     assert isinstance(train, Mixture)
     assert [source.name for source in train.sources] == ["birds", "birds_2"]
+
+
+def test_a_name_made_unique_is_not_that_of_another_source(three):
+    places = [three / "x" / "birds_3", three / "x" / "birds", three / "y" / "birds"]
+    for place in places:
+        draw(place / "1.png")
+    train, _ = load_splits(mixed(*places))
+    assert isinstance(train, Mixture)
+    assert [source.name for source in train.sources] == ["birds_3", "birds", "birds_4"]
 
 
 def test_a_recipe_with_a_list(three, monkeypatch):
