@@ -40,7 +40,7 @@ from fg_ssl_zoo.data.sample import (
     identity_of,
     image_name,
 )
-from fg_ssl_zoo.data.shards import load_shards, shard_files
+from fg_ssl_zoo.data.shards import ShardImages, load_shards, shard_files
 from fg_ssl_zoo.data.splits import NO_TEST
 
 LAYOUTS = (
@@ -303,9 +303,7 @@ def _hold_out(images: Images) -> tuple[Images, Images | None]:
 
     If every class has one image only, nothing is held out and there are no test images.
     """
-    names: Iterable[str] = map(str, range(len(images)))
-    if isinstance(images, FolderImages):
-        names = images.paths
+    names, kind = _held_out_names(images)
     assert images.labels is not None
     test = held_out(names, images.labels)
     if not test.any():
@@ -313,24 +311,41 @@ def _hold_out(images: Images) -> tuple[Images, Images | None]:
         return images, None
     _log.warning(
         "%s has no labelled test split: %d of %d images (%.0f %% of each class, by a hash of the "
-        "file name) are held out; data.test_split=%s trains on all",
-        images.name, test.sum(), len(test), 100 * HELD_OUT, NO_TEST,
+        "%s) are held out; data.test_split=%s trains on all",
+        images.name, test.sum(), len(test), 100 * HELD_OUT, kind, NO_TEST,
     )  # fmt: skip
     return Subset(images, np.flatnonzero(~test)), Subset(images, np.flatnonzero(test))
 
 
-def held_out(names: Iterable[str], labels: np.ndarray, share: float = HELD_OUT) -> np.ndarray:
-    """(n,) bool: the `share` of each class whose names have the smallest hashes.
+def _held_out_names(images: Images) -> tuple[Iterable[str], str]:
+    """Names of the images by which some are held out, and what they are, for the log.
 
-    A class of two or more images gives at least one and keeps at least one. Adding an image
-    moves at most one other image of its class to the other side.
+    Images of a tar file have the name up to its last dot: `1.jpg` and `1.png` are of one object.
+    Rows of a data set have no names, only numbers.
+    """
+    if isinstance(images, FolderImages):
+        return images.paths, "file name"
+    if isinstance(images, ShardImages):
+        names = map(images.name_of, range(len(images)))
+        return (os.path.splitext(name)[0] for name in names), "name in the tar file"
+    return map(str, range(len(images))), "row number"
+
+
+def held_out(names: Iterable[str], labels: np.ndarray, share: float = HELD_OUT) -> np.ndarray:
+    """(n,) bool: the images of the `share` of each class' names that have the smallest hashes.
+
+    Images of one class and name stay together. A class of two or more names gives at least one and
+    keeps at least one. Adding a name moves at most one other name of its class to the other side.
     """
     hashes = np.fromiter(map(_hash, names), np.uint64, len(labels))
-    order = np.argsort(hashes, kind="stable")
-    sizes = np.bincount(labels)
+    order = np.lexsort((hashes, labels))
+    first = np.ones(len(labels), dtype=bool)  # image of its class and name
+    first[1:] = (np.diff(labels[order]) != 0) | (np.diff(hashes[order]) != 0)
+    classes = labels[order][first]
+    sizes = np.bincount(classes)
     quota = np.minimum(np.maximum(np.rint(share * sizes), 1), sizes - 1)
     chosen = np.zeros(len(labels), dtype=bool)
-    chosen[order] = _turns(labels[order]) < quota[labels[order]]
+    chosen[order] = (_turns(classes) < quota[classes])[np.cumsum(first) - 1]
     return chosen
 
 

@@ -335,3 +335,33 @@ def test_labels_that_were_asked_for_and_are_not_there_are_named(tmp_path, caplog
     assert "unlabelled: no image lies in a folder inside of its tar file" in caplog.text
     assert load_splits(data(tmp_path, columns={"label": "cls"}))[0].labels is None
     assert "unlabelled: no image has a label NAME.cls beside it" in caplog.text
+
+
+def held_out_members(path):
+    test = load_splits(data(path))[1]
+    return {image_name(test, index) for index in range(len(test))}
+
+
+def test_an_added_shard_moves_few_images_to_the_other_split(tmp_path, caplog):
+    def shard(name):
+        members = {}
+        for row in range(50):
+            members |= {f"{name}{row}.png": row, f"{name}{row}.cls": "ab"[row % 2]}
+        tar(tmp_path / "birds" / f"{name}.tar", members)
+
+    shard("m")
+    before = held_out_members(tmp_path / "birds")
+    assert "20 % of each class, by a hash of the name in the tar file" in caplog.text
+    shard("a")
+    after = held_out_members(tmp_path / "birds")
+    assert (len(before), len(after)) == (10, 20)
+    assert len(before - after) <= 5
+
+
+def test_images_of_one_key_are_held_out_together(tmp_path):
+    members = {f"{row}{ending}": row for row in range(20) for ending in (".png", ".jpg")}
+    labels = {f"{row}.cls": "ab"[row % 2] for row in range(20)}
+    tar(tmp_path / "birds.tar", members | labels)
+    keys = [name.rpartition(".")[0] for name in sorted(held_out_members(tmp_path / "birds.tar"))]
+    assert len(keys) == 8
+    assert keys[::2] == keys[1::2]

@@ -53,6 +53,15 @@ def test_tiny_classes_keep_a_training_picture():
     assert held_out(["a", "b"], np.array([0, 0])).sum() == 1
 
 
+def test_images_of_one_name_stay_together():
+    names = [f"{number // 2}" for number in range(40)]
+    labels = np.arange(40) // 20
+    chosen = held_out(names, labels)
+    np.testing.assert_array_equal(chosen[::2], chosen[1::2])
+    np.testing.assert_array_equal(np.bincount(labels[chosen]), [4, 4])
+    assert not held_out(["a", "a"], np.array([0, 0])).any()
+
+
 def test_balanced_takes_from_all_classes_alike():
     labels = np.repeat([0, 1, 2], [2, 10, 30])
     chosen = balanced(labels, 42, 14, seed=3)
