@@ -93,7 +93,7 @@ def choose_splits(there: Collection[str], data: Data, where: str) -> tuple[str, 
         )
     test = find_test(named, data.test_split, where) if train else None
     unused = [name for name in there if name not in (train, test)]
-    tell_unused(where, [name or "no split" for name in unused])
+    tell_unused(where, [name or "tar files without a split" for name in unused])
     return train, test
 
 
@@ -101,7 +101,7 @@ def tell_unused(where: str, splits: Sequence[str]) -> None:
     """Warn that the images of these splits are not used."""
     if splits:
         _log.warning(
-            "%s: the images in %s belong to no split and are not used",
+            "%s: the images in %s are not used; data.train_split and data.test_split choose splits",
             printable(where), printable(", ".join(splits[:5])),
         )  # fmt: skip
 

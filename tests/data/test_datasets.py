@@ -161,7 +161,7 @@ def test_splits_stay_splits_and_what_is_in_none_is_named(tmp_path, caplog):
     (tmp_path / "docs").mkdir()
     images = all_splits(data(tmp_path))
     assert [paths(split) for split in images.values()] == [["train/0.png"], ["test/0.png"]]
-    assert "the images in extra/ belong to no split and are not used" in caplog.text
+    assert "the images in extra/ are not used" in caplog.text
 
 
 def test_a_test_folder_with_one_of_the_classes_is_used(tmp_path, caplog):
