@@ -5,22 +5,27 @@
     /other/disk/2.jpg,crow,test
 
 Paths are absolute or start from the folder of the file. `data.columns` names other columns. The
-separator is the comma, the semicolon or the tab. `parts.csv` and part masks beside the file are
+separator is the comma, the semicolon or the tab. Spaces around names of columns, paths, labels and
+splits do not count. `parts.csv` and part masks beside the file are
 read as those of a folder.
 """
 
 import csv
+import logging
 import os
 from array import array
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import normpath
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from fg_ssl_zoo.config import Data, home_path, nearest, printable
+from fg_ssl_zoo.config import Data, nearest, printable
 from fg_ssl_zoo.data.folders import FolderImages, images_of
-from fg_ssl_zoo.data.listing import PathList
+from fg_ssl_zoo.data.listing import PathList, existing_file, natural
 from fg_ssl_zoo.data.part_annotations import separator
 from fg_ssl_zoo.data.splits import ClassColumn, choose_splits, number_classes
 
@@ -37,6 +42,8 @@ COLUMNS = {
 _VALID = {"true": "valid", "1": "valid", "false": "train", "0": "train"}
 """Values of a column `is_valid`."""
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass
 class _Rows:
@@ -44,59 +51,76 @@ class _Rows:
 
     paths: PathList = field(default_factory=PathList)
     names: ClassColumn = field(default_factory=ClassColumn)
+    lines: "array[int]" = field(default_factory=lambda: array("q"))
     hashes: "array[int]" = field(default_factory=lambda: array("q"))
+
+    def order(self) -> list[int]:
+        """Row numbers in natural order of the paths."""
+        return sorted(range(len(self.paths)), key=lambda row: natural(normpath(self.paths[row])))
+
+
+class _Columns(NamedTuple):
+    """Numbers of the columns."""
+
+    image: int
+    label: int | None
+    split: int | None
 
 
 def load_csv(data: Data) -> tuple[FolderImages, FolderImages | None]:
-    """Training and test images of the CSV file `data.path`.
+    """Training and test images of the CSV file `data.path`, in natural order of their paths.
 
     All rows are training images where there is no split column. A split with an empty label is
     unlabelled.
 
     Raises:
-        ValueError: No such column or split, an empty or repeated path, images that are not there,
-            or test classes that training lacks.
+        ValueError: No such file, column or split, an empty or repeated path, images that are not
+            there, or test classes that training lacks.
     """
-    file = home_path(str(data.path))
+    file = existing_file(str(data.path))
     splits, labelled = _read(file, data.columns)
+    _refuse_repeated(file, list(splits.values()))
     train_name, test_name = choose_splits(splits, data, str(file))
     train, test = splits[train_name], splits[test_name] if test_name else None
-    for rows in filter(None, (train, test)):
-        _refuse_repeated(file, rows)
     columns = (train.names if labelled else None, test.names if labelled and test else None)
     where = [f"{file}[{name}]" if name else str(file) for name in (train_name, test_name)]
     classes, labels, test_labels = number_classes(*columns, *where)
-    images = images_of(data, file.parent, train.paths, classes, labels)
+    images = _images(data, file, train, classes, labels)
     if test is None:
         return images, None
-    return images, images_of(data, file.parent, test.paths, classes, test_labels)
+    return images, _images(data, file, test, classes, test_labels)
+
+
+def _images(
+    data: Data, file: Path, rows: _Rows, classes: list[str], labels: np.ndarray | None
+) -> FolderImages:
+    """Images of a split; sorted, so that a shuffled file gives the same run."""
+    order = rows.order()
+    paths = PathList(rows.paths[row] for row in order)
+    return images_of(data, file.parent, paths, classes, None if labels is None else labels[order])
 
 
 def _read(file: Path, wanted: Mapping[str, str]) -> tuple[dict[str, _Rows], bool]:
     """Rows by split, which is empty without a split column; and whether there is a label column."""
     splits: dict[str, _Rows] = {}
-    missing = _Missing(file)
+    missing, folder = _Missing(file), os.path.abspath(file.parent)
     try:
+        _refuse_utf16(file)
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-            reader = csv.reader(lines, delimiter=separator(lines))
-            header = next(reader, [])
-            image, label, split = _find_columns(file, header, wanted)
-            for row in filter(None, reader):
-                where = f"{printable(file)}, line {reader.line_num}"
-                if len(row) != len(header) or not row[image]:
-                    raise ValueError(
-                        f"{where}: {len(row)} values, {len(header)} are needed, and a path in "
-                        f"column {printable(header[image])}"
-                    )
-                name = "" if split is None else _split_of(row[split], header[split], where)
-                rows = splits.setdefault(name, _Rows())
-                missing.check(row[image], reader.line_num)
-                rows.paths.append(row[image])
-                rows.hashes.append(hash(row[image]))
-                if label is not None:
-                    rows.names.append(row[label])
-    except csv.Error as error:
-        raise ValueError(f"{printable(file)} is no CSV file ({error})") from None
+            records = _records(file, lines)
+            header = [name.strip() for name in next(records, (1, []))[1]]
+            columns = _find_columns(file, header, wanted)
+            for line, row in records:
+                path, label, split = _values(
+                    row, header, columns, f"{printable(file)}, line {line}"
+                )
+                missing.check(path, line)
+                rows = splits.setdefault(split, _Rows())
+                rows.paths.append(path)
+                rows.lines.append(line)
+                rows.hashes.append(hash(normpath(os.path.join(folder, path))))
+                if columns.label is not None:
+                    rows.names.append(label)
     except OSError as error:
         raise ValueError(
             f"data.path: {printable(file)} cannot be read ({error.strerror})"
@@ -104,7 +128,58 @@ def _read(file: Path, wanted: Mapping[str, str]) -> tuple[dict[str, _Rows], bool
     if not splits:
         raise ValueError(f"data.path: {printable(file)} lists no images")
     missing.refuse()
-    return splits, label is not None
+    return splits, columns.label is not None
+
+
+def _refuse_utf16(file: Path) -> None:
+    with file.open("rb") as opened:
+        if opened.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE):
+            raise ValueError(f"data.path: {printable(file)} is UTF-16; save it as UTF-8")
+
+
+def _records(file: Path, lines: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not empty, each with the number of its first line.
+
+    Raises:
+        ValueError: Not valid CSV, such as a quotation mark that is not closed.
+    """
+    reader = csv.reader(lines, delimiter=separator(lines), skipinitialspace=True, strict=True)
+    line = 1
+    try:
+        for row in reader:
+            if row:
+                yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{printable(file)}, line {line}: not valid CSV ({error}); is a quotation mark not "
+            "closed?"
+        ) from None
+
+
+def _values(
+    row: Sequence[str], header: Sequence[str], columns: _Columns, where: str
+) -> tuple[str, str, str]:
+    """Path, label and split of a row; empty where there is no such column.
+
+    Raises:
+        ValueError: Another number of values, no path, or a line break in one of the three.
+    """
+    if len(row) != len(header) or not row[columns.image].strip():
+        raise ValueError(
+            f"{where}: {len(row)} values, {len(header)} are needed, and a path in "
+            f"column {printable(header[columns.image])}"
+        )
+    for column in columns:
+        if column is not None and ("\n" in row[column] or "\r" in row[column]):
+            raise ValueError(
+                f"{where}: {printable(header[column])} holds a line break; is a quotation mark not "
+                "closed?"
+            )
+    path, label, split = ("" if column is None else row[column].strip() for column in columns)
+    if columns.split is not None:
+        split = _split_of(split, header[columns.split], where)
+    return path, label, split
 
 
 @dataclass
@@ -132,38 +207,54 @@ class _Missing:
             )
 
 
-def _find_columns(
-    file: Path, header: Sequence[str], wanted: Mapping[str, str]
-) -> tuple[int, int | None, int | None]:
-    """Numbers of the columns with paths, labels and splits."""
+def _find_columns(file: Path, header: Sequence[str], wanted: Mapping[str, str]) -> _Columns:
+    """The columns with paths, labels and splits; the log names all if none has labels."""
     if unknown := sorted(wanted.keys() - COLUMNS.keys()):
         raise ValueError(
             f"data.columns: unknown key '{unknown[0]}'; known are {', '.join(COLUMNS)}"
         )
-    for key, column in wanted.items():
-        if column not in header:
-            raise ValueError(
-                f"data.columns.{key}: {printable(file)} has no column '{printable(column)}'"
-                f"{printable(nearest(column, header))}"
-            )
-    image, label, split = (
-        next((name for name in _names(key, wanted) if name in header), None) for key in COLUMNS
-    )
+    image, label, split = (_find_column(file, header, key, wanted) for key in COLUMNS)
     if image is None:
         raise ValueError(
             f"data.path: {printable(file)} has no column path, but "
             f"{printable(', '.join(header))[:80]}; name the one with paths by "
             "data.columns={image: NAME}"
         )
-    return (
-        header.index(image),
-        None if label is None else header.index(label),
-        None if split is None else header.index(split),
-    )
+    named = list(filter(None, header))
+    if label is None and len(named) > (1 if split is None else 2):
+        _log.warning(
+            "%s is read as unlabelled; its columns: %s; name the one with labels by "
+            "data.columns={label: NAME}",
+            printable(file), printable(", ".join(named)),
+        )  # fmt: skip
+    return _Columns(image, label, split)
 
 
-def _names(key: str, wanted: Mapping[str, str]) -> Iterator[str]:
-    yield from [wanted[key]] if key in wanted else COLUMNS[key]
+def _find_column(
+    file: Path, header: Sequence[str], key: str, wanted: Mapping[str, str]
+) -> int | None:
+    """The column that is wanted; else of a name that is tried, as written, then in any case.
+
+    Raises:
+        ValueError: The wanted column is not there, or there are several of one name.
+    """
+    names = [wanted[key]] if key in wanted else COLUMNS[key]
+    for spelling in (str,) if key in wanted else (str, str.casefold):
+        for name in names:
+            found = [i for i, column in enumerate(header) if spelling(column) == name]
+            if len(found) > 1:
+                raise ValueError(
+                    f"data.path: {printable(file)} has {len(found)} columns '{printable(name)}'; "
+                    "one is needed"
+                )
+            if found:
+                return found[0]
+    if key in wanted:
+        raise ValueError(
+            f"data.columns.{key}: {printable(file)} has no column '{printable(wanted[key])}'"
+            f"{printable(nearest(wanted[key], header))}"
+        )
+    return None
 
 
 def _split_of(value: str, column: str, where: str) -> str:
@@ -172,25 +263,37 @@ def _split_of(value: str, column: str, where: str) -> str:
     Raises:
         ValueError: It is empty, or `is_valid` is neither true nor false.
     """
-    name = _VALID.get(value.strip().casefold(), "") if column == "is_valid" else value.strip()
+    is_valid = column.casefold() == "is_valid"
+    name = _VALID.get(value.casefold(), "") if is_valid else value
     if not name:
-        words = "True or False" if column == "is_valid" else "the name of a split"
+        words = "True or False" if is_valid else "the name of a split"
         raise ValueError(f"{where}: {column} is '{printable(value)}'; {words} is needed")
     return name
 
 
-def _refuse_repeated(file: Path, rows: _Rows) -> None:
-    """A path that is listed twice would count twice in scores.
+def _refuse_repeated(file: Path, splits: Sequence[_Rows]) -> None:
+    """A path that is listed twice would count twice in scores, or be trained on and tested.
+
+    Paths are compared without `.` and `..`; links are not followed.
 
     Raises:
         ValueError: Names one.
     """
-    hashes = np.frombuffer(rows.hashes, dtype=np.int64)
+    folder = os.path.abspath(file.parent)
+    hashes = np.concatenate([np.frombuffer(rows.hashes, np.int64) for rows in splits])
+    ends = np.cumsum([len(rows.paths) for rows in splits])
     order = np.argsort(hashes, kind="stable")
+
+    def listed(place: int) -> tuple[int, str]:
+        number = int(np.searchsorted(ends, place, side="right"))
+        row = place - int(ends[number]) + len(splits[number].paths)
+        return splits[number].lines[row], splits[number].paths[row]
+
     for place in np.flatnonzero(hashes[order][1:] == hashes[order][:-1]):
-        first, second = (rows.paths[int(row)] for row in order[place : place + 2])
-        if first == second:
+        (one, first), (two, path) = sorted(listed(int(row)) for row in order[place : place + 2])
+        if normpath(os.path.join(folder, first)) == normpath(os.path.join(folder, path)):
             raise ValueError(
-                f"data.path: {printable(file)} lists {printable(first)} twice; list it once (for a "
-                "larger share of some images, see weights of data.path in docs/data.md)"
+                f"data.path: {printable(file)} lists {printable(path)} twice, in lines {one} and "
+                f"{two}; list it once (for a larger share of some images, see weights of data.path "
+                "in docs/data.md)"
             )

@@ -281,7 +281,7 @@ def _draw(data: Data, seed: int) -> tuple[Images, Images]:
 def _load_path(data: Data) -> tuple[Images, Images | None]:
     """A file by its ending, a folder by its layout."""
     path = home_path(str(data.path))
-    if path.suffix.lower() in CSV and os.path.isfile(path):
+    if path.suffix.lower() in CSV and not os.path.isdir(path):
         return load_csv(data)
     root, shards = shard_files(path)
     if shards:

@@ -194,15 +194,32 @@ def existing_folder(path: str, key: str = "data.path: ") -> Path:
         return folder
     if os.path.exists(folder):
         raise ValueError(f"{key}{printable(path)} is a file; a folder of images is needed")
-    parent, missing = folder.parent, folder
+    raise _not_there(path, "folder", key)
+
+
+def existing_file(path: str, key: str = "data.path: ") -> Path:
+    """The file a user named; arguments and errors as `existing_folder`."""
+    file = home_path(path)
+    if os.path.exists(file):
+        return file
+    raise _not_there(path, "file", key)
+
+
+def _not_there(path: str, kind: str, key: str) -> ValueError:
+    """The error of a folder or file that is missing, with the nearest name beside it."""
+    wanted = home_path(path)
+    parent, missing = wanted.parent, wanted
     while not os.path.isdir(parent) and parent != parent.parent:
         parent, missing = parent.parent, parent
-    beside = sorted(folders_in(parent), key=natural)
-    here = "" if folder.is_absolute() else f" (seen from {Path.cwd()})"
-    raise ValueError(
-        f"{key}there is no folder {printable(path)}{printable(here)}: "
+    if kind == "file" and missing == wanted:
+        names = [file.name for file in parent.glob(f"*{wanted.suffix}")]
+    else:
+        names = folders_in(parent)
+    here = "" if wanted.is_absolute() else f" (seen from {Path.cwd()})"
+    return ValueError(
+        f"{key}there is no {kind} {printable(path)}{printable(here)}: "
         f"{printable(missing.name)} is not in {printable(parent)}"
-        f"{printable(nearest(missing.name, beside))}"
+        f"{printable(nearest(missing.name, sorted(names, key=natural)))}"
     )
 
 
