@@ -1,7 +1,7 @@
 """The images of a run, so that a continued run uses the same images.
 
     take(splits)             one entry per image: name, class, size, time, content
-    differences(old, new)    images that were added, are missing, or have changed
+    differences(old, new)    images that were added, are missing, or have changed; another order
     content_of(images)       one hash of their content
 
 An image is unchanged if its name, class and size are the same, and its content if both inventories
@@ -118,17 +118,25 @@ Inventory = Mapping[str, Sequence[Entry]]
 
 @dataclass(frozen=True)
 class Differences:
-    """Names of images, in their order."""
+    """Names of images, in their order.
+
+    Fields:
+        moved: First image with another number, if the images are the same. Training reads images
+            by number, so that another order is another run.
+    """
 
     added: list[str]
     gone: list[str]
     changed: list[str]
+    moved: str = ""
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.gone or self.changed)
+        return bool(self.added or self.gone or self.changed or self.moved)
 
     def __str__(self) -> str:
         """`2 added, 0 gone, 1 changed: jay/1.png, jay/2.png, crow/0.png`."""
+        if self.moved and not self.changed:
+            return f"the same images in another order, from {self.moved} on"
         names = list(dict.fromkeys([*self.added, *self.gone, *self.changed]))
         counts = ((len(getattr(self, kind)), kind) for kind in ("added", "gone", "changed"))
         more = ", ..." if len(names) > 3 else ""
@@ -231,12 +239,13 @@ def differences(old: Inventory, new: Inventory) -> Differences:
     """
     if old.keys() == new.keys() and all(_unchanged(old[split], new[split]) for split in old):
         return Differences([], [], [])
-    pairs = _pairs(old, new)
+    pairs, moved = _pairs(old, new), ""
     if pairs is None:
         before, after = _by_name(old), _by_name(new)
         pairs = [(before[key], after[key]) for key in after if key in before]
         added = [name for split, name in after if (split, name) not in before]
         gone = [name for split, name in before if (split, name) not in after]
+        moved = "" if added or gone else _first_moved(old, new)
     else:
         added, gone = [], []
     kept_times, by_content, by_time = False, [], []
@@ -244,7 +253,7 @@ def differences(old: Inventory, new: Inventory) -> Differences:
         kept_times |= there.time == here.time
         by_content += [here.name] if _differs(there, here, copied=True) else []
         by_time += [here.name] if _differs(there, here, copied=False) else []
-    return Differences(added, gone, by_time if kept_times else by_content)
+    return Differences(added, gone, by_time if kept_times else by_content, moved)
 
 
 def _unchanged(old: Sequence[Entry], new: Sequence[Entry]) -> bool:
@@ -258,6 +267,12 @@ def _pairs(old: Inventory, new: Inventory) -> Iterable[tuple[Entry, Entry]] | No
     if any(a.name != b.name for split in old for a, b in zip(old[split], new[split], strict=True)):
         return None
     return (pair for split in new for pair in zip(old[split], new[split], strict=True))
+
+
+def _first_moved(old: Inventory, new: Inventory) -> str:
+    """The first image that has another number; empty where none has."""
+    pairs = (pair for split in new for pair in zip(old.get(split, ()), new[split], strict=False))
+    return next((after.name for before, after in pairs if before.name != after.name), "")
 
 
 def _by_name(inventory: Inventory) -> dict[tuple[str, str], Entry]:

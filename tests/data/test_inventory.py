@@ -12,7 +12,7 @@ from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data import inventory
 from fg_ssl_zoo.data.datasets import all_splits, load_splits
 from fg_ssl_zoo.data.hub_images import HubImages
-from fg_ssl_zoo.data.inventory import differences, take
+from fg_ssl_zoo.data.inventory import Entries, Entry, differences, take
 
 
 def bmp(path, value):
@@ -51,6 +51,18 @@ def test_added_removed_and_replaced_pictures_are_named(photos, tmp_path):
     assert found.gone == ["test/a/0.bmp"]
     assert found.changed == ["train/a/2.bmp"]
     assert str(found) == ("1 added, 1 gone, 1 changed: train/b/9.bmp, test/a/0.bmp, train/a/2.bmp")
+
+
+def test_another_order_of_the_same_images_is_named():
+    def inventory_in(names):
+        return {"train": Entries(Entry(name, size=1) for name in names), "test": Entries()}
+
+    found = differences(inventory_in("abcd"), inventory_in("acbd"))
+    assert (bool(found), str(found)) == (True, "the same images in another order, from c on")
+    assert not differences(inventory_in("abcd"), inventory_in("abcd"))
+    assert str(differences(inventory_in("abcd"), inventory_in("dcb"))) == (
+        "0 added, 1 gone, 0 changed: a"
+    )
 
 
 def test_a_copy_with_other_times_is_the_same(photos, tmp_path):
