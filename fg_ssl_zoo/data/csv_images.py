@@ -6,13 +6,14 @@
 
 Paths are absolute or start from the folder of the file. `data.columns` names other columns. The
 separator is the comma, the semicolon or the tab. Spaces around names of columns, paths, labels and
-splits do not count. `parts.csv` and part masks beside the file are
-read as those of a folder.
+splits are removed. Images are sorted by path. `parts.csv` and part masks beside the file are read
+as those of a folder.
 """
 
 import csv
 import logging
 import os
+import re
 from array import array
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,8 @@ COLUMNS = {
 
 _VALID = {"true": "valid", "1": "valid", "false": "train", "0": "train"}
 """Values of a column `is_valid`."""
+
+_LINE_BREAK = re.compile(r"[\r\n]")
 
 _log = logging.getLogger(__name__)
 
@@ -166,12 +169,13 @@ def _values(
         ValueError: Another number of values, no path, or a line break in one of the three.
     """
     if len(row) != len(header) or not row[columns.image].strip():
+        hint = "; is a quotation mark not closed?" if any(map(_LINE_BREAK.search, row)) else ""
         raise ValueError(
             f"{where}: {len(row)} values, {len(header)} are needed, and a path in "
-            f"column {printable(header[columns.image])}"
+            f"column {printable(header[columns.image])}{hint}"
         )
     for column in columns:
-        if column is not None and ("\n" in row[column] or "\r" in row[column]):
+        if column is not None and _LINE_BREAK.search(row[column]):
             raise ValueError(
                 f"{where}: {printable(header[column])} holds a line break; is a quotation mark not "
                 "closed?"
@@ -238,7 +242,7 @@ def _find_column(
     Raises:
         ValueError: The wanted column is not there, or there are several of one name.
     """
-    names = [wanted[key]] if key in wanted else COLUMNS[key]
+    names = [wanted[key].strip()] if key in wanted else COLUMNS[key]
     for spelling in (str,) if key in wanted else (str, str.casefold):
         for name in names:
             found = [i for i, column in enumerate(header) if spelling(column) == name]

@@ -232,7 +232,8 @@ def _mix(data: Data, hold_out: bool) -> tuple[Images, Images | None]:
     unlabelled = [images.name for images, _ in loaded if images.labels is None]
     if 0 < len(unlabelled) < len(loaded):
         _log.warning(
-            "%s has no labels and no labelled test images, since these sources have no labels: %s",
+            "%s is read without labels and without labelled test images, since these sources have "
+            "no labels: %s",
             data.name, ", ".join(unlabelled),
         )  # fmt: skip
     if hold_out and data.test_split != NO_TEST and not unlabelled:

@@ -69,8 +69,8 @@ def test_an_unlabelled_source_means_that_nothing_is_held_out(tmp_path, caplog):
     train, test = load_splits(mixed(tmp_path / "birds", tmp_path / "web"))
     assert (len(train), test) == (21, None)
     assert [record.message for record in caplog.records] == [
-        "birds_web has no labels and no labelled test images, since these sources have no labels: "
-        "web"
+        "birds_web is read without labels and without labelled test images, since these sources "
+        "have no labels: web"
     ]
     both = mixed(tmp_path / "birds", tmp_path / "birds")
     assert list(map(len, load_splits(both))) == [32, 8]
