@@ -62,10 +62,14 @@ class Source:
     Attributes:
         path: As `data.path`.
         weight: How often each image of this source is read in an epoch, on average.
+        columns, train_split, test_split: As those of `data`, which are used when not given.
     """
 
     path: str
     weight: Annotated[float, Gt(0), Le(1000)] = 1.0
+    columns: dict[str, str] | None = None
+    train_split: str | None = None
+    test_split: str | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from huggingface_hub import cached_assets_path
 
-from fg_ssl_zoo.config import Data, home_path, printable, source_name
+from fg_ssl_zoo.config import Data, Source, home_path, printable, source_name
 from fg_ssl_zoo.data.combine import Mixture, Subset
 from fg_ssl_zoo.data.csv_images import SUFFIXES as CSV
 from fg_ssl_zoo.data.csv_images import load_csv
@@ -226,7 +226,7 @@ def _mix(data: Data, hold_out: bool) -> tuple[Images, Images | None]:
     """
     names = _source_names(data)
     loaded = [
-        _one_source(replace(data, path=source.path, name=name), hold_out=False)
+        _one_source(_alone(data, source, name), hold_out=False)
         for source, name in zip(data.sources, names, strict=True)
     ]
     unlabelled = [images.name for images, _ in loaded if images.labels is None]
@@ -236,12 +236,27 @@ def _mix(data: Data, hold_out: bool) -> tuple[Images, Images | None]:
             "no labels: %s",
             data.name, ", ".join(unlabelled),
         )  # fmt: skip
-    if hold_out and data.test_split != NO_TEST and not unlabelled:
-        loaded = [_with_test_images(*splits) for splits in loaded]
+    if hold_out and not unlabelled:
+        loaded = [
+            splits if _alone(data, source, "").test_split == NO_TEST else _with_test_images(*splits)
+            for source, splits in zip(data.sources, loaded, strict=True)
+        ]
     weights = [source.weight for source in data.sources]
     train = Mixture([images for images, _ in loaded], weights, data.name)
     tests = [images for _, images in loaded if images is not None]
     return train, Mixture(tests, [1.0] * len(tests), data.name, train.classes) if tests else None
+
+
+def _alone(data: Data, source: Source, name: str) -> Data:
+    """The settings of one source of a mixture: its own, then those of all."""
+    return replace(
+        data,
+        path=source.path,
+        name=name,
+        columns=data.columns if source.columns is None else source.columns,
+        train_split=source.train_split or data.train_split,
+        test_split=source.test_split or data.test_split,
+    )
 
 
 def _source_names(data: Data) -> list[str]:

@@ -352,7 +352,11 @@ def _find_columns(rows: Any, wanted: Mapping[str, str], hub_id: str) -> tuple[st
             f"{listed}"
         )
     if label is None:
-        _log.warning("%s is read as unlabelled; its columns: %s", hub_id, listed)
+        _log.warning(
+            "%s is read as unlabelled; its columns: %s; name the one with labels by "
+            "data.columns={label: NAME}",
+            hub_id, listed,
+        )  # fmt: skip
     return image, label
 
 

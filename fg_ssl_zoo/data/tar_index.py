@@ -182,7 +182,7 @@ class _Scan:
             self._add_image(member.name, member.offset_data, member.size)
         else:
             file.seek(member.offset_data)
-            text = file.read(min(member.size, _LONGEST_LABEL)).decode("utf-8", "replace")
+            text = file.read(min(member.size, _LONGEST_LABEL)).decode("utf-8-sig", "replace")
             self._labels[_key(member.name)[0]] = text.strip()
 
     def members_with_labels(self, source: str) -> Members:

@@ -147,6 +147,20 @@ def test_a_wrong_list_is_one_line(path, message):
         load_recipe(overrides=[f"data.path={path}"])
 
 
+def test_a_source_has_columns_and_splits_of_its_own(tmp_path):
+    for name, value in (("0", 1), ("1", 2), ("2", 3)):
+        draw(tmp_path / f"{name}.png", (value, 0, 0))
+    rows = ["file,species,part", "0.png,crow,old", "1.png,jay,new", "2.png,jay,test"]
+    (tmp_path / "birds.csv").write_text("\n".join(rows))
+    tar(tmp_path / "web" / "0.tar", {"jay/3.png": 4, "jay/4.png": 5})
+    columns = {"image": "file", "label": "species", "split": "part"}
+    birds = {"path": str(tmp_path / "birds.csv"), "columns": columns, "train_split": "new"}
+    web = {"path": str(tmp_path / "web"), "test_split": "none"}
+    train, test = load_splits(mixed(birds, web, columns={"label": "folder"}))
+    assert (len(train), train.classes) == (3, ["jay"])
+    assert [image_name(train, 0), len(test)] == ["birds/1.png", 1]
+
+
 def test_a_missing_source_is_named(three):
     with pytest.raises(ValueError, match=r"there is no folder .*gone"):
         load_splits(mixed(three / "birds", three / "gone"))

@@ -51,7 +51,7 @@ def birds_in_shards(tmp_path):
             number = 4 * shard + row
             members |= {f"{number:04}.png": number, f"{number:04}.cls": str(number % 2 + 9)}
         tar(tmp_path / "birds" / f"train-{shard:04}.tar", members)
-    tar(tmp_path / "birds" / "val-0000.tar", {"a/x.cls": "10\n", "a/x.png": 77, "a/x.json": "{}"})
+    tar(tmp_path / "birds" / "val-0000.tar", {"a/x.cls": "\ufeff10\n", "a/x.png": 77, "a/x.json": "{}"})
     return tmp_path / "birds"
 
 
