@@ -44,6 +44,8 @@ _VALID = {"true": "valid", "1": "valid", "false": "train", "0": "train"}
 """Values of a column `is_valid`."""
 
 _LINE_BREAK = re.compile(r"[\r\n]")
+_QUOTED = re.compile(r"[\r\n,;\t]")
+"""What only a value between quotation marks holds."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,9 +84,9 @@ def load_csv(data: Data) -> tuple[FolderImages, FolderImages | None]:
     """
     file = existing_file(str(data.path))
     splits, labelled = _read(file, data.columns)
-    _refuse_repeated(file, list(splits.values()))
     train_name, test_name = choose_splits(splits, data, str(file))
     train, test = splits[train_name], splits[test_name] if test_name else None
+    _refuse_repeated(file, [train] if test is None else [train, test])
     columns = (train.names if labelled else None, test.names if labelled and test else None)
     where = [f"{file}[{name}]" if name else str(file) for name in (train_name, test_name)]
     classes, labels, test_labels = number_classes(*columns, *where)
@@ -146,18 +148,24 @@ def _records(file: Path, lines: TextIO) -> Iterator[tuple[int, list[str]]]:
     Raises:
         ValueError: Not valid CSV, such as a quotation mark that is not closed.
     """
-    reader = csv.reader(lines, delimiter=separator(lines), skipinitialspace=True, strict=True)
-    line = 1
+    line, marks, delimiter = 1, 0, separator(lines)
+
+    def counted() -> Iterator[str]:
+        nonlocal marks
+        for text in lines:
+            marks += text.count('"')
+            yield text
+
+    reader = csv.reader(counted(), delimiter=delimiter, skipinitialspace=True)
     try:
         for row in reader:
+            if reader.line_num > line and marks % 2:
+                raise ValueError(f"{printable(file)}, line {line}: a quotation mark is not closed")
             if row:
                 yield line, row
-            line = reader.line_num + 1
+            line, marks = reader.line_num + 1, 0
     except csv.Error as error:
-        raise ValueError(
-            f"{printable(file)}, line {line}: not valid CSV ({error}); is a quotation mark not "
-            "closed?"
-        ) from None
+        raise ValueError(f"{printable(file)}, line {line}: not valid CSV ({error})") from None
 
 
 def _values(
@@ -169,7 +177,7 @@ def _values(
         ValueError: Another number of values, no path, or a line break in one of the three.
     """
     if len(row) != len(header) or not row[columns.image].strip():
-        hint = "; is a quotation mark not closed?" if any(map(_LINE_BREAK.search, row)) else ""
+        hint = "; is a quotation mark not closed?" if any(map(_QUOTED.search, row)) else ""
         raise ValueError(
             f"{where}: {len(row)} values, {len(header)} are needed, and a path in "
             f"column {printable(header[columns.image])}{hint}"
@@ -288,16 +296,18 @@ def _refuse_repeated(file: Path, splits: Sequence[_Rows]) -> None:
     ends = np.cumsum([len(rows.paths) for rows in splits])
     order = np.argsort(hashes, kind="stable")
 
-    def listed(place: int) -> tuple[int, str]:
+    def listed(place: int) -> tuple[int, str, int]:
         number = int(np.searchsorted(ends, place, side="right"))
         row = place - int(ends[number]) + len(splits[number].paths)
-        return splits[number].lines[row], splits[number].paths[row]
+        return splits[number].lines[row], splits[number].paths[row], number
 
     for place in np.flatnonzero(hashes[order][1:] == hashes[order][:-1]):
-        (one, first), (two, path) = sorted(listed(int(row)) for row in order[place : place + 2])
+        places = order[place : place + 2]
+        (one, first, split), (two, path, other) = sorted(listed(int(row)) for row in places)
         if normpath(os.path.join(folder, first)) == normpath(os.path.join(folder, path)):
+            share = "for a larger share of some images, see weights of data.path in docs/data.md"
+            why = share if split == other else "it would be trained on and tested"
             raise ValueError(
                 f"data.path: {printable(file)} lists {printable(path)} twice, in lines {one} and "
-                f"{two}; list it once (for a larger share of some images, see weights of data.path "
-                "in docs/data.md)"
+                f"{two}; list it once ({why})"
             )

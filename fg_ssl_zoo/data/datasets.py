@@ -323,7 +323,9 @@ def _hold_out(images: Images) -> tuple[Images, Images | None]:
     assert images.labels is not None
     test = held_out(names, images.labels)
     if not test.any():
-        _log.warning("%s: no class has two images, so that none is held out", images.name)
+        _log.warning(
+            "%s: no class has two images of different names, so that none is held out", images.name
+        )
         return images, None
     _log.warning(
         "%s has no labelled test split: %d of %d images (%.0f %% of each class, by a hash of the "
@@ -336,14 +338,13 @@ def _hold_out(images: Images) -> tuple[Images, Images | None]:
 def _held_out_names(images: Images) -> tuple[Iterable[str], str]:
     """Names of the images by which some are held out, and what they are, for the log.
 
-    Images of a tar file have the name up to its last dot: `1.jpg` and `1.png` are of one object.
-    Rows of a data set have no names, only numbers.
+    Images of one key of a tar file, `1.jpg` and `1.png`, have one name: they show one object. Rows
+    of a data set have no names, only numbers.
     """
     if isinstance(images, FolderImages):
         return images.paths, "file name"
     if isinstance(images, ShardImages):
-        names = map(images.name_of, range(len(images)))
-        return (os.path.splitext(name)[0] for name in names), "name in the tar file"
+        return map(images.object_of, range(len(images))), "name in the tar file"
     return map(str, range(len(images))), "row number"
 
 

@@ -133,9 +133,14 @@ class Differences:
     def __bool__(self) -> bool:
         return bool(self.added or self.gone or self.changed or self.moved)
 
+    @property
+    def only_moved(self) -> bool:
+        """Whether the images are the same, in another order."""
+        return bool(self.moved) and not self.changed
+
     def __str__(self) -> str:
         """`2 added, 0 gone, 1 changed: jay/1.png, jay/2.png, crow/0.png`."""
-        if self.moved and not self.changed:
+        if self.only_moved:
             return f"the same images in another order, from {self.moved} on"
         names = list(dict.fromkeys([*self.added, *self.gone, *self.changed]))
         counts = ((len(getattr(self, kind)), kind) for kind in ("added", "gone", "changed"))

@@ -165,15 +165,16 @@ def _blocks_in_turn(sizes: np.ndarray, generator: np.random.Generator) -> np.nda
     The rest of an epoch that fills no batch is the end of this sequence. Were a block read from its
     first image, the last ones of a single block would be dropped in every epoch.
     """
-    count, starts = int(sizes.sum()), np.cumsum(sizes) - sizes
-    found = np.empty(count, _number(count))
-    filled = 0
-    for block in generator.permutation(len(sizes)).tolist():
-        start, size = int(starts[block]), int(sizes[block])
-        turned = int(generator.integers(max(size, 1)))
-        for part in (range(start + turned, start + size), range(start, start + turned)):
-            found[filled : filled + len(part)] = np.arange(part.start, part.stop)
-            filled += len(part)
+    number = _number(int(sizes.sum()))
+    chosen = generator.permutation(len(sizes))
+    starts = (np.cumsum(sizes) - sizes)[chosen].astype(number)
+    sizes = sizes[chosen].astype(number)
+    turned = (generator.random(len(sizes)) * sizes).astype(number)
+    each = np.repeat(np.arange(len(sizes), dtype=number), sizes)
+    found = np.arange(len(each), dtype=number)
+    found += (turned - (np.cumsum(sizes, dtype=number) - sizes))[each]
+    found %= sizes[each]
+    found += starts[each]
     return found
 
 

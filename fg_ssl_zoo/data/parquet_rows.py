@@ -102,7 +102,7 @@ class ParquetRows(Sequence[dict[str, Any]]):
         return sum(
             column.total_uncompressed_size
             for column in columns
-            if column.path_in_schema.split(".")[0] == self.image
+            if f"{column.path_in_schema}.".startswith(f"{self.image}.")
         )
 
     def _open_here(self) -> None:

@@ -111,6 +111,11 @@ class ShardImages(EncodedImages):
         """`SHARD/MEMBER`."""
         return f"{self._shown[self._shard(index)]}/{self.members[index]}"
 
+    def object_of(self, index: int) -> str:
+        """`SHARD/KEY`: the same for all images of one key, and wherever the shard lies."""
+        shard = os.path.basename(self.shards[self._shard(index)])
+        return f"{shard}/{os.path.splitext(self.members[index])[0]}"
+
     def stat_of(self, index: int) -> tuple[int, int]:
         """Bytes of the member, and the shard's time of change in nanoseconds."""
         return int(self._sizes[index]), self._times[self._shard(index)]
@@ -238,7 +243,8 @@ def load_shards(
     if "label" in data.columns and not columns[0].names - {""}:
         _tell_unlabelled(where[0], source)
     for name, found in zip((train_name, test_name), members, strict=True):
-        _tell_split_folders(root, name or "", found)
+        if source != "folder":  # folders are classes then
+            _tell_split_folders(root, name or "", found)
     buffer = BUFFER if data.shuffle_buffer == "auto" else data.shuffle_buffer
 
     def split(number: int) -> ShardImages:

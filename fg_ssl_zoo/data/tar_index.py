@@ -65,10 +65,8 @@ def scanned(files: Sequence[Path], source: str) -> list[Members]:
     found = [_members(file, source) for file in shown(files, len(files), "scanning tar files")]
     others = sum((members.others for members in found), Counter[str]())
     if others:
-        _log.warning(
-            "%s and %d more shards: left out are %s",
-            printable(files[0]), len(files) - 1, counts(others),
-        )  # fmt: skip
+        more = f" and {len(files) - 1} more shards" if len(files) > 1 else ""
+        _log.warning("%s%s: left out are %s", printable(files[0]), more, counts(others))
     return found
 
 
@@ -206,6 +204,7 @@ class _Scan:
             return
         links = {_path(name): target for name, target in self._links}
         images = {_path(name): number for number, name in enumerate(self.members.names)}
+        led_to: dict[str, str] = {}
         for name, target in self._links:
             seen = {_path(name)}
             while target in links and target not in seen:
@@ -216,8 +215,12 @@ class _Scan:
                 self._labels[_key(name)[0]] = self._labels[key]
             elif _kind(name) == "image" and (number := images.get(target)) is not None:
                 self._add_image(name, self.members.offsets[number], self.members.sizes[number])
+                led_to[_key(name)[0]] = _key(self.members.names[number])[0]
             else:
                 self.members.others["links to nothing that is read in the tar file"] += 1
+        for key, target in led_to.items():  # a link without a label has that of its image
+            if target in self._labels:
+                self._labels.setdefault(key, self._labels[target])
 
 
 def _kind(name: str) -> str:

@@ -246,14 +246,17 @@ class RunFolder:
     ) -> None:
         """Compare with the inventory, or with the fingerprint of a run of an older version."""
         before = self._pictures_before()
+        remedy = "restore the images"
         if before is None:
             what = self._other_fingerprint(splits)
+        elif (changed := inventory.differences(before, pictures)).only_moved:
+            what = f"has trained on {changed}"
+            remedy = "restore the order, or use the version of then (this one sorts CSV files)"
         else:
-            changed = inventory.differences(before, pictures)
             what = f"has trained on other images ({changed})" if changed else ""
         if what:
             raise RunFolderTaken(
-                f"the run in output folder {self.path} {what}; restore the images, {REMEDIES}"
+                f"the run in output folder {self.path} {what}; {remedy}, {REMEDIES}"
             )
 
     def _other_fingerprint(self, splits: Mapping[str, Images | None]) -> str:

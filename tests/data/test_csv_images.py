@@ -74,6 +74,15 @@ def test_spaces_and_capitals_make_no_other_columns_and_classes(photos, header):
     assert (train.classes, train.labels.tolist()) == (["a", "b"], [0, 0, 1, 1])
 
 
+def test_marks_in_other_columns_and_splits_that_are_not_used_change_nothing(photos):
+    rows = [
+        'photos/0.png,train,"Red" cardinal,jay', 'photos/1.png,train, 5" long,jay',
+        '"photos/2.png" ,test,,jay', "photos/0.png,few_shot,again,jay",
+    ]  # fmt: skip
+    train, test = load_splits(data(csv(photos, "path,split,caption,label", *rows)))
+    assert (paths(train), paths(test)) == (["photos/0.png", "photos/1.png"], ["photos/2.png"])
+
+
 def test_an_exact_name_of_a_column_comes_first(photos):
     rows = ["photos/0.png,x,a", "photos/1.png,y,a"]
     train, _ = load_splits(data(csv(photos, "path,Label,label", *rows), test_split="none"))
@@ -144,10 +153,11 @@ def test_part_masks_beside_the_file(photos):
          r"lists photos/0\.png twice, in lines 2 and 4"),
         (["path,label,label", "photos/0.png,a,b"], {}, "has 2 columns 'label'; one is needed"),
         (["path,label", "photos/0.png,a", 'photos/1.png,"b', "photos/2.png,a"], {},
-         r"birds\.csv, line 3: .*unexpected end of data.* is a quotation mark not closed\?"),
+         r"birds\.csv, line 3: a quotation mark is not closed"),
         (["path,label", 'photos/0.png,"a', 'photos/1.png,"b', "photos/2.png,a"], {},
-         r"birds\.csv, line 2: .*expected after.* is a quotation mark not closed\?"),
-        (["path,label", '"photos/0.png,a', '"photos/1.png,b"'], {}, "line 2: not valid CSV"),
+         r"birds\.csv, line 2: label holds a line break; is a quotation mark not closed\?"),
+        (["path,label", '"photos/0.png,a', '"photos/1.png,b"'], {},
+         "line 2: a quotation mark is not closed"),
         (["path,label", '"photos/0.png,a', 'photos/1.png"', "photos/2.png,a"], {},
          r"line 2: 1 values, 2 are needed, .*; is a quotation mark not closed\?"),
         (["path,label", 'photos/0.png,"a', 'photos/1.png,"', "photos/2.png,a"], {},

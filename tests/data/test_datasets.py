@@ -76,7 +76,7 @@ def test_classes_of_one_picture_give_none_up_for_a_test(tmp_path, caplog):
     draw_classes(tmp_path, num_images=1)
     train, test = load_splits(data(tmp_path))
     assert (paths(train), test) == (["crow/0.png", "jay/0.png"], None)
-    assert "no class has two images, so that none is held out" in caplog.text
+    assert "no class has two images of different names, so that none is held out" in caplog.text
 
 
 @pytest.mark.parametrize(

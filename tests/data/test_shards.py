@@ -51,7 +51,10 @@ def birds_in_shards(tmp_path):
             number = 4 * shard + row
             members |= {f"{number:04}.png": number, f"{number:04}.cls": str(number % 2 + 9)}
         tar(tmp_path / "birds" / f"train-{shard:04}.tar", members)
-    tar(tmp_path / "birds" / "val-0000.tar", {"a/x.cls": "\ufeff10\n", "a/x.png": 77, "a/x.json": "{}"})
+    tar(
+        tmp_path / "birds" / "val-0000.tar",
+        {"a/x.cls": "\ufeff10\n", "a/x.png": 77, "a/x.json": "{}"},
+    )
     return tmp_path / "birds"
 
 
@@ -186,7 +189,7 @@ def test_links_to_members_are_read_and_others_are_counted(tmp_path, caplog):
     assert "2 links to nothing that is read in the tar file, 1 .json" in caplog.text
     members = tar_index.scan(tmp_path / "train.tar")
     assert [*members.names] == ["a/1.png", "b/2.png", "b/early.png", "b/3.png", "b/4.png"]
-    assert [*members.labels] == ["jay", "crow", "", "jay", ""]
+    assert [*members.labels] == ["jay", "crow", "jay", "jay", "jay"]
 
 
 def test_a_tar_file_without_an_end_was_cut_off(birds_in_shards):
@@ -356,6 +359,10 @@ def test_an_added_shard_moves_few_images_to_the_other_split(tmp_path, caplog):
     after = held_out_members(tmp_path / "birds")
     assert (len(before), len(after)) == (10, 20)
     assert len(before - after) <= 5
+    (tmp_path / "birds" / "below").mkdir()
+    (tmp_path / "birds" / "a.tar").rename(tmp_path / "birds" / "below" / "a.tar")
+    moved = held_out_members(tmp_path / "birds")  # names are now below/a.tar/...
+    assert {name.removeprefix("below/") for name in moved} == after
 
 
 def test_images_of_one_key_are_held_out_together(tmp_path):

@@ -57,10 +57,12 @@ def test_a_stop_in_a_measurement_keeps_the_step_and_measures_when_it_goes_on(tmp
 def test_a_stop_before_the_first_step_says_so(tmp_path, birds):
     method = method_for()
     job = job_in(tmp_path, birds, method)
-    job.measuring = Measures(lambda: signal.raise_signal(signal.SIGHUP))
+    job.measuring = Measures(lambda: signal.raise_signal(signal.SIGTERM))  # nohup ignores SIGHUP
     with pytest.raises(Interrupted) as stopped:
         fit(method, job)
-    assert stopped.value.message.startswith("stopped by SIGHUP before a step. Run the same command")
+    assert stopped.value.message.startswith(
+        "stopped by SIGTERM before a step. Run the same command"
+    )
 
 
 def twice(tmp_path, birds, monkeypatch):

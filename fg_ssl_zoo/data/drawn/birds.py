@@ -62,8 +62,8 @@ class Drawings:
             size = sum(array.nbytes for array in kept)
             if self.bytes + size > self.max_bytes:
                 return kept
-            self.bytes += size
-            self._kept[key] = kept
+            if self._kept.setdefault(key, kept) is kept:  # no other thread was first
+                self.bytes += size
         return Drawing(*(array.copy() for array in kept))
 
 
