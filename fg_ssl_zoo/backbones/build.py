@@ -111,7 +111,7 @@ def network_of(
     options = dict(options)
     arguments = {**size_arguments(name, image_size), **options}
     if place is None:
-        model = _untrained(name, image_size, options, arguments)
+        model = _untrained(name, image_size, options)
     else:
         _check_patch_size_first(name, image_size, options)
         words = init if place.startswith(PLACES) else place
@@ -131,22 +131,20 @@ def network_of(
     return Network(model, name, image_size, options, getattr(model, "pretrained_cfg", {}))
 
 
-def _untrained(
-    name: str, image_size: int, options: Mapping[str, Any], arguments: Mapping[str, Any]
-) -> Any:
+def _untrained(name: str, image_size: int, options: Mapping[str, Any]) -> Any:
     """A network with random weights.
 
     Its patch size is read off itself, since a second network for that takes a fifth of the time of
     the first. That of a hybrid is wrong if the size was: it follows from both.
     """
     try:
-        model = build(name, name, **arguments)
+        model = build(name, name, **{**size_arguments(name, image_size), **options})
     except Exception:
         _check_patch_size_first(name, image_size, options)  # the size may be at fault
         raise
     if hasattr(getattr(model, "patch_embed", None), "feature_ratio"):
         _check_patch_size_first(name, image_size, options)
-    elif size_arguments(name, image_size):
+    else:
         check_patch_size(model, name, image_size)
     return model
 
@@ -185,8 +183,7 @@ def published_network(
     size = image_size or cfg["input_size"][-1]
     name = cfg.get("architecture") or words
     arguments: dict[str, Any] = size_arguments(name, size)
-    if arguments:
-        check_patch_size(found, name, size)
+    check_patch_size(found, name, size)
     at_own_size = size == cfg["input_size"][-1] or not arguments
     if not (pretrained and at_own_size):
         try:
@@ -285,7 +282,7 @@ def size_arguments(name: str, image_size: int) -> dict[str, int]:
 
 
 def check_patch_size(model: nn.Module, name: str, image_size: int) -> None:
-    """Refuse a size that is not a multiple of the patch size.
+    """Refuse a size that is not a multiple of the patch size, if weights depend on the size.
 
     Args:
         model: timm model, built for any image size.
@@ -296,7 +293,7 @@ def check_patch_size(model: nn.Module, name: str, image_size: int) -> None:
         WrongSize: It is not; the message names the next sizes that are.
     """
     patch = patch_size_of(model) or 1
-    if image_size % patch:
+    if image_size % patch and size_arguments(name, image_size):
         lower, upper = image_size // patch * patch, (image_size // patch + 1) * patch
         fitting = f"{lower} or {upper}" if lower else str(upper)
         raise WrongSize(

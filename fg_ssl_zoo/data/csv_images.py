@@ -11,7 +11,6 @@ as those of a folder.
 """
 
 import csv
-import logging
 import os
 import re
 from array import array
@@ -28,7 +27,7 @@ from fg_ssl_zoo.config import Data, nearest, printable
 from fg_ssl_zoo.data.folders import FolderImages, images_of
 from fg_ssl_zoo.data.listing import PathList, existing_file, natural
 from fg_ssl_zoo.data.part_annotations import separator
-from fg_ssl_zoo.data.splits import ClassColumn, choose_splits, number_classes
+from fg_ssl_zoo.data.splits import ClassColumn, choose_splits, number_classes, tell_columns
 
 SUFFIXES = (".csv", ".tsv")
 """Endings of files that are read here, in any case."""
@@ -46,8 +45,6 @@ _VALID = {"true": "valid", "1": "valid", "false": "train", "0": "train"}
 _LINE_BREAK = re.compile(r"[\r\n]")
 _QUOTED = re.compile(r"[\r\n,;\t]")
 """What only a value between quotation marks holds."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -234,11 +231,7 @@ def _find_columns(file: Path, header: Sequence[str], wanted: Mapping[str, str]) 
         )
     named = list(filter(None, header))
     if label is None and len(named) > (1 if split is None else 2):
-        _log.warning(
-            "%s is read as unlabelled; its columns: %s; name the one with labels by "
-            "data.columns={label: NAME}",
-            printable(file), printable(", ".join(named)),
-        )  # fmt: skip
+        tell_columns(str(file), ", ".join(named))
     return _Columns(image, label, split)
 
 

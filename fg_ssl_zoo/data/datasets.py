@@ -209,14 +209,15 @@ def _one_source(data: Data, hold_out: bool) -> tuple[Images, Images | None]:
     train, test = _load_path(data) if data.path is not None else load_hub(data)
     if train.labels is not None and data.test_split == NO_TEST:
         return train, None
-    return _with_test_images(train, test) if hold_out else (train, test)
+    return _with_test_images(data, train, test) if hold_out else (train, test)
 
 
-def _with_test_images(train: Images, test: Images | None) -> tuple[Images, Images | None]:
+def _with_test_images(
+    data: Data, train: Images, test: Images | None
+) -> tuple[Images, Images | None]:
     """The splits; a part of labelled training images is held out if no test image has a label."""
-    if train.labels is not None and (test is None or test.labels is None):
-        return _hold_out(train)
-    return train, test
+    wanted = train.labels is not None and data.test_split != NO_TEST
+    return _hold_out(train) if wanted and (test is None or test.labels is None) else (train, test)
 
 
 def _mix(data: Data, hold_out: bool) -> tuple[Images, Images | None]:
@@ -225,10 +226,8 @@ def _mix(data: Data, hold_out: bool) -> tuple[Images, Images | None]:
     Nothing is held out if a source has no labels, since the mixture has none then.
     """
     names = _source_names(data)
-    loaded = [
-        _one_source(_alone(data, source, name), hold_out=False)
-        for source, name in zip(data.sources, names, strict=True)
-    ]
+    sources = [_alone(data, *one) for one in zip(data.sources, names, strict=True)]
+    loaded = [_one_source(source, hold_out=False) for source in sources]
     unlabelled = [images.name for images, _ in loaded if images.labels is None]
     if 0 < len(unlabelled) < len(loaded):
         _log.warning(
@@ -238,8 +237,8 @@ def _mix(data: Data, hold_out: bool) -> tuple[Images, Images | None]:
         )  # fmt: skip
     if hold_out and not unlabelled:
         loaded = [
-            splits if _alone(data, source, "").test_split == NO_TEST else _with_test_images(*splits)
-            for source, splits in zip(data.sources, loaded, strict=True)
+            _with_test_images(source, *splits)
+            for source, splits in zip(sources, loaded, strict=True)
         ]
     weights = [source.weight for source in data.sources]
     train = Mixture([images for images, _ in loaded], weights, data.name)

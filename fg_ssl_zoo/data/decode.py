@@ -111,15 +111,15 @@ class EncodedImages(HasFiles):
     def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
         """The image reduced, see `ReadsForTraining`."""
         index = range(len(self))[index]
-        image = decode(self.encoded(index), self.error_name(index), reduction)
+        image = decode(*self.file_of(index), reduction)
         sample = Sample(image=image, index=index)
         if self.labels is not None:
             sample["label"] = int(self.labels[index])
         return sample
 
-    def error_name(self, index: int) -> str:
-        """A name of the image for errors."""
-        return self.name_of(index)
+    def file_of(self, index: int) -> tuple[bytes, str]:
+        """The encoded image, and its name for errors."""
+        return self.encoded(index), self.name_of(index)
 
 
 def max_pixels() -> int:

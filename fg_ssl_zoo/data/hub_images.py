@@ -22,7 +22,7 @@ from fg_ssl_zoo.data.listing import files_with, folders_in, has_pictures
 from fg_ssl_zoo.data.order import Group, groups_of
 from fg_ssl_zoo.data.parquet_rows import BUFFER, NO_IMAGE, ParquetRows
 from fg_ssl_zoo.data.sample import CorruptImage
-from fg_ssl_zoo.data.splits import NO_TEST, TEST_NAMES, class_numbers, is_split
+from fg_ssl_zoo.data.splits import NO_TEST, TEST_NAMES, class_numbers, is_split, tell_columns
 
 if TYPE_CHECKING:
     import datasets
@@ -71,7 +71,7 @@ class HubImages(EncodedImages):
         Raises:
             CorruptImage: The row has none, or it lies in a file that cannot be read.
         """
-        return _encoded(self._row(index), self.error_name(index))
+        return self.file_of(index)[0]
 
     def name_of(self, index: int) -> str:
         """The set's name and the number of the row."""
@@ -80,10 +80,14 @@ class HubImages(EncodedImages):
     def stat_of(self, index: int) -> None:
         """Rows have no time of change, see `HasFiles`."""
 
-    def error_name(self, index: int) -> str:
-        """Data set, split, row, and the path that the row gives."""
-        path = self._row(index)["path"]
-        return f"{self.where} row {index}" + (f" ({path})" if path else "")
+    def file_of(self, index: int) -> tuple[bytes, str]:
+        """The image file; data set, split, row, and the path that the row gives.
+
+        The row is read once: that takes as long as to decode a small image.
+        """
+        row = self._row(index)
+        name = f"{self.where} row {index}" + (f" ({row['path']})" if row["path"] else "")
+        return _encoded(row, name), name
 
     def checked(self, index: int) -> bytes:
         """The encoded image; of Parquet files, what tells them from others, see `HasFiles`."""
@@ -352,11 +356,7 @@ def _find_columns(rows: Any, wanted: Mapping[str, str], hub_id: str) -> tuple[st
             f"{listed}"
         )
     if label is None:
-        _log.warning(
-            "%s is read as unlabelled; its columns: %s; name the one with labels by "
-            "data.columns={label: NAME}",
-            hub_id, listed,
-        )  # fmt: skip
+        tell_columns(hub_id, listed)
     return image, label
 
 

@@ -65,6 +65,7 @@ class ParquetRows(Sequence[dict[str, Any]]):
         self.image = image
         self._files: list[str] = []
         self._about: list[pq.FileMetaData] = []
+        self._columns: list[list[int]] = []
         self._places: list[tuple[int, int]] = []
         self._firsts, told = [0], [image]
         for file, about in _abouts(files, most):
@@ -74,6 +75,7 @@ class ParquetRows(Sequence[dict[str, Any]]):
                     self._firsts.append(len(self) + about.row_group(group).num_rows)
             self._files.append(file)
             self._about.append(about)
+            self._columns.append(_columns_of(about, image))
             told.append(f"{file} {about.num_rows} {about.serialized_size}")
         self._firsts[-1] = min(self._firsts[-1], most or self._firsts[-1])
         self.state = hashlib.blake2b("\n".join(told).encode(), digest_size=8).hexdigest()
@@ -98,12 +100,7 @@ class ParquetRows(Sequence[dict[str, Any]]):
         """Of the images of a row group in memory."""
         place, group = self._places[number]
         about = self._about[place].row_group(group)
-        columns = (about.column(i) for i in range(about.num_columns))
-        return sum(
-            column.total_uncompressed_size
-            for column in columns
-            if f"{column.path_in_schema}.".startswith(f"{self.image}.")
-        )
+        return sum(about.column(i).total_uncompressed_size for i in self._columns[place])
 
     def _open_here(self) -> None:
         self._kept: OrderedDict[int, pa.Array] = OrderedDict()
@@ -162,6 +159,12 @@ class ParquetRows(Sequence[dict[str, Any]]):
             raise CorruptImage(
                 f"{self._files[place]}: cannot be read ({reason_of(error)})"
             ) from error
+
+
+def _columns_of(about: "pq.FileMetaData", name: str) -> list[int]:
+    """Numbers of a file's columns that hold a column of the table, which may be a struct."""
+    paths = [about.schema.column(number).path for number in range(about.num_columns)]
+    return [number for number, path in enumerate(paths) if f"{path}.".startswith(f"{name}.")]
 
 
 def _abouts(files: Sequence[str], most: int | None) -> "Iterator[tuple[str, pq.FileMetaData]]":

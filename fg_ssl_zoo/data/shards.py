@@ -34,7 +34,7 @@ from fg_ssl_zoo.data.splits import (
     is_split,
     number_classes,
 )
-from fg_ssl_zoo.data.tar_index import LABELS, Members, scanned
+from fg_ssl_zoo.data.tar_index import LABELS, Members, key_of, scanned
 
 BUFFER = 10_000
 """Images that are shuffled together, of consecutive shards; `data.shuffle_buffer` changes it."""
@@ -114,7 +114,7 @@ class ShardImages(EncodedImages):
     def object_of(self, index: int) -> str:
         """`SHARD/KEY`: the same for all images of one key, and wherever the shard lies."""
         shard = os.path.basename(self.shards[self._shard(index)])
-        return f"{shard}/{os.path.splitext(self.members[index])[0]}"
+        return f"{shard}/{key_of(self.members[index])[0]}"
 
     def stat_of(self, index: int) -> tuple[int, int]:
         """Bytes of the member, and the shard's time of change in nanoseconds."""
@@ -285,8 +285,8 @@ def _tell_unlabelled(where: str, source: str) -> None:
 def _tell_split_folders(root: Path, split: str, members: Sequence[Members]) -> None:
     """Warn that folders inside of tar files are no splits, where they are called like another."""
     same = next((names for names in (TRAIN_NAMES, TEST_NAMES) if split.casefold() in names), ())
-    folders = {os.path.dirname(name) for found in members for name in found.names}
-    words = {word for folder in folders for word in folder.split("/") if is_split(word)}
+    called = re.compile(rf"(?mi)(?:^|/)({'|'.join((*TRAIN_NAMES, *TEST_NAMES))})(?=/)")
+    words = {word for found in members for word in called.findall(found.names.joined("\n"))}
     if others := sorted(word for word in words if word.casefold() not in same):
         _log.warning(
             "%s: the folders %s inside of tar files are not read as splits, and their images are "

@@ -106,6 +106,15 @@ def tell_unused(where: str, splits: Sequence[str]) -> None:
         )  # fmt: skip
 
 
+def tell_columns(where: str, columns: str) -> None:
+    """Warn that a table is read without labels, since none of its columns is known to have them."""
+    _log.warning(
+        "%s is read as unlabelled; its columns: %s; name the one with labels by "
+        "data.columns={label: NAME}",
+        printable(where), printable(columns),
+    )  # fmt: skip
+
+
 def _match(there: Iterable[str], wanted: Sequence[str]) -> str | None:
     """The first wanted name that is there, in any case of letters."""
     names = {composed(name).casefold(): name for name in there}

@@ -181,7 +181,7 @@ class _Scan:
         else:
             file.seek(member.offset_data)
             text = file.read(min(member.size, _LONGEST_LABEL)).decode("utf-8-sig", "replace")
-            self._labels[_key(member.name)[0]] = text.strip()
+            self._labels[key_of(member.name)[0]] = text.strip()
 
     def members_with_labels(self, source: str) -> Members:
         """All images, those behind links last."""
@@ -189,7 +189,7 @@ class _Scan:
         for name in self.members.names:
             folder = PurePosixPath(name).parent.name
             self.members.labels.append(
-                folder if source == "folder" else self._labels.get(_key(name)[0], "")
+                folder if source == "folder" else self._labels.get(key_of(name)[0], "")
             )
         return self.members
 
@@ -210,12 +210,12 @@ class _Scan:
             while target in links and target not in seen:
                 seen.add(target)
                 target = links[target]
-            key = _key(target)[0]
+            key = key_of(target)[0]
             if _kind(name) == "label" and _kind(target) == "label" and key in self._labels:
-                self._labels[_key(name)[0]] = self._labels[key]
+                self._labels[key_of(name)[0]] = self._labels[key]
             elif _kind(name) == "image" and (number := images.get(target)) is not None:
                 self._add_image(name, self.members.offsets[number], self.members.sizes[number])
-                led_to[_key(name)[0]] = _key(self.members.names[number])[0]
+                led_to[key_of(name)[0]] = key_of(self.members.names[number])[0]
             else:
                 self.members.others["links to nothing that is read in the tar file"] += 1
         for key, target in led_to.items():  # a link without a label has that of its image
@@ -225,7 +225,7 @@ class _Scan:
 
 def _kind(name: str) -> str:
     """`image`, `label`, or how a member that is neither is counted."""
-    ending = _key(name)[1].lower()
+    ending = key_of(name)[1].lower()
     if f".{ending}" in SUFFIXES:
         return "image"
     if ending == "cls":
@@ -247,7 +247,7 @@ def _path(name: str) -> str:
     return posixpath.normpath(name)
 
 
-def _key(name: str) -> tuple[str, str]:
+def key_of(name: str) -> tuple[str, str]:
     """What belongs together, and the ending, both sides of the first dot of a file's name."""
     folder, slash, base = name.rpartition("/")
     stem, _, ending = base.partition(".")

@@ -9,6 +9,7 @@ import pytest
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.catalog import CATALOG
 from fg_ssl_zoo.data.datasets import file_state, fingerprint, load_images, load_splits
+from fg_ssl_zoo.data.hub_images import HubImages
 from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.data.splits import class_numbers
 from tests.data.flat_pictures import draw
@@ -250,3 +251,17 @@ def test_a_row_without_an_image_is_one_unreadable_image(tmp_path, form):
     assert train[3]["label"] == 1
     with pytest.raises(CorruptImage, match=r"birds\[train\] row 2 has no image$"):
         train[2]
+
+
+def test_a_row_is_read_once_per_image():
+    class Counted(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return super().__getitem__(index)
+
+    content = cv2.imencode(".png", np.zeros((4, 5, 3), np.uint8))[1].tobytes()
+    rows = Counted([{"bytes": content, "path": "a.png"}])
+    assert HubImages(rows, "birds[train]", name="birds")[0]["image"].shape == (4, 5, 3)
+    assert rows.reads == 1
