@@ -61,13 +61,32 @@ class Members:
 
 
 def scanned(files: Sequence[Path], source: str) -> list[Members]:
-    """The images of shards, from the cache where they were scanned before."""
-    found = [_members(file, source) for file in shown(files, len(files), "scanning tar files")]
+    """The images of shards, from the cache where they were scanned before.
+
+    The processes of a machine begin at different shards, so that each scans its share and finds the
+    other shares in the cache.
+    """
+    order = _own_share_first(len(files))
+    by_number = {
+        number: _members(files[number], source)
+        for number in shown(order, len(files), "scanning tar files")
+    }
+    found = [by_number[number] for number in range(len(files))]
     others = sum((members.others for members in found), Counter[str]())
     if others:
         more = f" and {len(files) - 1} more shards" if len(files) > 1 else ""
         _log.warning("%s%s: left out are %s", printable(files[0]), more, counts(others))
     return found
+
+
+def _own_share_first(count: int) -> list[int]:
+    """All numbers below `count`; those of this process of a machine come first."""
+    process, processes = (
+        int(os.environ.get(key, default))
+        for key, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    first = count * process // processes
+    return [*range(first, count), *range(first)]
 
 
 def _members(file: Path, source: str) -> Members:

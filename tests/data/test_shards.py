@@ -108,6 +108,22 @@ def test_a_shard_is_scanned_once_until_it_changes(birds_in_shards, monkeypatch):
     assert str(differences(before, take({"train": changed}))).startswith("1 added, 4 gone")
 
 
+@pytest.mark.parametrize(
+    ("process", "order"), [("0", [0, 1, 2]), ("1", [1, 2, 0]), ("2", [2, 0, 1])]
+)
+def test_the_processes_of_a_machine_begin_at_different_shards(
+    birds_in_shards, monkeypatch, process, order
+):
+    monkeypatch.setenv("LOCAL_RANK", process)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    scanned = []
+    scan = tar_index.scan
+    monkeypatch.setattr(tar_index, "scan", lambda *a: scanned.append(a[0].name) or scan(*a))
+    train = all_splits(data(birds_in_shards / "train-*.tar"), hold_out=False)["train"]
+    assert scanned == [f"train-{number:04}.tar" for number in order]
+    assert values(train) == list(range(12))
+
+
 def test_training_goes_on_at_any_step_with_any_helpers(birds_in_shards):
     train, _ = load_splits(data(birds_in_shards, shuffle_buffer=2))
     assert train.groups[0].blocks.tolist() == [4, 4, 4]
