@@ -18,7 +18,7 @@ import numpy as np
 from fg_ssl_zoo.config import Data, home_path, printable
 from fg_ssl_zoo.data.catalog import Entry, find_entry
 from fg_ssl_zoo.data.decode import EncodedImages
-from fg_ssl_zoo.data.listing import files_with, folders_in, has_pictures
+from fg_ssl_zoo.data.listing import absent, files_with, folders_in, has_pictures
 from fg_ssl_zoo.data.order import Group, groups_of
 from fg_ssl_zoo.data.parquet_rows import BUFFER, NO_IMAGE, ParquetRows
 from fg_ssl_zoo.data.sample import CorruptImage
@@ -163,7 +163,9 @@ def is_data_set(path: Path) -> bool | None:
     Raises:
         ValueError: One file of either.
     """
-    if path.suffix.lower() in (".parquet", ".arrow") and path.is_file():
+    if path.suffix.lower() in (".parquet", ".arrow") and not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise absent(str(path), "file")
         raise ValueError(
             f"data.path: {printable(path)} is one file of a data set; give its folder, "
             f"{printable(path.parent)}"

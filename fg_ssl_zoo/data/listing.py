@@ -194,7 +194,7 @@ def existing_folder(path: str, key: str = "data.path: ") -> Path:
         return folder
     if os.path.exists(folder):
         raise ValueError(f"{key}{printable(path)} is a file; a folder of images is needed")
-    raise _not_there(path, "folder", key)
+    raise absent(path, "folder", key)
 
 
 def existing_file(path: str, key: str = "data.path: ") -> Path:
@@ -202,11 +202,11 @@ def existing_file(path: str, key: str = "data.path: ") -> Path:
     file = home_path(path)
     if os.path.exists(file):
         return file
-    raise _not_there(path, "file", key)
+    raise absent(path, "file", key)
 
 
-def _not_there(path: str, kind: str, key: str) -> ValueError:
-    """The error of a folder or file that is missing, with the nearest name beside it."""
+def absent(path: str, kind: str, key: str = "data.path: ") -> ValueError:
+    """The error of a `file` or `folder` that is not there, with the nearest name beside it."""
     wanted = home_path(path)
     parent, missing = wanted.parent, wanted
     while not os.path.isdir(parent) and parent != parent.parent:

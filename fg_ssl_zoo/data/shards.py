@@ -23,7 +23,7 @@ import numpy as np
 
 from fg_ssl_zoo.config import Data, printable
 from fg_ssl_zoo.data.decode import EncodedImages
-from fg_ssl_zoo.data.listing import PathList, counts, files_below, natural
+from fg_ssl_zoo.data.listing import PathList, absent, counts, files_below, natural
 from fg_ssl_zoo.data.order import Group
 from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.data.splits import (
@@ -153,7 +153,9 @@ def shard_files(path: Path) -> tuple[Path, list[Path]]:
         return path.parent, [path]
     files = list(_expanded(str(path)))
     if files == [str(path)]:
-        raise ValueError(f"data.path: there is no file {printable(path)}{_patterns(str(path))}")
+        if hint := _patterns(str(path)):
+            raise ValueError(f"data.path: there is no file {printable(path)}{hint}")
+        raise absent(str(path), "file")
     if missing := [file for file in files if not os.path.isfile(file)]:
         raise ValueError(
             f"data.path: {len(missing)} of {len(files)} shards of {printable(path)} are not "

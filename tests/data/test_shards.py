@@ -274,7 +274,7 @@ def test_damaged_and_foreign_files_are_refused(birds_in_shards, tmp_path):
     ("path", "options", "message"),
     [
         ("train-{0000..0003}.tar", {}, r"1 of 4 shards of .* are not there, as .*train-0003\.tar"),
-        ("gone-*.tar", {}, r"there is no file .*gone-\*\.tar$"),
+        ("gone-*.tar", {}, r"there is no file .*gone-\*\.tar: gone-\*\.tar is not in .*birds"),
         (
             "train-{0002..0000}.tar",
             {},
@@ -287,7 +287,10 @@ def test_damaged_and_foreign_files_are_refused(birds_in_shards, tmp_path):
             {},
             r"there is no file .*; patterns are \{0000\.\.0127\}",
         ),
-        ("gone.tar", {}, r"there is no file .*gone\.tar$"),
+        ("gone.tar", {}, r"there is no file .*gone\.tar: gone\.tar is not in .*birds; known are"),
+        ("val-000.tar", {}, r"there is no file .*; did you mean val-0000\.tar"),
+        ("x/0.tar", {}, r"there is no file .*0\.tar: x is not in .*birds$"),
+        ("x.parquet", {}, r"there is no file .*x\.parquet: x\.parquet is not in .*birds$"),
         ("x.tar.gz", {}, r"x\.tar\.gz is compressed, .* unpack to a \.tar"),
         ("", {"columns": {"image": "png"}}, "unknown key 'image' for tar files; known is label"),
         ("", {"columns": {"label": "json"}}, "'json' for tar files; cls .* or folder is needed"),
