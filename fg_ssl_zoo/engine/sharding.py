@@ -11,6 +11,7 @@ parallel run, so both compute the same.
 
 import copy
 import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -20,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 
+from fg_ssl_zoo.config import nearest, printable
 from fg_ssl_zoo.method import Method, MethodOutput
 
 REFUSED = {
@@ -28,6 +30,8 @@ REFUSED = {
     "FSDP_AUTO_WRAP_POLICY": ("fsdp_auto_wrap_policy", ("size_based_wrap",)),
 }
 """Variable that `accelerate launch` sets -> key of its configuration, values that are refused."""
+
+_BY_CLASS = "TRANSFORMER_BASED_WRAP"
 
 WRAP = "set fsdp_auto_wrap_policy to NO_WRAP, or to TRANSFORMER_BASED_WRAP with the blocks' class"
 
@@ -74,7 +78,7 @@ def _check_options() -> None:
             )
     if ignored := os.environ.get("FSDP_IGNORED_MODULES"):
         raise ValueError(f"FSDP_IGNORED_MODULES={ignored}: not supported; shard all modules")
-    by_class = os.environ.get("FSDP_AUTO_WRAP_POLICY", "").upper() == "TRANSFORMER_BASED_WRAP"
+    by_class = os.environ.get("FSDP_AUTO_WRAP_POLICY", "").upper() == _BY_CLASS
     if by_class and not os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP"):
         raise ValueError(
             "FSDP_AUTO_WRAP_POLICY=TRANSFORMER_BASED_WRAP: without a class nothing is wrapped; set "
@@ -109,12 +113,31 @@ def prepare(
     """
     if not accelerator.is_fsdp2:
         return accelerator.prepare(trained, optimizer)
+    check_block_classes(trained)
     _let_outputs_be_seen()
     wrapped, prepared = accelerator.prepare(trained, optimizer)
     for name, parameter in trained.named_parameters():
         if not _is_sharded(parameter):
             raise ValueError(f"FSDP left {name} whole on every process; launch without FSDP")
     return wrapped, prepared
+
+
+def check_block_classes(method: nn.Module) -> None:
+    """Refuse a class whose blocks a launch wants to gather one by one, if there are none.
+
+    Raises:
+        ValueError: No module of this class, with the nearest name of one that occurs repeatedly.
+    """
+    if os.environ.get("FSDP_AUTO_WRAP_POLICY", "").upper() != _BY_CLASS:
+        return
+    found = Counter(type(module).__name__ for module in method.modules() if any(module.children()))
+    for name in os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(","):
+        if name not in {type(module).__name__ for module in method.modules()}:
+            blocks = sorted(known for known, count in found.items() if count > 1)
+            raise ValueError(
+                f"fsdp_transformer_layer_cls_to_wrap: the network has no module of the class "
+                f"'{printable(name)}'{nearest(name, blocks)}"
+            )
 
 
 def _let_outputs_be_seen() -> None:

@@ -161,6 +161,26 @@ def test_what_is_not_supported_of_fsdp_is_refused_by_name(monkeypatch, variable,
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("Blok", "class 'Blok'; did you mean Block"),
+        ("Block,Bottleneck", "class 'Bottleneck'; "),
+        ("Block, Mlp", "class ' Mlp'; did you mean Mlp"),
+    ],
+)
+def test_a_class_of_blocks_that_the_network_lacks_is_named(monkeypatch, named, message):
+    network = create_backbone("test_vit", image_size=64)
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", named)
+    sharding.check_block_classes(network)  # no policy reads it
+    for variable, value in by_class(named).items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=message):
+        sharding.check_block_classes(network)
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "Block")
+    sharding.check_block_classes(network)
+
+
 def test_an_evaluation_is_not_sharded_and_says_so(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
