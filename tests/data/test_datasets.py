@@ -247,6 +247,9 @@ def test_parts_csv_with_another_separator_is_read(tmp_path, separator):
     np.testing.assert_array_equal(train[1]["keypoints"], [[0.25, 0.5, 1]])
 
 
+ROWS = "file,a_x,a_y,a_visible\ntrain/jay/0.png,0.5,0.5,1\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -255,6 +258,10 @@ def test_parts_csv_with_another_separator_is_read(tmp_path, separator):
         ("file,box_x\n", "names no keypoint"),
         ("", "names no keypoint|has no column file"),
         ("f\0ile,a_x,a_y,a_visible\n", "has no column file"),
+        ("file,a_x,a_y,a_visible,a_x\n", "has two columns a_x; remove one"),
+        (ROWS + "train/jay/0.png,0,0\n", "line 3: 3 values, 4 are needed, as in the first line"),
+        (ROWS + "train/jay/0.png,0,0,1,1\n", "line 3: 5 values, 4 are needed"),
+        (ROWS + "train/jay/0.png,0,1,1\n", "line 3: train/jay/0.png is listed before with other"),
     ],
 )
 def test_a_parts_csv_that_cannot_be_read_is_refused(tmp_path, text, message):
@@ -263,6 +270,13 @@ def test_a_parts_csv_that_cannot_be_read_is_refused(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
         load_splits(data(tmp_path, test_split="none"))
     assert "\n" not in str(error.value)
+
+
+def test_a_line_of_parts_csv_that_is_repeated_changes_nothing(tmp_path):
+    draw_classes(tmp_path / "train", num_images=1)
+    (tmp_path / "parts.csv").write_text(ROWS + ROWS.splitlines()[1] + "\n\n")
+    train = load_images(data(tmp_path, test_split="none"), "train")
+    np.testing.assert_array_equal(train[1]["keypoints"], [[0.5, 0.5, 1]])
 
 
 def test_part_masks(tmp_path):
