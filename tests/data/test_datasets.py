@@ -336,6 +336,30 @@ def test_official_layout_of_cub_and_nabirds(tmp_path, ids):
         load_splits(data(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (
+            "bounding_boxes.txt",
+            "1 1 2 3 4\n",
+            r"boxes.txt: 2 images of images.txt are missing, as 2",
+        ),
+        ("bounding_boxes.txt", "1 1 2 ? 4\n2 0 0 8 6\n3 0 0 8 6\n", r"image 1 has '1 2 \? 4' inst"),
+        ("parts/part_locs.txt", "1 1 x 3 1\n", r"part_locs.txt: image 1 has 'x 3' instead of numb"),
+        ("train_test_split.txt", "1 1\n2 yes\n3 0\n", r"image 2 has 'yes' instead of a whole numb"),
+    ],
+)
+def test_an_official_list_that_is_wrong_is_named(tmp_path, file, text, message):
+    for name, content in {**OFFICIAL, file: text}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content.format("1", "2", "3"))
+    for name in ("a.Crow/x.png", "b.Jay/y.png", "b.Jay/z.png"):
+        draw(tmp_path / "images" / name)
+    with pytest.raises(ValueError, match=message) as error:
+        load_splits(data(tmp_path, name="cub"))
+    assert "\n" not in str(error.value)
+
+
 # --------------------------------------------------------------------------- errors
 
 
