@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import random
 
 import cv2
@@ -138,6 +139,16 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     listing = list_images(tmp_path / "root")
     assert [*listing.paths] == ["a/0.png", "b/1.png"]
     assert listing.others == {"broken links": 1}
+
+
+def test_a_link_to_itself_is_a_broken_link(tmp_path, caplog):
+    draw_classes(tmp_path / "train")
+    for link in (tmp_path / "x", tmp_path / "train" / "jay" / "x", tmp_path / "train" / "y.jpg"):
+        link.symlink_to(link)
+    train = load_images(data(tmp_path, test_split="none"), "train")
+    assert "2 broken links" in caplog.text
+    assert not any("x" in path or "y.jpg" in path for path in map(os.path.basename, train.paths))
+    assert train.labels is not None
 
 
 def test_natural_order_equals_comparing_numbers_as_numbers():
