@@ -10,7 +10,7 @@ IDs are numbers in CUB and hexadecimal words in NABirds. NABirds names 1011 clas
 555 of which have images; labels count those only. Paper of CUB: Wah et al., CNS-TR-2011-001.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,7 @@ def _points(root: Path, ids: list[str]) -> Points | None:
     points = np.zeros((len(ids), len(names), 3), np.float32)
     for image, part, x, y, visible in _lines(locations, 5):
         if visible == "1" and image in row and part in column:
-            points[row[image], column[part]] = float(x), float(y), 1
+            points[row[image], column[part]] = *_numbers(locations, image, (x, y)), 1
     return Points([name.replace(" ", "_") for name in names.values()], points, pixels=True)
 
 
@@ -83,18 +83,36 @@ def _boxes(root: Path, ids: list[str]) -> np.ndarray | None:
     if not file.is_file():
         return None
     boxes = {image: box for image, *box in _lines(file, 5)}
-    return np.array([boxes[image] for image in ids], dtype=np.float32)
+    _refuse_missing(file, ids, boxes)
+    return np.array([_numbers(file, image, boxes[image]) for image in ids], dtype=np.float32)
 
 
 def _column(file: Path, ids: list[str]) -> np.ndarray:
     """The integer that a list gives for every image."""
     values = dict(_lines(file, 2))
+    _refuse_missing(file, ids, values)
+    return np.array([_numbers(file, image, [values[image]], int)[0] for image in ids])
+
+
+def _refuse_missing(file: Path, ids: list[str], values: Collection[str]) -> None:
     missing = [image for image in ids if image not in values]
     if missing:
         raise ValueError(
             f"{file}: {len(missing)} images of images.txt are missing, as {missing[0]}"
         )
-    return np.array([int(values[image]) for image in ids])
+
+
+def _numbers(
+    file: Path, image: str, words: Sequence[str], kind: Callable[[str], float] = float
+) -> list[float]:
+    """The numbers that a list gives for an image."""
+    try:
+        return [kind(word) for word in words]
+    except ValueError:
+        raise ValueError(
+            f"{file}: image {image} has '{' '.join(words)}' instead of "
+            f"{'a whole number' if kind is int else 'numbers'}"
+        ) from None
 
 
 def _lines(file: Path, num_words: int) -> Iterator[list[str]]:

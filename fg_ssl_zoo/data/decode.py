@@ -8,6 +8,7 @@ OpenCV 4 returns half grey. All kinds of files become the same kind of array:
     alpha                dropped, as `Image.convert("RGB")` of timm and transformers does
     EXIF orientation     applied
     GIF, animated WebP   first frame
+    animated PNG         the still image that viewers without animation show
 
 The header is read first, since a small file may claim gigabytes of pixels.
 """
@@ -18,7 +19,7 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,8 @@ def read_file(path: str) -> bytes:
             return file.readall()
     except OSError as error:
         raise CorruptImage(f"{path}: cannot be read ({error.strerror})") from None
+    except (MemoryError, OverflowError):
+        raise CorruptImage(f"{path}: the file is larger than the memory") from None
 
 
 def decode(
@@ -80,14 +83,14 @@ def decode(
         raise CorruptImage(f"{where}: the file is empty")
     most = max_pixels()
     try:
-        width, height, blends = _header(encoded)
+        width, height, differs = _header(encoded)
         if width * height > most:
             raise ValueError(
                 f"{width} x {height} pixels are more than the {most} that are read here; make it "
                 f"smaller, or set {MAX_PIXELS}={width * height}"
             )
         factor = reduction(width, height) if reduction and encoded.startswith(_JPEG) else 1
-        image = None if blends or _needs_pillow(encoded) else _decode_with_opencv(encoded, factor)
+        image = None if differs or _needs_pillow(encoded) else _decode_with_opencv(encoded, factor)
         return _decode_with_pillow(encoded) if image is None else image
     except Exception as error:  # OpenCV, Pillow and its plugins raise all kinds
         raise CorruptImage(f"{where}: {reason_of(error)}") from None
@@ -152,7 +155,7 @@ def _memory() -> int:
 
 
 def _header(encoded: bytes) -> tuple[int, int, bool]:
-    """Width, height, and whether OpenCV would mix transparent pixels with black (TIFF, GIF).
+    """Width, height, and whether OpenCV would return other pixels, see `_differs`.
 
     JPEG and PNG are read here, in a tenth of the time that Pillow takes; 0 x 0 is what neither can
     tell.
@@ -166,10 +169,38 @@ def _header(encoded: bytes) -> tuple[int, int, bool]:
 
     try:
         with opened(io.BytesIO(encoded)) as image:
-            clear = image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
-            return *image.size, clear and image.format in ("TIFF", "GIF")
+            return *image.size, _differs(image, len(encoded))
     except UnidentifiedImageError:
         return 0, 0, False
+
+
+def _differs(image: Any, length: int) -> bool:
+    """Whether OpenCV returns other pixels than Pillow for a file of `length` bytes.
+
+    It mixes transparent pixels with black (TIFF, GIF), does not scale the values of a binary PGM or
+    PPM by the largest one that its header allows, and leaves missing colour planes of a TIFF black.
+
+    Raises:
+        ValueError: A TIFF of signed numbers; OpenCV returns black for most of them.
+    """
+    if image.format == "PPM":
+        return image.tile[0][0] == "ppm"  # Pillow's decoder of values that do not end at 2^n - 1
+    if image.format == "TIFF":
+        if 2 in image.tag_v2.get(339, ()):  # SampleFormat (TIFF 6.0, section 19)
+            raise ValueError("signed numbers, of unknown range; save it with unsigned 8 or 16 bits")
+        if _lacks_planes(image.tag_v2, length):
+            return True
+    clear = image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
+    return clear and image.format in ("TIFF", "GIF")
+
+
+def _lacks_planes(tags: Mapping[int, Any], length: int) -> bool:
+    """Whether a TIFF that stores one colour after another goes on behind the end of its file."""
+    if tags.get(284) != 2:  # PlanarConfiguration
+        return False
+    starts = tags.get(273, tags.get(324, ()))  # StripOffsets, TileOffsets
+    sizes = tags.get(279, tags.get(325, ()))  # StripByteCounts, TileByteCounts
+    return any(start + size > length for start, size in zip(starts, sizes, strict=False))
 
 
 def _jpeg_sides(encoded: bytes) -> tuple[int, int] | None:
@@ -185,12 +216,16 @@ def _jpeg_sides(encoded: bytes) -> tuple[int, int] | None:
 
 
 def _needs_pillow(encoded: bytes) -> bool:
-    """Whether the end of a JPEG or PNG is missing, or OpenCV would ignore the rotation (AVIF)."""
+    """Whether the end of a JPEG or PNG is missing, or OpenCV would return something else.
+
+    It ignores the rotation of an AVIF, returns the first frame of an animated PNG instead of its
+    still image, and leaves the three last bits of the colours of a BMP of 16 bits at zero.
+    """
     if encoded.startswith(_JPEG):
         return not encoded.endswith(_JPEG_END)
     if encoded.startswith(_PNG):
-        return not encoded.endswith(_PNG_END)
-    return encoded[4:8] == b"ftyp"
+        return not encoded.endswith(_PNG_END) or b"acTL" in encoded[: encoded.find(b"IDAT")]
+    return encoded[4:8] == b"ftyp" or (encoded.startswith(b"BM") and encoded[28:30] == b"\x10\0")
 
 
 _REDUCED = {
@@ -260,8 +295,9 @@ def from_pil(image: "Image.Image") -> UInt8[np.ndarray, "h w 3"]:
     """
     from PIL import ImageOps
 
+    scaled = image.format == "PPM"  # Pillow scales a PGM of more than 8 bits to 16, in mode I
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (scaled and image.mode == "I"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
@@ -276,6 +312,8 @@ def _kind(encoded: bytes) -> str:
         return "HTML or XML text"
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer; run `git lfs pull`"
+    if encoded.startswith((b"II*\0", b"MM\0*")):
+        return "a TIFF that is damaged or of a kind that is not read; save it with 8 or 16 bits"
     if encoded[4:8] == b"ftyp" and encoded[8:11] in (b"hei", b"hev", b"mif"):
         return "HEIC; convert it to JPEG"
     if not encoded.strip(b"\0"):

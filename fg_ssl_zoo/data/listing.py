@@ -1,5 +1,6 @@
 """List the images in a folder, and count other files."""
 
+import errno
 import os
 import re
 from array import array
@@ -144,7 +145,7 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], into: Lis
                 continue
             if name == masks:
                 into.others["part masks"] += sum(len(files) for _, _, files in os.walk(entry.path))
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 folders.add(name)
                 keys.append(natural(name))
             elif entry.is_symlink() and not os.path.exists(entry.path):
@@ -160,6 +161,16 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], into: Lis
             _walk(os.path.join(folder, name), f"{prefix}{name}/", above | {here}, into)
         else:
             into.paths.append(prefix + name)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder or leads to one; a link to itself is a broken link."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 _NAME = "\0\0"
@@ -251,7 +262,7 @@ def folders_in(folder: Path) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir()]
+            names = [entry.name for entry in entries if _is_folder(entry)]
     except OSError as error:
         raise ValueError(
             f"data.path: {printable(folder)} cannot be read ({error.strerror})"
@@ -306,7 +317,7 @@ def _files_below(
         for entry in entries:
             if entry.name.startswith(".") or entry.name in JUNK:
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append(entry.name)
             elif is_picture(entry.name):
                 return None

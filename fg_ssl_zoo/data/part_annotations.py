@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -57,8 +57,9 @@ def read_points(root: Path, paths: Sequence[str]) -> Points | None:
     the names of files; a name is also found in its other Unicode form (NFC, NFD).
 
     Raises:
-        ValueError: No `file` column or no keypoint, a value that is no number, or a visible
-            keypoint outside of the image; the message names the line.
+        ValueError: No `file` column or no keypoint, a row of another length, an image that is
+            listed twice with other keypoints, a value that is no number, or a visible keypoint
+            outside of the image; the message names the line.
     """
     file = root / "parts.csv"
     if not file.is_file():
@@ -68,11 +69,16 @@ def read_points(root: Path, paths: Sequence[str]) -> Points | None:
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
             reader = csv.DictReader(lines, delimiter=separator(lines))
             names = _keypoints_of(file, reader.fieldnames or [])
-            found = {
-                name: _point_row(file, reader.line_num, row, names)
-                for row in reader
-                if (name := unicodedata.normalize("NFC", row["file"] or "")) in wanted
-            }
+            found: dict[str, np.ndarray] = {}
+            for row in reader:
+                name = unicodedata.normalize("NFC", row["file"] or "")
+                if name in wanted:
+                    points = _point_row(file, reader.line_num, row, names)
+                    if not np.array_equal(found.setdefault(name, points), points):
+                        raise ValueError(
+                            f"{printable(file)}, line {reader.line_num}: {printable(name)} is "
+                            "listed before with other keypoints; keep one of the lines"
+                        )
     except csv.Error as error:
         raise ValueError(f"{printable(file)} is no CSV file ({error})") from None
     nothing = np.zeros((len(names), 3), np.float32)
@@ -96,6 +102,9 @@ def _keypoints_of(file: Path, columns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: There are none, or images are not named.
     """
+    twice = next((column for column in columns if column and columns.count(column) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{printable(file)} has two columns {printable(twice)}; remove one")
     names = [column.removesuffix("_visible") for column in columns if column.endswith("_visible")]
     lacking = [column for name in names for column in (f"{name}_x", f"{name}_y")]
     lacking = [column for column in ("file", *lacking) if column not in columns]
@@ -109,8 +118,14 @@ def _keypoints_of(file: Path, columns: Sequence[str]) -> list[str]:
 
 
 def _point_row(
-    file: Path, line: int, row: dict[str, str], names: Sequence[str]
+    file: Path, line: int, row: dict[Any, Any], names: Sequence[str]
 ) -> Float32[np.ndarray, "k 3"]:
+    if None in row or None in row.values():  # as csv.DictReader marks too many and too few
+        values = sum(value is not None for key, value in row.items() if key is not None)
+        raise ValueError(
+            f"{printable(file)}, line {line}: {values + len(row.get(None) or ())} values, "
+            f"{len(row) - (None in row)} are needed, as in the first line"
+        )
     points = np.zeros((len(names), 3), np.float32)
     name = ""
     try:

@@ -8,7 +8,8 @@ file is another image. Files hold exactly what decoding gives, so a run is the s
 with and without them. Each is written beside and renamed: a process that is killed leaves no half
 image, and two that decode the same one write the same bytes. Space is counted before a file is
 written, so a killed process can make the count too large and never too small. A full cache keeps
-what it has, and other images are decoded each time.
+what it has, and other images are decoded each time. So does a process for which the folder cannot
+be written (a full disk, a lock that another process holds): it tries only once.
 """
 
 import contextlib
@@ -69,30 +70,39 @@ class PictureCache:
         if kept is not None:
             return kept
         image = decoded()
-        try:
-            if self._reserve(_HEADER.size + image.nbytes):
-                _write(file, image)
-        except OSError as error:
-            self._say_once(f"{file.parent} cannot be written ({error}); images are not kept")
+        if not self._state.get("closed"):
+            try:
+                self._keep(file, image)
+            except OSError as error:
+                self._close(f"{file.parent} cannot be written ({error}); images are not kept")
         return image
 
-    def _reserve(self, size: int) -> bool:
-        """Whether there is room for so many bytes, which are counted then."""
-        if self._state.get("full"):
-            return False
+    def _keep(self, file: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Write the image if there is room for it; what cannot be written is not counted."""
+        size = _HEADER.size + image.nbytes
+        if not self._count(size):
+            return
+        try:
+            _write(file, image)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._count(-size)
+            raise
+
+    def _count(self, size: int) -> bool:
+        """Add so many bytes to the count of all files; `False` if they are too many."""
         self.folder.mkdir(parents=True, exist_ok=True)
         count = self.folder / "bytes"
         try:
             with FileLock(f"{count}.lock", timeout=30):
                 used = _number(count)
-                if used + size > self.most:
-                    self._state["full"] = "yes"
-                    self._say_once(
+                if size > 0 and used + size > self.most:
+                    self._close(
                         f"{self.folder} holds {used / 1e9:.1f} of data.cache_gb="
                         f"{self.most / 1e9:g}; further images are decoded each time"
                     )
                     return False
-                count.write_text(f"{used + size}\n")
+                count.write_text(f"{max(used + size, 0)}\n")
         except Timeout as error:
             raise OSError(f"another process has locked {count}") from error
         return True
@@ -101,9 +111,10 @@ class PictureCache:
     def _state(self) -> dict[str, str]:
         return {}
 
-    def _say_once(self, line: str) -> None:
-        if "said" not in self._state:
-            self._state["said"] = line
+    def _close(self, line: str) -> None:
+        """Keep no further images in this process, and log why, once."""
+        if "closed" not in self._state:
+            self._state["closed"] = line
             _log.warning("data.cache: %s", line)
 
 

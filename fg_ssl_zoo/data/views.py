@@ -22,6 +22,7 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from fg_ssl_zoo.config import Positive, Share, nearest, parse, printable
+from fg_ssl_zoo.data.fixed_views import STRIP, resize
 from fg_ssl_zoo.data.pairs import Edit
 from fg_ssl_zoo.data.reduction import CropRange, Reduction
 from fg_ssl_zoo.data.sample import Sample
@@ -362,13 +363,16 @@ class LowAndHigh:
         from PIL import Image
 
         image = sample["image"]
-        if min(image.shape[:2]) < self.size:
-            scale = self.size / min(image.shape[:2])
-            height, width = (max(self.size, round(side * scale)) for side in image.shape[:2])
+        scale = max(1.0, self.size / min(image.shape[:2]))
+        height, width = (max(self.size, round(side * scale)) for side in image.shape[:2])
+        strip = scale > 1 and max(height, width) > STRIP * self.size
+        if scale > 1 and not strip:
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-        height, width = image.shape[:2]
         y, x = (int(generator.integers(side - self.size + 1)) for side in (height, width))
-        high = np.ascontiguousarray(image[y : y + self.size, x : x + self.size])
+        if strip:  # a whole line of pixels would be enlarged to gigabytes
+            high = resize(image, height, width, crop=(x, y, self.size, self.size))
+        else:
+            high = np.ascontiguousarray(image[y : y + self.size, x : x + self.size])
         side = self.size // self.factor
         low = Image.fromarray(high).resize((side, side), Image.Resampling.BICUBIC)
         return {"high": high, "low": np.array(low)}

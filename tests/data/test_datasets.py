@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import random
 
 import cv2
@@ -140,6 +141,16 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert listing.others == {"broken links": 1}
 
 
+def test_a_link_to_itself_is_a_broken_link(tmp_path, caplog):
+    draw_classes(tmp_path / "train")
+    for link in (tmp_path / "x", tmp_path / "train" / "jay" / "x", tmp_path / "train" / "y.jpg"):
+        link.symlink_to(link)
+    train = load_images(data(tmp_path, test_split="none"), "train")
+    assert "2 broken links" in caplog.text
+    assert not any("x" in path or "y.jpg" in path for path in map(os.path.basename, train.paths))
+    assert train.labels is not None
+
+
 def test_natural_order_equals_comparing_numbers_as_numbers():
     expected = ["1.png", "2.png", "02b.png", "9.png", "010.png", "A1.png", "a2.png", "b.png"]
     shuffled = random.Random(0).sample(expected, len(expected))
@@ -247,6 +258,9 @@ def test_parts_csv_with_another_separator_is_read(tmp_path, separator):
     np.testing.assert_array_equal(train[1]["keypoints"], [[0.25, 0.5, 1]])
 
 
+ROWS = "file,a_x,a_y,a_visible\ntrain/jay/0.png,0.5,0.5,1\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -255,6 +269,10 @@ def test_parts_csv_with_another_separator_is_read(tmp_path, separator):
         ("file,box_x\n", "names no keypoint"),
         ("", "names no keypoint|has no column file"),
         ("f\0ile,a_x,a_y,a_visible\n", "has no column file"),
+        ("file,a_x,a_y,a_visible,a_x\n", "has two columns a_x; remove one"),
+        (ROWS + "train/jay/0.png,0,0\n", "line 3: 3 values, 4 are needed, as in the first line"),
+        (ROWS + "train/jay/0.png,0,0,1,1\n", "line 3: 5 values, 4 are needed"),
+        (ROWS + "train/jay/0.png,0,1,1\n", "line 3: train/jay/0.png is listed before with other"),
     ],
 )
 def test_a_parts_csv_that_cannot_be_read_is_refused(tmp_path, text, message):
@@ -263,6 +281,13 @@ def test_a_parts_csv_that_cannot_be_read_is_refused(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
         load_splits(data(tmp_path, test_split="none"))
     assert "\n" not in str(error.value)
+
+
+def test_a_line_of_parts_csv_that_is_repeated_changes_nothing(tmp_path):
+    draw_classes(tmp_path / "train", num_images=1)
+    (tmp_path / "parts.csv").write_text(ROWS + ROWS.splitlines()[1] + "\n\n")
+    train = load_images(data(tmp_path, test_split="none"), "train")
+    np.testing.assert_array_equal(train[1]["keypoints"], [[0.5, 0.5, 1]])
 
 
 def test_part_masks(tmp_path):
@@ -320,6 +345,30 @@ def test_official_layout_of_cub_and_nabirds(tmp_path, ids):
     (root / "train_test_split.txt").write_text(f"{ids[0]} 1\n")
     with pytest.raises(ValueError, match=r"train_test_split.txt: 2 images"):
         load_splits(data(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (
+            "bounding_boxes.txt",
+            "1 1 2 3 4\n",
+            r"boxes.txt: 2 images of images.txt are missing, as 2",
+        ),
+        ("bounding_boxes.txt", "1 1 2 ? 4\n2 0 0 8 6\n3 0 0 8 6\n", r"image 1 has '1 2 \? 4' inst"),
+        ("parts/part_locs.txt", "1 1 x 3 1\n", r"part_locs.txt: image 1 has 'x 3' instead of numb"),
+        ("train_test_split.txt", "1 1\n2 yes\n3 0\n", r"image 2 has 'yes' instead of a whole numb"),
+    ],
+)
+def test_an_official_list_that_is_wrong_is_named(tmp_path, file, text, message):
+    for name, content in {**OFFICIAL, file: text}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content.format("1", "2", "3"))
+    for name in ("a.Crow/x.png", "b.Jay/y.png", "b.Jay/z.png"):
+        draw(tmp_path / "images" / name)
+    with pytest.raises(ValueError, match=message) as error:
+        load_splits(data(tmp_path, name="cub"))
+    assert "\n" not in str(error.value)
 
 
 # --------------------------------------------------------------------------- errors

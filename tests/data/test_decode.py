@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fg_ssl_zoo.data.decode import MAX_PIXELS, decode, max_pixels
+from fg_ssl_zoo.data.decode import MAX_PIXELS, decode, max_pixels, read_file
 from fg_ssl_zoo.data.sample import CorruptImage
 
 HEIGHT, WIDTH = 48, 64
@@ -42,7 +42,43 @@ def with_pillow(content: bytes) -> np.ndarray:
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
 
 
+def pnm(image: np.ndarray, most: int) -> bytes:
+    """A binary PGM or PPM whose white is `most`."""
+    height, width, channels = image.shape
+    values = np.round(image / 255 * most).astype(np.uint8 if most < 256 else ">u2")
+    header = f"{'P5' if channels == 1 else 'P6'} {width} {height} {most}\n"
+    return header.encode() + values.tobytes()
+
+
+def tiff(values: np.ndarray, *, signed: bool = False) -> bytes:
+    """An uncompressed TIFF of (p, h, w) values: one plane, and strip, after another."""
+    planes, height, width = values.shape
+    size, bits = values[0].nbytes, 8 * values.itemsize
+    tags = [(256, width), (257, height), (258, *[bits] * planes), (259, 1)]
+    tags += [(262, 2 if planes == 3 else 1), (273, *range(512, 512 + planes * size, size))]
+    tags += [(277, planes), (278, height), (279, *[size] * planes), (284, 2 if planes > 1 else 1)]
+    tags += [(339, *[2 if signed else 1] * planes)]
+    entries, beside = b"", b""
+    for tag, *numbers in tags:
+        content = struct.pack(f"<{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            at = 8 + 2 + 12 * len(tags) + 4 + len(beside)
+            beside, content = beside + content, struct.pack("<I", at)
+        entries += struct.pack("<HHI", tag, 4, len(numbers)) + content
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + beside
+    return head.ljust(512, b"\0") + values.tobytes()
+
+
+def bmp_of_16_bits(image: np.ndarray) -> bytes:
+    """A BMP of 5 bits for each colour, from the lowest row on."""
+    red, green, blue = (image[::-1, :, i].astype("<u2") >> 3 for i in range(3))
+    rows = (red << 10 | green << 5 | blue).tobytes()
+    header = struct.pack("<IiiHHIIiiII", 40, image.shape[1], len(image), 1, 16, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<III", 54 + len(rows), 0, 54) + header + rows
+
+
 ANIMATION = {"save_all": True, "append_images": [RGB.rotate(180)], "duration": 100}
+STILL = {"save_all": True, "append_images": [RGB.rotate(180), RGB], "default_image": True}
 KINDS = {
     "jpeg": encoded(RGB, "JPEG", quality=95),
     "progressive": encoded(RGB, "JPEG", progressive=True),
@@ -70,6 +106,13 @@ KINDS = {
     "cmyk tiff": encoded(RGB.convert("CMYK"), "TIFF"),
     "turned tiff": encoded(RGB, "TIFF", exif=turned()),
     "turned avif": encoded(RGB, "AVIF", exif=turned()),
+    "png animation": encoded(RGB, "PNG", **ANIMATION),
+    "png animation beside a still": encoded(RGB, "PNG", **STILL),
+    "turned webp": encoded(RGB, "WEBP", lossless=True, exif=turned()),
+    "tiff of planes": tiff(PICTURE.transpose(2, 0, 1)),
+    "bmp of 16 bits": bmp_of_16_bits(PICTURE),
+    **{f"pgm to {most}": pnm(PICTURE[..., :1], most) for most in (1, 15, 100)},
+    **{f"ppm to {most}": pnm(PICTURE, most) for most in (1, 15, 100, 1023, 4095, 65535)},
     "ppm": encoded(RGB, "PPM"),
     "only pillow reads it": encoded(RGB, "TGA"),
 }
@@ -84,6 +127,18 @@ def test_decode_equals_pillow(kind):
     assert np.abs(image.astype(int) - expected).mean() <= 1  # inverse colour tables differ by one
 
 
+def test_white_stays_white_in_a_bmp_of_16_bits():
+    white = np.full((4, 6, 3), 255, np.uint8)
+    np.testing.assert_array_equal(decode(bmp_of_16_bits(white), "x"), white)
+
+
+@pytest.mark.parametrize("most", [1023, 4095, 65535])
+def test_a_pgm_of_more_than_eight_bits_is_scaled_by_its_largest_value(most):
+    grey = PICTURE[..., :1]
+    seen = decode(pnm(grey, most), "x").astype(int)  # Pillow alone would clip
+    assert np.abs(seen - grey.repeat(3, axis=2)).max() <= 1
+
+
 def test_a_turned_picture_is_upright():
     upright = decode(encoded(RGB, "PNG", exif=turned()), "x")
     np.testing.assert_array_equal(upright, np.rot90(PICTURE, -1))
@@ -93,6 +148,18 @@ def test_a_turned_picture_is_upright():
 def test_sixteen_bits_are_scaled_to_eight(kind):
     content = cv2.imencode(f".{kind}", PICTURE[..., ::-1].astype(np.uint16) * 257)[1].tobytes()
     np.testing.assert_array_equal(decode(content, "x"), PICTURE)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16])
+def test_signed_numbers_are_refused(kind):
+    content = tiff(PICTURE.transpose(2, 0, 1)[:1].astype(kind), signed=True)
+    with pytest.raises(CorruptImage, match=r"^a\.tif: signed numbers, of unknown range; save it"):
+        decode(content, "a.tif")
+
+
+def test_sixteen_bit_planes_are_scaled_to_eight():
+    planes = PICTURE.transpose(2, 0, 1).astype("<u2") * 257
+    np.testing.assert_array_equal(decode(tiff(planes), "x"), PICTURE)
 
 
 def test_sixteen_bit_grey_is_scaled_and_not_clipped():
@@ -195,6 +262,8 @@ CUT = [
     "webp",
     "bmp",
     "tiff",
+    "tiff of planes",
+    "ppm to 100",
     "gif",
 ]
 
@@ -224,6 +293,7 @@ def test_blocks_that_were_never_written_are_noticed(kind):
         (b"<!DOCTYPE html><html>404</html>", "HTML"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         (b"\0\0\0\x18ftypheic" + b"\0" * 99, "HEIC"),
+        (b"II*\0" + bytes(99), "a TIFF that is damaged or of a kind that is not read; save it"),
         (b"no image at all", "15 bytes that start with b'no image'"),
         (encoded(Image.fromarray(PICTURE[..., 0].astype(np.float32)), "TIFF"), "32 bits"),
     ],
@@ -231,6 +301,15 @@ def test_blocks_that_were_never_written_are_noticed(kind):
 def test_what_is_no_picture_is_named(content, reason):
     with pytest.raises(CorruptImage, match=reason):
         decode(content, "a.jpg")
+
+
+def test_a_file_beyond_the_memory_is_named(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("builtins.open", fails)
+    with pytest.raises(CorruptImage, match=r"^a\.jpg: the file is larger than the memory$"):
+        read_file("a.jpg")
 
 
 def test_nothing_is_printed(capfd):

@@ -1,5 +1,6 @@
 """Kept images are what decoding gives, in bounded space, whatever is killed or runs beside."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 
 from fg_ssl_zoo.config import Data
 from fg_ssl_zoo.data.datasets import load_splits
@@ -126,6 +128,43 @@ def _read_all(photos, folder, most, rounds):
     for _ in range(rounds):
         for index in range(6):
             assert np.array_equal(kept.for_training(index, None)["image"], photos[index]["image"])
+
+
+def test_a_full_disk_is_tried_once_and_counts_nothing(photos, tmp_path, caplog, monkeypatch):
+    tries = []
+
+    def no_space(file, image):
+        tries.append(file)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = tmp_path / "cache"
+    with monkeypatch.context() as full:
+        full.setattr("fg_ssl_zoo.data.picture_cache._write", no_space)
+        images = cached(photos, folder)
+        for index in range(6):
+            images.for_training(index, None)
+    assert len(tries) == 1
+    assert len(caplog.messages) == 1
+    assert "No space left on device" in caplog.text
+    assert int((folder / "bytes").read_text()) == 0
+    cached(photos, folder).for_training(0, None)  # the next run, with space again
+    assert len(files(folder)) == 1
+
+
+def test_a_lock_that_is_not_given_back_is_waited_for_once(photos, tmp_path, caplog, monkeypatch):
+    waits = []
+
+    class Held(FileLock):
+        def acquire(self, *args, **kwargs):
+            waits.append(self.lock_file)
+            raise Timeout(self.lock_file)
+
+    monkeypatch.setattr("fg_ssl_zoo.data.picture_cache.FileLock", Held)
+    images = cached(photos, tmp_path / "cache")
+    for index in range(6):
+        images.for_training(index, None)
+    assert len(waits) == 1
+    assert "another process has locked" in caplog.text
 
 
 def test_processes_share_a_cache_and_its_bound(photos, tmp_path):

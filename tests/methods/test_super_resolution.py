@@ -245,3 +245,18 @@ def test_a_picture_is_taken_without_a_trace(birds):
     assert (shown.dtype, shown.shape) == (torch.uint8, (192, 288, 3))
     for key, value in method.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_strip_is_enlarged_only_where_its_crop_is(wide, monkeypatch):
+    strip = np.random.default_rng(0).integers(0, 256, (2, 4000, 3), dtype=np.uint8)
+    strip = cv2.resize(strip[:, ::40], (4000, 2), interpolation=cv2.INTER_CUBIC)
+    whole = cv2.resize(strip, (64 * 2000, 64), interpolation=cv2.INTER_CUBIC)
+    if not wide:
+        strip, whole = (np.ascontiguousarray(one.transpose(1, 0, 2)) for one in (strip, whole))
+    expected = LowAndHigh(64, 4)({"image": whole, "index": 0}, np.random.default_rng(5))
+    monkeypatch.setattr(cv2, "resize", None)
+    seen = LowAndHigh(64, 4)({"image": strip, "index": 0}, np.random.default_rng(5))
+    for key in ("high", "low"):
+        assert seen[key].shape == expected[key].shape
+        assert np.abs(seen[key].astype(int) - expected[key]).max() <= 12  # of other cubic filters
