@@ -40,6 +40,7 @@ from fg_ssl_zoo.data.sample import Images
 from fg_ssl_zoo.engine import hardware
 from fg_ssl_zoo.engine.batches import on_device
 from fg_ssl_zoo.engine.loop import Fit, fit
+from fg_ssl_zoo.engine.measuring import Measuring
 from fg_ssl_zoo.engine.optim import create_optimizer
 from fg_ssl_zoo.engine.provenance import describe_hardware
 from fg_ssl_zoo.engine.run_folder import RunFolder
@@ -98,32 +99,35 @@ class Case:
         return self._per_second(lambda: self._update(optimizer, lambda: method(batch).loss))
 
     def run(self, *, device_views: bool, compiled: bool = False) -> float:
-        """Images per second of `fit`: a long run less a short one, so that neither start counts."""
-        seconds = [
-            self._seconds_of(n, device_views, compiled) for n in (self.steps, 2 * self.steps)
-        ]
-        return self.batch_size * self.steps / max(1e-9, seconds[1] - seconds[0])
+        """Images per second of `fit` in the second half of its steps.
 
-    def _seconds_of(self, steps: int, device_views: bool, compiled: bool) -> float:
+        Start, compilation, measurements and checkpoints lie before or after these steps.
+        """
         switches = replace(self.switches, device_views=device_views, compile=compiled)
         method = self.method()
         views = method.views(self.size)
-        chosen = replace(TRAIN, batch_size=self.batch_size, steps=steps)
+        chosen = replace(TRAIN, batch_size=self.batch_size, steps=2 * self.steps)
+        times: list[float] = []
+
+        def note(progress: float) -> None:
+            if round(progress * 2 * self.steps) in (self.steps, 2 * self.steps):
+                self._wait()
+                times.append(time.perf_counter())
+
+        method.on_step_end = note
         with tempfile.TemporaryDirectory() as folder:
             job = Fit(
                 chosen,
                 ViewDataset(self.images, (defer(views) or views) if device_views else views, 0),
                 hardware.create_accelerator(switches),
                 RunFolder(Path(folder)),
+                measuring=Measuring(every=1e6),
                 channels_last=switches.channels_last,
                 compile=compiled,
             )
-            began = time.perf_counter()
             fit(method, job)
-            self._wait()
-            taken = time.perf_counter() - began
             job.accelerator.free_memory()
-        return taken
+        return self.batch_size * self.steps / (times[1] - times[0])
 
     def _batch(self) -> Batch:
         dataset = ViewDataset(self.images, self.method().views(self.size), 0)
@@ -193,9 +197,14 @@ def main(words: Sequence[str] | None = None) -> None:
             drawn_pictures(Path(drawn), 16 if quick else 2 * batch_size, size + 32)
         data = Data(path=str(chosen.folder or drawn), image_size=size)
         images, _ = load_splits(data, seed=0)
-        rows = [
-            measured(Case(name, images, size, batch_size, steps), chosen.compile) for name in names
-        ]
+        cases = (Case(name, images, size, batch_size, steps) for name in names)
+        try:
+            rows = [measured(case, chosen.compile) for case in cases]
+        except torch.OutOfMemoryError:
+            parser.error(
+                f"a batch of {batch_size} images does not fit the memory of this GPU; use "
+                f"--batch-size {max(1, batch_size // 2)}"
+            )
     about = describe_hardware() if chosen.device == "cpu" else torch.cuda.get_device_name()
     print(f"\n{about}; {size} px, batch {batch_size}, images per second (share of step):\n")
     titles = ["backbone", "bare", "step", "run", "run, loader"]

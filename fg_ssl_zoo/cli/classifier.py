@@ -83,6 +83,7 @@ def _classifier(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.features.embedder import load
     from fg_ssl_zoo.features.extract import extract, ready, some, unreadable
     from fg_ssl_zoo.hub.classifier_folder import check_folder_of_classifier, write_classifier
+    from fg_ssl_zoo.ops.distributed import world_size
 
     if chosen.epochs is not None and chosen.head != "finetune":
         raise ValueError("--epochs: only --head finetune has passes over the images")
@@ -96,10 +97,11 @@ def _classifier(chosen: argparse.Namespace) -> None:
     if train.labels is None:
         raise ValueError("a classifier needs labels; put each class into a folder of its own")
     embedder = load(chosen.model, image_size=chosen.image_size, crop_pct=data.crop_pct)
+    workers = resolve_num_workers(data.num_workers, world_size())
     train_rows, test_rows = (
         None if images is None else features_of(
             embedder.backbone, images, embedder.accelerator, crop_pct=embedder.crop_pct,
-            num_workers=resolve_num_workers(data.num_workers), cache=chosen.cache,
+            num_workers=workers, cache=chosen.cache,
         )
         for images in (train, test)
     )  # fmt: skip
@@ -123,12 +125,12 @@ def _classifier(chosen: argparse.Namespace) -> None:
         labelled = Subset(train, train_rows.indices[rows].numpy())
         backbone, head = fine_tuned(
             backbone, head, labelled, embedder.accelerator,
-            epochs=epochs, seed=chosen.seed, num_workers=resolve_num_workers(data.num_workers),
+            epochs=epochs, seed=chosen.seed, num_workers=workers,
         )  # fmt: skip
         if test is not None:
             test_rows = extract(
                 ready(backbone, embedder.accelerator), test, embedder.accelerator,
-                crop_pct=embedder.crop_pct, num_workers=resolve_num_workers(data.num_workers),
+                crop_pct=embedder.crop_pct, num_workers=workers,
             )  # fmt: skip
         accuracy = _accuracy(head, train, test_rows)
         if is_main:

@@ -58,6 +58,7 @@ def _suspects(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.features.cache import features_of
     from fg_ssl_zoo.features.embedder import load
     from fg_ssl_zoo.features.extract import some, unreadable
+    from fg_ssl_zoo.ops.distributed import world_size
 
     if chosen.check is not None and not 0 < chosen.check < 1:
         raise ValueError(f"--check: {chosen.check} is not between 0 and 1")
@@ -75,7 +76,7 @@ def _suspects(chosen: argparse.Namespace) -> None:
     for images in splits.values():
         found = features_of(
             embedder.backbone, images, embedder.accelerator, crop_pct=embedder.crop_pct,
-            num_workers=resolve_num_workers(data.num_workers), cache=chosen.cache,
+            num_workers=resolve_num_workers(data.num_workers, world_size()), cache=chosen.cache,
         )  # fmt: skip
         if lines := unreadable(images, found):
             print(f"{len(lines)} images cannot be read and are not used: {some(lines)}")

@@ -331,10 +331,17 @@ def resolve_num_workers(num_workers: int | str, world: int = 1, cores: int | Non
 
     `auto` leaves the loading to the training process itself on up to two cores a process, where the
     step is the bottleneck and a worker would only take its core; else it takes up to eight.
+
+    Args:
+        num_workers: The recipe's `data.num_workers`.
+        world: Number of training processes on all machines; the launcher says how many are on this
+            one (`LOCAL_WORLD_SIZE`).
+        cores: Cores of this machine; those that this process may use when not given.
     """
     if num_workers != "auto":
         return int(num_workers)
-    mine = (cores or usable_cores()) // world
+    here = max(1, min(world, int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+    mine = (cores or usable_cores()) // here
     return 0 if mine <= 2 else min(8, mine - 1)
 
 

@@ -80,22 +80,36 @@ def choose(speed: Speed, *, convolutional: bool) -> Switches:
         convolutional: Whether the backbone consists mainly of convolutions.
 
     Raises:
-        ValueError: Too many threads for this machine.
+        ValueError: Too many threads for this machine, or a GPU that is too old for this torch.
     """
     _check_threads(speed.threads)
     device = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
     device = "cpu" if _asked("ACCELERATE_USE_CPU") else device
     cpu = device == "cpu"
+    if device == "cuda":
+        _check_gpu()
     return Switches(
         device=device,
         precision=_or(speed.precision, "bf16" if has_native_bf16(device) else "fp32"),
         channels_last=_or(speed.channels_last, convolutional and device != "mps"),
         fused_attention=_or(speed.fused_attention, not cpu),
         keep_memory=_or(speed.keep_memory, cpu and platform.libc_ver()[0] == "glibc"),
-        threads=_or(speed.threads, _threads() if cpu else torch.get_num_threads()),
+        threads=_or(speed.threads, _threads()),
         device_views=_or(speed.device_views, device == "cuda"),
         compile=speed.compile,
     )
+
+
+def _check_gpu() -> None:
+    """Refuse a GPU for which this torch has no kernels; torch itself calls it available."""
+    known = [int(arch[3:].rstrip("af")) for arch in torch.cuda.get_arch_list() if arch[:3] == "sm_"]
+    major, minor = torch.cuda.get_device_capability()
+    if known and 10 * major + minor < min(known):
+        raise ValueError(
+            f"{torch.cuda.get_device_name()} (sm_{major}{minor}) is too old for torch "
+            f"{torch.__version__}, which needs sm_{min(known)} or later; install an older torch, "
+            "or set ACCELERATE_USE_CPU=true to use the CPU"
+        )
 
 
 def _check_threads(threads: Any) -> None:

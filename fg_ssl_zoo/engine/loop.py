@@ -372,7 +372,8 @@ def fit(method: Method, job: Fit) -> None:
                 job.interrupted(signals, stop, done, path)
             if measure:
                 assert batch is not None
-                job.keep_picture(method, batch, done)
+                with hardware.uncompiled(job.compile):
+                    job.keep_picture(method, batch, done)
                 try:
                     with signals.stopping_at_once(), hardware.uncompiled(job.compile):
                         job.take_measure(done)

@@ -49,7 +49,9 @@ class Anchor:
             raise ValueError(
                 "start_distillation: this method reads no pooled features of the backbone; use 0"
             )
-        self.start.to(heard[0][0].device)
+        device = heard[0][0].device
+        if any(p.device != device for p in self.start.parameters()):  # faster than `to`
+            self.start.to(device)
         errors = []
         for images, features in heard:
             with torch.no_grad():

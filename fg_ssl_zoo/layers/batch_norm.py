@@ -83,14 +83,17 @@ def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
     """Replace BatchNorm layers by synchronised ones; the keys of the state dict do not change.
 
     On a CPU, only torch's own layers are replaced; timm's fused norm-and-activation layers are not.
+    Layers that are synchronised already, as in a second round, stay as they are: timm would replace
+    a norm-and-activation layer by a norm without the activation.
     """
-    if device.type == "cuda":
-        return convert_sync_batchnorm(module)
+    on_gpu = device.type == "cuda"
+    kept = nn.SyncBatchNorm | AnyDeviceSyncBatchNorm
     for parent in list(module.modules()):
         for name, layer in parent.named_children():
+            if not isinstance(layer, nn.modules.batchnorm._BatchNorm) or isinstance(layer, kept):
+                continue
             if synchronises(layer, device):
-                assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
-                setattr(parent, name, _converted(layer))
+                setattr(parent, name, (convert_sync_batchnorm if on_gpu else _converted)(layer))
     return module
 
 

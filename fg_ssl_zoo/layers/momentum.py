@@ -58,6 +58,8 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
                 [a for a, _ in moving], [b for _, b in moving], 1 - momentum
             )
-        for a, b in pairs:  # batch counters
-            if not a.is_floating_point():
-                a.copy_(b)
+        counters = [(a, b) for a, b in pairs if not a.is_floating_point()]
+        if counters:  # of batches; one kernel instead of one for each norm
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                [a for a, _ in counters], [b for _, b in counters]
+            )

@@ -36,10 +36,10 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
+        total = gradient.clone(memory_format=torch.contiguous_format)  # others may read it too
+        dist.all_reduce(total)
         start = rank() * ctx.rows
-        return gradient[start : start + ctx.rows]
+        return total[start : start + ctx.rows]
 
 
 def gather(x: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:

@@ -129,7 +129,15 @@ def test_the_generator_is_seeded_by_seed_epoch_and_index(birds):
     assert values[2] == np.random.default_rng([0, 1, 0]).random()
 
 
-def test_auto_workers_leave_small_machines_alone():
+def test_auto_workers_leave_small_machines_alone(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert [resolve_num_workers("auto", 1, cores) for cores in (1, 2, 4, 64)] == [0, 0, 3, 8]
     assert resolve_num_workers("auto", world=4, cores=16) == 3
     assert resolve_num_workers(5) == 5
+
+
+def test_auto_workers_share_the_cores_of_one_machine_of_several(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert resolve_num_workers("auto", world=8, cores=64) == 7
+    assert resolve_num_workers("auto", world=256, cores=64) == 7
+    assert resolve_num_workers("auto", world=1, cores=8) == 7  # an evaluation in one process

@@ -1,11 +1,14 @@
 """Batches on the device: in order, their views finished, unreadable pictures named."""
 
+import contextlib
+
 import torch
 
 from fg_ssl_zoo.data.device_views import defer
 from fg_ssl_zoo.data.loader import ViewDataset, step_loader
 from fg_ssl_zoo.data.order import Order
 from fg_ssl_zoo.data.views import PRESETS, MultiCrop, RandomViews
+from fg_ssl_zoo.engine import batches as engine_batches
 from fg_ssl_zoo.engine.batches import on_device
 
 VIEWS = MultiCrop(
@@ -30,3 +33,36 @@ def test_views_that_the_device_finishes_go_through_the_loader_like_others(birds)
         for key in ("images", "local_images"):
             assert here[key].dtype == there[key].dtype == torch.uint8
             assert (here[key].int() - there[key].int()).abs().max() <= 1
+
+
+def test_on_a_gpu_a_batch_is_copied_while_the_one_before_it_is_used(monkeypatch):
+    """With stand-ins for streams: the step waits for its copy, and keeps its memory until used."""
+    log = []
+
+    class Stream:
+        def __init__(self, device=None):
+            pass
+
+        def record_event(self):
+            log.append("copied")
+            return torch.Event("cuda")
+
+        def wait_event(self, event):
+            log.append("wait")
+
+    def loader():
+        for number in range(3):
+            log.append(f"load {number}")
+            yield {"index": torch.tensor(number), "corrupt": []}
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: log.append("keep"))
+    monkeypatch.setattr(engine_batches, "send_to_device", lambda batch, *_, **__: dict(batch))
+    for batch in on_device(loader(), torch.device("cuda"), lambda names: None):
+        log.append(f"step {int(batch['index'])}")
+    assert log == [
+        "load 0", "copied", "load 1", "copied", "wait", "keep", "step 0",
+        "load 2", "copied", "wait", "keep", "step 1", "wait", "keep", "step 2",
+    ]  # fmt: skip

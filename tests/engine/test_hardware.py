@@ -65,6 +65,33 @@ def test_a_launched_process_uses_its_share_of_the_cores(monkeypatch):
     assert threads(threads=3) == 3
 
 
+def pretend_gpu(monkeypatch, capability):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GeForce GTX 1080")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90a", "compute_120"])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: capability >= (8, 0))
+
+
+def test_a_gpu_without_kernels_in_this_torch_is_refused(monkeypatch):
+    pretend_gpu(monkeypatch, (6, 1))
+    with pytest.raises(ValueError, match=r"GTX 1080 \(sm_61\) is too old .* needs sm_75 or later"):
+        hardware.choose(Speed(), convolutional=True)
+    pretend_gpu(monkeypatch, (7, 5))
+    assert hardware.choose(Speed(), convolutional=True).precision == "fp32"
+
+
+def test_a_launch_on_gpus_measures_with_its_share_of_the_cores(monkeypatch):
+    pretend_gpu(monkeypatch, (9, 0))
+    monkeypatch.setattr(hardware.psutil, "cpu_count", lambda logical: 64)
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 64)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    switches = hardware.choose(Speed(), convolutional=True)
+    assert (switches.device, switches.precision, switches.threads) == ("cuda", "bf16", 8)
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [

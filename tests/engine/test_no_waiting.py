@@ -111,6 +111,25 @@ def test_networks_are_compiled_until_the_block_ends(monkeypatch):
         assert len(asked) == 2
 
 
+def test_the_picture_of_a_batch_is_not_compiled(tmp_path, birds, monkeypatch):
+    stances = []
+
+    def drawing():
+        method = build("super_resolution", "test_resnet")
+
+        def picture(batch):
+            stances.append(torch._dynamo.eval_frame._stance.stance)
+            return torch.zeros(2, 2, 3, dtype=torch.uint8)
+
+        method.picture = picture
+        return method
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: None)
+    settings = Train(steps=1, batch_size=8, optimizer="sgd", lr=0.1)
+    go_on(tmp_path, birds, drawing, settings, compile=True)
+    assert stances == ["force_eager"]
+
+
 @pytest.mark.long  # needs a C++ compiler
 def test_a_compiled_run_has_the_weights_of_one_that_is_not(tmp_path, birds):
     settings = Train(steps=2, batch_size=8, optimizer="sgd", lr=0.1)

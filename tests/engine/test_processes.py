@@ -3,9 +3,12 @@
 Compared are loss, gradients, statistics and trained weights.
 """
 
+import copy
+
 import pytest
 import torch
 from accelerate import Accelerator
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
@@ -101,6 +104,18 @@ def test_a_synchronised_norm_keeps_keys_and_is_plain_in_one_process(affine):
     x = torch.randn(6, 4)
     torch.testing.assert_close(twin(x), plain(x))
     torch.testing.assert_close(twin.eval()(x), plain.eval()(x))
+
+
+def test_a_second_round_on_gpus_keeps_the_activations_of_timms_norms():
+    torch.manual_seed(0)
+    network = nn.Sequential(BatchNormAct2d(4), nn.Sequential(nn.BatchNorm2d(4)))
+    plain = copy.deepcopy(network).eval()
+    for _ in range(2):
+        synchronise(network, torch.device("cuda"))
+    assert isinstance(network[0], nn.SyncBatchNorm)
+    assert isinstance(network[1][0], nn.SyncBatchNorm)
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(network.eval()(x), plain(x))
 
 
 def small_simclr(backbone):
