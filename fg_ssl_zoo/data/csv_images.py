@@ -25,7 +25,7 @@ import numpy as np
 
 from fg_ssl_zoo.config import Data, nearest, printable
 from fg_ssl_zoo.data.folders import FolderImages, images_of
-from fg_ssl_zoo.data.listing import PathList, existing_file, natural
+from fg_ssl_zoo.data.listing import PathList, existing_file, natural, unreadable
 from fg_ssl_zoo.data.part_annotations import separator
 from fg_ssl_zoo.data.splits import ClassColumn, choose_splits, number_classes, tell_columns
 
@@ -124,9 +124,7 @@ def _read(file: Path, wanted: Mapping[str, str]) -> tuple[dict[str, _Rows], bool
                 if columns.label is not None:
                     rows.names.append(label)
     except OSError as error:
-        raise ValueError(
-            f"data.path: {printable(file)} cannot be read ({error.strerror})"
-        ) from None
+        raise unreadable(file, error) from None
     if not splits:
         raise ValueError(f"data.path: {printable(file)} lists no images")
     missing.refuse()

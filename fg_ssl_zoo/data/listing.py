@@ -29,7 +29,7 @@ JUNK = frozenset({
 """Folders and files that macOS, Synology, Windows and Linux put beside images."""
 
 NOTES = frozenset({"parts.csv", "parts.json"})
-"""Files beside images that are read, see `part_notes`."""
+"""Files beside images that are read, see `part_annotations`."""
 
 
 class PathList(Sequence[str]):
@@ -122,7 +122,7 @@ def list_images(folder: str | Path, prefix: str = "") -> Listing:
     try:
         _walk(str(folder), prefix, frozenset(), listing)
     except OSError as error:
-        raise ValueError(f"data.path: {error.filename} cannot be read ({error.strerror})") from None
+        raise unreadable(error.filename, error) from None
     return listing
 
 
@@ -232,6 +232,11 @@ def no_images(folder: Path, others: Counter[str]) -> ValueError:
     return ValueError(f"data.path: no images in {printable(folder)} ({wanted}); {found}")
 
 
+def unreadable(path: str | Path, error: OSError, hint: str = "") -> ValueError:
+    """The error of a file or folder that the operating system does not let us read."""
+    return ValueError(f"data.path: {printable(path)} cannot be read ({error.strerror}){hint}")
+
+
 def counts(others: Counter[str]) -> str:
     """`20 .heic, 4 without a suffix, and 2 more`: the most frequent kinds are named."""
     kinds = [f"{count} {kind}" for kind, count in others.most_common(_KINDS)]
@@ -253,9 +258,7 @@ def folders_in(folder: Path) -> list[str]:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if entry.is_dir()]
     except OSError as error:
-        raise ValueError(
-            f"data.path: {printable(folder)} cannot be read ({error.strerror})"
-        ) from None
+        raise unreadable(folder, error) from None
     return [name for name in names if not name.startswith(".") and name not in JUNK]
 
 
@@ -289,9 +292,7 @@ def files_below(folder: Path, endings: tuple[str, ...]) -> list[Path] | None:
     try:
         return _files_below(folder, endings, frozenset())
     except OSError as error:
-        raise ValueError(
-            f"data.path: {printable(error.filename)} cannot be read ({error.strerror})"
-        ) from None
+        raise unreadable(error.filename, error) from None
 
 
 def _files_below(

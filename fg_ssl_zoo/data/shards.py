@@ -33,11 +33,18 @@ from fg_ssl_zoo.data.splits import (
     choose_splits,
     is_split,
     number_classes,
+    tell_unlabelled,
 )
 from fg_ssl_zoo.data.tar_index import LABELS, Members, key_of, scanned
 
 BUFFER = 10_000
 """Images that are shuffled together, of consecutive shards; `data.shuffle_buffer` changes it."""
+
+_NO_LABELS = {
+    "folder": "no image lies in a folder inside of its tar file",
+    "cls": "no image has a label NAME.cls beside it",
+}
+"""Where labels were looked for (one of `LABELS`) -> why there are none."""
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _ROWS = (".parquet", ".arrow")
@@ -241,7 +248,7 @@ def load_shards(
     where = [f"{root}[{name}]" for name in (train_name or "all", test_name)]
     classes, *labels = number_classes(columns[0], columns[1] if test_name else None, *where)
     if "label" in data.columns and not columns[0].names - {""}:
-        _tell_unlabelled(where[0], source)
+        tell_unlabelled(where[0], _NO_LABELS[source])
     for name, found in zip((train_name, test_name), members, strict=True):
         if source != "folder":  # folders are classes then
             _tell_split_folders(root, name or "", found)
@@ -272,14 +279,6 @@ def _label_source(columns: Mapping[str, str]) -> str:
             "folder is needed"
         )
     return source
-
-
-def _tell_unlabelled(where: str, source: str) -> None:
-    reason = {
-        "folder": "no image lies in a folder inside of its tar file",
-        "cls": "no image has a label NAME.cls beside it",
-    }
-    _log.warning("%s is read as unlabelled: %s", printable(where), reason[source])
 
 
 def _tell_split_folders(root: Path, split: str, members: Sequence[Members]) -> None:

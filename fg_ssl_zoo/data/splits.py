@@ -9,6 +9,7 @@ import logging
 import unicodedata
 from array import array
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,11 @@ def tell_unused(where: str, splits: Sequence[str]) -> None:
         )  # fmt: skip
 
 
+def tell_unlabelled(where: str | Path, reason: str) -> None:
+    """Warn that images are read without labels, and why."""
+    _log.warning("%s is read as unlabelled: %s", printable(where), printable(reason))
+
+
 def tell_columns(where: str, columns: str) -> None:
     """Warn that a table is read without labels, since none of its columns is known to have them."""
     _log.warning(
@@ -185,7 +191,7 @@ def number_classes(
     """
     for column, where in ((train, train_where), (test, test_where)):
         if column is not None and not column.known and column.names > {""}:
-            _log.warning("%s is read as unlabelled: some labels are missing", printable(where))
+            tell_unlabelled(where, "some labels are missing")
     if train is None or not train.known:
         return [], None, None
     classes = sorted(train.names, key=natural)
@@ -227,7 +233,7 @@ def class_numbers(
     """
     kinds = {type(value) for value in values}
     if type(None) in kinds or (kinds == {int} and min(values) < 0):
-        _log.warning("%s is read as unlabelled: some labels are missing", where)
+        tell_unlabelled(where, "some labels are missing")
         return [], None
     if names is not None and kinds == {int} and max(values) >= len(names):
         raise ValueError(

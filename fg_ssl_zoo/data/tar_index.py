@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from fg_ssl_zoo.config import printable
-from fg_ssl_zoo.data.listing import JUNK, SUFFIXES, PathList, counts
+from fg_ssl_zoo.data.listing import JUNK, SUFFIXES, PathList, counts, unreadable
 from fg_ssl_zoo.data.tensor_cache import cache_file, read_tensors, write_tensors
 from fg_ssl_zoo.progress import shown
 
@@ -75,9 +75,7 @@ def _members(file: Path, source: str) -> Members:
         status = os.stat(file)
     except OSError as error:
         link = ": it is a broken link" if file.is_symlink() else ""
-        raise ValueError(
-            f"data.path: {printable(file)} cannot be read ({error.strerror}){link}"
-        ) from None
+        raise unreadable(file, error, link) from None
     about = {
         "path": os.fsencode(os.path.abspath(file)).hex(),
         "size": status.st_size,
@@ -125,9 +123,7 @@ def scan(file: Path, source: str = "cls") -> Members:
             "Copy or download it again"
         ) from None
     except OSError as error:
-        raise ValueError(
-            f"data.path: {printable(file)} cannot be read ({error.strerror})"
-        ) from None
+        raise unreadable(file, error) from None
     return found.members_with_labels(source)
 
 
