@@ -1,6 +1,6 @@
-"""Where the images of tar files lie: each file is scanned once, and the result is kept.
+"""The positions of images in tar files. Each file is scanned once, and the result is cached.
 
-It is kept in the Hugging Face cache under path, size and time of change of the tar file, so a file
+The key in the Hugging Face cache is the path, size and modification time of the tar file, so a file
 that has changed is scanned again.
 """
 
@@ -25,10 +25,10 @@ from fg_ssl_zoo.data.tensor_cache import cache_file, read_tensors, write_tensors
 from fg_ssl_zoo.progress import shown
 
 LABELS = ("cls", "folder")
-"""Where the label of an image may stand: in a member `KEY.cls`, or in its path."""
+"""Sources of a label: `cls` is the member `KEY.cls`, `folder` the folder of the image."""
 
 _LONGEST_LABEL = 200
-"""Bytes of a label that are read."""
+"""Number of bytes of a `.cls` file that are read."""
 
 _PACKED = {
     b"\x1f\x8b": "gunzip",
@@ -43,14 +43,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Members:
-    """Images of one shard, in its order.
+    """Images of one shard, in the order of the tar file.
 
     Attributes:
         names: Paths in the shard.
         labels: Class names; empty where an image has none.
-        offsets: Of the first byte of each, in the shard.
-        sizes: In bytes.
-        others: Number of members that are no images, by ending.
+        offsets: Position of the first byte of each image in the shard.
+        sizes: Number of bytes of each image.
+        others: Number of members that are not read, by ending.
     """
 
     names: PathList = field(default_factory=PathList)
@@ -61,13 +61,18 @@ class Members:
 
 
 def scanned(files: Sequence[Path], source: str) -> list[Members]:
-    """The images of shards, from the cache where they were scanned before."""
-    found = [_members(file, source) for file in shown(files, len(files), "scanning tar files")]
-    others = sum((members.others for members in found), Counter[str]())
+    """The images of each shard, from the cache if it was scanned before.
+
+    Args:
+        files: Tar files.
+        source: Source of the labels, one of `LABELS`.
+    """
+    members = [_members(file, source) for file in shown(files, len(files), "scanning tar files")]
+    others = sum((shard.others for shard in members), Counter[str]())
     if others:
         more = f" and {len(files) - 1} more shards" if len(files) > 1 else ""
         _log.warning("%s%s: left out are %s", printable(files[0]), more, counts(others))
-    return found
+    return members
 
 
 def _members(file: Path, source: str) -> Members:
@@ -101,22 +106,22 @@ def scan(file: Path, source: str = "cls") -> Members:
 
     Args:
         file: Not compressed.
-        source: Where labels stand, one of `LABELS`.
+        source: Source of the labels, one of `LABELS`.
 
     Raises:
-        ValueError: It is damaged, cut off, compressed, or no tar file.
+        ValueError: The file is damaged, truncated, compressed, or not a tar file.
     """
-    found = _Scan()
+    headers = _Scan()
     try:
         with file.open("rb") as opened:
             _refuse_compressed(opened, file)
             with tarfile.open(fileobj=opened, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # keeps all
-                    found.add(member, opened)
+                    headers.add(member, opened)
                 _check_end(opened, tar.offset)
-                if _goes_on(opened):
-                    found.members.others["archive behind the first (of cat?)"] += 1
+                if _has_content_left(opened):
+                    headers.members.others["archive behind the first (of cat?)"] += 1
     except tarfile.TarError as error:
         raise ValueError(
             f"data.path: {printable(file)} cannot be read as a tar file ({error}); was it cut off? "
@@ -124,7 +129,7 @@ def scan(file: Path, source: str = "cls") -> Members:
         ) from None
     except OSError as error:
         raise unreadable(file, error) from None
-    return found.members_with_labels(source)
+    return headers.members_with_labels(source)
 
 
 def _refuse_compressed(opened: BinaryIO, file: Path) -> None:
@@ -139,7 +144,7 @@ def _refuse_compressed(opened: BinaryIO, file: Path) -> None:
 
 
 def _check_end(opened: BinaryIO, offset: int) -> None:
-    """A tar file ends with blocks of zeros: two, and some programs write one."""
+    """Refuse a tar file that does not end with a block of zeros; most programs write two."""
     opened.seek(offset)
     block = opened.read(tarfile.BLOCKSIZE)
     if block.strip(b"\0"):
@@ -148,13 +153,13 @@ def _check_end(opened: BinaryIO, offset: int) -> None:
         raise tarfile.ReadError(f"no end-of-archive block at byte {offset}")
 
 
-def _goes_on(opened: BinaryIO) -> bool:
-    """Whether something lies behind the zeros at the end of an archive."""
+def _has_content_left(opened: BinaryIO) -> bool:
+    """Whether something other than zeros follows the end of an archive."""
     return any(block.strip(b"\0") for block in iter(lambda: opened.read(2**20), b""))
 
 
 class _Scan:
-    """What the headers of a tar file tell, one after the other."""
+    """Collects images, labels and links from the headers of a tar file."""
 
     def __init__(self) -> None:
         self.members = Members()
@@ -180,7 +185,7 @@ class _Scan:
             self._labels[key_of(member.name)[0]] = text.strip()
 
     def members_with_labels(self, source: str) -> Members:
-        """All images, those behind links last."""
+        """All images with their labels; images that a link leads to come last."""
         self._follow_links()
         for name in self.members.names:
             folder = PurePosixPath(name).parent.name
@@ -244,7 +249,7 @@ def _path(name: str) -> str:
 
 
 def key_of(name: str) -> tuple[str, str]:
-    """What belongs together, and the ending, both sides of the first dot of a file's name."""
+    """The key and the ending of a member: its path up to, and behind, the first dot of its name."""
     folder, slash, base = name.rpartition("/")
     stem, _, ending = base.partition(".")
     return f"{folder}{slash}{stem}", ending
