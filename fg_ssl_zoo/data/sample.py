@@ -178,7 +178,7 @@ def keypoints_known(images: Images) -> list[str]:
 
 
 class _NoFiles(HasFiles):
-    """Of images that are not kept encoded, such as drawn ones."""
+    """The files of images that have none, such as drawn ones."""
 
     def __init__(self, images: Images) -> None:
         self.images = images

@@ -124,7 +124,7 @@ def create_accelerator(switches: Switches, *, trains: bool = True) -> Accelerato
     divides by `train.accumulate`, and Accelerate would divide again by its environment variable.
 
     Args:
-        switches: Of `choose`.
+        switches: The result of `choose`.
         trains: Whether weights are trained, which alone may be sharded.
 
     Raises:

@@ -36,7 +36,7 @@ def plugin(processes: int, device: str) -> FullyShardedDataParallelPlugin:
     """What a launch with FSDP asks for.
 
     Args:
-        processes: That were launched.
+        processes: Number of launched processes.
         device: Kind of device that the run uses.
 
     Raises:
@@ -100,9 +100,9 @@ def prepare(
     """`accelerator.prepare`, and the assurance that a launch with FSDP does shard.
 
     Args:
-        trained: Of `trained_copy`; is sharded in place.
-        optimizer: Of its parameters.
-        accelerator: Tells how.
+        trained: The result of `trained_copy`; it is sharded in place.
+        optimizer: Optimizer of its parameters.
+        accelerator: Accelerator with the FSDP settings.
 
     Raises:
         ValueError: A weight that stayed whole, or a class to wrap that the method does not contain.
