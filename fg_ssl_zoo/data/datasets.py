@@ -341,7 +341,7 @@ def _held_out_names(images: Images) -> tuple[Iterable[str], str]:
     of a data set have no names, only numbers.
     """
     if isinstance(images, FolderImages):
-        return images.paths, "file name"
+        return images.paths, "path"
     if isinstance(images, ShardImages):
         return map(images.object_of, range(len(images))), "name in the tar file"
     return map(str, range(len(images))), "row number"
