@@ -1,6 +1,6 @@
 """Images in local folders.
 
-    ROOT/train/CLASS/x.jpg, ROOT/test/CLASS/x.jpg    labelled; val, valid, validation are tests too
+    ROOT/train/CLASS/x.jpg, ROOT/test/CLASS/x.jpg    labelled; or training, testing, val, valid, ...
     ROOT/CLASS/x.jpg                                 labelled, without a test split
     ROOT/x.jpg, or ROOT/2021/05/x.jpg and others     unlabelled
 

@@ -29,11 +29,11 @@ JUNK = frozenset({
 """Folders and files that macOS, Synology, Windows and Linux put beside images."""
 
 NOTES = frozenset({"parts.csv", "parts.json"})
-"""Files beside images that are read, see `part_annotations`."""
+"""Files beside images that describe parts, see `part_annotations`."""
 
 
 class PathList(Sequence[str]):
-    """Paths in one block of bytes: a million of them travel to a loader process at once."""
+    """Paths in one block of bytes, so that a million are pickled for a loader process at once."""
 
     def __init__(self, paths: Iterable[str] = ()) -> None:
         self._block, self._ends = bytearray(), array("q", [0])
@@ -53,14 +53,14 @@ class PathList(Sequence[str]):
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> "PathList":
-        """The list that `arrays` was called on."""
+        """The list whose `arrays` these are."""
         made = cls()
         made._block = bytearray(arrays["bytes"].tobytes())
         made._ends = array("q", arrays["ends"].astype(np.int64).tobytes())
         return made
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All paths as arrays, to be kept in a file."""
+        """All paths as arrays that a file can hold: `bytes` (uint8) and `ends` (int64)."""
         return {
             "bytes": np.frombuffer(bytes(self._block), np.uint8).copy(),
             "ends": np.array(self._ends, np.int64),
@@ -127,9 +127,9 @@ def list_images(folder: str | Path, prefix: str = "") -> Listing:
 
 
 def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], into: Listing) -> None:
-    """Add the images of a folder, its folders among them, all in natural order of their names.
+    """Add the images of a folder and of its subfolders, in natural order of all names.
 
-    Of a folder with a million files, no more than the names is held.
+    Only the names of a folder's files are held in memory.
     """
     status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
@@ -163,7 +163,7 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], into: Lis
 
 
 _NAME = "\0\0"
-"""Stands before the name at the end of a sort key; sorts before all that a longer key has there."""
+"""Separates a sort key from the name at its end; sorts before the rest of any longer key."""
 
 
 def natural(name: str) -> str:
@@ -265,7 +265,7 @@ def folders_in(folder: Path) -> list[str]:
 def files_with(folder: Path, ending: str) -> list[Path]:
     """Files of an ending in a folder, in natural order; none as soon as there is an image.
 
-    So it costs nothing in a folder of a million images.
+    It is therefore fast in a folder of a million images.
     """
     found = []
     with os.scandir(folder) as entries:
@@ -284,7 +284,7 @@ def files_below(folder: Path, endings: tuple[str, ...]) -> list[Path] | None:
     not in circles.
 
     Returns:
-        `None` as soon as there is an image, so it costs little in a folder of a million images.
+        `None` as soon as there is an image, so it is fast in a folder of a million images.
 
     Raises:
         ValueError: A folder that may not be read.
@@ -323,7 +323,7 @@ def _files_below(
 
 
 def has_pictures(folder: Path, *, directly: bool = False) -> bool:
-    """Whether an image lies in a folder, or only those that lie in no folder of it."""
+    """Whether a folder contains an image: at any depth, or `directly` in it."""
     for _, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in JUNK]
         if any(is_picture(name) for name in files):

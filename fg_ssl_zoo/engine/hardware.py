@@ -140,7 +140,7 @@ def create_accelerator(switches: Switches, *, trains: bool = True) -> Accelerato
             "ACCELERATE_USE_FSDP=true: only trainings are sharded; launch this without FSDP"
         )
     if plugin is not None and switches.compile:
-        raise ValueError("speed.compile: not supported with FSDP; false would do")
+        raise ValueError("speed.compile: not supported with FSDP; set it to false")
     if is_initialized() and (plugin or AcceleratorState().mixed_precision != precision):
         AcceleratorState._reset_state()
     accelerator = Accelerator(

@@ -40,7 +40,7 @@ def plugin(processes: int, device: str) -> FullyShardedDataParallelPlugin:
         device: Kind of device that the run uses.
 
     Raises:
-        ValueError: A part of FSDP that no run supports; the variable and what would do.
+        ValueError: An FSDP setting that is not supported; names the variable and what to use.
     """
     if processes < 2:
         raise ValueError(
