@@ -140,9 +140,13 @@ def test_a_cache_that_cannot_be_written_is_refused_before_any_work(monkeypatch, 
 
 
 def test_a_tilde_in_a_flag_is_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("HOME", str(home))
     main(["data", "show", *SMALL, "--images", "1", "--draws", "1", "--out", "~/a/views.png"])
-    assert (tmp_path / "a" / "views.png").is_file()
+    assert [path.relative_to(home).as_posix() for path in home.rglob("*.png")] == ["a/views.png"]
+    assert not list(elsewhere.iterdir())
 
 
 def test_an_unknown_verb_ends_with_the_usage(capsys):

@@ -217,7 +217,9 @@ def test_two_stages_on_the_command_line_are_a_recipe_of_the_users(photos):
     stages = "stages=[{method: simclr}, {method: moco}]"
     recipe, said, splits = recipe_of_words(["photos", "init=scratch", stages])
     assert ([stage.method for stage in recipe.stages], said) == (["simclr", "moco"], None)
-    assert splits is not None
+    train, test = splits
+    assert train.classes == test.classes == sorted(path.name for path in photos.iterdir())
+    assert len(train) + len(test) == len(list(photos.rglob("*.png")))
 
 
 def test_the_recipe_is_printed_as_yaml_that_loads(photos, capsys):

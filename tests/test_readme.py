@@ -64,6 +64,9 @@ def test_the_commands_for_ones_own_pictures_run(tmp_path, monkeypatch, birds):
 
 def test_the_tree_names_what_there_is():
     tree = README.partition("## The tree")[2].split("```")[1]
+    named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.startswith(" ")}
+    package = {path.name for path in (ROOT / "fg_ssl_zoo").iterdir()}
+    assert named == {name for name in package if not name.startswith(("_", "."))}
     for line in tree.strip().splitlines():
         name = line.split()[0]
         folder = ROOT / "fg_ssl_zoo" if line.startswith(" ") else ROOT

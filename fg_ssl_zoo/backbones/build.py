@@ -39,7 +39,12 @@ RESERVED = {
     "cache_dir": "HF_HOME names the cache",
     "kwargs": "each option has a name of its own",
 }
-"""Options that another key sets, and which."""
+"""Option that a recipe may not contain -> the reason, or the key that sets it."""
+
+_UNFIT = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
+)  # fmt: skip
+"""Errors that constructors of timm raise for options or weights that do not fit."""
 
 
 def check_options(options: Mapping[str, Any], where: str = "backbone_options") -> None:
@@ -228,9 +233,8 @@ def build(
 
     try:
         with _weights_in_one_line(place, words):
-            return _with(create, words, options) if options else create()
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
-            TypeError) as error:  # fmt: skip
+            return _options_in_one_line(create, words, options) if options else create()
+    except _UNFIT as error:
         if not place.startswith(PLACES):
             raise
         raise ValueError(f"{words}: {_misfit(config, error)}") from error
@@ -302,7 +306,7 @@ def check_patch_size(model: nn.Module, name: str, image_size: int) -> None:
         )
 
 
-def _with(create: Callable[[], Any], words: str, options: Mapping[str, Any]) -> Any:
+def _options_in_one_line(create: Callable[[], Any], words: str, options: Mapping[str, Any]) -> Any:
     """Call `create`; its errors about the options become one line."""
     try:
         return create()
@@ -310,8 +314,7 @@ def _with(create: Callable[[], Any], words: str, options: Mapping[str, Any]) -> 
         if type(error) is not ValueError:  # an error about weights has its own message
             raise
         raise _refused(words, options, error) from error
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError,
-            RuntimeError) as error:  # fmt: skip
+    except _UNFIT as error:
         raise _refused(words, options, error) from error
 
 
@@ -334,7 +337,7 @@ def check_features(model: nn.Module, name: str, options: Mapping[str, Any], size
     device = next(model.parameters()).device
     pictures = torch.zeros(2, 3, size, size, device=device)
     with evaluating(model), torch.no_grad():
-        found = _with(lambda: model(pictures), name, options)
+        found = _options_in_one_line(lambda: model(pictures), name, options)
     if getattr(found, "ndim", 0) != 2:
         shape = tuple(getattr(found, "shape", ())) or type(found).__name__
         raise ValueError(

@@ -13,6 +13,7 @@ from fg_ssl_zoo.cli.arguments import (
     count,
     write_csv,
 )
+from fg_ssl_zoo.cli.labelled import features_of_readable
 from fg_ssl_zoo.config import data_of, home_path
 
 if TYPE_CHECKING:
@@ -79,18 +80,12 @@ def _classifier(chosen: argparse.Namespace) -> None:
     from fg_ssl_zoo.evaluation.finetuned import EPOCHS, fine_tuned
     from fg_ssl_zoo.evaluation.head import fit_head
     from fg_ssl_zoo.evaluation.protocols.low_shot import draw_shots
-    from fg_ssl_zoo.features.cache import features_of
     from fg_ssl_zoo.features.embedder import load
-    from fg_ssl_zoo.features.extract import extract, ready, some, unreadable
+    from fg_ssl_zoo.features.extract import extract, ready
     from fg_ssl_zoo.hub.classifier_folder import check_folder_of_classifier, write_classifier
     from fg_ssl_zoo.ops.distributed import world_size
 
-    if chosen.epochs is not None and chosen.head != "finetune":
-        raise ValueError("--epochs: only --head finetune has passes over the images")
-    if chosen.epochs is not None and not 0 < chosen.epochs < math.inf:
-        raise ValueError(f"--epochs: {chosen.epochs:g} is not a number above 0")
-    if chosen.shots is not None and chosen.shots < 1:
-        raise ValueError(f"--shots: {chosen.shots} is not 1 or more")
+    _check_numbers(chosen)
     check_folder_of_classifier(home_path(chosen.out))  # before the work
     data = data_of(chosen.data)
     train, test = load_splits(data, seed=chosen.seed)
@@ -98,17 +93,10 @@ def _classifier(chosen: argparse.Namespace) -> None:
         raise ValueError("a classifier needs labels; put each class into a folder of its own")
     embedder = load(chosen.model, image_size=chosen.image_size, crop_pct=data.crop_pct)
     workers = resolve_num_workers(data.num_workers, world_size())
-    train_rows, test_rows = (
-        None if images is None else features_of(
-            embedder.backbone, images, embedder.accelerator, crop_pct=embedder.crop_pct,
-            num_workers=workers, cache=chosen.cache,
-        )
-        for images in (train, test)
-    )  # fmt: skip
-    assert train_rows is not None
-    for images, found in ((train, train_rows), (test, test_rows)):
-        if images is not None and found is not None and (lines := unreadable(images, found)):
-            print(f"{len(lines)} images cannot be read and are not used: {some(lines)}")
+    train_rows = features_of_readable(embedder, train, data, chosen.cache)
+    test_rows = None
+    if test is not None:
+        test_rows = features_of_readable(embedder, test, data, chosen.cache)
     assert train_rows.labels is not None
     features, labels = train_rows.features, train_rows.labels
     rows = torch.arange(len(labels))
@@ -145,6 +133,16 @@ def _classifier(chosen: argparse.Namespace) -> None:
         num_test=0 if test_rows is None else len(test_rows.features), finetuned_epochs=epochs,
     )  # fmt: skip
     print(f"{folder}: timm and transformers open it; its README.md shows how")
+
+
+def _check_numbers(chosen: argparse.Namespace) -> None:
+    """Refuse options that do not fit together, and numbers outside of their range."""
+    if chosen.epochs is not None and chosen.head != "finetune":
+        raise ValueError("--epochs: only --head finetune has passes over the images")
+    if chosen.epochs is not None and not 0 < chosen.epochs < math.inf:
+        raise ValueError(f"--epochs: {chosen.epochs:g} is not a number above 0")
+    if chosen.shots is not None and chosen.shots < 1:
+        raise ValueError(f"--shots: {chosen.shots} is not 1 or more")
 
 
 def _accuracy(head: "Head", train: "Images", rows: "Features | None") -> float | None:

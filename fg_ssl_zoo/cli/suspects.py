@@ -12,9 +12,12 @@ from fg_ssl_zoo.cli.arguments import (
     count,
     write_csv,
 )
+from fg_ssl_zoo.cli.labelled import features_of_readable
 from fg_ssl_zoo.config import check_file, data_of, printable, write_whole
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fg_ssl_zoo.data.sample import Images
     from fg_ssl_zoo.evaluation.suspects import Suspect
 
@@ -53,12 +56,8 @@ def _suspects(chosen: argparse.Namespace) -> None:
     import torch
 
     from fg_ssl_zoo.data.datasets import all_splits, image_name
-    from fg_ssl_zoo.data.loader import resolve_num_workers
-    from fg_ssl_zoo.evaluation.suspects import check_on_swapped, find_suspects
-    from fg_ssl_zoo.features.cache import features_of
+    from fg_ssl_zoo.evaluation.suspects import find_suspects
     from fg_ssl_zoo.features.embedder import load
-    from fg_ssl_zoo.features.extract import some, unreadable
-    from fg_ssl_zoo.ops.distributed import world_size
 
     if chosen.check is not None and not 0 < chosen.check < 1:
         raise ValueError(f"--check: {chosen.check} is not between 0 and 1")
@@ -74,25 +73,14 @@ def _suspects(chosen: argparse.Namespace) -> None:
     places: list[tuple[Images, int]] = []
     features, labels = [], []
     for images in splits.values():
-        found = features_of(
-            embedder.backbone, images, embedder.accelerator, crop_pct=embedder.crop_pct,
-            num_workers=resolve_num_workers(data.num_workers, world_size()), cache=chosen.cache,
-        )  # fmt: skip
-        if lines := unreadable(images, found):
-            print(f"{len(lines)} images cannot be read and are not used: {some(lines)}")
+        found = features_of_readable(embedder, images, data, chosen.cache)
         assert found.labels is not None
         features.append(found.features)
         labels.append(found.labels)
         places += [(images, int(index)) for index in found.indices]
     rows, truth = torch.cat(features), torch.cat(labels)
     if chosen.check is not None:
-        found = check_on_swapped(rows, truth, share=chosen.check, seed=chosen.seed)
-        print(
-            f"{found.swapped} of {len(rows)} labels swapped; {found.listed} images listed\n"
-            f"precision of the first {found.first}: {found.precision:.0%}\n"
-            f"recall: {found.recall:.0%} of the swapped are listed, "
-            f"{found.recall_first:.0%} among the first {found.swapped}"
-        )
+        _print_check(rows, truth, chosen.check, chosen.seed)
         return
     listed = find_suspects(rows, truth)
     classes = next(iter(splits.values())).classes
@@ -113,6 +101,19 @@ def _suspects(chosen: argparse.Namespace) -> None:
     print(
         f"{chosen.out}: {min(len(listed), chosen.show)} of {len(listed)} images with their "
         f"neighbours\n{list_file}: the complete list"
+    )
+
+
+def _print_check(features: "Tensor", labels: "Tensor", share: float, seed: int) -> None:
+    """Swap a share of the labels, and print how many of them are found."""
+    from fg_ssl_zoo.evaluation.suspects import check_on_swapped
+
+    found = check_on_swapped(features, labels, share=share, seed=seed)
+    print(
+        f"{found.swapped} of {len(features)} labels swapped; {found.listed} images listed\n"
+        f"precision of the first {found.first}: {found.precision:.0%}\n"
+        f"recall: {found.recall:.0%} of the swapped are listed, "
+        f"{found.recall_first:.0%} among the first {found.swapped}"
     )
 
 

@@ -62,7 +62,7 @@ class Source:
     Attributes:
         path: As `data.path`.
         weight: How often each image of this source is read in an epoch, on average.
-        columns, train_split, test_split: As those of `data`, which are used when not given.
+        columns, train_split, test_split: As `data.columns`, ...; those of `data` when not given.
     """
 
     path: str
@@ -84,8 +84,9 @@ class Data:
             (docs/data.md). Takes precedence over `hub_id` and the catalogue.
         hub_id: Dataset id on the Hugging Face Hub; takes precedence over the catalogue.
         columns: Names of the `image` and `label` columns of a Hub dataset, and also of the `split`
-            column of a CSV file.
-        train_split: Split for pretraining: a subfolder or a Hub split.
+            column of a CSV file; for tar files, `{label: folder}` takes labels from folders.
+        train_split: Split for pretraining: a subfolder, a split of a CSV file, of tar files or of
+            a Hub dataset.
         test_split: Labelled split on which evaluation computes its scores.
         streaming: Read a Hub dataset without copying it to the disk: Parquet files row group by
             row group as they are needed; of other formats, the first `num_images` images into
@@ -103,8 +104,8 @@ class Data:
         cache: Keep the decoded training images of a folder on disk (`assets/fg_ssl_zoo/pictures`
             of the Hugging Face cache), as small as the crops allow; the pixels are the same.
         cache_gb: Largest size of this cache, of all data sets together, in GB.
-        num_workers: Helpers of each training process that load images, at most 256: one or two
-            are threads, more are processes. `auto` depends on the number of cores.
+        num_workers: Loader workers of each training process, at most 256: one or two are threads,
+            more are processes. `auto` depends on the number of cores.
     """
 
     name: Name = "drawn"

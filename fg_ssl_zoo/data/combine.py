@@ -69,22 +69,25 @@ class Subset(HasFiles):
 
     @property
     def groups(self) -> list[Group]:
-        """Those of the source, see `Order`, each with the images of the subset alone."""
-        found, first = [], 0
+        """The groups of the source (see `Order`) with only the images of the subset.
+
+        One group if the subset changes the order of the images, as blocks need consecutive ones.
+        """
         if (np.diff(self.indices) < 0).any():
             return [Group(len(self))]
+        kept, first = [], 0
         for group in groups_of(self.images):
             sizes = [group.count] if group.blocks is None else group.blocks
             ends = np.searchsorted(self.indices, first + np.cumsum([0, *sizes]))
             blocks = None if group.blocks is None else np.diff(ends)
             if count := int(ends[-1] - ends[0]):
-                found.append(replace(group, count=count, blocks=blocks))
+                kept.append(replace(group, count=count, blocks=blocks))
             first += group.count
-        return found
+        return kept
 
     @property
     def identity(self) -> str:
-        """The source's, and the numbers."""
+        """The identity of the source, and the indices."""
         return f"{identity_of(self.images)}\n{self.indices.tolist()}"
 
 
@@ -95,9 +98,9 @@ class Mixture(HasFiles):
     masks and keypoints if all have those of the same parts.
 
     Args:
-        sources: With different names.
+        sources: Sources, whose names differ.
         weights: How often an image of each source is read in an epoch, on average.
-        name: Of the mixture.
+        name: Name of the mixture.
         classes: Class names in the order of the labels; those of the sources when not given.
     """
 
@@ -176,7 +179,7 @@ class Mixture(HasFiles):
 
     @property
     def groups(self) -> list[Group]:
-        """Those of all sources with the weights, see `Order`."""
+        """The groups of all sources with their weights, see `Order`."""
         return [
             replace(group, weight=group.weight * weight)
             for source, weight in zip(self.sources, self.weights, strict=True)
@@ -185,5 +188,5 @@ class Mixture(HasFiles):
 
     @property
     def identity(self) -> str:
-        """The sources', and how many images each has."""
+        """Name, number of images and identity of each source."""
         return "\n".join(f"{s.name} {len(s)}\n{identity_of(s)}" for s in self.sources)

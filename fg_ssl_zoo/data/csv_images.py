@@ -1,13 +1,13 @@
-"""Images listed in a CSV file: paths, and labels and splits where there are such columns.
+"""Images listed in a CSV file: paths, and labels and splits if it has such columns.
 
     path,label,split
     photos/1.jpg,jay,train
     /other/disk/2.jpg,crow,test
 
-Paths are absolute or start from the folder of the file. `data.columns` names other columns. The
-separator is the comma, the semicolon or the tab. Spaces around names of columns, paths, labels and
+Paths are absolute or relative to the folder of the file. `data.columns` names other columns. The
+separator is a comma, a semicolon or a tab. Spaces around names of columns, paths, labels and
 splits are removed. Images are sorted by path. `parts.csv` and part masks beside the file are read
-as those of a folder.
+as for a folder.
 """
 
 import csv
@@ -25,7 +25,7 @@ import numpy as np
 
 from fg_ssl_zoo.config import Data, nearest, printable
 from fg_ssl_zoo.data.folders import FolderImages, images_of
-from fg_ssl_zoo.data.listing import PathList, existing_file, natural
+from fg_ssl_zoo.data.listing import PathList, existing_file, natural, unreadable
 from fg_ssl_zoo.data.part_annotations import separator
 from fg_ssl_zoo.data.splits import ClassColumn, choose_splits, number_classes, tell_columns
 
@@ -49,7 +49,14 @@ _QUOTED = re.compile(r"[\r\n,;\t]")
 
 @dataclass
 class _Rows:
-    """Rows of one split."""
+    """Rows of one split.
+
+    Attributes:
+        paths: Paths as written in the file.
+        names: Class names; empty without a label column.
+        lines: Number of the first line of each row.
+        hashes: Hash of each absolute path, to find repeated ones.
+    """
 
     paths: PathList = field(default_factory=PathList)
     names: ClassColumn = field(default_factory=ClassColumn)
@@ -72,12 +79,11 @@ class _Columns(NamedTuple):
 def load_csv(data: Data) -> tuple[FolderImages, FolderImages | None]:
     """Training and test images of the CSV file `data.path`, in natural order of their paths.
 
-    All rows are training images where there is no split column. A split with an empty label is
-    unlabelled.
+    Without a split column, all rows are training images. A split with an empty label is unlabelled.
 
     Raises:
-        ValueError: No such file, column or split, an empty or repeated path, images that are not
-            there, or test classes that training lacks.
+        ValueError: No such file, column or split; an empty or repeated path; missing images; or
+            test classes that the training split lacks.
     """
     file = existing_file(str(data.path))
     splits, labelled = _read(file, data.columns)
@@ -124,9 +130,7 @@ def _read(file: Path, wanted: Mapping[str, str]) -> tuple[dict[str, _Rows], bool
                 if columns.label is not None:
                     rows.names.append(label)
     except OSError as error:
-        raise ValueError(
-            f"data.path: {printable(file)} cannot be read ({error.strerror})"
-        ) from None
+        raise unreadable(file, error) from None
     if not splits:
         raise ValueError(f"data.path: {printable(file)} lists no images")
     missing.refuse()
@@ -168,7 +172,7 @@ def _records(file: Path, lines: TextIO) -> Iterator[tuple[int, list[str]]]:
 def _values(
     row: Sequence[str], header: Sequence[str], columns: _Columns, where: str
 ) -> tuple[str, str, str]:
-    """Path, label and split of a row; empty where there is no such column.
+    """Path, label and split of a row; empty if there is no such column.
 
     Raises:
         ValueError: Another number of values, no path, or a line break in one of the three.
@@ -208,7 +212,7 @@ class _Missing:
             self.first = self.first or f"{printable(path)} of line {line}"
 
     def refuse(self) -> None:
-        """Raise where any is missing."""
+        """Raise `ValueError` if an image is missing."""
         if self.count:
             raise ValueError(
                 f"data.path: {self.count} of {self.asked} images of {printable(self.file)} are "
@@ -277,7 +281,7 @@ def _split_of(value: str, column: str, where: str) -> str:
 
 
 def _refuse_repeated(file: Path, splits: Sequence[_Rows]) -> None:
-    """A path that is listed twice would count twice in scores, or be trained on and tested.
+    """Refuse a path that is listed twice: it would count twice, or be trained on and tested.
 
     Paths are compared without `.` and `..`; links are not followed.
 

@@ -1,6 +1,6 @@
 """Load the images of a recipe's `data:`: source, splits, number of images.
 
-    data.path                local folder (`folders`, `official` for CUB-200-2011 and NABirds,
+    data.path                local folder (`folders`, `cub_layout` for CUB-200-2011 and NABirds,
                              `pascub` and `oid_aircraft` for birds and aeroplanes with part masks),
                              CSV file (`csv_images`), tar files (`shards`), folder of Parquet files
                              or of `save_to_disk` (`hub_images`)
@@ -341,7 +341,7 @@ def _held_out_names(images: Images) -> tuple[Iterable[str], str]:
     of a data set have no names, only numbers.
     """
     if isinstance(images, FolderImages):
-        return images.paths, "file name"
+        return images.paths, "path"
     if isinstance(images, ShardImages):
         return map(images.object_of, range(len(images))), "name in the tar file"
     return map(str, range(len(images))), "row number"

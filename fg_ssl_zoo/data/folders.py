@@ -1,6 +1,6 @@
 """Images in local folders.
 
-    ROOT/train/CLASS/x.jpg, ROOT/test/CLASS/x.jpg    labelled; val, valid, validation are tests too
+    ROOT/train/CLASS/x.jpg, ROOT/test/CLASS/x.jpg    labelled; or training, testing, val, valid, ...
     ROOT/CLASS/x.jpg                                 labelled, without a test split
     ROOT/x.jpg, or ROOT/2021/05/x.jpg and others     unlabelled
 
@@ -11,8 +11,7 @@
 - Images beside folders, or all at least two levels deep, are unlabelled; the log says so.
 - A folder that contains only one folder is opened first, since archives unpack to NAME/NAME.
 - Hidden files, system files (`JUNK`) and, beside a `parts.json`, `masks` are skipped. The log
-counts
-  other files that are not images.
+  counts other files that are not images.
 """
 
 import logging
@@ -44,6 +43,7 @@ from fg_ssl_zoo.data.splits import (
     find_train,
     is_split,
     number_classes,
+    tell_unlabelled,
     tell_unused,
 )
 
@@ -260,22 +260,23 @@ def _class_names(
     first = next(iter(tops.names), "")
     if 0 in depths and len(depths) > 1:
         loose = [path[start:] for path in paths if "/" not in path[start:]]
-        _log.warning(
-            "%s is read as unlabelled: %d images are beside its folders (%s, ...); "
+        tell_unlabelled(
+            folder,
+            f"{len(loose)} images are beside its folders ({loose[0]}, ...); "
             "move them away to use folder names as labels",
-            printable(folder), len(loose), printable(loose[0]),
-        )  # fmt: skip
+        )
     elif min(depths) >= 1 and classes and tops.names <= set(classes):
         return tops
     elif min(depths) > 1:
-        _log.warning("%s is read as unlabelled: folders in folders", printable(folder))
+        tell_unlabelled(folder, "folders in folders")
     elif min(depths) == 1 and len(tops.names) > 1:
         return tops
     elif min(depths) == 1 and classes:
-        _log.warning(
-            "%s is read as unlabelled: its only folder, %s, is no class of the training images%s",
-            printable(folder), printable(first), printable(nearest(first, classes)),
-        )  # fmt: skip
+        tell_unlabelled(
+            folder,
+            f"its only folder, {first}, is no class of the training images"
+            f"{nearest(first, classes)}",
+        )
     return None
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fg_ssl_zoo.config import Data, home_path, printable
+from fg_ssl_zoo.config import Data, home_path, printable, reason_of
 from fg_ssl_zoo.data.catalog import Entry, find_entry
 from fg_ssl_zoo.data.decode import EncodedImages
 from fg_ssl_zoo.data.listing import absent, files_with, folders_in, has_pictures
@@ -40,13 +40,13 @@ class HubImages(EncodedImages):
     """Rows of one split.
 
     Args:
-        rows: Each `{"bytes": ..., "path": ...}`, or `None` without an image; of an Arrow table or
-            a list.
+        rows: One `{"bytes": ..., "path": ...}` per image, from Parquet files, an Arrow table or a
+            list; `None` for a row without an image.
         where: Data set and split, for errors.
         name: Name of the data set.
         classes: Class names in the order of the labels.
         labels: Class number of every row.
-        state: Changes when what the rows hold does; empty where nobody knows.
+        state: Text that changes when the rows change; empty if unknown.
     """
 
     def __init__(
@@ -90,19 +90,19 @@ class HubImages(EncodedImages):
         return _encoded(row, name), name
 
     def checked(self, index: int) -> bytes:
-        """The encoded image; of Parquet files, what tells them from others, see `HasFiles`."""
+        """The encoded image; for Parquet files, a hash that identifies them, see `HasFiles`."""
         if isinstance(self.rows, ParquetRows):
             return self.rows.state.encode()
         return self.encoded(index)
 
     @property
     def groups(self) -> list[Group]:
-        """Row groups where the rows are read from Parquet files, see `Order`."""
+        """The row groups of Parquet files, else one group of all rows; see `Order`."""
         return groups_of(self.rows)
 
     @property
     def identity(self) -> str:
-        """Where the rows come from, and the sizes of up to 32."""
+        """The source of the rows, and the sizes in bytes of up to 32 images."""
         if isinstance(self.rows, ParquetRows):
             return f"{self.where} {self.rows.state}"
         some = np.linspace(0, len(self) - 1, min(len(self), 32)).astype(int)
@@ -156,12 +156,12 @@ def load_hub(data: Data) -> tuple[HubImages, HubImages | None]:
 
 
 def is_data_set(path: Path) -> bool | None:
-    """`True` for a folder of Parquet files, `False` for one of `save_to_disk`, else `None`.
+    """`True` for a folder of Parquet files, `False` for one that `save_to_disk` wrote, else `None`.
 
     The Parquet files lie in the folder, in its folder `data`, or in a folder for each split.
 
     Raises:
-        ValueError: One file of either.
+        ValueError: The path is a single file of such a data set.
     """
     if path.suffix.lower() in (".parquet", ".arrow") and not os.path.isdir(path):
         if not os.path.exists(path):
@@ -172,11 +172,16 @@ def is_data_set(path: Path) -> bool | None:
         )
     if not os.path.isdir(path):
         return None
-    if any((path / name).is_file() for name in _SAVED):
+    if _is_saved(path):
         return False
     folders = [path / name for name in folders_in(path) if name == "data" or is_split(name)]
     found = any(files_with(folder, ".parquet") for folder in (path, *folders))
     return True if found and not has_pictures(path) else None
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return any((folder / name).is_file() for name in _SAVED)
 
 
 def _open(hub_id: str, streaming: bool, homepage: str) -> Mapping[Any, Any]:
@@ -186,7 +191,7 @@ def _open(hub_id: str, streaming: bool, homepage: str) -> Mapping[Any, Any]:
     if hub_id.startswith("~"):
         hub_id = str(home_path(hub_id))
     try:
-        if any((Path(hub_id) / name).is_file() for name in _SAVED):
+        if _is_saved(Path(hub_id)):
             saved = datasets.load_from_disk(hub_id)
             return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
         repository, configuration = _repository(hub_id)
@@ -274,49 +279,47 @@ def _names_in_files(hub_id: str, split: str, label: str) -> list[str] | None:
     Raises:
         ValueError: A file cannot be read, or joined splits have different orders.
     """
-    import datasets
-
-    if any((Path(hub_id) / name).is_file() for name in _SAVED):
-        return None
-    builder = datasets.load_dataset_builder(*_repository(hub_id))
-    files = builder.config.data_files or {}
-    found = [_names_in_file(files.get(part) or (), label) for part in split.split("+")]
-    names = list(dict.fromkeys(tuple(own) for own in found if own))
-    if len(names) > 1:
+    per_split = [_names_in_file(files, label) for files in _data_files(hub_id, split)]
+    orders = list(dict.fromkeys(tuple(names) for names in per_split if names))
+    if len(orders) > 1:
         raise ValueError(
             f"data: the splits {split} of {hub_id} name their classes in different orders; "
             "take one of them"
         )
-    return list(names[0]) if names else None
+    return list(orders[0]) if orders else None
 
 
-def _names_in_file(files: Sequence[Any], label: str) -> list[str] | None:
+def _names_in_file(files: Sequence[str], label: str) -> list[str] | None:
     """Class names in the first parquet file among these."""
     import datasets
     import pyarrow.parquet as pq
     from datasets.utils.file_utils import xopen
 
-    first = next((file for file in files if str(file).endswith(".parquet")), None)
+    first = next((file for file in files if file.endswith(".parquet")), None)
     if first is None:
         return None
     try:
-        with xopen(str(first), "rb") as file:
+        with xopen(first, "rb") as file:
             schema = pq.read_schema(file)
     except Exception as error:  # of huggingface_hub, fsspec, pyarrow
-        raise ValueError(f"data.hub_id: {first} cannot be read ({error})") from error
-    own = datasets.Features.from_arrow_schema(schema).get(label)
-    return getattr(own, "names", None)
+        raise ValueError(f"data.hub_id: {first} cannot be read ({reason_of(error)})") from error
+    return getattr(datasets.Features.from_arrow_schema(schema).get(label), "names", None)
 
 
 def _parquet_files(hub_id: str, split: str) -> list[str]:
-    """The files of a split, or of several joined by `+`, where all of them are Parquet files."""
+    """The files of a split, or of several joined by `+`; empty if one is not a Parquet file."""
+    files = [file for files in _data_files(hub_id, split) for file in files]
+    return files if all(file.endswith(".parquet") for file in files) else []
+
+
+def _data_files(hub_id: str, split: str) -> list[list[str]]:
+    """Paths or addresses of the files of each split of `A+B`; none if `save_to_disk` wrote them."""
     import datasets
 
-    if any((Path(hub_id) / name).is_file() for name in _SAVED):
+    if _is_saved(Path(hub_id)):
         return []
-    there = datasets.load_dataset_builder(*_repository(hub_id)).config.data_files or {}
-    files = [str(file) for part in split.split("+") for file in there.get(part) or ()]
-    return files if all(file.endswith(".parquet") for file in files) else []
+    by_split = datasets.load_dataset_builder(*_repository(hub_id)).config.data_files or {}
+    return [[str(file) for file in by_split.get(name) or ()] for name in split.split("+")]
 
 
 def _read(

@@ -30,11 +30,11 @@ JUNK = frozenset({
 """Folders and files that macOS, Synology, Windows and Linux put beside images."""
 
 NOTES = frozenset({"parts.csv", "parts.json"})
-"""Files beside images that are read, see `part_notes`."""
+"""Files beside images that describe parts, see `part_annotations`."""
 
 
 class PathList(Sequence[str]):
-    """Paths in one block of bytes: a million of them travel to a loader process at once."""
+    """Paths in one block of bytes, so that a million are pickled for a loader process at once."""
 
     def __init__(self, paths: Iterable[str] = ()) -> None:
         self._block, self._ends = bytearray(), array("q", [0])
@@ -54,14 +54,14 @@ class PathList(Sequence[str]):
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> "PathList":
-        """The list that `arrays` was called on."""
+        """The list whose `arrays` these are."""
         made = cls()
         made._block = bytearray(arrays["bytes"].tobytes())
         made._ends = array("q", arrays["ends"].astype(np.int64).tobytes())
         return made
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All paths as arrays, to be kept in a file."""
+        """All paths as arrays that a file can hold: `bytes` (uint8) and `ends` (int64)."""
         return {
             "bytes": np.frombuffer(bytes(self._block), np.uint8).copy(),
             "ends": np.array(self._ends, np.int64),
@@ -123,14 +123,14 @@ def list_images(folder: str | Path, prefix: str = "") -> Listing:
     try:
         _walk(str(folder), prefix, frozenset(), listing)
     except OSError as error:
-        raise ValueError(f"data.path: {error.filename} cannot be read ({error.strerror})") from None
+        raise unreadable(error.filename, error) from None
     return listing
 
 
 def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], into: Listing) -> None:
-    """Add the images of a folder, its folders among them, all in natural order of their names.
+    """Add the images of a folder and of its subfolders, in natural order of all names.
 
-    Of a folder with a million files, no more than the names is held.
+    Only the names of a folder's files are held in memory.
     """
     status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
@@ -174,7 +174,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 _NAME = "\0\0"
-"""Stands before the name at the end of a sort key; sorts before all that a longer key has there."""
+"""Separates a sort key from the name at its end; sorts before the rest of any longer key."""
 
 
 def natural(name: str) -> str:
@@ -243,6 +243,11 @@ def no_images(folder: Path, others: Counter[str]) -> ValueError:
     return ValueError(f"data.path: no images in {printable(folder)} ({wanted}); {found}")
 
 
+def unreadable(path: str | Path, error: OSError, hint: str = "") -> ValueError:
+    """The error of a file or folder that the operating system does not let us read."""
+    return ValueError(f"data.path: {printable(path)} cannot be read ({error.strerror}){hint}")
+
+
 def counts(others: Counter[str]) -> str:
     """`20 .heic, 4 without a suffix, and 2 more`: the most frequent kinds are named."""
     kinds = [f"{count} {kind}" for kind, count in others.most_common(_KINDS)]
@@ -264,16 +269,14 @@ def folders_in(folder: Path) -> list[str]:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if _is_folder(entry)]
     except OSError as error:
-        raise ValueError(
-            f"data.path: {printable(folder)} cannot be read ({error.strerror})"
-        ) from None
+        raise unreadable(folder, error) from None
     return [name for name in names if not name.startswith(".") and name not in JUNK]
 
 
 def files_with(folder: Path, ending: str) -> list[Path]:
     """Files of an ending in a folder, in natural order; none as soon as there is an image.
 
-    So it costs nothing in a folder of a million images.
+    It is therefore fast in a folder of a million images.
     """
     found = []
     with os.scandir(folder) as entries:
@@ -292,7 +295,7 @@ def files_below(folder: Path, endings: tuple[str, ...]) -> list[Path] | None:
     not in circles.
 
     Returns:
-        `None` as soon as there is an image, so it costs little in a folder of a million images.
+        `None` as soon as there is an image, so it is fast in a folder of a million images.
 
     Raises:
         ValueError: A folder that may not be read.
@@ -300,9 +303,7 @@ def files_below(folder: Path, endings: tuple[str, ...]) -> list[Path] | None:
     try:
         return _files_below(folder, endings, frozenset())
     except OSError as error:
-        raise ValueError(
-            f"data.path: {printable(error.filename)} cannot be read ({error.strerror})"
-        ) from None
+        raise unreadable(error.filename, error) from None
 
 
 def _files_below(
@@ -333,7 +334,7 @@ def _files_below(
 
 
 def has_pictures(folder: Path, *, directly: bool = False) -> bool:
-    """Whether an image lies in a folder, or only those that lie in no folder of it."""
+    """Whether a folder contains an image: at any depth, or `directly` in it."""
     for _, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in JUNK]
         if any(is_picture(name) for name in files):

@@ -1,13 +1,13 @@
 """Which images a step reads: the order of every epoch, and the share of each process.
 
-The order is a pure function of (seed, batch size, epoch), so a run goes on at any step without a
+The order is a pure function of (seed, batch size, epoch), so a run continues at any step without a
 saved state, and is the same for any number of processes and workers.
 
     one group               a permutation of all images in every epoch
     groups with weights     each source has its own sequence of permutations, and an epoch takes the
                             next round(weight * count) images of it; the sources are mixed
-    blocks (shards)         blocks are shuffled, and dealt to `LANES` lanes; a lane is shuffled in
-                            a buffer that moves along it; a batch takes as many from each lane
+    blocks (shards)         blocks are shuffled and dealt to `LANES` lanes; each lane is shuffled
+                            in a moving buffer; a batch takes the same number from each lane
 
 A process reads the same lanes in every step, and so its own shards, where the number of processes
 divides `LANES` and the batch.
@@ -23,7 +23,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 LANES = 16
-"""Sequences of blocks that are read side by side."""
+"""Number of sequences of blocks that are read in parallel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +31,12 @@ class Group:
     """Consecutive images of a data set that are ordered together.
 
     Attributes:
-        count: Of the images.
-        weight: How often each is read in an epoch, on average.
-        blocks: (k,) sizes of the parts that are fast to read as a whole; their sum is `count`.
-        buffer: Images of consecutive blocks that are shuffled together; all when not given.
+        count: Number of images.
+        weight: How often each image is read in an epoch, on average.
+        blocks: (k,) numbers of images in each block, which is fast to read as a whole (a tar file,
+            a row group); their sum is `count`.
+        buffer: Number of images of consecutive blocks that are shuffled together; all when not
+            given.
     """
 
     count: int
@@ -50,16 +52,16 @@ class Group:
 
 @runtime_checkable
 class HasGroups(Protocol):
-    """Images with weights, or that are not to be read in any order."""
+    """Images that have weights, or that are slow to read in an arbitrary order."""
 
     @property
     def groups(self) -> list[Group]:
-        """Of all images, one after the other."""
+        """Groups that together contain all images, in their order."""
         ...
 
 
 def groups_of(images: Sized) -> list[Group]:
-    """The groups of a source; all images alike where it has none."""
+    """The groups of a source; one group of all images if it declares none."""
     return images.groups if isinstance(images, HasGroups) else [Group(len(images))]
 
 
@@ -95,7 +97,7 @@ class Order:
 
     @property
     def per_epoch(self) -> int:
-        """Images of one epoch; with weights, not the number of the data set."""
+        """Images of one epoch; with weights, another number than `num_images`."""
         return sum(group.per_epoch for group in self.groups)
 
     @property
@@ -117,30 +119,30 @@ class Order:
 
 @functools.lru_cache(maxsize=1)
 def _epoch(order: Order, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pass and index of the images of an epoch; kept while its steps are asked for."""
+    """(n,) pass and (n,) index of the images of an epoch, in the order of reading."""
     groups = order.groups
     if len(groups) == 1 and groups[0].weight == 1:
-        found = _one_pass(groups[0], [order.seed, epoch], order.batch_size)
-        return np.full(len(found), epoch, np.int32), found
+        indices = _one_pass(groups[0], [order.seed, epoch], order.batch_size)
+        return np.full(len(indices), epoch, np.int32), indices
     counts = [group.per_epoch for group in groups]
     mixed = np.repeat(np.arange(len(groups)), counts)
     mixed = np.random.default_rng([order.seed, epoch, len(groups)]).permutation(mixed)
     passes, indices = np.empty(len(mixed), np.int32), np.empty(len(mixed), np.int64)
     first = 0
     for number, (group, count) in enumerate(zip(groups, counts, strict=True)):
-        drawn = np.arange(epoch * count, (epoch + 1) * count)  # of all that is ever read of it
+        drawn = np.arange(epoch * count, (epoch + 1) * count)  # counted from the start of the run
         which, within = np.divmod(drawn, group.count)
-        found = np.empty(count, np.int64)
+        own = np.empty(count, np.int64)
         for one in np.unique(which):
             sequence = _one_pass(group, [order.seed, int(one), number])
-            found[which == one] = sequence[within[which == one]]
-        passes[mixed == number], indices[mixed == number] = which, first + found
+            own[which == one] = sequence[within[which == one]]
+        passes[mixed == number], indices[mixed == number] = which, first + own
         first += group.count
     return passes, indices
 
 
 def _one_pass(group: Group, seed: Sequence[int], batch_size: int = 1) -> np.ndarray:
-    """All images of a group once."""
+    """(count,) indices: all images of a group once."""
     generator = np.random.default_rng(seed)
     if group.blocks is None or group.buffer is None or group.buffer >= group.count:
         return generator.permutation(np.arange(group.count, dtype=_number(group.count)))
@@ -155,15 +157,15 @@ def _one_pass(group: Group, seed: Sequence[int], batch_size: int = 1) -> np.ndar
 
 
 def _number(count: int) -> type[np.signedinteger[Any]]:
-    """The smaller type for the number of an image: an order is kept of all images."""
+    """The smallest integer type that holds an index: the order of all images is kept in memory."""
     return np.int32 if count < 2**31 else np.int64
 
 
 def _blocks_in_turn(sizes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Images block by block, the blocks in a random order, each from a random image of it on.
+    """Indices block by block, the blocks in a random order, each rotated by a random number.
 
-    The rest of an epoch that fills no batch is the end of this sequence. Were a block read from its
-    first image, the last ones of a single block would be dropped in every epoch.
+    The images of an incomplete last batch are the end of this sequence, and are dropped. Without
+    the rotation, a single block would lose the same last images in every epoch.
     """
     number = _number(int(sizes.sum()))
     chosen = generator.permutation(len(sizes))
@@ -171,15 +173,15 @@ def _blocks_in_turn(sizes: np.ndarray, generator: np.random.Generator) -> np.nda
     sizes = sizes[chosen].astype(number)
     turned = (generator.random(len(sizes)) * sizes).astype(number)
     each = np.repeat(np.arange(len(sizes), dtype=number), sizes)
-    found = np.arange(len(each), dtype=number)
-    found += (turned - (np.cumsum(sizes, dtype=number) - sizes))[each]
-    found %= sizes[each]
-    found += starts[each]
-    return found
+    indices = np.arange(len(each), dtype=number)
+    indices += (turned - (np.cumsum(sizes, dtype=number) - sizes))[each]
+    indices %= sizes[each]
+    indices += starts[each]
+    return indices
 
 
 def _dealt(sequence: np.ndarray, lanes: int, batch_size: int) -> np.ndarray:
-    """Batches that take as many from every lane, lane by lane; what is left over comes last."""
+    """Batches with the same number of images of each lane, lane by lane; the remainder is last."""
     length, each = len(sequence) // lanes, batch_size // lanes
     steps = length // each
     beside = sequence[: lanes * length].reshape(lanes, length)

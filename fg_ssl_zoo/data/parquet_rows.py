@@ -1,9 +1,9 @@
 """Rows of Parquet files that are read where they lie, on a disk or on the Hub.
 
-A Parquet file is a series of row groups (`datasets` writes 100 images in each), and its last bytes
-say where they are. These are read first; a row group is read when one of its rows is asked for, and
-kept as long as there is room. Nothing is copied to the disk, and a row is found by its number, so
-training goes on exactly where it stopped.
+A Parquet file is a series of row groups (`datasets` writes 100 images in each); its last bytes, the
+footer, list them. The footers are read first. A row group is read when one of its rows is needed,
+and kept until `MOST_BYTES` are exceeded. Nothing is copied to the disk. A row is found by its
+number, so a stopped run continues with the next image.
 """
 
 import hashlib
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 BUFFER = 256
-"""Rows that are shuffled together; `data.shuffle_buffer` changes it."""
+"""Number of rows that are shuffled together (`data.shuffle_buffer`)."""
 
 MOST_BYTES = 2**30
-"""Bytes of row groups that each process keeps; at least the last one."""
+"""Bytes of row groups that each process keeps; the last one is kept even if it is larger."""
 
 NO_IMAGE = {"bytes": None, "path": None}
 """A row without an image."""
 
 OPENED_AT_ONCE = 8
-"""Files whose last bytes are asked for at the same time."""
+"""Number of files whose footers are read at the same time."""
 
 
 class ParquetRows(Sequence[dict[str, Any]]):
@@ -47,13 +47,13 @@ class ParquetRows(Sequence[dict[str, Any]]):
 
     Args:
         files: Paths or addresses (`hf://...`), in their order.
-        image: Column of the images.
-        most: Rows that are used, the first ones; all when not given.
-        buffer: Rows that are shuffled together.
+        image: Name of the image column.
+        most: Number of rows that are used, the first ones; all when not given.
+        buffer: Number of rows that are shuffled together.
 
     Attributes:
-        state: Changes with the files.
-        groups: Row groups are the blocks of the order, see `Order`.
+        state: Hash of the names, row counts and footer sizes of the files.
+        groups: One group, whose blocks are the row groups; see `Order`.
 
     Raises:
         ValueError: A file cannot be read.
@@ -67,7 +67,7 @@ class ParquetRows(Sequence[dict[str, Any]]):
         self._about: list[pq.FileMetaData] = []
         self._columns: list[list[int]] = []
         self._places: list[tuple[int, int]] = []
-        self._firsts, told = [0], [image]
+        self._firsts, described = [0], [image]
         for file, about in _abouts(files, most):
             for group in range(about.num_row_groups):
                 if most is None or len(self) < most:
@@ -76,15 +76,15 @@ class ParquetRows(Sequence[dict[str, Any]]):
             self._files.append(file)
             self._about.append(about)
             self._columns.append(_columns_of(about, image))
-            told.append(f"{file} {about.num_rows} {about.serialized_size}")
+            described.append(f"{file} {about.num_rows} {about.serialized_size}")
         self._firsts[-1] = min(self._firsts[-1], most or self._firsts[-1])
-        self.state = hashlib.blake2b("\n".join(told).encode(), digest_size=8).hexdigest()
+        self.state = hashlib.blake2b("\n".join(described).encode(), digest_size=8).hexdigest()
         self.groups = [Group(len(self), blocks=np.diff(self._firsts), buffer=buffer)]
         self._tell_large_groups(buffer)
         self._open_here()
 
     def _tell_large_groups(self, buffer: int) -> None:
-        """Log that row groups are read again and again where those in use have no room together."""
+        """Warn if the row groups in use exceed `MOST_BYTES`, so that each is read several times."""
         largest = max((self._bytes(number) for number in range(len(self._places))), default=0)
         rows = max(1, len(self) // max(1, len(self._places)))
         in_use = min(len(self._places), LANES * (1 + math.ceil(buffer / rows)))
@@ -97,7 +97,7 @@ class ParquetRows(Sequence[dict[str, Any]]):
             )  # fmt: skip
 
     def _bytes(self, number: int) -> int:
-        """Of the images of a row group in memory."""
+        """Bytes of the images of a row group in memory."""
         place, group = self._places[number]
         about = self._about[place].row_group(group)
         return sum(about.column(i).total_uncompressed_size for i in self._columns[place])
@@ -107,7 +107,7 @@ class ParquetRows(Sequence[dict[str, Any]]):
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is kept, for another process."""
+        """The state for another process, without the kept row groups."""
         return {k: v for k, v in self.__dict__.items() if k not in ("_kept", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -122,18 +122,18 @@ class ParquetRows(Sequence[dict[str, Any]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = range(len(self))[index]
         number = bisect_right(self._firsts, row) - 1
-        found = self._row_group(number)[row - self._firsts[number]].as_py()
-        if isinstance(found, dict):
-            return found
-        return NO_IMAGE | {"path" if isinstance(found, str) else "bytes": found}
+        value = self._row_group(number)[row - self._firsts[number]].as_py()
+        if isinstance(value, dict):
+            return value
+        return NO_IMAGE | {"path" if isinstance(value, str) else "bytes": value}
 
     def column(self, name: str) -> list[Any]:
-        """Another column, of all rows."""
-        found: list[Any] = []
+        """The values of another column, one per row."""
+        values: list[Any] = []
         numbers = range(len(self._places))
         for number in shown(numbers, len(numbers), f"reading column {name}"):
-            found.extend(self._read(number, name).to_pylist())
-        return found[: len(self)]
+            values.extend(self._read(number, name).to_pylist())
+        return values[: len(self)]
 
     def _row_group(self, number: int) -> "pa.Array":
         """The images of a row group, read if they are not kept."""
@@ -141,10 +141,10 @@ class ParquetRows(Sequence[dict[str, Any]]):
             if number in self._kept:
                 self._kept.move_to_end(number)
                 return self._kept[number]
-            found = self._kept[number] = self._read(number, self.image)
+            images = self._kept[number] = self._read(number, self.image)
             while len(self._kept) > 1 and sum(a.nbytes for a in self._kept.values()) > MOST_BYTES:
                 self._kept.popitem(last=False)
-            return found
+            return images
 
     def _read(self, number: int, column: str) -> "pa.Array":
         import pyarrow.parquet as pq
@@ -162,13 +162,13 @@ class ParquetRows(Sequence[dict[str, Any]]):
 
 
 def _columns_of(about: "pq.FileMetaData", name: str) -> list[int]:
-    """Numbers of a file's columns that hold a column of the table, which may be a struct."""
+    """Numbers of the Parquet columns of a table column, which are several if it is a struct."""
     paths = [about.schema.column(number).path for number in range(about.num_columns)]
     return [number for number, path in enumerate(paths) if f"{path}.".startswith(f"{name}.")]
 
 
 def _abouts(files: Sequence[str], most: int | None) -> "Iterator[tuple[str, pq.FileMetaData]]":
-    """What the last bytes of each file say, as far as they are needed for `most` rows."""
+    """Each file with its footer, up to the file that completes `most` rows."""
     rows, starts = 0, range(0, len(files), OPENED_AT_ONCE)
     with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
         for start in shown(starts, len(files), "opening Parquet files", size=OPENED_AT_ONCE):

@@ -119,7 +119,7 @@ class PictureCache:
 
 
 def _number(path: Path) -> int:
-    """Of a file; 0 where there is none, all the files' where it was cut off."""
+    """The number in a file, in bytes; 0 without the file, the sum of all sizes if it is damaged."""
     try:
         return int(path.read_text())
     except FileNotFoundError:

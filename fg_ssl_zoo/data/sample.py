@@ -90,7 +90,7 @@ class HasKeypoints(Protocol):
 
 @runtime_checkable
 class HasIdentity(Protocol):
-    """Images that tell more about themselves than the name of their set."""
+    """Images that identify themselves by more than the name of their data set."""
 
     @property
     def identity(self) -> str:
@@ -107,7 +107,7 @@ class HasFiles(Protocol):
         ...
 
     def encoded(self, index: int) -> bytes:
-        """The encoded image; empty where there is none, as of a drawn one.
+        """The encoded image; empty for images that are not encoded, such as drawn ones.
 
         Raises:
             CorruptImage: It cannot be read.
@@ -115,11 +115,11 @@ class HasFiles(Protocol):
         ...
 
     def checked(self, index: int) -> bytes:
-        """Bytes that change with the image; others than `encoded` where those cost too much."""
+        """Bytes that change with the image: `encoded`, or others if reading it is too slow."""
         return self.encoded(index)
 
     def stat_of(self, index: int) -> tuple[int, int] | None:
-        """Bytes, and time of the last change in nanoseconds; `None` where nobody knows.
+        """Size in bytes and modification time in nanoseconds; `None` if unknown.
 
         Raises:
             OSError: The file is gone.
@@ -145,8 +145,8 @@ class Reduces(Protocol):
     """Views that do not need all pixels of a large image.
 
     Attributes:
-        reduction: Width and height in pixels -> by how much an image may be reduced while it is
-            decoded, as `data.reduction.Reduction`; `None` keeps the size.
+        reduction: Width and height in pixels -> divisor by which an image may be reduced while it
+            is decoded, as `data.reduction.Reduction`; `None` keeps the size.
     """
 
     @property
@@ -158,11 +158,12 @@ class ReadsForTraining(Protocol):
     """A source that reads images in another way for training."""
 
     def for_training(self, index: int, reduction: Callable[[int, int], int] | None) -> Sample:
-        """The image, reduced as it is decoded, and from a cache where there is one.
+        """The image, reduced while it is decoded, and from a cache if there is one.
 
         Args:
-            index: Its number.
-            reduction: Width and height in pixels -> by how much; `None` keeps the size.
+            index: Number of the image.
+            reduction: Width and height in pixels -> divisor of both (1, 2, 4 or 8); `None` keeps
+                the size.
         """
         ...
 
@@ -178,7 +179,7 @@ def keypoints_known(images: Images) -> list[str]:
 
 
 class _NoFiles(HasFiles):
-    """Of images that are not kept encoded, such as drawn ones."""
+    """The files of images that have none, such as drawn ones."""
 
     def __init__(self, images: Images) -> None:
         self.images = images
@@ -194,7 +195,7 @@ class _NoFiles(HasFiles):
 
 
 def files_of(images: Images) -> HasFiles:
-    """What is known of the files of any images; ask once for all images of a loop."""
+    """The images as files, also if they have none; call once before a loop over the images."""
     return images if isinstance(images, HasFiles) else _NoFiles(images)
 
 
@@ -204,7 +205,7 @@ def image_name(images: Images, index: int) -> str:
 
 
 def identity_of(images: Images) -> str:
-    """What tells the images from others: the name of their set where they say no more."""
+    """Text that identifies the images: their `identity`, else the name of their data set."""
     return images.identity if isinstance(images, HasIdentity) else images.name
 
 

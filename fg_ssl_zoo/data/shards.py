@@ -3,12 +3,12 @@
     shards/train-0000.tar    0001.jpg 0001.cls 0002.jpg 0002.cls ...
     shards/val-0000.tar      or train/0000.tar, val/0000.tar; a folder in a tar file is no split
 
-A shard is scanned once, and where its images lie is kept in the Hugging Face cache under its
-path, size and time of change. Then every image can be read by itself: training is the same for
-any number of processes and goes on exactly where it stopped.
+A shard is scanned once; the positions of its images are kept in the Hugging Face cache (see
+`tar_index`). Each image is then read by its position. Training therefore computes the same with
+any number of processes, and a stopped run continues with the next image.
 
-Members of one key, which is the name up to the first dot of the file name, belong together. The
-label is the text of `KEY.cls`, or with `data.columns={label: folder}` the folder of the image.
+The key of a member is its path up to the first dot of the file name. The label of an image is the
+text of `KEY.cls`, or with `data.columns={label: folder}` the folder of the image.
 """
 
 import glob
@@ -33,11 +33,18 @@ from fg_ssl_zoo.data.splits import (
     choose_splits,
     is_split,
     number_classes,
+    tell_unlabelled,
 )
 from fg_ssl_zoo.data.tar_index import LABELS, Members, key_of, scanned
 
 BUFFER = 10_000
-"""Images that are shuffled together, of consecutive shards; `data.shuffle_buffer` changes it."""
+"""Number of images of consecutive shards that are shuffled together (`data.shuffle_buffer`)."""
+
+_NO_LABELS = {
+    "folder": "no image lies in a folder inside of its tar file",
+    "cls": "no image has a label NAME.cls beside it",
+}
+"""Where labels were looked for (one of `LABELS`) -> why there are none."""
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _ROWS = (".parquet", ".arrow")
@@ -51,14 +58,14 @@ class ShardImages(EncodedImages):
     Args:
         root: Folder that the names of the shards start from.
         shards: Tar files, in their order.
-        members: Of each shard.
-        name: Of the data set.
+        members: Images of each shard.
+        name: Name of the data set.
         classes: Class names in the order of the labels.
         labels: Class number of every image.
-        buffer: Images that are shuffled together.
+        buffer: Number of images that are shuffled together; all when not given.
 
     Attributes:
-        groups: Blocks of images that lie together, see `Order`.
+        groups: One group, whose blocks are the shards; see `Order`.
     """
 
     def __init__(
@@ -89,10 +96,10 @@ class ShardImages(EncodedImages):
         return len(self.members)
 
     def encoded(self, index: int) -> bytes:
-        """The member's bytes.
+        """The image file.
 
         Raises:
-            CorruptImage: The shard is gone or shorter than when it was scanned.
+            CorruptImage: The shard cannot be read, or is shorter than when it was scanned.
         """
         shard, size = self.shards[self._shard(index)], int(self._sizes[index])
         try:
@@ -112,12 +119,12 @@ class ShardImages(EncodedImages):
         return f"{self._shown[self._shard(index)]}/{self.members[index]}"
 
     def object_of(self, index: int) -> str:
-        """`SHARD/KEY`: the same for all images of one key, and wherever the shard lies."""
+        """`SHARD/KEY`: the same for all images of a key; it does not contain the shard's folder."""
         shard = os.path.basename(self.shards[self._shard(index)])
         return f"{shard}/{key_of(self.members[index])[0]}"
 
     def stat_of(self, index: int) -> tuple[int, int]:
-        """Bytes of the member, and the shard's time of change in nanoseconds."""
+        """Size of the image in bytes, and modification time of the shard in nanoseconds."""
         return int(self._sizes[index]), self._times[self._shard(index)]
 
     @property
@@ -134,14 +141,14 @@ class ShardImages(EncodedImages):
 
 
 def shard_files(path: Path) -> tuple[Path, list[Path]]:
-    """The folder of tar files that a path means, and these files; none where it means no shards.
+    """The tar files of a path, after their folder; no files if the path is not one of tar files.
 
     Args:
-        path: A tar file, a folder that holds some, also in folders below it; or a pattern, as
+        path: A tar file; a folder with tar files in it or below it; or a pattern, as
             `shards/train-{0000..0127}.tar` or `shards/*.tar`.
 
     Raises:
-        ValueError: Compressed tar files, or one that is not there.
+        ValueError: The tar files are compressed, or one is missing.
     """
     if os.path.isdir(path):
         return path, _shards_below(path)
@@ -190,14 +197,14 @@ def _compressed(files: Sequence[Path], where: Path) -> ValueError:
 
 
 def _patterns(path: str) -> str:
-    """Which patterns there are, where a file that is not there looks like another pattern."""
+    """A hint at the supported patterns if a missing file looks like another kind of pattern."""
     if not re.search(r"[\[\]{}?,]|::", path):
         return ""
     return "; patterns are {0000..0127} for a range of numbers and * for any text"
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    """Files of a pattern: `{00..12}` is a range, `*` what is there."""
+    """Files of a pattern: `{00..12}` stands for a range of numbers, `*` for any text."""
     if found := re.search(r"\{([0-9]+)\.\.([0-9]+)\}", pattern):
         before, behind = pattern[: found.start()], pattern[found.end() :]
         first, last = found.groups()
@@ -243,7 +250,7 @@ def load_shards(
     where = [f"{root}[{name}]" for name in (train_name or "all", test_name)]
     classes, *labels = number_classes(columns[0], columns[1] if test_name else None, *where)
     if "label" in data.columns and not columns[0].names - {""}:
-        _tell_unlabelled(where[0], source)
+        tell_unlabelled(where[0], _NO_LABELS[source])
     for name, found in zip((train_name, test_name), members, strict=True):
         if source != "folder":  # folders are classes then
             _tell_split_folders(root, name or "", found)
@@ -276,16 +283,8 @@ def _label_source(columns: Mapping[str, str]) -> str:
     return source
 
 
-def _tell_unlabelled(where: str, source: str) -> None:
-    reason = {
-        "folder": "no image lies in a folder inside of its tar file",
-        "cls": "no image has a label NAME.cls beside it",
-    }
-    _log.warning("%s is read as unlabelled: %s", printable(where), reason[source])
-
-
 def _tell_split_folders(root: Path, split: str, members: Sequence[Members]) -> None:
-    """Warn that folders inside of tar files are no splits, where they are called like another."""
+    """Warn if folders inside of tar files have the name of another split; they are no splits."""
     same = next((names for names in (TRAIN_NAMES, TEST_NAMES) if split.casefold() in names), ())
     called = re.compile(rf"(?mi)(?:^|/)({'|'.join((*TRAIN_NAMES, *TEST_NAMES))})(?=/)")
     words = {word for found in members for word in called.findall(found.names.joined("\n"))}
@@ -298,6 +297,6 @@ def _tell_split_folders(root: Path, split: str, members: Sequence[Members]) -> N
 
 
 def _split_of(file: Path, root: Path, wanted: Sequence[str]) -> str:
-    """The folder of a shard, or the word of its name that is a split's; empty without one."""
+    """Split of a shard, from its folder or a word of its name; empty if neither names a split."""
     words = [*file.relative_to(root).parts[:-1], *re.split(r"[^A-Za-z0-9]+", file.stem)]
     return next((word for word in words if is_split(word) or word in wanted), "")

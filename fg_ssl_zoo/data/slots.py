@@ -78,7 +78,7 @@ class SlotReader:
         _READERS[self.number] = self
 
     def __call__(self, message: Any) -> dict[str, Any]:
-        """The batch in memory of its own; what does not come through a slot stays as it is."""
+        """A copy of the batch in a slot; a message that used no slot is returned as it is."""
         if not isinstance(message, Filled):
             return message
         held = self.tensors_of(message)

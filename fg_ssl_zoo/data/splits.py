@@ -1,6 +1,6 @@
 """Splits and classes by name, for all sources that keep them as text.
 
-find_train, find_test   which of the names that are there is asked for
+find_train, find_test   the split that a recipe asks for, among the names that exist
 ClassColumn             the class name of every image, each name kept once
 number_classes          class numbers of both splits, by the names of the training split
 """
@@ -9,6 +9,7 @@ import logging
 import unicodedata
 from array import array
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ TEST_NAMES = ("test", "testing", "val", "valid", "validation")
 """Splits that may stand for `data.test_split: test`, best first."""
 
 NO_TEST = "none"
-"""As `data.test_split`: train on everything, hold nothing out."""
+"""Value of `data.test_split`: train on all images, hold none out."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +41,10 @@ def find_train(there: Sequence[str], wanted: str, where: str, kind: str = "split
     """The training split among those that are there; empty where no name is a split's.
 
     Args:
-        there: Names.
+        there: Names of the splits that exist.
         wanted: `data.train_split`.
-        where: What they are in, for the error.
-        kind: What they are, for the error.
+        where: Folder or data set, for the error.
+        kind: Word for a split, for the error: `split` or `folder`.
 
     Raises:
         ValueError: There is no such split.
@@ -77,12 +78,13 @@ def choose_splits(there: Collection[str], data: Data, where: str) -> tuple[str, 
     """Names of the training and the test split; others are named in the log.
 
     Args:
-        there: Names; empty for images of no split, which are trained on where there is no split.
-        data: Its `train_split` and `test_split` are wanted.
-        where: What they are in, for messages.
+        there: Names of the splits that exist. The empty name stands for images without a split,
+            which are the training images if there is no training split.
+        data: Names the splits, by `train_split` and `test_split`.
+        where: Folder or data set, for messages.
 
     Raises:
-        ValueError: There is no split that the recipe names.
+        ValueError: A split that the recipe names does not exist.
     """
     named = sorted(filter(None, there), key=natural)
     train = find_train(named, data.train_split, where)
@@ -106,8 +108,13 @@ def tell_unused(where: str, splits: Sequence[str]) -> None:
         )  # fmt: skip
 
 
+def tell_unlabelled(where: str | Path, reason: str) -> None:
+    """Warn that images are read without labels, and why."""
+    _log.warning("%s is read as unlabelled: %s", printable(where), printable(reason))
+
+
 def tell_columns(where: str, columns: str) -> None:
-    """Warn that a table is read without labels, since none of its columns is known to have them."""
+    """Warn that a table is read without labels, since no column has a usual name of labels."""
     _log.warning(
         "%s is read as unlabelled; its columns: %s; name the one with labels by "
         "data.columns={label: NAME}",
@@ -116,7 +123,7 @@ def tell_columns(where: str, columns: str) -> None:
 
 
 def _match(there: Iterable[str], wanted: Sequence[str]) -> str | None:
-    """The first wanted name that is there, in any case of letters."""
+    """The first wanted name that exists; upper and lower case are the same."""
     names = {composed(name).casefold(): name for name in there}
     asked = [composed(name).casefold() for name in wanted]
     return next((names[name] for name in asked if name in names), None)
@@ -140,7 +147,7 @@ class ClassColumn:
             self.append(name)
 
     def append(self, name: str) -> None:
-        """The next image's; empty where it is not known."""
+        """Add the class name of the next image; empty if it has none."""
         code = self._codes.get(name)
         if code is None:  # both Unicode forms of a name are one class
             code = self._codes.setdefault(composed(name), len(self._codes))
@@ -149,7 +156,7 @@ class ClassColumn:
 
     @property
     def names(self) -> set[str]:
-        """Of the classes, in NFC."""
+        """Names of the classes, in NFC."""
         return {composed(name) for name in self._codes}
 
     @property
@@ -171,21 +178,21 @@ def number_classes(
 ) -> tuple[list[str], np.ndarray | None, np.ndarray | None]:
     """Class names, and the class numbers of training and test images.
 
-    A split is unlabelled where it has no column or an empty name in it; a test split also where
-    the training split is.
+    A split is unlabelled if it has no column, or an empty name in it. A test split is unlabelled
+    also if the training split is.
 
     Args:
-        train: Of the training images; its names, in natural order, are the classes.
-        test: Of the test images.
+        train: Class names of the training images; sorted naturally, they are the classes.
+        test: Class names of the test images.
         train_where: Name of the training split, for messages.
-        test_where: Likewise.
+        test_where: Name of the test split, for messages.
 
     Raises:
-        ValueError: Test classes that training lacks; the nearest class is named.
+        ValueError: The training split lacks test classes; the message names the nearest class.
     """
     for column, where in ((train, train_where), (test, test_where)):
         if column is not None and not column.known and column.names > {""}:
-            _log.warning("%s is read as unlabelled: some labels are missing", printable(where))
+            tell_unlabelled(where, "some labels are missing")
     if train is None or not train.known:
         return [], None, None
     classes = sorted(train.names, key=natural)
@@ -214,20 +221,20 @@ def class_numbers(
 
     Args:
         values: Integers or strings.
-        names: Of the integers, as a `ClassLabel` column has them.
-        known: Class names of the training split, whose numbers the values get: two splits may
-            name their classes in another order.
+        names: Class names of the integers, from a `ClassLabel` column.
+        known: Class names of the training split; the values get its numbers, since two splits may
+            list their classes in different orders.
         where: Data set, split and column, for errors.
 
     Returns:
-        No names and no numbers where labels are hidden (-1 or missing), as in many test splits.
+        No names and no numbers if labels are hidden (-1 or missing), as in many test splits.
 
     Raises:
         ValueError: Neither integers nor strings, or a class that training lacks.
     """
     kinds = {type(value) for value in values}
     if type(None) in kinds or (kinds == {int} and min(values) < 0):
-        _log.warning("%s is read as unlabelled: some labels are missing", where)
+        tell_unlabelled(where, "some labels are missing")
         return [], None
     if names is not None and kinds == {int} and max(values) >= len(names):
         raise ValueError(

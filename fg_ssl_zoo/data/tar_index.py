@@ -1,6 +1,6 @@
-"""Where the images of tar files lie: each file is scanned once, and the result is kept.
+"""The positions of images in tar files. Each file is scanned once, and the result is cached.
 
-It is kept in the Hugging Face cache under path, size and time of change of the tar file, so a file
+The key in the Hugging Face cache is the path, size and modification time of the tar file, so a file
 that has changed is scanned again.
 """
 
@@ -20,15 +20,15 @@ import torch
 from safetensors import SafetensorError
 
 from fg_ssl_zoo.config import printable
-from fg_ssl_zoo.data.listing import JUNK, SUFFIXES, PathList, counts
+from fg_ssl_zoo.data.listing import JUNK, SUFFIXES, PathList, counts, unreadable
 from fg_ssl_zoo.data.tensor_cache import cache_file, read_tensors, write_tensors
 from fg_ssl_zoo.progress import shown
 
 LABELS = ("cls", "folder")
-"""Where the label of an image may stand: in a member `KEY.cls`, or in its path."""
+"""Sources of a label: `cls` is the member `KEY.cls`, `folder` the folder of the image."""
 
 _LONGEST_LABEL = 200
-"""Bytes of a label that are read."""
+"""Number of bytes of a `.cls` file that are read."""
 
 _PACKED = {
     b"\x1f\x8b": "gunzip",
@@ -43,14 +43,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Members:
-    """Images of one shard, in its order.
+    """Images of one shard, in the order of the tar file.
 
     Attributes:
         names: Paths in the shard.
         labels: Class names; empty where an image has none.
-        offsets: Of the first byte of each, in the shard.
-        sizes: In bytes.
-        others: Number of members that are no images, by ending.
+        offsets: Position of the first byte of each image in the shard.
+        sizes: Number of bytes of each image.
+        others: Number of members that are not read, by ending.
     """
 
     names: PathList = field(default_factory=PathList)
@@ -61,22 +61,26 @@ class Members:
 
 
 def scanned(files: Sequence[Path], source: str) -> list[Members]:
-    """The images of shards, from the cache where they were scanned before.
+    """The images of each shard, from the cache if it was scanned before.
 
     The processes of a machine begin at different shards, so that each scans its share and finds the
     other shares in the cache.
+
+    Args:
+        files: Tar files.
+        source: Source of the labels, one of `LABELS`.
     """
     order = _own_share_first(len(files))
     by_number = {
         number: _members(files[number], source)
         for number in shown(order, len(files), "scanning tar files")
     }
-    found = [by_number[number] for number in range(len(files))]
-    others = sum((members.others for members in found), Counter[str]())
+    members = [by_number[number] for number in range(len(files))]
+    others = sum((shard.others for shard in members), Counter[str]())
     if others:
         more = f" and {len(files) - 1} more shards" if len(files) > 1 else ""
         _log.warning("%s%s: left out are %s", printable(files[0]), more, counts(others))
-    return found
+    return members
 
 
 def _own_share_first(count: int) -> list[int]:
@@ -94,9 +98,7 @@ def _members(file: Path, source: str) -> Members:
         status = os.stat(file)
     except OSError as error:
         link = ": it is a broken link" if file.is_symlink() else ""
-        raise ValueError(
-            f"data.path: {printable(file)} cannot be read ({error.strerror}){link}"
-        ) from None
+        raise unreadable(file, error, link) from None
     about = {
         "path": os.fsencode(os.path.abspath(file)).hex(),
         "size": status.st_size,
@@ -122,32 +124,30 @@ def scan(file: Path, source: str = "cls") -> Members:
 
     Args:
         file: Not compressed.
-        source: Where labels stand, one of `LABELS`.
+        source: Source of the labels, one of `LABELS`.
 
     Raises:
-        ValueError: It is damaged, cut off, compressed, or no tar file.
+        ValueError: The file is damaged, truncated, compressed, or not a tar file.
     """
-    found = _Scan()
+    headers = _Scan()
     try:
         with file.open("rb") as opened:
             _refuse_compressed(opened, file)
             with tarfile.open(fileobj=opened, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # keeps all
-                    found.add(member, opened)
+                    headers.add(member, opened)
                 _check_end(opened, tar.offset)
-                if _goes_on(opened):
-                    found.members.others["archive behind the first (of cat?)"] += 1
+                if _has_content_left(opened):
+                    headers.members.others["archive behind the first (of cat?)"] += 1
     except tarfile.TarError as error:
         raise ValueError(
             f"data.path: {printable(file)} cannot be read as a tar file ({error}); was it cut off? "
             "Copy or download it again"
         ) from None
     except OSError as error:
-        raise ValueError(
-            f"data.path: {printable(file)} cannot be read ({error.strerror})"
-        ) from None
-    return found.members_with_labels(source)
+        raise unreadable(file, error) from None
+    return headers.members_with_labels(source)
 
 
 def _refuse_compressed(opened: BinaryIO, file: Path) -> None:
@@ -162,7 +162,7 @@ def _refuse_compressed(opened: BinaryIO, file: Path) -> None:
 
 
 def _check_end(opened: BinaryIO, offset: int) -> None:
-    """A tar file ends with blocks of zeros: two, and some programs write one."""
+    """Refuse a tar file that does not end with a block of zeros; most programs write two."""
     opened.seek(offset)
     block = opened.read(tarfile.BLOCKSIZE)
     if block.strip(b"\0"):
@@ -171,13 +171,13 @@ def _check_end(opened: BinaryIO, offset: int) -> None:
         raise tarfile.ReadError(f"no end-of-archive block at byte {offset}")
 
 
-def _goes_on(opened: BinaryIO) -> bool:
-    """Whether something lies behind the zeros at the end of an archive."""
+def _has_content_left(opened: BinaryIO) -> bool:
+    """Whether something other than zeros follows the end of an archive."""
     return any(block.strip(b"\0") for block in iter(lambda: opened.read(2**20), b""))
 
 
 class _Scan:
-    """What the headers of a tar file tell, one after the other."""
+    """Collects images, labels and links from the headers of a tar file."""
 
     def __init__(self) -> None:
         self.members = Members()
@@ -203,7 +203,7 @@ class _Scan:
             self._labels[key_of(member.name)[0]] = text.strip()
 
     def members_with_labels(self, source: str) -> Members:
-        """All images, those behind links last."""
+        """All images with their labels; images that a link leads to come last."""
         self._follow_links()
         for name in self.members.names:
             folder = PurePosixPath(name).parent.name
@@ -267,7 +267,7 @@ def _path(name: str) -> str:
 
 
 def key_of(name: str) -> tuple[str, str]:
-    """What belongs together, and the ending, both sides of the first dot of a file's name."""
+    """The key and the ending of a member: its path up to, and behind, the first dot of its name."""
     folder, slash, base = name.rpartition("/")
     stem, _, ending = base.partition(".")
     return f"{folder}{slash}{stem}", ending

@@ -379,7 +379,7 @@ class LowAndHigh:
 
 
 def _mean_luma(crop: np.ndarray) -> float:
-    """Of RGB in 0..255; plain numbers, as an array of three costs more than the sum."""
+    """Mean luma of RGB in 0..255; in plain numbers, since an array of three costs more."""
     red, green, blue, _ = cv2.mean(crop)
     return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
 

@@ -21,7 +21,7 @@ def on_device(
 
     Args:
         loader: Gives uint8 images and `corrupt`, the names of unreadable ones.
-        device: Of the run.
+        device: Device of the run.
         note_corrupt: Is given these names when the batch is handed over.
     """
     if device.type != "cuda":

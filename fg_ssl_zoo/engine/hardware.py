@@ -138,7 +138,7 @@ def create_accelerator(switches: Switches, *, trains: bool = True) -> Accelerato
     divides by `train.accumulate`, and Accelerate would divide again by its environment variable.
 
     Args:
-        switches: Of `choose`.
+        switches: The result of `choose`.
         trains: Whether weights are trained, which alone may be sharded.
 
     Raises:
@@ -154,7 +154,7 @@ def create_accelerator(switches: Switches, *, trains: bool = True) -> Accelerato
             "ACCELERATE_USE_FSDP=true: only trainings are sharded; launch this without FSDP"
         )
     if plugin is not None and switches.compile:
-        raise ValueError("speed.compile: not supported with FSDP; false would do")
+        raise ValueError("speed.compile: not supported with FSDP; set it to false")
     if is_initialized() and (plugin or AcceleratorState().mixed_precision != precision):
         AcceleratorState._reset_state()
     accelerator = Accelerator(

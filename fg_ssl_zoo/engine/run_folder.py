@@ -89,7 +89,7 @@ REMEDIES = "choose another folder with output=FOLDER, or delete that run with ov
 
 
 def _remedies(changed: Sequence[tuple[str, Any, Any]]) -> str:
-    """`REMEDIES`; and how to continue if only the names differ, as of a data folder that moved."""
+    """`REMEDIES`; if only names differ (the data folder was renamed), also how to continue."""
     names = {key: old for key, old, _ in changed if key in ("name", "data.name")}
     if len(names) < len(changed):
         return REMEDIES
@@ -102,7 +102,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        recipe, recipe_copy, data, metrics, results, checkpoints, notes, images, corrupt, export,
+        recipe, recipe_copy, data, metrics, results, checkpoints, notes, pictures, corrupt, export,
             lock: Its files and folders.
     """
 
@@ -161,7 +161,7 @@ class RunFolder:
             self._check(recipe)
             if self._has_trained():
                 self._check_pictures(pictures, splits)
-        text = to_yaml(replace(recipe, overwrite=False))  # a random order, which is not repeated
+        text = to_yaml(replace(recipe, overwrite=False))  # not again when it continues
         write_whole(self.recipe, text)
         self.checkpoints.mkdir(exist_ok=True)
         write_whole(self.recipe_copy, text)
@@ -251,7 +251,7 @@ class RunFolder:
             what = self._other_fingerprint(splits)
         elif (changed := inventory.differences(before, pictures)).only_moved:
             what = f"has trained on {changed}"
-            remedy = "restore the order, or use the version of then (this one sorts CSV files)"
+            remedy = "restore the order, or use the earlier version (this one sorts CSV files)"
         else:
             what = f"has trained on other images ({changed})" if changed else ""
         if what:
@@ -342,7 +342,7 @@ class RunFolder:
             )
         held = {LOCK, OWNER}  # locked by this run
         for name in sorted(set(found) - set(foreign) - held, key=self._is_recipe):
-            (self.path / name).unlink()  # last: without it, this is no run
+            (self.path / name).unlink()  # the recipe last: without it, the folder is no run
         for folder, _, _ in os.walk(self.path, topdown=False):
             if FOLDERS.fullmatch(os.path.relpath(folder, self.path).partition("/")[0]):
                 with contextlib.suppress(OSError):  # folders that are not empty are kept

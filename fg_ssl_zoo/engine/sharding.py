@@ -40,11 +40,11 @@ def plugin(processes: int, device: str) -> FullyShardedDataParallelPlugin:
     """What a launch with FSDP asks for.
 
     Args:
-        processes: That were launched.
+        processes: Number of launched processes.
         device: Kind of device that the run uses.
 
     Raises:
-        ValueError: A part of FSDP that no run supports; the variable and what would do.
+        ValueError: An FSDP setting that is not supported; names the variable and what to use.
     """
     if processes < 2:
         raise ValueError(
@@ -104,9 +104,9 @@ def prepare(
     """`accelerator.prepare`, and the assurance that a launch with FSDP does shard.
 
     Args:
-        trained: Of `trained_copy`; is sharded in place.
-        optimizer: Of its parameters.
-        accelerator: Tells how.
+        trained: The result of `trained_copy`; it is sharded in place.
+        optimizer: Optimizer of its parameters.
+        accelerator: Accelerator with the FSDP settings.
 
     Raises:
         ValueError: A weight that stayed whole, or a class to wrap that the method does not contain.

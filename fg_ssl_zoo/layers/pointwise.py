@@ -5,17 +5,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SMALLEST_BLOCK = 16
-"""Channels that oneDNN's kernel reads at once with AVX-512; it is right from this number on."""
+"""Channels that oneDNN's kernel reads at once with AVX-512; with as many or more it is correct."""
 
 
 class SubsampledConv2d(nn.Conv2d):
-    """A 1 x 1 convolution with a stride: every stride-th pixel first, then no stride.
+    """A 1 x 1 convolution with a stride, computed without one on every stride-th pixel.
 
-    The same numbers as `nn.Conv2d`, up to rounding.
+    Its output equals that of `nn.Conv2d` up to rounding.
     """
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
-        """The convolution of every stride-th pixel."""
+        """Convolve every stride-th pixel; (y, x) = (ceil(h / stride), ceil(w / stride))."""
         rows, columns = self.stride
         return F.conv2d(input[..., ::rows, ::columns], self.weight, self.bias)
 

@@ -174,7 +174,7 @@ def check_methods(
                 if recipe.speed.device_views is True and defer(views) is None:
                     raise ValueError(
                         f"speed.device_views: the loader makes the views of {stage.method}; "
-                        "auto would do"
+                        "set it to auto"
                     )
             except ValueError as error:
                 if str(error).startswith(("stages[", "data.", "init:")):  # already names its key

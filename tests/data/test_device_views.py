@@ -54,8 +54,13 @@ def test_crops_of_two_sizes_are_finished_alike(birds):
         assert (value.int() - there[key].int()).abs().max() <= 1
 
 
-def test_views_that_only_the_loader_makes_are_told():
-    edits = (lambda image, generator: image, None)
+def test_an_edit_before_the_crop_is_made_and_views_that_only_the_loader_makes_are_told(birds):
+    edits = (lambda image, generator: image[::-1], None)  # upside down
+    edited, plain = (RandomViews(32, PRESETS["simclr"], e) for e in (edits, (None, None)))
+    here, there = both(edited, birds)
+    assert (here["images"].int() - there["images"].int()).abs().max() <= 1
+    unedited = both(plain, birds)[1]
+    assert not torch.equal(there["images"][:, 0], unedited["images"][:, 0])
+    assert torch.equal(there["images"][:, 1], unedited["images"][:, 1])
     assert defer(RandomViews(32, PRESETS["simclr"], edits, after=True)) is None
-    assert defer(RandomViews(32, PRESETS["simclr"], edits)) is not None
     assert defer(lambda sample, generator: sample) is None

@@ -136,8 +136,8 @@ def test_views_that_edit_the_whole_picture_get_it_whole():
 
     pair = augmentations_of("simclr")
     assert RandomViews(64, pair, (None, edit)).reduction is None
-    assert RandomViews(64, pair, (None, edit), after=True).reduction is not None
     whole, local = RandomViews(64, pair, (None, None)), RandomViews(32, pair, (None, None))
+    assert RandomViews(64, pair, (None, edit), after=True).reduction == whole.reduction
     assert MultiCrop(whole).reduction == whole.reduction
     both = MultiCrop(whole, local).reduction
     assert both is not None

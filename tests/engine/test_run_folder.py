@@ -25,7 +25,9 @@ def test_the_same_recipe_goes_on_also_with_other_loggers_and_workers(tmp_path):
     folder = claim(tmp_path / "run")
     (folder.path / "metrics.jsonl").write_text("{}\n")
     claim(tmp_path / "run", "trackers=[wandb]", "data.num_workers=3", "monitor.every=2")
-    assert (folder.path / "metrics.jsonl").is_file()
+    assert (folder.path / "metrics.jsonl").read_text() == "{}\n"
+    kept = load_recipe(folder.recipe)
+    assert (kept.trackers, kept.data.num_workers, kept.monitor.every) == (("wandb",), 3, 2)
 
 
 def test_a_run_goes_on_after_recipes_have_got_a_new_key(tmp_path):

@@ -18,6 +18,7 @@ from fg_ssl_zoo.backbones.networks.attentive import (
     weigh,
 )
 from fg_ssl_zoo.hub.export import export, usage_lines
+from tests.hooks import output_of
 from tests.tiny_zoo import recipe_of_network
 
 MEAN = {"global_pool": "avg", "fc_norm": False}
@@ -157,6 +158,13 @@ def test_forward_is_features_then_head(trunk):
     torch.testing.assert_close(model(x), model.forward_features(x))
 
 
+def channels_first(trunk, output):
+    """(b, c, h, w) of a stage's output: of a ViT without its class token, of a Swin from NHWC."""
+    if trunk == "test_vit":
+        return output[:, 1:].mT.unflatten(2, (4, 4))
+    return output.permute(0, 3, 1, 2) if trunk.startswith("swin") else output
+
+
 @every_trunk
 def test_maps_are_those_of_the_trunk(trunk):
     model, x = build(trunk), images()
@@ -164,8 +172,9 @@ def test_maps_are_those_of_the_trunk(trunk):
         last, maps = model.forward_intermediates(x)
         torch.testing.assert_close(last, model.forward_features(x))
         assert [m.shape[1] for m in maps] == [stage["num_chs"] for stage in model.feature_info]
-        for stage in model.feature_info:
-            assert model.get_submodule(stage["module"]) is not None
+        for found, stage in zip(maps, model.feature_info, strict=True):
+            output = output_of(stage["module"], model, x)
+            torch.testing.assert_close(channels_first(trunk, output), found)
         torch.manual_seed(0)
         net = timm.create_model(
             "fgssl_attentive", trunk=trunk, trunk_options=TRUNKS[trunk], features_only=True,
@@ -185,8 +194,8 @@ def test_inputs_follow_the_cfg_and_other_channels():
     model = build(in_chans=1, num_classes=3)
     assert model(images()[:, :1]).shape == (2, 3)
     cfg = model.pretrained_cfg
-    assert isinstance(model.get_submodule(cfg["first_conv"]), nn.Conv2d)
-    assert isinstance(model.get_submodule(cfg["classifier"]), nn.Linear)
+    assert model.get_submodule(cfg["first_conv"]).in_channels == 1
+    assert model.get_submodule(cfg["classifier"]).out_features == 3
     assert timm.data.resolve_model_data_config(build())["input_size"] == (3, 224, 224)
     with pytest.raises(RuntimeError, match="No pretrained weights exist"):
         timm.create_model("fgssl_attentive", pretrained=True)
