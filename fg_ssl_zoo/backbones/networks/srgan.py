@@ -157,7 +157,7 @@ class SRResNet(_Chain):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(in_chans, width, 9, padding=4), nn.PReLU())
         self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(num_blocks)])
-        self.fuse = _conv_norm(width, width)
+        self.fuse = Fusion(*_conv_norm(width, width))
         self.up = nn.Sequential(*[doubling(width) for _ in range(2 * upsample)])
         self.num_features, self.pool_size = width, pool_size
         self.drop_last_blocks(drop_last_blocks)
@@ -190,11 +190,19 @@ class SRResNet(_Chain):
         for block in self.blocks:
             x = block(x)
             yield x
-        x = first + self.fuse(x)
+        x = self.fuse(x, first)
         yield x
         for enlargement in self.up:
             x = enlargement(x)
             yield x
+
+
+class Fusion(nn.Sequential):
+    """stem + conv-BN(x): one module, so that a hook on it gets the map that `feature_info` says."""
+
+    def forward(self, x: Tensor, stem: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Both (b, width, h, w), to the same shape."""
+        return stem + super().forward(x)
 
 
 class ResidualBlock(nn.Module):
