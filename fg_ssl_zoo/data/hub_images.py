@@ -22,7 +22,15 @@ from fg_ssl_zoo.data.listing import absent, files_with, folders_in, has_pictures
 from fg_ssl_zoo.data.order import Group, groups_of
 from fg_ssl_zoo.data.parquet_rows import BUFFER, NO_IMAGE, ParquetRows
 from fg_ssl_zoo.data.sample import CorruptImage
-from fg_ssl_zoo.data.splits import NO_TEST, TEST_NAMES, class_numbers, is_split, tell_columns
+from fg_ssl_zoo.data.splits import (
+    NO_TEST,
+    class_numbers,
+    find_test,
+    find_train,
+    is_split,
+    tell_columns,
+    tell_unused,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -144,11 +152,15 @@ def load_hub(data: Data) -> tuple[HubImages, HubImages | None]:
     splits = _open(entry.hub_id, data.streaming, entry.homepage)
     columns = {**entry.columns, **data.columns}
     train_name = entry.train_split if data.train_split == "train" else data.train_split
-    rows = _select(splits, train_name, "data.train_split", entry.hub_id)
-    train = _images(data, entry.hub_id, train_name, rows, columns)
+    if train_name == "train":
+        train_name = find_train(list(splits), train_name, entry.hub_id) or train_name
     test_name = entry.test_split if data.test_split == "test" else data.test_split
     if test_name == "test":
-        test_name = next((name for name in TEST_NAMES if name in splits), NO_TEST)
+        test_name = find_test(list(splits), test_name, entry.hub_id) or NO_TEST
+    rows = _select(splits, train_name, "data.train_split", entry.hub_id)
+    train = _images(data, entry.hub_id, train_name, rows, columns)
+    used = {*train_name.split("+"), *test_name.split("+")}
+    tell_unused(entry.hub_id, [name for name in splits if name not in used])
     if test_name == NO_TEST:
         return train, None
     rows = _select(splits, test_name, "data.test_split", entry.hub_id)

@@ -132,6 +132,22 @@ def test_labels_of_a_validation_split_travel_by_name_and_joined_splits_agree(tmp
         load_splits(Data(hub_id=str(tmp_path), train_split="train+validation"))
 
 
+def test_splits_are_found_in_any_case_and_those_that_are_not_used_are_named(tmp_path, caplog):
+    import datasets
+
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(2)], "label": [0, 1]}
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    split = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+    root = str(tmp_path / "letters")
+    datasets.DatasetDict({"Train": split, "Val": split, "Test": split}).save_to_disk(root)
+    train, test = load_splits(Data(hub_id=root))
+    assert (train.where, test.where) == (f"{root}[Train]", f"{root}[Test]")
+    assert "the images in Val are not used" in caplog.text
+    caplog.clear()
+    load_splits(Data(hub_id=root, train_split="Train+Val"))
+    assert not caplog.text
+
+
 def test_splits_are_joined_and_limited(parquet):
     train, test = load_splits(Data(hub_id=parquet, train_split="train+test", num_images=6))
     np.testing.assert_array_equal(np.bincount(train.labels), [2, 2, 2])
