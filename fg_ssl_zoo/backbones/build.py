@@ -116,7 +116,7 @@ def network_of(
     options = dict(options)
     arguments = {**size_arguments(name, image_size), **options}
     if place is None:
-        model = _untrained(name, image_size, options)
+        model = untrained(name, image_size, options)
     else:
         _check_patch_size_first(name, image_size, options)
         words = init if place.startswith(PLACES) else place
@@ -136,10 +136,10 @@ def network_of(
     return Network(model, name, image_size, options, getattr(model, "pretrained_cfg", {}))
 
 
-def _untrained(name: str, image_size: int, options: Mapping[str, Any]) -> Any:
-    """A network with random weights.
+def untrained(name: str, image_size: int, options: Mapping[str, Any]) -> Any:
+    """A network with random weights; refuses an image size that the patches of a ViT do not divide.
 
-    Its patch size is read off itself, since a second network for that takes a fifth of the time of
+    The patch size is read off the network itself, since a second network for that takes a fifth of the time of
     the first. That of a hybrid is wrong if the size was: it follows from both.
     """
     try:

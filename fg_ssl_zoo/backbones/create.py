@@ -3,6 +3,7 @@
     open_backbone     MODEL of `fgssl eval` and `load`, or a teacher
     create_backbone   `backbone`, `init` and `backbone_options` of a recipe
     start_of          the start of a whole recipe
+    layers_of         its layers, without weights
     open_classifier   the classifier of a model, which a backbone leaves out
 
 `source.py` interprets the text, `build.py` builds the network, `weights/` finds and reads its
@@ -22,7 +23,7 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.build import Network, build, network_of, published_network
+from fg_ssl_zoo.backbones.build import Network, build, network_of, published_network, untrained
 from fg_ssl_zoo.backbones.fgssl_models import stock_of
 from fg_ssl_zoo.backbones.source import Source, source_of, source_of_init
 from fg_ssl_zoo.backbones.weights.config import read_config
@@ -110,6 +111,17 @@ def start_of(recipe: Recipe) -> Backbone:
         image_size=recipe.data.image_size,
         **recipe.backbone_options,
     )
+
+
+def layers_of(recipe: Recipe) -> nn.Module:
+    """The network of a recipe on the meta device; whether it can read the images is not tried.
+
+    Raises:
+        ValueError: Unknown name or option.
+    """
+    source = source_of_init(recipe.backbone, "scratch", recipe.backbone_options)
+    with torch.device("meta"):
+        return untrained(source.architecture or "", recipe.data.image_size, source.options)
 
 
 def open_classifier(words: str) -> nn.Linear | None:

@@ -3,12 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from fg_ssl_zoo.backbones.backbone import Backbone
-from fg_ssl_zoo.backbones.create import create_backbone, start_of
+from fg_ssl_zoo.backbones.create import layers_of, start_of
 from fg_ssl_zoo.config import Recipe, encodable, to_yaml
 from fg_ssl_zoo.data.datasets import fingerprint
 from fg_ssl_zoo.data.loader import resolve_num_workers
@@ -64,11 +63,8 @@ class Run:
 
 def prepare_backbone(recipe: Recipe) -> tuple[hardware.Switches, Backbone]:
     """Set the switches of the whole process, then build the start weights."""
-    with torch.device("meta"):
-        shape = create_backbone(
-            recipe.backbone, image_size=recipe.data.image_size, **recipe.backbone_options
-        )
-    switches = hardware.choose(recipe.speed, convolutional=hardware.is_convolutional(shape.model))
+    layers = layers_of(recipe)
+    switches = hardware.choose(recipe.speed, convolutional=hardware.is_convolutional(layers))
     hardware.switch_on(switches)
     return switches, start_of(recipe)
 
