@@ -139,8 +139,8 @@ def network_of(
 def untrained(name: str, image_size: int, options: Mapping[str, Any]) -> Any:
     """A network with random weights; refuses an image size that the patches of a ViT do not divide.
 
-    The patch size is read off the network itself, since a second network for that takes a fifth of the time of
-    the first. That of a hybrid is wrong if the size was: it follows from both.
+    The patch size is read off the network itself, since a second network for that takes a fifth of
+    the time of the first. That of a hybrid is wrong if the size was: it follows from both.
     """
     try:
         model = build(name, name, **{**size_arguments(name, image_size), **options})

@@ -89,7 +89,7 @@ def _own_share_first(count: int) -> list[int]:
         int(os.environ.get(key, default))
         for key, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
     )
-    first = count * process // processes
+    first = count * process // max(processes, process + 1)  # some launchers give the rank alone
     return [*range(first, count), *range(first)]
 
 

@@ -122,6 +122,9 @@ def test_the_processes_of_a_machine_begin_at_different_shards(
     train = all_splits(data(birds_in_shards / "train-*.tar"), hold_out=False)["train"]
     assert scanned == [f"train-{number:04}.tar" for number in order]
     assert values(train) == list(range(12))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    again = all_splits(data(birds_in_shards / "train-*.tar"), hold_out=False)["train"]
+    assert values(again) == list(range(12))
 
 
 def test_training_goes_on_at_any_step_with_any_helpers(birds_in_shards):
