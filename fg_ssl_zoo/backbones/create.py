@@ -114,14 +114,20 @@ def start_of(recipe: Recipe) -> Backbone:
 
 
 def layers_of(recipe: Recipe) -> nn.Module:
-    """The network of a recipe on the meta device; whether it can read the images is not tried.
+    """The network of a recipe on the meta device.
+
+    It is tried with an image only before weights are read, which may take a download; torch
+    computes batch norms in Python there. A network without weights is tried when it is built.
 
     Raises:
-        ValueError: Unknown name or option.
+        ValueError: Unknown name or option, or a size that does not fit.
     """
-    source = source_of_init(recipe.backbone, "scratch", recipe.backbone_options)
+    size, options = recipe.data.image_size, recipe.backbone_options
     with torch.device("meta"):
-        return untrained(source.architecture or "", recipe.data.image_size, source.options)
+        if recipe.init != "scratch":
+            return create_backbone(recipe.backbone, image_size=size, **options).model
+        source = source_of_init(recipe.backbone, "scratch", options)
+        return untrained(source.architecture or "", size, source.options)
 
 
 def open_classifier(words: str) -> nn.Linear | None:

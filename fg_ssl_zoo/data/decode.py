@@ -16,6 +16,7 @@ The header is read first, since a small file may claim gigabytes of pixels.
 import functools
 import io
 import os
+import re
 import struct
 import threading
 import warnings
@@ -177,14 +178,13 @@ def _header(encoded: bytes) -> tuple[int, int, bool]:
 def _differs(image: Any, length: int) -> bool:
     """Whether OpenCV returns other pixels than Pillow for a file of `length` bytes.
 
-    It mixes transparent pixels with black (TIFF, GIF), does not scale the values of a binary PGM or
-    PPM by the largest one that its header allows, and leaves missing colour planes of a TIFF black.
+    It mixes transparent pixels with black (TIFF, GIF), and leaves missing colour planes of a TIFF
+    black.
 
     Raises:
-        ValueError: A TIFF of signed numbers; OpenCV returns black for most of them.
+        ValueError: A TIFF of signed numbers; OpenCV returns black for negative ones, and for all
+            of 16 bits.
     """
-    if image.format == "PPM":
-        return image.tile[0][0] == "ppm"  # Pillow's decoder of values that do not end at 2^n - 1
     if image.format == "TIFF":
         if 2 in image.tag_v2.get(339, ()):  # SampleFormat (TIFF 6.0, section 19)
             raise ValueError("signed numbers, of unknown range; save it with unsigned 8 or 16 bits")
@@ -239,12 +239,39 @@ def _decode_with_opencv(encoded: bytes, factor: int = 1) -> UInt8[np.ndarray, "h
     """`None` for what OpenCV cannot read, or not at this size (2^30 pixels, sides of 2^20)."""
     try:
         content = np.frombuffer(encoded, np.uint8)
+        if largest := _unscaled(encoded):
+            image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+            return None if image is None else _scaled(image, largest)
         if factor == 1:
-            return cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
+            image = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
+            grey = image is not None and image.ndim == 2  # of a PFM, although colour was asked for
+            return None if grey else image
         image = cv2.imdecode(content, _REDUCED[factor])
         return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     except cv2.error:
         return None
+
+
+_PNM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+([0-9]{1,9})" + rb"\s")
+"""Header of a PGM or PPM: kind, width, height, largest value."""
+
+
+def _unscaled(encoded: bytes) -> int | None:
+    """Largest value of a PGM or PPM if OpenCV does not scale the others by it."""
+    header = _PNM.match(encoded) if encoded.startswith(b"P") else None
+    if header is None:
+        return None
+    kind, largest = header[1], int(header[4])
+    scaled = largest <= 255 if kind in b"23" else largest in (255, 65535)
+    return None if scaled or not 0 < largest < 65536 else largest
+
+
+def _scaled(image: np.ndarray, largest: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Values of (h, w) or of (h, w, 3) in BGR, scaled from `largest` to 255."""
+    values = np.minimum((image.astype(np.uint32) * 510 + largest) // (2 * largest), 255)
+    return cv2.cvtColor(
+        values.astype(np.uint8), cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
+    )
 
 
 def _decode_with_pillow(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:

@@ -159,12 +159,13 @@ def load_hub(data: Data) -> tuple[HubImages, HubImages | None]:
         test_name = find_test(list(splits), test_name, entry.hub_id) or NO_TEST
     rows = _select(splits, train_name, "data.train_split", entry.hub_id)
     train = _images(data, entry.hub_id, train_name, rows, columns)
+    test = None
+    if test_name != NO_TEST:
+        rows = _select(splits, test_name, "data.test_split", entry.hub_id)
+        test = _images(data, entry.hub_id, test_name, rows, columns, train)
     used = {*train_name.split("+"), *test_name.split("+")}
     tell_unused(entry.hub_id, [name for name in splits if name not in used])
-    if test_name == NO_TEST:
-        return train, None
-    rows = _select(splits, test_name, "data.test_split", entry.hub_id)
-    return train, _images(data, entry.hub_id, test_name, rows, columns, train)
+    return train, test
 
 
 def is_data_set(path: Path) -> bool | None:

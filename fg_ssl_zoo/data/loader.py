@@ -45,6 +45,7 @@ from fg_ssl_zoo.data.sample import (
 )
 from fg_ssl_zoo.data.slots import Room, SlotCollate, SlotReader, stacked
 from fg_ssl_zoo.data.thread_loader import MOST_THREADS, ThreadLoader
+from fg_ssl_zoo.ops.distributed import local_processes
 from fg_ssl_zoo.progress import shown
 
 PREFETCH = 4
@@ -340,7 +341,7 @@ def resolve_num_workers(num_workers: int | str, world: int = 1, cores: int | Non
     """
     if num_workers != "auto":
         return int(num_workers)
-    here = max(1, min(world, int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+    here = max(1, min(world, local_processes(world)))
     mine = (cores or usable_cores()) // here
     return 0 if mine <= 2 else min(8, mine - 1)
 

@@ -102,11 +102,12 @@ def _keypoints_of(file: Path, columns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: There are none, or images are not named.
     """
-    twice = next((column for column in columns if column and columns.count(column) > 1), None)
+    named = [column for column in columns if column.strip()]
+    twice = next((column for column in named if named.count(column) > 1), None)
     if twice is not None:
         raise ValueError(f"{printable(file)} has two columns {printable(twice)}; remove one")
     names = [column.removesuffix("_visible") for column in columns if column.endswith("_visible")]
-    lacking = [column for name in names for column in (f"{name}_x", f"{name}_y")]
+    lacking = [column for name in names for column in _columns_of(name)]
     lacking = [column for column in ("file", *lacking) if column not in columns]
     if lacking or not names:
         what = f"has no column {printable(lacking[0])}" if lacking else "names no keypoint"
@@ -117,14 +118,23 @@ def _keypoints_of(file: Path, columns: Sequence[str]) -> list[str]:
     return names
 
 
+def _columns_of(keypoint: str) -> tuple[str, str, str]:
+    return f"{keypoint}_x", f"{keypoint}_y", f"{keypoint}_visible"
+
+
 def _point_row(
     file: Path, line: int, row: dict[Any, Any], names: Sequence[str]
 ) -> Float32[np.ndarray, "k 3"]:
-    if None in row or None in row.values():  # as csv.DictReader marks too many and too few
-        values = sum(value is not None for key, value in row.items() if key is not None)
+    lacking = [column for name in names for column in _columns_of(name) if row[column] is None]
+    if lacking:  # as csv.DictReader marks a row that is too short
         raise ValueError(
-            f"{printable(file)}, line {line}: {values + len(row.get(None) or ())} values, "
-            f"{len(row) - (None in row)} are needed, as in the first line"
+            f"{printable(file)}, line {line}: no value of {printable(lacking[0])}; the row is "
+            "shorter than the first line"
+        )
+    if surplus := [value for value in row.get(None) or () if value.strip()]:
+        raise ValueError(
+            f"{printable(file)}, line {line}: '{printable(surplus[0])}' stands behind the last "
+            "column; is a separator in the row that belongs to a value?"
         )
     points = np.zeros((len(names), 3), np.float32)
     name = ""

@@ -102,7 +102,9 @@ class PictureCache:
                         f"{self.most / 1e9:g}; further images are decoded each time"
                     )
                     return False
-                count.write_text(f"{max(used + size, 0)}\n")
+                partial = count.with_name("bytes.part")  # a full disk keeps the older count
+                partial.write_text(f"{max(used + size, 0)}\n")
+                partial.replace(count)
         except Timeout as error:
             raise OSError(f"another process has locked {count}") from error
         return True

@@ -123,10 +123,11 @@ def tell_columns(where: str, columns: str) -> None:
 
 
 def _match(there: Iterable[str], wanted: Sequence[str]) -> str | None:
-    """The first wanted name that exists; upper and lower case are the same."""
-    names = {composed(name).casefold(): name for name in there}
-    asked = [composed(name).casefold() for name in wanted]
-    return next((names[name] for name in asked if name in names), None)
+    """The first wanted name that exists, in this case or else in another one."""
+    exact = {composed(name): name for name in there}
+    folded = {name.casefold(): exact[name] for name in sorted(exact)}
+    found = (exact.get(name) or folded.get(name.casefold()) for name in map(composed, wanted))
+    return next(filter(None, found), None)
 
 
 def composed(name: str) -> str:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from fg_ssl_zoo.config import printable
 from fg_ssl_zoo.data.listing import JUNK, SUFFIXES, PathList, counts, unreadable
 from fg_ssl_zoo.data.tensor_cache import cache_file, read_tensors, write_tensors
+from fg_ssl_zoo.ops.distributed import local_processes, local_rank
 from fg_ssl_zoo.progress import shown
 
 LABELS = ("cls", "folder")
@@ -85,11 +86,9 @@ def scanned(files: Sequence[Path], source: str) -> list[Members]:
 
 def _own_share_first(count: int) -> list[int]:
     """All numbers below `count`; those of this process of a machine come first."""
-    process, processes = (
-        int(os.environ.get(key, default))
-        for key, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
-    )
-    first = count * process // max(processes, process + 1)  # some launchers give the rank alone
+    process = local_rank()
+    processes = max(local_processes(), process + 1)  # some launchers give the rank alone
+    first = count * process // processes
     return [*range(first, count), *range(first)]
 
 

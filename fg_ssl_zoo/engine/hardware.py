@@ -29,6 +29,7 @@ from fg_ssl_zoo.backbones.backbone import Backbone
 from fg_ssl_zoo.config import Speed
 from fg_ssl_zoo.data.loader import usable_cores
 from fg_ssl_zoo.engine import sharding
+from fg_ssl_zoo.ops.distributed import local_processes
 
 CPU_INFO = Path("/proc/cpuinfo")
 """Where Linux lists the features of the processor."""
@@ -282,7 +283,7 @@ def _threads() -> int:
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # not started by `accelerate launch`
         return torch.get_num_threads()
     physical = psutil.cpu_count(logical=False) or usable_cores()
-    return max(1, min(physical, usable_cores()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, min(physical, usable_cores()) // max(1, local_processes()))
 
 
 def _has_mps() -> bool:

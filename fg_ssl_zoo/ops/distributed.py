@@ -1,5 +1,6 @@
 """Communication between processes with gradients; without effect in a single process."""
 
+import os
 from typing import Any
 
 import torch
@@ -16,6 +17,22 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def local_processes(default: int = 1) -> int:
+    """Number of training processes on this machine, as the launcher says."""
+    return _launched("LOCAL_WORLD_SIZE", default)
+
+
+def local_rank() -> int:
+    """Number of this process among those of its machine, from 0, as the launcher says."""
+    return _launched("LOCAL_RANK", 0)
+
+
+def _launched(variable: str, default: int) -> int:
+    """A number that a launcher sets; what is no number counts as not set."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() else default
 
 
 def is_peer_failure(error: BaseException) -> bool:

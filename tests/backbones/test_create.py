@@ -86,6 +86,19 @@ def test_the_network_before_training_is_that_of_step_0(run, tmp_path):
     assert larger.model.pos_embed.shape != begun.model.pos_embed.shape
 
 
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"backbone": "resnet18", "backbone_options": {"global_pool": ""}}, "rows of features"),
+        ({"backbone": "halonet26t", "data": {"name": "drawn", "image_size": 72}}, "cannot read"),
+    ],
+)
+def test_what_does_not_fit_is_named_before_weights_are_asked_for(network, message):
+    recipe = {"name": "x", "init": "a1h_in1k", "stages": [{"method": "simclr"}], **network}
+    with pytest.raises(ValueError, match=message):
+        prepare_backbone(parse_recipe(recipe))
+
+
 def test_another_crop_is_another_row_and_the_start_is_shown_the_same_pixels(run, tmp_path):
     exported_run(tmp_path / "one", data={"name": "drawn", "image_size": 64, "crop_pct": 0.8})
     config = shutil.copytree(tmp_path / "one", tmp_path / "two") / "config.json"

@@ -16,6 +16,7 @@ from fg_ssl_zoo.data.datasets import (
     load_splits,
 )
 from fg_ssl_zoo.data.listing import list_images, natural
+from fg_ssl_zoo.data.part_annotations import read_points
 from fg_ssl_zoo.data.sample import CorruptImage
 from tests.data.flat_pictures import data, draw, draw_classes, paths
 
@@ -262,6 +263,21 @@ ROWS = "file,a_x,a_y,a_visible\ntrain/jay/0.png,0.5,0.5,1\n"
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "file,a_x,a_y,a_visible\ntrain/jay/0.png,0.5,0.25,1,\n",
+        "file,a_x,a_y,a_visible,,\ntrain/jay/0.png,0.5,0.25,1\n",
+        "file,a_x,a_y,a_visible,note\ntrain/jay/0.png,0.5,0.25,1\n",
+        "file,a_x,a_y,a_visible, , \ntrain/jay/0.png,0.5,0.25,1\n\n",
+    ],
+)
+def test_a_row_of_parts_may_lack_or_add_what_is_empty(tmp_path, text):
+    (tmp_path / "parts.csv").write_text(text)
+    points = read_points(tmp_path, ["train/jay/0.png"])
+    assert (points.names, points.rows[0].tolist()) == (["a"], [[0.5, 0.25, 1]])
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("name,beak_x,beak_y,beak_visible\n", "has no column file; its first line is file,NAME_x"),
@@ -270,8 +286,8 @@ ROWS = "file,a_x,a_y,a_visible\ntrain/jay/0.png,0.5,0.5,1\n"
         ("", "names no keypoint|has no column file"),
         ("f\0ile,a_x,a_y,a_visible\n", "has no column file"),
         ("file,a_x,a_y,a_visible,a_x\n", "has two columns a_x; remove one"),
-        (ROWS + "train/jay/0.png,0,0\n", "line 3: 3 values, 4 are needed, as in the first line"),
-        (ROWS + "train/jay/0.png,0,0,1,1\n", "line 3: 5 values, 4 are needed"),
+        (ROWS + "train/jay/0.png,0,0\n", "line 3: no value of a_visible; the row is shorter"),
+        (ROWS + "train/jay/0.png,0,0,1,1\n", "line 3: '1' stands behind the last column"),
         (ROWS + "train/jay/0.png,0,1,1\n", "line 3: train/jay/0.png is listed before with other"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import zlib
 
 import cv2
@@ -132,11 +133,31 @@ def test_white_stays_white_in_a_bmp_of_16_bits():
     np.testing.assert_array_equal(decode(bmp_of_16_bits(white), "x"), white)
 
 
-@pytest.mark.parametrize("most", [1023, 4095, 65535])
-def test_a_pgm_of_more_than_eight_bits_is_scaled_by_its_largest_value(most):
-    grey = PICTURE[..., :1]
-    seen = decode(pnm(grey, most), "x").astype(int)  # Pillow alone would clip
-    assert np.abs(seen - grey.repeat(3, axis=2)).max() <= 1
+@pytest.mark.parametrize("most", [1, 100, 255, 256, 1000, 4095, 65535])
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6"])
+def test_pgm_and_ppm_are_scaled_by_their_largest_value(kind, most):
+    image = PICTURE if kind in ("P3", "P6") else PICTURE[..., :1]  # Pillow would clip grey ones
+    content = pnm(image, most)
+    values = np.round(image / 255 * most).astype(int)
+    if kind in ("P2", "P3"):
+        sides = f"{image.shape[1]} {image.shape[0]}"
+        content = (
+            f"{kind} # of a camera\n{sides}\n{most}\n{' '.join(map(str, values.flat))}\n".encode()
+        )
+    seen = decode(content, "x")
+    assert np.abs(seen - np.broadcast_to(values / most * 255, seen.shape)).max() <= 1
+
+
+def test_a_large_ppm_of_twelve_bits_is_read_in_less_than_a_second():
+    content = b"P6 1000 1000 4095\n" + bytes(6_000_000)
+    began = time.process_time()
+    assert not decode(content, "x").any()
+    assert time.process_time() - began < 1  # Pillow takes five
+
+
+def test_a_grey_file_of_float_numbers_is_refused():
+    with pytest.raises(CorruptImage, match=r"^x: 32 bits per channel"):
+        decode(b"Pf\n4 3\n-1.0\n" + np.ones(12, "<f4").tobytes(), "x")
 
 
 def test_a_turned_picture_is_upright():

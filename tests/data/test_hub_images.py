@@ -146,6 +146,8 @@ def test_splits_are_found_in_any_case_and_those_that_are_not_used_are_named(tmp_
     caplog.clear()
     load_splits(Data(hub_id=root, train_split="Train+Val"))
     assert not caplog.text
+    datasets.DatasetDict({"train": split, "Train": split}).save_to_disk(root)
+    assert load_splits(Data(hub_id=root))[0].where == f"{root}[train]"
 
 
 def test_splits_are_joined_and_limited(parquet):

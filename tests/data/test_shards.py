@@ -109,7 +109,8 @@ def test_a_shard_is_scanned_once_until_it_changes(birds_in_shards, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("process", "order"), [("0", [0, 1, 2]), ("1", [1, 2, 0]), ("2", [2, 0, 1])]
+    ("process", "order"),
+    [("0", [0, 1, 2]), ("1", [1, 2, 0]), ("2", [2, 0, 1]), ("", [0, 1, 2]), ("-1", [0, 1, 2])],
 )
 def test_the_processes_of_a_machine_begin_at_different_shards(
     birds_in_shards, monkeypatch, process, order
