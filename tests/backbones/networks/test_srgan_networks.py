@@ -227,3 +227,12 @@ def test_a_folder_opens_with_the_printed_lines_and_only_with_us(tmp_path):
     )
     said = ["Unknown model (fgssl_srresnet)", "both doors open"]
     assert opened.stdout.splitlines() == said, opened.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["attentive", "hybrid", "srgan"])
+def test_a_network_may_be_what_a_process_imports_first(module):
+    code = f"import fg_ssl_zoo.backbones.networks.{module}, timm\n"
+    code += "print(timm.is_model('fgssl_srresnet'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
