@@ -58,10 +58,10 @@ def bilinear(plane, size):
 
 @torch.no_grad()
 def test_a_hypercolumn_is_its_maps_resized_by_hand_and_stacked(resnet, images):
-    found = hypercolumns(resnet, images[:1], default_layers(resnet), 10)
+    found = hypercolumns(resnet, images[:1], default_layers(resnet), 5)
     expected = []
     for layer in maps_by_hand(resnet.model, images[:1]):
-        resized = torch.stack([bilinear(plane, 10) for plane in layer[0]])
+        resized = torch.stack([bilinear(plane, 5) for plane in layer[0]])
         expected.append(resized / resized.norm(dim=0).clamp(min=1e-12))
     torch.testing.assert_close(found[0], torch.cat(expected), rtol=1e-4, atol=1e-5)
 
