@@ -72,6 +72,7 @@ def test_an_evaluation_names_no_machine_and_has_untrained_rows(path):
     assert results["commit"]
 
 
+@pytest.mark.slow
 def test_the_python_of_the_evaluation_page_runs(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(tensor_cache, "cached_assets_path", lambda *_, **__: tmp_path)
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")

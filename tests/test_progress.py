@@ -72,6 +72,7 @@ SLOW = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "has_bar"), [(9, True), (2, False)])
 def test_a_real_terminal_shows_a_bar_for_what_takes_more_than_two_seconds(count, has_bar):
     here, there = pty.openpty()
