@@ -41,10 +41,10 @@ RESERVED = {
 }
 """Option that a recipe may not contain -> the reason, or the key that sets it."""
 
-_UNFIT = (
+UNFIT = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
 )  # fmt: skip
-"""Errors that constructors of timm raise for options or weights that do not fit."""
+"""Errors that constructors raise for options or weights that do not fit."""
 
 
 def check_options(options: Mapping[str, Any], where: str = "backbone_options") -> None:
@@ -234,7 +234,7 @@ def build(
     try:
         with _weights_in_one_line(place, words):
             return _options_in_one_line(create, words, options) if options else create()
-    except _UNFIT as error:
+    except UNFIT as error:
         if not place.startswith(PLACES):
             raise
         raise ValueError(f"{words}: {_misfit(config, error)}") from error
@@ -314,7 +314,7 @@ def _options_in_one_line(create: Callable[[], Any], words: str, options: Mapping
         if type(error) is not ValueError:  # an error about weights has its own message
             raise
         raise _refused(words, options, error) from error
-    except _UNFIT as error:
+    except UNFIT as error:
         raise _refused(words, options, error) from error
 
 

@@ -92,7 +92,6 @@ def _classifier(chosen: argparse.Namespace) -> None:
     if train.labels is None:
         raise ValueError("a classifier needs labels; put each class into a folder of its own")
     embedder = load(chosen.model, image_size=chosen.image_size, crop_pct=data.crop_pct)
-    workers = resolve_num_workers(data.num_workers, world_size())
     train_rows = features_of_readable(embedder, train, data, chosen.cache)
     test_rows = None
     if test is not None:
@@ -110,6 +109,7 @@ def _classifier(chosen: argparse.Namespace) -> None:
         _say_accuracy(accuracy, test_rows, "")
     if chosen.head == "finetune":
         epochs = chosen.epochs or EPOCHS
+        workers = resolve_num_workers(data.num_workers, world_size())
         labelled = Subset(train, train_rows.indices[rows].numpy())
         backbone, head = fine_tuned(
             backbone, head, labelled, embedder.accelerator,

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fg_ssl_zoo.config import Data, home_path, printable, reason_of
+from fg_ssl_zoo.config import Data, home_path, printable
 from fg_ssl_zoo.data.catalog import Entry, find_entry
 from fg_ssl_zoo.data.decode import EncodedImages
 from fg_ssl_zoo.data.listing import absent, files_with, folders_in, has_pictures
 from fg_ssl_zoo.data.order import Group, groups_of
-from fg_ssl_zoo.data.parquet_rows import BUFFER, NO_IMAGE, ParquetRows
+from fg_ssl_zoo.data.parquet_rows import BUFFER, NO_IMAGE, ParquetRows, footer_of
 from fg_ssl_zoo.data.sample import CorruptImage
 from fg_ssl_zoo.data.splits import (
     NO_TEST,
@@ -305,17 +305,11 @@ def _names_in_files(hub_id: str, split: str, label: str) -> list[str] | None:
 def _names_in_file(files: Sequence[str], label: str) -> list[str] | None:
     """Class names in the first parquet file among these."""
     import datasets
-    import pyarrow.parquet as pq
-    from datasets.utils.file_utils import xopen
 
     first = next((file for file in files if file.endswith(".parquet")), None)
     if first is None:
         return None
-    try:
-        with xopen(first, "rb") as file:
-            schema = pq.read_schema(file)
-    except Exception as error:  # of huggingface_hub, fsspec, pyarrow
-        raise ValueError(f"data.hub_id: {first} cannot be read ({reason_of(error)})") from error
+    schema = footer_of(first).schema.to_arrow_schema()
     return getattr(datasets.Features.from_arrow_schema(schema).get(label), "names", None)
 
 

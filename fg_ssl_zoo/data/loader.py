@@ -341,8 +341,7 @@ def resolve_num_workers(num_workers: int | str, world: int = 1, cores: int | Non
     """
     if num_workers != "auto":
         return int(num_workers)
-    here = max(1, min(world, local_processes(world)))
-    mine = (cores or usable_cores()) // here
+    mine = (cores or usable_cores()) // min(world, local_processes(world))
     return 0 if mine <= 2 else min(8, mine - 1)
 
 

@@ -173,14 +173,19 @@ def _abouts(files: Sequence[str], most: int | None) -> "Iterator[tuple[str, pq.F
     with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
         for start in shown(starts, len(files), "opening Parquet files", size=OPENED_AT_ONCE):
             some = files[start : start + OPENED_AT_ONCE]
-            for file, about in zip(some, pool.map(_about, some), strict=True):
+            for file, about in zip(some, pool.map(footer_of, some), strict=True):
                 if most is not None and rows >= most:
                     return
                 rows += about.num_rows
                 yield file, about
 
 
-def _about(file: str) -> "pq.FileMetaData":
+def footer_of(file: str) -> "pq.FileMetaData":
+    """The footer of a Parquet file.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
     import pyarrow.parquet as pq
     from datasets.utils.file_utils import xopen
 

@@ -57,9 +57,9 @@ def read_points(root: Path, paths: Sequence[str]) -> Points | None:
     the names of files; a name is also found in its other Unicode form (NFC, NFD).
 
     Raises:
-        ValueError: No `file` column or no keypoint, a row of another length, an image that is
-            listed twice with other keypoints, a value that is no number, or a visible keypoint
-            outside of the image; the message names the line.
+        ValueError: No `file` column or no keypoint, a column that is there twice, a row that lacks
+            values or has too many, an image that is listed twice with other keypoints, a value that
+            is no number, or a visible keypoint outside of the image; the message names the line.
     """
     file = root / "parts.csv"
     if not file.is_file():
@@ -140,8 +140,9 @@ def _point_row(
     name = ""
     try:
         for point, name in zip(points, names, strict=True):
-            if int(row[f"{name}_visible"] or 0):
-                point[:] = float(row[f"{name}_x"]), float(row[f"{name}_y"]), 1
+            x, y, visible = (row[column] for column in _columns_of(name))
+            if int(visible or 0):
+                point[:] = float(x), float(y), 1
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{printable(file)}, line {line}: {printable(name)} needs _x, _y, _visible ({error})"

@@ -283,7 +283,7 @@ def _threads() -> int:
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # not started by `accelerate launch`
         return torch.get_num_threads()
     physical = psutil.cpu_count(logical=False) or usable_cores()
-    return max(1, min(physical, usable_cores()) // max(1, local_processes()))
+    return max(1, min(physical, usable_cores()) // local_processes())
 
 
 def _has_mps() -> bool:

@@ -130,10 +130,11 @@ def check_block_classes(method: nn.Module) -> None:
     """
     if os.environ.get("FSDP_AUTO_WRAP_POLICY", "").upper() != _BY_CLASS:
         return
-    found = Counter(type(module).__name__ for module in method.modules() if any(module.children()))
+    classes = Counter(type(module).__name__ for module in method.modules())
+    leaves = {type(module).__name__ for module in method.modules() if not any(module.children())}
     for name in os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(","):
-        if name not in {type(module).__name__ for module in method.modules()}:
-            blocks = sorted(known for known, count in found.items() if count > 1)
+        if name not in classes:
+            blocks = sorted(k for k, count in classes.items() if count > 1 and k not in leaves)
             raise ValueError(
                 f"fsdp_transformer_layer_cls_to_wrap: the network has no module of the class "
                 f"'{printable(name)}'{nearest(name, blocks)}"

@@ -20,8 +20,8 @@ def rank() -> int:
 
 
 def local_processes(default: int = 1) -> int:
-    """Number of training processes on this machine, as the launcher says."""
-    return _launched("LOCAL_WORLD_SIZE", default)
+    """Number of training processes on this machine, as the launcher says; 1 or more."""
+    return max(1, _launched("LOCAL_WORLD_SIZE", default))
 
 
 def local_rank() -> int:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fg_ssl_zoo.backbones.backbone import Backbone
+from fg_ssl_zoo.backbones.build import UNFIT
 from fg_ssl_zoo.config import Recipe, Stage
 from fg_ssl_zoo.data.device_views import defer
 from fg_ssl_zoo.data.sample import Images
@@ -180,8 +181,7 @@ def check_methods(
                 if str(error).startswith(("stages[", "data.", "init:")):  # already names its key
                     raise
                 raise ValueError(f"stages[{number}]: {error}") from error
-            except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError,
-                    RuntimeError) as error:  # fmt: skip
+            except UNFIT as error:
                 line = next(iter(str(error).splitlines()), "no reason given")
                 raise ValueError(
                     f"stages[{number}]: {stage.method} cannot be built with these options "
